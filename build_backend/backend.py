@@ -1,0 +1,30 @@
+"""setuptools' build backend, plus torch as a build requirement only where the environment has none.
+
+pip builds in an isolated environment. Asking for torch there unconditionally would download a second one beside
+the torch that is already installed, and might compile against another version than the one that will load us.
+"""
+
+import sysconfig
+from pathlib import Path
+
+from setuptools import build_meta as _setuptools
+from setuptools.build_meta import *  # noqa: F403  (PEP 517: every hook that is not overridden below)
+
+TORCH = "torch>=2.11,<2.14"
+
+
+def _torch_requirement():
+    """[] when the target environment has torch, [TORCH] otherwise.
+
+    Under pip's isolation ``sysconfig`` still names the target environment's folders.
+    """
+    folders = {sysconfig.get_paths()[name] for name in ("purelib", "platlib")}
+    return [] if any(Path(folder, "torch", "version.py").is_file() for folder in folders) else [TORCH]
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    return _setuptools.get_requires_for_build_wheel(config_settings) + _torch_requirement()
+
+
+def get_requires_for_build_editable(config_settings=None):
+    return _setuptools.get_requires_for_build_editable(config_settings) + _torch_requirement()

@@ -1,0 +1,316 @@
+// SIMD for the CPU kernels: the compiler's vector types, wrapped just enough that one source serves every set.
+//
+// vec<float> and vec<double> are as wide as the set being compiled (16, 32 or 64 bytes); + - * / and comparisons are
+// the compiler's. A kernel loads any storage type into its accumulation type and stores it back:
+//
+//   vec<float> x = load(p);            // p: const float*, const bf16* or const f16*; vec<double> from const double*
+//   store(q, x * 2.0f);                // rounds to nearest even for half types
+//   load_n(p, n), store_n(q, x, n)     // the first n lanes; the others read as zero and are not written
+//   stream(q, x)                       // store past the caches; q aligned to the bytes written
+//
+// Intrinsics stay in this file. Everything lives in the namespace of its instruction set, so that no inline function
+// compiled for a wide set can be linked into a narrow one.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "kernels/common.h"
+
+#ifndef PYDL_ISA
+#error "PYDL_ISA names the instruction set being compiled (CMakeLists.txt)"
+#endif
+
+#define PYDL_INLINE inline __attribute__((always_inline))
+
+namespace pydl::cpu::PYDL_ISA {
+
+#if defined(__AVX512F__)
+#define PYDL_AVX512 1
+static constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+#define PYDL_AVX2 1
+static constexpr int kVectorBytes = 32;
+#else
+static constexpr int kVectorBytes = 16;
+#endif
+
+template <class A>
+struct vector_of;
+template <>
+struct vector_of<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct vector_of<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
+};
+template <class A>
+using vec = typename vector_of<A>::type;
+// What a comparison of vec<A> gives: lanes of 0 or -1, for `mask ? a : b` and bit operations.
+template <class A>
+using mask = typename vector_of<A>::mask;
+
+typedef int32_t i32v __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t u32v __attribute__((vector_size(kVectorBytes)));
+typedef int64_t i64v __attribute__((vector_size(kVectorBytes)));
+typedef uint64_t u64v __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t u16h __attribute__((vector_size(kVectorBytes / 2)));  // as many lanes as vec<float>
+
+template <class A>
+static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(A));
+
+template <class A>
+PYDL_INLINE vec<A> broadcast(A a) {
+  return vec<A>{} + a;  // -0.0 becomes +0.0, which no caller tells apart
+}
+
+template <class To, class From>
+PYDL_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// ---- float <-> half, lane by lane
+
+PYDL_INLINE vec<float> widen_bf16(u16h bits) {
+  return bit_cast<vec<float>>(__builtin_convertvector(bits, u32v) << 16);
+}
+
+PYDL_INLINE u16h narrow_bf16(vec<float> x) {
+  const u32v bits = bit_cast<u32v>(x);
+  const u32v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const u32v quiet_nan = u32v{} + 0x7fc0u;
+  return __builtin_convertvector(x == x ? rounded : quiet_nan, u16h);
+}
+
+#if defined(PYDL_AVX512)
+PYDL_INLINE vec<float> widen_f16(u16h bits) { return (vec<float>)_mm512_cvtph_ps((__m256i)bits); }
+PYDL_INLINE u16h narrow_f16(vec<float> x) {
+  return (u16h)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#elif defined(PYDL_AVX2)
+PYDL_INLINE vec<float> widen_f16(u16h bits) { return (vec<float>)_mm256_cvtph_ps((__m128i)bits); }
+PYDL_INLINE u16h narrow_f16(vec<float> x) {
+  return (u16h)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#else
+// In integers, for sets without a conversion instruction: exponent and mantissa are moved, and a multiplication by a
+// power of two puts subnormals right.
+PYDL_INLINE vec<float> widen_f16(u16h half) {
+  const u32v bits = __builtin_convertvector(half, u32v);
+  const u32v sign = (bits & 0x8000u) << 16, body = (bits & 0x7fffu) << 13;
+  const u32v finite = bit_cast<u32v>(bit_cast<vec<float>>(body) * 0x1p112f);
+  const u32v special = body | 0x7f800000u;
+  return bit_cast<vec<float>>((body >= (0x7c00u << 13) ? special : finite) | sign);
+}
+PYDL_INLINE u16h narrow_f16(vec<float> x) {
+  const u32v bits = bit_cast<u32v>(x), sign = (bits >> 16) & 0x8000u, body = bits & 0x7fffffffu;
+  // normal halves: rebias the exponent by 127 - 15 and round the 13 lost bits to nearest even
+  const u32v normal = (body - (112u << 23) + 0xfffu + ((body >> 13) & 1u)) >> 13;
+  // subnormal halves: adding 0.5 leaves the half's mantissa, rounded by the addition, in the low bits
+  const u32v subnormal = bit_cast<u32v>(bit_cast<vec<float>>(body) + 0.5f) - 0x3f000000u;
+  const u32v infinite = u32v{} + 0x7c00u, nan = u32v{} + 0x7e00u;
+  u32v half = body < (113u << 23) ? subnormal : normal;
+  half = body >= 0x477ff000u ? infinite : half;  // 65520, the first value that rounds beyond the largest half
+  half = body > 0x7f800000u ? nan : half;
+  return __builtin_convertvector(half | sign, u16h);
+}
+#endif
+
+// ---- loads and stores
+
+PYDL_INLINE vec<float> load(const float* p) {
+  vec<float> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+PYDL_INLINE vec<double> load(const double* p) {
+  vec<double> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+PYDL_INLINE vec<float> load(const bf16* p) {
+  u16h v;
+  memcpy(&v, p, sizeof v);
+  return widen_bf16(v);
+}
+PYDL_INLINE vec<float> load(const f16* p) {
+  u16h v;
+  memcpy(&v, p, sizeof v);
+  return widen_f16(v);
+}
+
+PYDL_INLINE void store(float* p, vec<float> v) { memcpy(p, &v, sizeof v); }
+PYDL_INLINE void store(double* p, vec<double> v) { memcpy(p, &v, sizeof v); }
+PYDL_INLINE void store(bf16* p, vec<float> v) {
+  const u16h h = narrow_bf16(v);
+  memcpy(p, &h, sizeof h);
+}
+PYDL_INLINE void store(f16* p, vec<float> v) {
+  const u16h h = narrow_f16(v);
+  memcpy(p, &h, sizeof h);
+}
+
+#if defined(PYDL_AVX512)
+PYDL_INLINE uint32_t lane_mask(int64_t n) { return n >= 32 ? ~0u : (1u << n) - 1u; }
+PYDL_INLINE u16h load_bits_n(const void* p, int64_t n) {
+  return (u16h)_mm256_maskz_loadu_epi16((__mmask16)lane_mask(n), p);
+}
+PYDL_INLINE void store_bits_n(void* p, u16h v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, (__mmask16)lane_mask(n), (__m256i)v);
+}
+PYDL_INLINE vec<float> load_n(const float* p, int64_t n) {
+  return (vec<float>)_mm512_maskz_loadu_ps((__mmask16)lane_mask(n), p);
+}
+PYDL_INLINE vec<double> load_n(const double* p, int64_t n) {
+  return (vec<double>)_mm512_maskz_loadu_pd((__mmask8)lane_mask(n), p);
+}
+PYDL_INLINE void store_n(float* p, vec<float> v, int64_t n) {
+  _mm512_mask_storeu_ps(p, (__mmask16)lane_mask(n), (__m512)v);
+}
+PYDL_INLINE void store_n(double* p, vec<double> v, int64_t n) {
+  _mm512_mask_storeu_pd(p, (__mmask8)lane_mask(n), (__m512d)v);
+}
+#else
+PYDL_INLINE u16h load_bits_n(const void* p, int64_t n) {
+  u16h v{};
+  memcpy(&v, p, static_cast<size_t>(n) * 2);
+  return v;
+}
+PYDL_INLINE void store_bits_n(void* p, u16h v, int64_t n) { memcpy(p, &v, static_cast<size_t>(n) * 2); }
+PYDL_INLINE vec<float> load_n(const float* p, int64_t n) {
+  vec<float> v{};
+  memcpy(&v, p, static_cast<size_t>(n) * 4);
+  return v;
+}
+PYDL_INLINE vec<double> load_n(const double* p, int64_t n) {
+  vec<double> v{};
+  memcpy(&v, p, static_cast<size_t>(n) * 8);
+  return v;
+}
+PYDL_INLINE void store_n(float* p, vec<float> v, int64_t n) { memcpy(p, &v, static_cast<size_t>(n) * 4); }
+PYDL_INLINE void store_n(double* p, vec<double> v, int64_t n) { memcpy(p, &v, static_cast<size_t>(n) * 8); }
+#endif
+PYDL_INLINE vec<float> load_n(const bf16* p, int64_t n) { return widen_bf16(load_bits_n(p, n)); }
+PYDL_INLINE vec<float> load_n(const f16* p, int64_t n) { return widen_f16(load_bits_n(p, n)); }
+PYDL_INLINE void store_n(bf16* p, vec<float> v, int64_t n) { store_bits_n(p, narrow_bf16(v), n); }
+PYDL_INLINE void store_n(f16* p, vec<float> v, int64_t n) { store_bits_n(p, narrow_f16(v), n); }
+
+// Non-temporal stores save the read of the line that is about to be overwritten; call stream_fence() once after the
+// last one. They pay when the output is larger than about half of the last-level cache and cost 5× when it fits.
+#if defined(PYDL_AVX512)
+PYDL_INLINE void stream_bytes(void* p, u32v v) { _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v); }
+PYDL_INLINE void stream_half_bytes(void* p, u16h v) { _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v); }
+#elif defined(PYDL_AVX2)
+PYDL_INLINE void stream_bytes(void* p, u32v v) { _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v); }
+PYDL_INLINE void stream_half_bytes(void* p, u16h v) { _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v); }
+#elif defined(__x86_64__)
+PYDL_INLINE void stream_bytes(void* p, u32v v) { _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v); }
+PYDL_INLINE void stream_half_bytes(void* p, u16h v) { _mm_stream_si64(static_cast<long long*>(p), (long long)v); }
+#else
+PYDL_INLINE void stream_bytes(void* p, u32v v) { memcpy(p, &v, sizeof v); }
+PYDL_INLINE void stream_half_bytes(void* p, u16h v) { memcpy(p, &v, sizeof v); }
+#endif
+PYDL_INLINE void stream(float* p, vec<float> v) { stream_bytes(p, bit_cast<u32v>(v)); }
+PYDL_INLINE void stream(double* p, vec<double> v) { stream_bytes(p, bit_cast<u32v>(v)); }
+PYDL_INLINE void stream(bf16* p, vec<float> v) { stream_half_bytes(p, narrow_bf16(v)); }
+PYDL_INLINE void stream(f16* p, vec<float> v) { stream_half_bytes(p, narrow_f16(v)); }
+
+PYDL_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+PYDL_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+// ---- arithmetic
+
+// a > b ? a : b in each lane; b where either is nan, as the hardware does.
+#if defined(PYDL_AVX512)
+PYDL_INLINE vec<float> max(vec<float> a, vec<float> b) { return (vec<float>)_mm512_max_ps((__m512)a, (__m512)b); }
+PYDL_INLINE vec<double> max(vec<double> a, vec<double> b) { return (vec<double>)_mm512_max_pd((__m512d)a, (__m512d)b); }
+#elif defined(PYDL_AVX2)
+PYDL_INLINE vec<float> max(vec<float> a, vec<float> b) { return (vec<float>)_mm256_max_ps((__m256)a, (__m256)b); }
+PYDL_INLINE vec<double> max(vec<double> a, vec<double> b) { return (vec<double>)_mm256_max_pd((__m256d)a, (__m256d)b); }
+#else
+PYDL_INLINE vec<float> max(vec<float> a, vec<float> b) { return a > b ? a : b; }
+PYDL_INLINE vec<double> max(vec<double> a, vec<double> b) { return a > b ? a : b; }
+#endif
+
+// Sums in a tree of fixed shape: lane i with lane i + half, and so on.
+template <class A>
+PYDL_INLINE A reduce_add_vector(vec<A> v) {
+  A lane[lanes<A>];
+  memcpy(lane, &v, sizeof v);
+  for (int half = lanes<A> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+template <class A>
+PYDL_INLINE A reduce_max_vector(vec<A> v) {
+  A lane[lanes<A>];
+  memcpy(lane, &v, sizeof v);
+  for (int half = lanes<A> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+  return lane[0];
+}
+#if defined(PYDL_AVX512)
+PYDL_INLINE float reduce_add(vec<float> v) { return _mm512_reduce_add_ps((__m512)v); }
+PYDL_INLINE double reduce_add(vec<double> v) { return _mm512_reduce_add_pd((__m512d)v); }
+PYDL_INLINE float reduce_max(vec<float> v) { return _mm512_reduce_max_ps((__m512)v); }
+PYDL_INLINE double reduce_max(vec<double> v) { return _mm512_reduce_max_pd((__m512d)v); }
+#else
+PYDL_INLINE float reduce_add(vec<float> v) { return reduce_add_vector<float>(v); }
+PYDL_INLINE double reduce_add(vec<double> v) { return reduce_add_vector<double>(v); }
+PYDL_INLINE float reduce_max(vec<float> v) { return reduce_max_vector<float>(v); }
+PYDL_INLINE double reduce_max(vec<double> v) { return reduce_max_vector<double>(v); }
+#endif
+
+// ---- integers, for the random generator
+
+// Low 32 bits of each 64-bit lane times a 32-bit constant, to 64 bits.
+PYDL_INLINE u64v multiply_low_halves(u64v a, uint32_t b) {
+  const u64v wide = u64v{} + b;
+#if defined(PYDL_AVX512)
+  return (u64v)_mm512_mul_epu32((__m512i)a, (__m512i)wide);
+#elif defined(PYDL_AVX2)
+  return (u64v)_mm256_mul_epu32((__m256i)a, (__m256i)wide);
+#elif defined(__x86_64__)
+  return (u64v)_mm_mul_epu32((__m128i)a, (__m128i)wide);
+#else
+  return (a & 0xffffffffull) * wide;
+#endif
+}
+
+// Within each 16 bytes: the low 64-bit lanes of a and b side by side; then the high ones.
+PYDL_INLINE u64v interleave_low(u64v a, u64v b) {
+#if defined(PYDL_AVX512)
+  return (u64v)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b);
+#elif defined(PYDL_AVX2)
+  return (u64v)_mm256_unpacklo_epi64((__m256i)a, (__m256i)b);
+#else
+  return u64v{a[0], b[0]};
+#endif
+}
+PYDL_INLINE u64v interleave_high(u64v a, u64v b) {
+#if defined(PYDL_AVX512)
+  return (u64v)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b);
+#elif defined(PYDL_AVX2)
+  return (u64v)_mm256_unpackhi_epi64((__m256i)a, (__m256i)b);
+#else
+  return u64v{a[1], b[1]};
+#endif
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,13 @@
+"""pydl: hand-written kernels for PyTorch, forward and backward.
+
+>>> import pydl
+>>> net = pydl.swap(net)        # the same model, our kernels under it
+>>> print(pydl.report(net))     # which kernel serves which layer
+"""
+
+import torch  # noqa: F401  (loads the libraries that pydl._C links to)
+
+from pydl import backend, functional
+
+__version__ = "0.1.0"
+__all__ = ["backend", "functional"]

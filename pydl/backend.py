@@ -1,0 +1,159 @@
+"""Which kernels run: ``torch, cpu, cuda, triton``, one vocabulary everywhere.
+
+By default the device of the input decides: ``cpu`` for CPU tensors, ``cuda`` for GPU tensors (``triton`` where the CUDA
+library was not built). ``PYDL_BACKEND`` or :func:`use` ask for one; asking for one that is absent is an error that
+names those present. Under ``torch``, ``pydl.functional`` and ``pydl.nn`` call torch's own functions.
+"""
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from pydl import _C
+
+NAMES = ("torch", "cpu", "cuda", "triton")
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a backend can be used, and why or why not; true when it can."""
+
+    ok: bool
+    reason: str
+
+    def __bool__(self):
+        return self.ok
+
+
+def _cuda_status():
+    if torch.version.cuda is None:
+        return Status(False, "torch is built without CUDA")
+    return Status(False, "pydl was built without its CUDA library")
+
+
+def _triton_status():
+    return Status(False, "pydl's Triton kernels are not registered")
+
+
+def available():
+    """A dict from backend name to :class:`Status`, in the order of ``NAMES``."""
+    return {
+        "torch": Status(True, f"torch {torch.__version__}"),
+        "cpu": Status(True, f"{_C.cpu_isa()} kernels"),
+        "cuda": _cuda_status(),
+        "triton": _triton_status(),
+    }
+
+
+def _checked(name):
+    if name not in NAMES:
+        raise ValueError(f"backend: expected the name to be one of {', '.join(NAMES)}, got {name!r}")
+    status = available()
+    if not status[name]:
+        present = ", ".join(n for n in NAMES if status[n])
+        raise RuntimeError(
+            f"backend: expected {name!r} to be available, got: {status[name].reason}; present are {present}"
+        )
+    return name
+
+
+# A plain global, not a thread-local: DataParallel's and autograd's threads must see the caller's choice, and
+# torch.compile can guard on it.
+_asked = None
+
+
+def _read_environment():
+    global _asked
+    name = os.environ.get("PYDL_BACKEND")
+    _asked = _checked(name) if name else None
+    isa = os.environ.get("PYDL_CPU_ISA")
+    if isa:
+        set_isa(isa)
+
+
+@contextmanager
+def use(name):
+    """Asks for a backend inside a ``with`` block, in every thread: ``with pydl.backend.use("torch"): ...``.
+
+    The choice is made in the forward and kept for its backward, wherever that runs.
+
+    Raises:
+        ValueError: for an unknown name.
+        RuntimeError: for a backend that is absent; the message names those present.
+    """
+    global _asked
+    before, _asked = _asked, _checked(name)
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def current(device="cpu"):
+    """The name of the backend that serves tensors on ``device``.
+
+    Raises:
+        RuntimeError: when no backend of ours serves that device, or the one asked for does not.
+    """
+    kind = torch.device(device).type
+    if _asked is not None:
+        if _asked == "torch" or (_asked == "cpu") == (kind == "cpu"):
+            return _asked
+        if _asked == "triton" and kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+            return _asked
+        raise RuntimeError(f"backend: expected tensors for {_asked!r} to be on its device, got one on {kind!r}")
+    if kind == "cpu":
+        return "cpu"
+    if kind == "cuda":
+        status = available()
+        for name in ("cuda", "triton"):
+            if status[name]:
+                return name
+        raise RuntimeError(
+            f"backend: expected a GPU backend to be available, got cuda: {status['cuda'].reason}; "
+            f"triton: {status['triton'].reason}; use('torch') runs torch's own kernels"
+        )
+    raise RuntimeError(f"backend: expected tensors to be on cpu or cuda, got one on {kind!r}; use('torch') serves it")
+
+
+def ops_for(tensor):
+    """The op namespace that serves ``tensor`` (``torch.ops.pydl`` or ``torch.ops.pydl_triton``), or None for torch."""
+    if _asked is None and tensor.is_cpu:  # the common case, kept short: it is paid on every call
+        return torch.ops.pydl
+    name = current(tensor.device)
+    if name == "torch":
+        return None
+    return torch.ops.pydl_triton if name == "triton" else torch.ops.pydl
+
+
+def isas():
+    """Instruction sets that this CPU runs, lowest first."""
+    return list(_C.cpu_isas())
+
+
+def current_isa():
+    """The instruction set that the CPU kernels use now."""
+    return _C.cpu_isa()
+
+
+def set_isa(name):
+    """Selects the instruction set of the CPU kernels, for the whole process."""
+    if name not in _C.cpu_isas():
+        raise ValueError(f"isa: expected the instruction set to be one of {', '.join(_C.cpu_isas())}, got {name!r}")
+    _C.set_cpu_isa(name)
+
+
+@contextmanager
+def isa(name):
+    """Selects an instruction set inside a ``with`` block (for tests and comparisons); see :func:`isas`."""
+    before = _C.cpu_isa()
+    set_isa(name)
+    try:
+        yield
+    finally:
+        _C.set_cpu_isa(before)
+
+
+_read_environment()

@@ -1,0 +1,37 @@
+"""Registration in both op namespaces, ``pydl`` (compiled: CPU and CUDA) and ``pydl_triton``, from one description.
+
+A namespace per implementation, rather than an argument, lets torch's dispatcher, torch.compile and profilers see which
+kernel runs, and lets a backward call the implementation that its forward chose.
+"""
+
+import torch
+
+NAMESPACES = ("pydl", "pydl_triton")
+
+
+def define(name, schema):
+    """Declares ``name`` with ``schema``, e.g. ``define("dropout", "(Tensor input, float p) -> Tensor")``."""
+    for namespace in NAMESPACES:
+        torch.library.define(f"{namespace}::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def fake(name):
+    """Decorator: the shape, dtype and strides of ``name``'s outputs, for tracing without data."""
+
+    def register(function):
+        for namespace in NAMESPACES:
+            torch.library.register_fake(f"{namespace}::{name}", function)
+        return function
+
+    return register
+
+
+def autograd(name, setup_context, backward):
+    """Gives ``name`` a backward: ``backward(ops, ctx, *grads)``, ``ops`` being the namespace of the forward."""
+    for namespace in NAMESPACES:
+        ops = getattr(torch.ops, namespace)
+
+        def bound(ctx, *grads, _ops=ops):
+            return backward(_ops, ctx, *grads)
+
+        torch.library.register_autograd(f"{namespace}::{name}", bound, setup_context=setup_context)

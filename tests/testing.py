@@ -1,0 +1,59 @@
+"""What the tests share: backends, dtypes with their tolerances, and the comparison with float64 torch."""
+
+import contextlib
+
+import pytest
+import torch
+
+import pydl
+
+# (relative, absolute) error allowed against float64, a few units in the last place of the output dtype; sums over many
+# terms grow like the square root of their number, which the op's own test states when it needs more.
+TOLERANCE = {
+    torch.float64: (1e-9, 1e-11),
+    torch.float32: (2e-5, 2e-6),
+    torch.bfloat16: (2e-2, 2e-2),
+    torch.float16: (3e-3, 3e-3),
+}
+DTYPES = list(TOLERANCE)
+
+_BACKENDS = [f"cpu-{isa}" for isa in ("baseline", "avx2", "avx512")] + ["cuda"]
+
+
+def _why_not(name):
+    if name.startswith("cpu-"):
+        isa = name.removeprefix("cpu-")
+        return None if isa in pydl.backend.isas() else f"this CPU has no {isa}"
+    if not torch.cuda.is_available():
+        return "no GPU on this machine"
+    status = pydl.backend.available()[name]
+    return None if status else status.reason
+
+
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(_why_not(name) is not None, reason=str(_why_not(name))))
+    for name in _BACKENDS
+]
+
+
+@contextlib.contextmanager
+def running(name):
+    """Runs a block under a backend of ``BACKENDS``; yields the device to put tensors on."""
+    if name.startswith("cpu-"):
+        with pydl.backend.use("cpu"), pydl.backend.isa(name.removeprefix("cpu-")):
+            yield torch.device("cpu")
+    else:
+        with pydl.backend.use(name):
+            yield torch.device("cuda")
+
+
+def assert_close(actual, expected, dtype=None, scale=1.0):
+    """``actual`` equals ``expected`` (float64 oracle) within the tolerance of ``dtype`` (default: ``actual``'s)."""
+    relative, absolute = TOLERANCE[dtype or actual.dtype]
+    torch.testing.assert_close(
+        actual.detach().cpu().double(),
+        expected.detach().cpu().double(),
+        rtol=relative * scale,
+        atol=absolute * scale,
+        equal_nan=True,
+    )
