@@ -1,13 +1,15 @@
-// 2-D convolution (cross-correlation, as in torch; d2l "Convolutions for Images"), forward and both gradients.
+// 2-D convolution (cross-correlation, as in torch; d2l "Convolutions for Images"), forward and both
+// gradients.
 //
-//   output[n,o,y,x] = act( bias[o] + sum_{i,r,s} weight[o,i,r,s] * input[n, g(o)*I + i, y*stride - pad + r*dilation, ...] )
+//   output[n,o,y,x] = act( bias[o] + sum_{i,r,s} weight[o,i,r,s] * input[n, g(o)*I + i, y*stride - pad +
+//   r*dilation, ...] )
 //
 //   grad_input [n,i,h,w] = sum over the outputs that read it of grad_output * weight
 //   grad_weight[o,i,r,s] = sum_{n,y,x} grad_output[n,o,y,x] * input[...]
 //   grad_bias  [o]       = sum_{n,y,x} grad_output[n,o,y,x]
 //
-// I = in_channels / groups. Padding is never materialised for a whole tensor. One struct serves every pass: each reads
-// the tensors it needs and writes the others.
+// I = in_channels / groups. Padding is never materialised for a whole tensor. One struct serves every pass:
+// each reads the tensors it needs and writes the others.
 #pragma once
 
 #include "kernels/common.h"
@@ -41,10 +43,12 @@ struct Conv2dParams {
   // strides in elements, in the order N, C, H, W (weight: O, I, H, W)
   int64_t input_stride[4], weight_stride[4], output_stride[4];
 
-  void* scratch;  // of at least the bytes that conv2d_scratch_bytes asks for, 64-byte aligned; contents do not matter
+  void* scratch;  // of at least the bytes that conv2d_scratch_bytes asks for, 64-byte aligned; contents do
+                  // not matter
 
-  Conv2dAlgorithm algorithm;  // automatic, or one to force; one that cannot serve these params is replaced by gemm
-  bool allow_winograd;        // false: only algorithms that multiply each pair once
+  Conv2dAlgorithm
+      algorithm;        // automatic, or one to force; one that cannot serve these params is replaced by gemm
+  bool allow_winograd;  // false: only algorithms that multiply each pair once
 };
 
 namespace cpu {

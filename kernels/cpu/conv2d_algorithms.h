@@ -1,4 +1,5 @@
-// The algorithms behind kernels/conv2d.h, one group of functions each; kernels/cpu/conv2d.cpp chooses between them.
+// The algorithms behind kernels/conv2d.h, one group of functions each; kernels/cpu/conv2d.cpp chooses between
+// them.
 //
 // *_supported says whether an algorithm can serve these params at all (the table says whether it should).
 #pragma once
@@ -12,7 +13,9 @@
 namespace pydl::cpu::PYDL_ISA {
 
 // Implicit GEMM: serves everything.
-int64_t conv2d_gemm_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
+int64_t conv2d_gemm_gather_scratch(const Conv2dParams& params, Conv2dPass pass,
+                                   int64_t threads);  // not weight
+int64_t conv2d_gemm_weight_scratch(const Conv2dParams& params, int64_t threads);
 void conv2d_gemm_forward(const Conv2dParams& params, const Parallel& parallel);
 void conv2d_gemm_backward_input(const Conv2dParams& params, const Parallel& parallel);
 void conv2d_gemm_backward_weight(const Conv2dParams& params, const Parallel& parallel);
