@@ -35,3 +35,14 @@ def autograd(name, setup_context, backward):
             return backward(_ops, ctx, *grads)
 
         torch.library.register_autograd(f"{namespace}::{name}", bound, setup_context=setup_context)
+
+
+def vmap(name, rule):
+    """Gives ``name`` a batching rule for torch.func.vmap: ``rule(ops, info, in_dims, *args) -> (outputs, out_dims)``."""
+    for namespace in NAMESPACES:
+        ops = getattr(torch.ops, namespace)
+
+        def bound(info, in_dims, *args, _ops=ops):
+            return rule(_ops, info, in_dims, *args)
+
+        torch.library.register_vmap(f"{namespace}::{name}", bound)
