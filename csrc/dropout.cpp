@@ -10,8 +10,8 @@
 namespace pydl {
 namespace {
 
-// Describes the walk over both tensors, with neighbouring dimensions merged wherever one stride serves both, so that a
-// dense tensor becomes one dimension. False when more dimensions remain than the kernel takes.
+// Describes the walk over both tensors, with neighbouring dimensions merged wherever one stride serves both,
+// so that a dense tensor becomes one dimension. False when more dimensions remain than the kernel takes.
 bool describe(const Tensor& input, const Tensor& output, int64_t shared_dims, DropoutParams& params) {
   const int64_t dims = input.dim();
   std::vector<int64_t> index_strides(static_cast<size_t>(dims), 0);
@@ -47,8 +47,8 @@ Tensor dropout(const Tensor& input, double p, const Tensor& seed, int64_t shared
   PYDL_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
              "dropout: expected seed to be an int64 tensor of one element, got scalar type ",
              static_cast<int>(seed.scalar_type()), " and shape ", shape_of(seed));
-  PYDL_CHECK(shared_dims >= 0 && shared_dims <= input.dim(), "dropout: expected shared_dims to be in [0, ", input.dim(),
-             "], got ", shared_dims);
+  PYDL_CHECK(shared_dims >= 0 && shared_dims <= input.dim(), "dropout: expected shared_dims to be in [0, ",
+             input.dim(), "], got ", shared_dims);
   DropoutParams params{};
   params.dtype = dtype_of("dropout", input);
   Tensor output = torch::stable::empty_like(input);  // keeps the memory format, as torch's dropout does

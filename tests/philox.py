@@ -51,4 +51,6 @@ def dropout_reference(input, p, seed, shared_dims=0):
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     scale = torch.tensor(0.0 if p == 1 else 1 / (1 - p), dtype=wide)
     kept = keep_mask(input.shape, p, seed, shared_dims)
-    return torch.where(kept, (input.detach().cpu().to(wide) * scale).to(input.dtype), torch.zeros((), dtype=input.dtype))
+    return torch.where(
+        kept, (input.detach().cpu().to(wide) * scale).to(input.dtype), torch.zeros((), dtype=input.dtype)
+    )

@@ -41,7 +41,9 @@ def test_philox_known_answers():
 
 def test_vector_reference_equals_plain_integers():
     seed = 0xDEADBEEF12345678
-    blocks = [philox4x32_10((b & 0xFFFFFFFF, b >> 32, 0, 0), (seed & 0xFFFFFFFF, seed >> 32)) for b in (0, 1, 2**33 + 5)]
+    blocks = [
+        philox4x32_10((b & 0xFFFFFFFF, b >> 32, 0, 0), (seed & 0xFFFFFFFF, seed >> 32)) for b in (0, 1, 2**33 + 5)
+    ]
     assert words(8, seed).tolist() == [*blocks[0], *blocks[1]]
     assert words(4, seed, first=4 * (2**33 + 5)).tolist() == [*blocks[2]]
 
@@ -191,7 +193,9 @@ def test_more_dimensions_than_the_kernel_walks(device):
 def test_storage_offset_breaks_no_alignment(device):
     x = torch.randn(5003, device=device)
     for offset in (1, 2, 3, 5):
-        same_bits(PF.dropout(x[offset:], 0.5, seed=seed_tensor(device=device)), dropout_reference(x[offset:], 0.5, SEED))
+        same_bits(
+            PF.dropout(x[offset:], 0.5, seed=seed_tensor(device=device)), dropout_reference(x[offset:], 0.5, SEED)
+        )
 
 
 def test_large_outputs_past_the_caches(device):
@@ -223,7 +227,9 @@ def test_mask_does_not_depend_on_threads(device):
 
 
 def test_mask_does_not_depend_on_dtype(device):
-    masks = [PF.dropout(torch.ones(9999, dtype=d, device=device), 0.3, seed=seed_tensor(device=device)) != 0 for d in DTYPES]
+    masks = [
+        PF.dropout(torch.ones(9999, dtype=d, device=device), 0.3, seed=seed_tensor(device=device)) != 0 for d in DTYPES
+    ]
     for mask in masks[1:]:
         assert torch.equal(mask, masks[0])
 
@@ -324,7 +330,9 @@ def test_p_out_of_range(device, name, p):
 
 def test_bad_seeds(device):
     x = torch.randn(4, device=device)
-    with pytest.raises(RuntimeError, match=r"dropout: expected seed to be an int64 tensor of one element, got torch.int32"):
+    with pytest.raises(
+        RuntimeError, match=r"dropout: expected seed to be an int64 tensor of one element, got torch.int32"
+    ):
         PF.dropout(x, seed=torch.zeros(1, dtype=torch.int32, device=device))
     with pytest.raises(RuntimeError, match=r"dropout: expected seed .* one element, got torch.int64 of shape \(2,\)"):
         PF.dropout(x, seed=torch.zeros(2, dtype=torch.int64, device=device))
@@ -351,12 +359,14 @@ def test_input_that_is_no_tensor():
         PF.dropout([1.0, 2.0])
 
 
-def test_other_dtypes_go_to_torch():
-    x = torch.randn(1000, dtype=torch.complex64)
-    torch.manual_seed(3)
-    expected = F.dropout(x, 0.5)
-    torch.manual_seed(3)
-    assert torch.equal(PF.dropout(x, 0.5), expected)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+def test_other_dtypes_go_to_torch(dtype):
+    x = torch.ones(10).to(dtype)  # torch refuses them today; whatever it says is what the user gets
+    with pytest.raises((RuntimeError, NotImplementedError)) as theirs:
+        F.dropout(x, 0.5)
+    with pytest.raises(theirs.type) as ours:
+        PF.dropout(x, 0.5)
+    assert str(ours.value) == str(theirs.value)
     with pytest.raises(ValueError, match="expected seed to be None where torch's own kernel runs"):
         PF.dropout(x, 0.5, seed=seed_tensor())
 
@@ -468,19 +478,20 @@ def test_checkpoint_draws_the_same_mask_again(device, use_reentrant):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(device, dynamic):
     @torch.compile(fullgraph=True, dynamic=dynamic)
-    def two(x):
-        return PF.dropout(x, 0.5), PF.dropout(x, 0.5), PF.dropout2d(x.unsqueeze(-1), 0.5)
+    def three(x):
+        return PF.dropout(x, 0.5), PF.dropout(x, 0.5), PF.dropout2d(x, 0.5)
 
     for n in (64, 96):
-        x = torch.randn(n, n, 3, device=device, requires_grad=True)
-        a, b, c = two(x)
-        assert not torch.equal(a, b)
-        for y in (a, b, c.squeeze(-1)):
-            (grad,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
-            assert torch.equal(grad != 0, y != 0)  # the mask of the forward
-        assert abs((a != 0).double().mean() - 0.5) < 5 * 0.5 / math.sqrt(x.numel())
-        again = two(x)[0]
-        assert not torch.equal(a, again)  # a new mask at each call
+        x = torch.randn(n, n, 3, 1, device=device, requires_grad=True)
+        weights = [torch.rand_like(x) + k for k in (1, 10, 100)]  # sums of them tell the three masks apart
+        outputs = three(x)
+        sum((w * y).sum() for w, y in zip(weights, outputs, strict=True)).backward()
+        assert not torch.equal(outputs[0] != 0, outputs[1] != 0)
+        masks = [(y != 0).float() for y in outputs]  # backward has the mask of the forward
+        expected = sum(2 * w * m for w, m in zip(weights, masks, strict=True))
+        torch.testing.assert_close(x.grad, expected)
+        assert abs(masks[0].mean() - 0.5) < 5 * 0.5 / math.sqrt(x.numel())
+        assert not torch.equal(three(x)[0] != 0, outputs[0] != 0)  # a new mask at each call
 
 
 def test_compile_with_seed_and_inplace_equals_eager(device):
@@ -532,6 +543,21 @@ def test_vmap_over_seeds_and_per_sample_gradients(device):
     assert torch.equal(grads != 0, masks != 0)
 
 
-def test_forward_mode_is_refused_in_words(device):
-    with pytest.raises(RuntimeError, match="forward-mode|forward AD|jvp"):
-        torch.func.jvp(lambda x: PF.dropout(x, 0.5), (torch.randn(4, device=device),), (torch.ones(4, device=device),))
+def test_forward_mode(device):
+    x, tangent = torch.randn(100, device=device), torch.randn(100, device=device)
+    seed = seed_tensor(device=device)
+    expected = dropout_reference(tangent, 0.4, SEED)
+    _, by_func = torch.func.jvp(lambda x: PF.dropout(x, 0.4, seed=seed), (x,), (tangent,))
+    same_bits(by_func, expected)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        _, by_dual = torch.autograd.forward_ad.unpack_dual(PF.dropout(dual, 0.4, seed=seed))
+        same_bits(by_dual, expected)
+
+
+def test_hessian_through_transforms(device):
+    x = torch.randn(6, dtype=torch.float64, device=device)
+    seed = seed_tensor(device=device)
+    kept = dropout_reference(torch.ones(6, dtype=torch.float64), 0.4, SEED)
+    hessian = torch.func.hessian(lambda x: (PF.dropout(x, 0.4, seed=seed) ** 3).sum())(x)
+    torch.testing.assert_close(hessian.cpu(), torch.diag(6 * x.cpu() * kept**3))

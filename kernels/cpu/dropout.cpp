@@ -1,7 +1,7 @@
 // Dropout on the CPU: the dense case, and the choice of the path. See kernels/dropout.h for the formula.
 //
-// Bound by memory once the generator keeps up (kernels/cpu/philox_simd.h): the input is read once, the output written
-// once, past the caches where it would not stay in them, and the mask exists in registers only.
+// Bound by memory once the generator keeps up (kernels/cpu/philox_simd.h): the input is read once, the output
+// written once, past the caches where it would not stay in them, and the mask exists in registers only.
 #include "kernels/dropout.h"
 
 #include "kernels/cpu/dropout_strided.h"
@@ -14,7 +14,9 @@ constexpr int64_t kGrain = 4096;            // elements per task: about 2 µs, f
 constexpr int64_t kStreamBytes = 16 << 20;  // half of a common L3: see stream() in simd.h
 
 // The vector's lanes where kept is -1, and zeros: bits, not a product, so that a dropped inf or nan is 0.
-PYDL_INLINE vec<float> select(i32v kept, vec<float> v) { return bit_cast<vec<float>>(kept & bit_cast<i32v>(v)); }
+PYDL_INLINE vec<float> select(i32v kept, vec<float> v) {
+  return bit_cast<vec<float>>(kept & bit_cast<i32v>(v));
+}
 
 // Element `first` of the tensor stands at x and y; first is a multiple of 4 (a whole number of counters).
 template <bool kStream, class T>
@@ -74,11 +76,13 @@ void dropout(const DropoutParams& p, const Parallel& parallel) {
         memset(static_cast<char*>(p.output) + begin, 0, static_cast<size_t>(end - begin));
       });
     } else if (p.dims == 1 && p.input_stride[0] == 1 && p.index_stride[0] == 1) {
-      const bool past_cache = reinterpret_cast<uintptr_t>(p.output) % kVectorBytes == 0 && bytes >= kStreamBytes;
+      const bool past_cache =
+          reinterpret_cast<uintptr_t>(p.output) % kVectorBytes == 0 && bytes >= kStreamBytes;
       // tasks start at a multiple of kElements, so that every counter lies in one task
       parallel(ceil_div(p.numel, kElements), kGrain / kElements, [&](int64_t begin, int64_t end) {
         const int64_t last = min_of(end * kElements, p.numel);
-        past_cache ? dense_range<true, T>(p, begin * kElements, last) : dense_range<false, T>(p, begin * kElements, last);
+        past_cache ? dense_range<true, T>(p, begin * kElements, last)
+                   : dense_range<false, T>(p, begin * kElements, last);
       });
     } else {
       dropout_strided(p, bytes >= kStreamBytes, parallel);

@@ -1,10 +1,12 @@
-// Dropout of strided tensors: channels_last, transposed, sliced, expanded, and channels that share a decision.
+// Dropout of strided tensors: channels_last, transposed, sliced, expanded, and channels that share a
+// decision.
 //
-// The words come in logical order, memory is walked in the output's order. Where the two orders run along the same
-// dimension, a row takes its words directly. Where they cross (channels_last: words run along width, memory along
-// channels), a tile of both dimensions is decided first, one bit per element: word w of lane v holds the decisions of 32
-// logical neighbours of channel v, so that the vector of those words is the mask of a whole row of channels at each of
-// the 32 places, picked by one bit test and no transposition. Besides one such tile (8 KB of stack) no mask is stored.
+// The words come in logical order, memory is walked in the output's order. Where the two orders run along the
+// same dimension, a row takes its words directly. Where they cross (channels_last: words run along width,
+// memory along channels), a tile of both dimensions is decided first, one bit per element: word w of lane v
+// holds the decisions of 32 logical neighbours of channel v, so that the vector of those words is the mask of
+// a whole row of channels at each of the 32 places, picked by one bit test and no transposition. Besides one
+// such tile (8 KB of stack) no mask is stored.
 #include "kernels/cpu/dropout_strided.h"
 
 #include "kernels/cpu/philox_simd.h"
@@ -17,7 +19,8 @@ constexpr int64_t kTileV = 256;   // elements along memory per tile of bits
 constexpr int64_t kTileR = 256;   // elements along the words per tile of bits; a multiple of 32
 constexpr int64_t kGrain = 4096;  // elements per task
 
-// How the tensor is cut: along v the output is dense, along r the words are; every other dimension is an outer loop.
+// How the tensor is cut: along v the output is dense, along r the words are; every other dimension is an
+// outer loop.
 struct Plan {
   int v, r;                  // r < 0 where words run along v too, or a row of v shares one word
   int64_t v_step, r_step;    // size of a tile
@@ -44,7 +47,8 @@ Plan make_plan(const DropoutParams& p) {
   return plan;
 }
 
-// Bit i of bits is set where element first + i is kept, for i in [0, n); bits has room for ceil(n / 32) + 1 words.
+// Bit i of bits is set where element first + i is kept, for i in [0, n); bits has room for ceil(n / 32) + 1
+// words.
 void keep_run(const DropoutParams& p, int64_t first, int64_t n, uint32_t* bits) {
   const int skip = static_cast<int>(first % 4);  // words come in fours
   uint32_t raw[kRow / 32 + 3];
@@ -96,7 +100,8 @@ PYDL_INLINE vec<acc_t<T>> gather(const T* x, int64_t stride, int64_t n) {
   return load(buffer);
 }
 
-// One row of n elements, written densely: y[i] = pick(x[i * stride] * scale, i), pick zeroing what is dropped.
+// One row of n elements, written densely: y[i] = pick(x[i * stride] * scale, i), pick zeroing what is
+// dropped.
 template <bool kStream, class T, class Pick>
 PYDL_INLINE void row(const T* x, int64_t stride, T* y, int64_t n, acc_t<T> scale, const Pick& pick) {
   constexpr int kLanes = lanes<acc_t<T>>;

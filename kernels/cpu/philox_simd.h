@@ -1,9 +1,9 @@
 // Philox4x32-10 in vectors: the words of kernels/philox.h, several counters at once, in element order.
 //
-// Ten rounds cost about 80 vector instructions for kElements words, a cycle per element and less with AVX-512, which is
-// what a copy through L2 costs too. The state is held as 64-bit lanes (c0 | c1 << 32) and (c2 | c3 << 32), so that one
-// round is two widening multiplications, two shifts, two rotations and four xors with no shuffling; interleaving the
-// two halves at the end gives the words in element order.
+// Ten rounds cost about 80 vector instructions for kElements words, a cycle per element and less with
+// AVX-512, which is what a copy through L2 costs too. The state is held as 64-bit lanes (c0 | c1 << 32) and
+// (c2 | c3 << 32), so that one round is two widening multiplications, two shifts, two rotations and four xors
+// with no shuffling; interleaving the two halves at the end gives the words in element order.
 #pragma once
 
 #include "kernels/cpu/simd.h"
@@ -40,7 +40,8 @@ PYDL_INLINE Words philox(uint64_t seed, uint64_t block) {
   return {bit_cast<u32v>(interleave_low(a, b)), bit_cast<u32v>(interleave_high(a, b))};
 }
 
-// Whether each of the kElements elements from `first` on (a multiple of 4) is kept, a bit each. threshold < 2^32.
+// Whether each of the kElements elements from `first` on (a multiple of 4) is kept, a bit each. threshold <
+// 2^32.
 PYDL_INLINE uint32_t kept_bits(uint64_t seed, uint64_t first, uint32_t threshold) {
   const Words words = philox(seed, first / 4);
   const u32v limit = u32v{} + threshold;

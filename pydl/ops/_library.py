@@ -5,6 +5,7 @@ kernel runs, and lets a backward call the implementation that its forward chose.
 """
 
 import torch
+from torch.autograd import forward_ad
 
 NAMESPACES = ("pydl", "pydl_triton")
 
@@ -38,7 +39,7 @@ def autograd(name, setup_context, backward):
 
 
 def vmap(name, rule):
-    """Gives ``name`` a batching rule for torch.func.vmap: ``rule(ops, info, in_dims, *args) -> (outputs, out_dims)``."""
+    """Gives ``name`` a rule for torch.func.vmap: ``rule(ops, info, in_dims, *args) -> (outputs, out_dims)``."""
     for namespace in NAMESPACES:
         ops = getattr(torch.ops, namespace)
 
@@ -46,3 +47,12 @@ def vmap(name, rule):
             return rule(_ops, info, in_dims, *args)
 
         torch.library.register_vmap(f"{namespace}::{name}", bound)
+
+
+def transforms_active():
+    """Whether torch.func (grad, vmap, jvp, ...) or forward-mode AD is at work.
+
+    The autograd formula of :func:`autograd` is quick, but torch.func refuses it and forward-mode AD passes it by in
+    silence, with a tangent of zero. An op that wants either goes through an ``autograd.Function`` of its own then.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

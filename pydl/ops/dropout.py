@@ -1,7 +1,8 @@
 """Dropout (Srivastava et al., JMLR 2014; d2l chapter "Dropout"): zero with probability p, scale the rest by 1/(1-p).
 
-A pure function of (input, p, seed): the mask is recomputed from the seed by a counter-based generator and never stored,
-so backward is the same op on the gradient, and manual_seed, checkpointing, graph capture and torch.compile need no code.
+A pure function of (input, p, seed): the mask is recomputed from the seed by a counter-based generator and never
+stored, so backward is the same op on the gradient, and manual_seed, checkpointing, graph capture and torch.compile
+need no code of their own.
 Spatial dropout, where whole channels live or die (Tompson et al., CVPR 2015), is the same op with ``shared_dims``.
 """
 
@@ -49,6 +50,39 @@ def _vmap(ops, info, in_dims, input, p, seed, shared_dims=0):
 
 
 _library.vmap("dropout", _vmap)
+
+
+class _TransformedDropout(torch.autograd.Function):
+    """The same for torch.func and forward-mode AD: linear in the input, so the tangent is dropped out alike."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(ops, input, p, seed, shared_dims):
+        return ops.dropout(input, p, seed, shared_dims)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.ops, _, ctx.p, seed, ctx.shared_dims = inputs
+        ctx.save_for_backward(seed)
+        ctx.save_for_forward(seed)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (seed,) = ctx.saved_tensors
+        return None, _apply(ctx.ops, grad_output, ctx.p, seed, ctx.shared_dims), None, None, None
+
+    @staticmethod
+    def jvp(ctx, _ops, tangent, _p, _seed, _shared_dims):
+        (seed,) = ctx.saved_tensors
+        return ctx.ops.dropout(tangent, ctx.p, seed, ctx.shared_dims)
+
+
+def _apply(ops, input, p, seed, shared_dims):
+    if _library.transforms_active():
+        return _TransformedDropout.apply(ops, input, p, seed, shared_dims)
+    return ops.dropout(input, p, seed, shared_dims)
+
 
 _SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -167,5 +201,5 @@ def _dropout(name, torch_function, input, p, training, inplace, seed, shared_dim
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=input.device)
     else:
         _check_seed(name, seed, input.device)
-    output = ops.dropout(input, p, seed, shared_dims)
+    output = _apply(ops, input, p, seed, shared_dims)
     return input.copy_(output) if inplace else output
