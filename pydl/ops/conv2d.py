@@ -98,7 +98,7 @@ def _is_channels_last(t):
 
 
 def _forward_context(ctx, inputs, output):
-    input, weight, bias, stride, padding, dilation, groups, ctx.activation, ctx.channels_last = inputs
+    input, weight, _, stride, padding, dilation, groups, ctx.activation, ctx.channels_last = inputs
     ctx.options = (stride, padding, dilation, groups)
     ctx.input_size, ctx.weight_size = input.shape, weight.shape
     ctx.weight_channels_last = _is_channels_last(weight)
@@ -231,7 +231,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         weight: (O, C / groups, kernel height, kernel width).
         bias: (O,) or None.
         stride: one number of pixels or (y, x).
-        padding: one number of pixels, (y, x), ``"valid"`` (none) or ``"same"`` (output as large as the input; stride 1).
+        padding: pixels, (y, x), ``"valid"`` (none) or ``"same"`` (output as large as the input; stride 1).
         dilation: distance between the taps of the kernel, one number of pixels or (y, x).
         groups: how many blocks channels are split into; each convolves its own.
         activation: keyword-only: None, ``"relu"`` or ``"sigmoid"``, applied to the result in the same pass.
