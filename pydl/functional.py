@@ -1,5 +1,6 @@
 """torch.nn.functional's names and signatures, served by our kernels; what is keyword-only is our addition."""
 
+from pydl.ops.batch_norm import batch_norm
 from pydl.ops.dropout import dropout
 
-__all__ = ["dropout"]
+__all__ = ["batch_norm", "dropout"]
