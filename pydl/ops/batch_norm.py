@@ -1,4 +1,4 @@
-"""Batch normalisation (Ioffe, Szegedy, ICML 2015; d2l chapter "Batch Normalization"), with residual and activation fused.
+"""Batch normalisation (Ioffe, Szegedy, ICML 2015; d2l chapter "Batch Normalization"), residual and activation fused.
 
 The differentiable ops are pure: the forward returns the statistics, and ``batch_norm_update_stats`` declares in its
 schema that it writes the running ones. mean and var are float64 of shape (channels) for every dtype, since a float32
