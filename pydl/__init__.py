@@ -7,7 +7,8 @@
 
 import torch  # noqa: F401  (loads the libraries that pydl._C links to)
 
-from pydl import backend, functional
+from pydl import backend, functional, models, nn
+from pydl.swapping import report, swap, unswap
 
 __version__ = "0.1.0"
-__all__ = ["backend", "functional"]
+__all__ = ["backend", "functional", "models", "nn", "report", "swap", "unswap"]
