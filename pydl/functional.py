@@ -1,5 +1,5 @@
 """torch.nn.functional's names and signatures, served by our kernels; what is keyword-only is our addition."""
 
-from pydl.ops.dropout import dropout
+from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
 
-__all__ = ["dropout"]
+__all__ = ["dropout", "dropout1d", "dropout2d", "dropout3d"]

@@ -330,4 +330,19 @@ PYDL_INLINE u64v interleave_high(u64v a, u64v b) {
 #endif
 }
 
+// Bit i of the result is set where lane i of a comparison of 32-bit lanes is true.
+PYDL_INLINE uint32_t mask_bits(i32v m) {
+#if defined(PYDL_AVX512)
+  return static_cast<uint32_t>(_mm512_movepi32_mask((__m512i)m));
+#elif defined(PYDL_AVX2)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)m));
+#elif defined(__x86_64__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)m));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < lanes<float>; ++i) bits |= (static_cast<uint32_t>(m[i]) & 1u) << i;
+  return bits;
+#endif
+}
+
 }  // namespace pydl::cpu::PYDL_ISA
