@@ -14,6 +14,8 @@
 
 namespace pydl {
 
+enum class Conv2dPass : int32_t { forward, backward_input, backward_weight };
+
 struct Conv2dParams {
   DType dtype;
   Activation activation;  // forward only
@@ -36,5 +38,17 @@ struct Conv2dParams {
 
   void* scratch;  // of at least the bytes that the pass's *_scratch function asks for, 64-byte aligned
 };
+
+namespace cpu {
+// Winograd convolution: 3 x 3, stride 1, dilation 1, one group. `supported` says whether it can serve the pass,
+// `worthwhile` whether it was measured to be the quicker choice; `scratch` is in bytes.
+PYDL_CPU_ENTRY(
+    bool conv2d_winograd_supported(const Conv2dParams& params, Conv2dPass pass);
+    bool conv2d_winograd_worthwhile(const Conv2dParams& params, Conv2dPass pass);
+    int64_t conv2d_winograd_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
+    void conv2d_winograd_forward(const Conv2dParams& params, const Parallel& parallel);
+    void conv2d_winograd_backward_input(const Conv2dParams& params, const Parallel& parallel);
+    void conv2d_winograd_backward_weight(const Conv2dParams& params, const Parallel& parallel))
+}  // namespace cpu
 
 }  // namespace pydl
