@@ -1,21 +1,22 @@
-// Winograd convolution on the CPU: forward and input gradient of 3 x 3, stride 1. See conv2d_winograd_points.h for the
-// transforms and conv2d_winograd_tiles.h for how images are cut.
+// Winograd convolution on the CPU: forward and input gradient of 3 x 3, stride 1. See
+// conv2d_winograd_points.h for the transforms and conv2d_winograd_tiles.h for how images are cut.
 //
 //   V = B^T d B     of every tile and input channel          (36 frequencies)
 //   U = G g G^T     of every pair of channels
 //   M = V U         one matrix product per frequency, summed over input channels
 //   Y = A^T M A     of every tile and output channel, plus bias, through the activation
 //
-// 36 multiplications per 16 outputs instead of 144: the products take a quarter of the time of a direct convolution, so
-// everything else is arranged to stay in cache. Two orders:
+// 36 multiplications per 16 outputs instead of 144: the products take a quarter of the time of a direct
+// convolution, so everything else is arranged to stay in cache. Two orders:
 //
-//   weights first: U is computed once. A task is a block of tiles: its V stays in L2 while the panels of U stream past.
-//   weights last:  V of many tiles is computed first. A task is a panel of output channels with a block of tiles; it
-//                  transforms 128 input channels of its weights at a time into L2 and uses them at once, because U
-//                  (16 times the weights' size at 36 / 9 x 4 bytes) would not even fit in L3.
+//   weights first: U is computed once. A task is a block of tiles: its V stays in L2 while the panels of U
+//   stream past. weights last:  V of many tiles is computed first. A task is a panel of output channels with
+//   a block of tiles; it
+//                  transforms 128 input channels of its weights at a time into L2 and uses them at once,
+//                  because U (16 times the weights' size at 36 / 9 x 4 bytes) would not even fit in L3.
 //
-// The input gradient is the same computation on the output gradient, with the roles of the weight's channels swapped
-// and its taps read backwards, padded by 2 - padding.
+// The input gradient is the same computation on the output gradient, with the roles of the weight's channels
+// swapped and its taps read backwards, padded by 2 - padding.
 //
 // Never stored: padding, M of more than one panel, reordered weights or images.
 #include "kernels/conv2d.h"
@@ -53,11 +54,11 @@ Problem problem_of(const Conv2dParams& p, Conv2dPass pass) {
   const Image output = image_of(p.output, p.output_stride, p.out_channels, p.out_height, p.out_width);
   const int64_t* s = p.weight_stride;
   if (pass == Conv2dPass::forward)
-    return {input,   output,     {p.weight, s[1], s[0], s[2], s[3], p.in_channels, p.out_channels, false},
-            p.batch, p.pad_top,  p.pad_left,
+    return {input,   output,      {p.weight, s[1], s[0], s[2], s[3], p.in_channels, p.out_channels, false},
+            p.batch, p.pad_top,   p.pad_left,
             p.bias,  p.activation};
-  return {output,  input,          {p.weight, s[0], s[1], s[2], s[3], p.out_channels, p.in_channels, true},
-          p.batch, 2 - p.pad_top,  2 - p.pad_left,
+  return {output,  input,           {p.weight, s[0], s[1], s[2], s[3], p.out_channels, p.in_channels, true},
+          p.batch, 2 - p.pad_top,   2 - p.pad_left,
           nullptr, Activation::none};
 }
 
@@ -84,7 +85,8 @@ struct Plan {
     weights_first = weight_floats <= kMaxWeightFloats;
     if (weights_first) {
       depth = in;
-      // V of a block in about a third of L2 (1 MB), in steps of the register block, and enough tasks for the threads
+      // V of a block in about a third of L2 (1 MB), in steps of the register block, and enough tasks for the
+      // threads
       block = max_of(1, min_of(3, kBlockFloats / (kMaxRows * tile_stride))) * kMaxRows;
       pass_tiles = tiles.count();
     } else {
@@ -105,13 +107,13 @@ struct Plan {
 
   int64_t m_offset() const { return own - piece(block * kFrequencies * kPanel); }
 
-  static constexpr int64_t kMaxWeightFloats = 3 << 20 >> 2;   // 3 MB
-  static constexpr int64_t kBlockFloats = 560 << 10 >> 2;     // 560 KB
-  static constexpr int64_t kPassFloats = 12 << 20 >> 2;       // 12 MB
+  static constexpr int64_t kMaxWeightFloats = 3 << 20 >> 2;  // 3 MB
+  static constexpr int64_t kBlockFloats = 560 << 10 >> 2;    // 560 KB
+  static constexpr int64_t kPassFloats = 12 << 20 >> 2;      // 12 MB
 };
 
-// taps[(c * 9 + tap) * L + lane] for input channels [c, c + count) and output channels [o, o + width) of the weights,
-// width <= L. Whatever runs of memory are contiguous are read as vectors and transposed.
+// taps[(c * 9 + tap) * L + lane] for input channels [c, c + count) and output channels [o, o + width) of the
+// weights, width <= L. Whatever runs of memory are contiguous are read as vectors and transposed.
 template <class T>
 void load_taps(const Weights& w, int64_t c, int64_t count, int64_t o, int64_t width, float* taps) {
   const T* from = static_cast<const T*>(w.data) + c * w.in + o * w.out;
@@ -178,15 +180,17 @@ void multiply(const Tiles& tiles, int64_t begin, int64_t end, int64_t channels, 
   for (int f = 0; f < kFrequencies; ++f) {
     int64_t first, last;
     tiles.range(f / kPoints, f % kPoints, begin, end, first, last);
-    gemm<Rows::strided>(last - first, channels, depth, v + first * plan.tile_stride + f * plan.frequency_stride,
-                        plan.tile_stride, u + f * plan.weight_stride, kPanel,
-                        m + (first * kFrequencies + f) * kPanel, kFrequencies * kPanel, add);
+    gemm<Rows::strided>(last - first, channels, depth,
+                        v + first * plan.tile_stride + f * plan.frequency_stride, plan.tile_stride,
+                        u + f * plan.weight_stride, kPanel, m + (first * kFrequencies + f) * kPanel,
+                        kFrequencies * kPanel, add);
   }
 }
 
 // Outputs of tiles [begin, end), channels from o on, out of m.
 template <class T>
-void finish(const Problem& problem, const Tiles& tiles, int64_t begin, int64_t end, int64_t o, const float* m) {
+void finish(const Problem& problem, const Tiles& tiles, int64_t begin, int64_t end, int64_t o,
+            const float* m) {
   const Image& out = problem.out;
   alignas(64) float strip[kTile * kStripTiles * kTile * L];
   for (int64_t c = o; c < min_of(o + kPanel, out.channels); c += L) {
@@ -204,10 +208,10 @@ void finish(const Problem& problem, const Tiles& tiles, int64_t begin, int64_t e
       const float* from = m + (index - begin) * kFrequencies * kPanel + (c - o);
       if (direct) {
         T* to = static_cast<T*>(out.data) + tile.n * out.batch + tile.y * out.row + tile.x * out.column + c;
-        transform_output(from, kPanel, tile.rows, tile.columns, [&](int i, int j, vec<float> y) __attribute__((
-                                                                    always_inline)) {
-          store(to + i * out.row + j * out.column, activate(y));
-        });
+        transform_output(from, kPanel, tile.rows, tile.columns,
+                         [&](int i, int j, vec<float> y) __attribute__((always_inline)) {
+                           store(to + i * out.row + j * out.column, activate(y));
+                         });
         ++index;
         continue;
       }
@@ -237,17 +241,19 @@ void run_weights_first(const Problem& problem, const Tiles& tiles, const Plan& p
                            u + panel * panel_stride + c * kPanel, plan.weight_stride);
     }
   });
-  run_tasks(parallel, parallel.threads, ceil_div(tiles.count(), plan.block), [&](int64_t task, int64_t worker) {
-    const int64_t begin = task * plan.block, end = min_of(begin + plan.block, tiles.count());
-    float *v = scratch + plan.shared + worker * plan.own, *m = v + plan.m_offset();
-    transform_tiles<T, false>(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x, v, plan.tile_stride,
-                              plan.frequency_stride);
-    for (int64_t panel = 0; panel < plan.panels; ++panel) {
-      const int64_t o = panel * kPanel;
-      multiply(tiles, begin, end, problem.out.channels - o, in, v, plan, u + panel * panel_stride, m, false);
-      finish<T>(problem, tiles, begin, end, o, m);
-    }
-  });
+  run_tasks(parallel, parallel.threads, ceil_div(tiles.count(), plan.block),
+            [&](int64_t task, int64_t worker) {
+              const int64_t begin = task * plan.block, end = min_of(begin + plan.block, tiles.count());
+              float *v = scratch + plan.shared + worker * plan.own, *m = v + plan.m_offset();
+              transform_tiles<T, false>(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x, v,
+                                        plan.tile_stride, plan.frequency_stride);
+              for (int64_t panel = 0; panel < plan.panels; ++panel) {
+                const int64_t o = panel * kPanel;
+                multiply(tiles, begin, end, problem.out.channels - o, in, v, plan, u + panel * panel_stride,
+                         m, false);
+                finish<T>(problem, tiles, begin, end, o, m);
+              }
+            });
 }
 
 template <class T>
@@ -261,7 +267,8 @@ void run_weights_last(const Problem& problem, const Tiles& tiles, const Plan& pl
     run_tasks(parallel, parallel.threads, ceil_div(pass_end - pass, kSome), [&](int64_t task, int64_t) {
       const int64_t begin = pass + task * kSome, end = min_of(begin + kSome, pass_end);
       transform_tiles<T, false>(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x,
-                                v + (begin - pass) * plan.tile_stride, plan.tile_stride, plan.frequency_stride);
+                                v + (begin - pass) * plan.tile_stride, plan.tile_stride,
+                                plan.frequency_stride);
     });
     const int64_t blocks = ceil_div(pass_end - pass, plan.block);
     run_tasks(parallel, parallel.threads, blocks * plan.panels, [&](int64_t task, int64_t worker) {
@@ -271,8 +278,8 @@ void run_weights_last(const Problem& problem, const Tiles& tiles, const Plan& pl
       for (int64_t c = 0; c < in; c += plan.depth) {
         const int64_t depth = min_of(plan.depth, in - c);
         transform_weights<T>(problem.weights, c, depth, o, u, plan.weight_stride);
-        multiply(tiles, begin, end, problem.out.channels - o, depth, v + (begin - pass) * plan.tile_stride + c, plan, u,
-                 m, c > 0);
+        multiply(tiles, begin, end, problem.out.channels - o, depth,
+                 v + (begin - pass) * plan.tile_stride + c, plan, u, m, c > 0);
       }
       finish<T>(problem, tiles, begin, end, o, m);
     });
@@ -290,9 +297,12 @@ void run(const Problem& problem, DType dtype, void* memory, const Parallel& para
                        : run_weights_last<T>(problem, tiles, plan, scratch, parallel);
   };
   switch (dtype) {
-    case DType::bf16: return typed(bf16{});
-    case DType::f16: return typed(f16{});
-    default: return typed(float{});
+    case DType::bf16:
+      return typed(bf16{});
+    case DType::f16:
+      return typed(f16{});
+    default:
+      return typed(float{});
   }
 }
 

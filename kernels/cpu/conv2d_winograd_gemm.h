@@ -1,11 +1,12 @@
-// The matrix product of one Winograd frequency: rows of transformed tiles (or channels) times a panel of channels.
+// The matrix product of one Winograd frequency: rows of transformed tiles (or channels) times a panel of
+// channels.
 //
 //   c[r][j] (+)= sum_k a(r, k) * b[k][j]        j < kPanel, two vectors
 //
-// A register block of kRows x 2 vectors: each step of k loads two vectors of b and broadcasts one float per row, so
-// that loads stay below the two per cycle that a core has, and 2 * kRows independent sums hide the latency of the fused
-// multiply-add. Every row count up to the block has its own instance, so n rows are cut into equal parts and no row is
-// computed in vain.
+// A register block of kRows x 2 vectors: each step of k loads two vectors of b and broadcasts one float per
+// row, so that loads stay below the two per cycle that a core has, and 2 * kRows independent sums hide the
+// latency of the fused multiply-add. Every row count up to the block has its own instance, so n rows are cut
+// into equal parts and no row is computed in vain.
 #pragma once
 
 #include "kernels/cpu/simd.h"
@@ -22,21 +23,22 @@ constexpr int kMaxRows = 6;  // 12 + 2 + 1 in 16
 constexpr int kMaxRows = 4;
 #endif
 
-// How the rows lie in memory: row r of step k is a[r * stride + k] (tiles times channels) or a[k * stride + r]
-// (channels times tiles).
+// How the rows lie in memory: row r of step k is a[r * stride + k] (tiles times channels) or a[k * stride +
+// r] (channels times tiles).
 enum class Rows { strided, adjacent };
 
 template <int kRows, int kVectors, Rows kLayout, bool kAdd>
 void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
                 int64_t c_stride) {
   constexpr int L = lanes<float>;
+  if constexpr (kLayout == Rows::strided) b_stride = kPanel;
   vec<float> sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v)
-      sum[r][v] = kAdd ? load(c + r * c_stride + v * L) : vec<float>{};
-  auto step = [&](const float* row0, const float* row5, const float* row10, const float* panel) __attribute__((always_inline)) {
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = vec<float>{};
+  auto step = [&](const float* row0, const float* row5, const float* row10,
+                  const float* panel) __attribute__((always_inline)) {
     vec<float> right[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) right[v] = load(panel + v * L);
@@ -73,7 +75,11 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store(c + r * c_stride + v * L, sum[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      float* to = c + r * c_stride + v * L;
+      // added at the end rather than loaded at the start: sums of parts are more accurate than one long sum
+      store(to, kAdd ? load(to) + sum[r][v] : sum[r][v]);
+    }
 }
 
 using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t);
@@ -88,8 +94,8 @@ constexpr GemmBlock gemm_block_of(int64_t rows) {
 }
 
 template <int kVectors, Rows kLayout, bool kAdd>
-void gemm_rows(int64_t rows, int64_t depth, const float* a, int64_t a_stride, const float* b, int64_t b_stride,
-               float* c, int64_t c_stride) {
+void gemm_rows(int64_t rows, int64_t depth, const float* a, int64_t a_stride, const float* b,
+               int64_t b_stride, float* c, int64_t c_stride) {
   const int64_t parts = ceil_div(rows, kMaxRows), less = rows / parts, more = rows % parts;
   const int64_t a_row = kLayout == Rows::adjacent ? 1 : a_stride;
   for (int64_t part = 0; part < parts; ++part) {

@@ -1,22 +1,23 @@
-// One-dimensional Winograd transforms F(m, 3), m = 1..4 (Toom-Cook; Lavin, Gray: "Fast Algorithms for Convolutional
-// Neural Networks", CVPR 2016), over vectors of channels.
+// One-dimensional Winograd transforms F(m, 3), m = 1..4 (Toom-Cook; Lavin, Gray: "Fast Algorithms for
+// Convolutional Neural Networks", CVPR 2016), over vectors of channels.
 //
 //   y = A^T [ (G g) * (B^T d) ]      d: m + 2 inputs, g: 3 taps, y: m outputs, m + 2 products instead of 3 m
 //
-// A polynomial product is evaluated at m + 2 points, multiplied point by point, and interpolated. The points are
+// A polynomial product is evaluated at m + 2 points, multiplied point by point, and interpolated. The points
+// are
 //
 //   0, infinity, 2/3, -2/3, 3/2, -3/2        F(m, 3) takes the first m + 2
 //
-// Why these: the error of a Winograd convolution grows with the powers p^0 .. p^3 of its points. 2/3 and 3/2 keep
-// every coefficient between 0.12 and 3.4, where the usual 1 and 2 reach 8; the result is as accurate as a direct
-// convolution in float32. Their product is 1, which makes two coefficients of B one.
+// Why these: the error of a Winograd convolution grows with the powers p^0 .. p^3 of its points. 2/3 and 3/2
+// keep every coefficient between 0.12 and 3.4, where the usual 1 and 2 reach 8; the result is as accurate as
+// a direct convolution in float32. Their product is 1, which makes two coefficients of B one.
 //
-// Why nested sets: an image's last row and column of tiles may be smaller than 4. F(m, 3) there uses a subset of the
-// same points and the same transformed weights, so a small tile just skips the frequencies it does not have, and no
-// output is computed twice or thrown away.
+// Why nested sets: an image's last row and column of tiles may be smaller than 4. F(m, 3) there uses a subset
+// of the same points and the same transformed weights, so a small tile just skips the frequencies it does not
+// have, and no output is computed twice or thrown away.
 //
-// The weight gradient correlates m outputs' gradients with the m + 2 inputs into 3 taps: F(3, m), with the same points,
-// the same B, and the transposed roles of A and G.
+// The weight gradient correlates m outputs' gradients with the m + 2 inputs into 3 taps: F(3, m), with the
+// same points, the same B, and the transposed roles of A and G.
 #pragma once
 
 #include "kernels/cpu/simd.h"
@@ -24,9 +25,9 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int kTile = 4;        // outputs per tile and dimension
-constexpr int kPoints = 6;      // inputs per tile and dimension, and points
-constexpr int kInfinity = 1;    // index of the point at infinity
+constexpr int kTile = 4;      // outputs per tile and dimension
+constexpr int kPoints = 6;    // inputs per tile and dimension, and points
+constexpr int kInfinity = 1;  // index of the point at infinity
 constexpr int kFrequencies = kPoints * kPoints;
 
 constexpr double kPointA = 2.0 / 3.0, kPointB = 3.0 / 2.0;
@@ -42,8 +43,9 @@ constexpr double lagrange(int n, int p) {
   return 1.0 / product;
 }
 
-// B^T of F(m, 3): row p holds the coefficients of prod (x - q) over the finite q != p, row infinity those of the
-// product over all. G is shared by every m, so the row is scaled from the full set's interpolation to this one's.
+// B^T of F(m, 3): row p holds the coefficients of prod (x - q) over the finite q != p, row infinity those of
+// the product over all. G is shared by every m, so the row is scaled from the full set's interpolation to
+// this one's.
 template <int kOutputs>
 struct InputMatrix {
   static constexpr int n = kOutputs + 2;
@@ -126,7 +128,8 @@ PYDL_INLINE void transform_weight_1d(const vec<float>* g, vec<float>* u) {
   u[5] = even_b - b1 * g[1];
 }
 
-// The weight gradient's two: G of F(3, m) without its factors N_p, which the sum over tiles takes once at the end ...
+// The weight gradient's two: G of F(3, m) without its factors N_p, which the sum over tiles takes once at the
+// end ...
 template <int kOutputs>
 PYDL_INLINE void transform_gradient_1d(const vec<float>* g, vec<float>* z) {
   constexpr float a = kPointA, a2 = power(kPointA, 2), a3 = power(kPointA, 3);

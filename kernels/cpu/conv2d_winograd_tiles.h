@@ -1,17 +1,19 @@
 // How images are cut into tiles, and the transforms between images and tiles.
 //
-// A tile covers 4 x 4 outputs and reads 6 x 6 inputs; the last row and column of tiles of an image cover what is left,
-// 1 to 4. Tiles are numbered by kind, so that the tiles that have a frequency are one range of numbers:
+// A tile covers 4 x 4 outputs and reads 6 x 6 inputs; the last row and column of tiles of an image cover what
+// is left, 1 to 4. Tiles are numbered by kind, so that the tiles that have a frequency are one range of
+// numbers:
 //
 //   group            0                 1                 2                 3
 //   rows x columns   4 x last          4 x 4             last x 4          last x last
 //
-//   a row frequency that the last row lacks: groups 0, 1; a column frequency that the last column lacks: groups 1, 2;
-//   both: group 1; neither: all.
+//   a row frequency that the last row lacks: groups 0, 1; a column frequency that the last column lacks:
+//   groups 1, 2; both: group 1; neither: all.
 //
-// Within a group: image, then row, then column. Images are read and written where they are, in either memory format:
-// lanes are channels, loaded directly when channels are adjacent (channels_last); otherwise a strip of rows is
-// transposed through the L1 cache on the way in and out. Padding is never stored: what lies outside is zero.
+// Within a group: image, then row, then column. Images are read and written where they are, in either memory
+// format: lanes are channels, loaded directly when channels are adjacent (channels_last); otherwise a strip
+// of rows is transposed through the L1 cache on the way in and out. Padding is never stored: what lies
+// outside is zero.
 #pragma once
 
 #include "kernels/conv2d.h"
@@ -28,9 +30,9 @@ struct Image {
 };
 
 struct Tile {
-  int64_t n, y, x;             // image, and position of its first output
-  int rows, columns;           // outputs, 1 to 4 each
-  int64_t run;                 // how many tiles from this one on are adjacent in a row of the image and alike
+  int64_t n, y, x;    // image, and position of its first output
+  int rows, columns;  // outputs, 1 to 4 each
+  int64_t run;        // how many tiles from this one on are adjacent in a row of the image and alike
 };
 
 struct Tiles {
@@ -73,7 +75,8 @@ struct Tiles {
   void range(int i, int j, int64_t begin, int64_t end, int64_t& first, int64_t& last) const {
     const bool all_rows = i < last_row + 2, all_columns = j < last_column + 2;
     first = max_of(all_columns ? 0 : start[1], begin) - begin;
-    last = min_of(all_columns ? (all_rows ? start[4] : start[2]) : (all_rows ? start[3] : start[2]), end) - begin;
+    last = min_of(all_columns ? (all_rows ? start[4] : start[2]) : (all_rows ? start[3] : start[2]), end) -
+           begin;
   }
 };
 
@@ -85,15 +88,19 @@ struct Size {
 template <class F>
 PYDL_INLINE void with_size(int size, const F& body) {  // size as a constant
   switch (size) {
-    case 1: return body(Size<1>{});
-    case 2: return body(Size<2>{});
-    case 3: return body(Size<3>{});
-    default: return body(Size<4>{});
+    case 1:
+      return body(Size<1>{});
+    case 2:
+      return body(Size<2>{});
+    case 3:
+      return body(Size<3>{});
+    default:
+      return body(Size<4>{});
   }
 }
 
-// V = B^T d B of one tile and one vector of channels: d(i, j) at from + i * row + j * column, rows + 2 by columns + 2
-// of them; frequency (i, j) goes to to + (6 i + j) * stride.
+// V = B^T d B of one tile and one vector of channels: d(i, j) at from + i * row + j * column, rows + 2 by
+// columns + 2 of them; frequency (i, j) goes to to + (6 i + j) * stride.
 template <class T>
 PYDL_INLINE void transform_input(const T* from, int64_t row, int64_t column, int rows, int columns, float* to,
                                  int64_t stride) {
@@ -122,8 +129,8 @@ PYDL_INLINE void transform_input(const T* from, int64_t row, int64_t column, int
 
 // Z = G g G^T of one tile of output gradients (F(3, m), without the factors N_p), laid out as above.
 template <class T>
-PYDL_INLINE void transform_gradient(const T* from, int64_t row, int64_t column, int rows, int columns, float* to,
-                                    int64_t stride) {
+PYDL_INLINE void transform_gradient(const T* from, int64_t row, int64_t column, int rows, int columns,
+                                    float* to, int64_t stride) {
   vec<float> half[kTile][kPoints];
   with_size(rows, [&](auto size) __attribute__((always_inline)) {
     constexpr int m = decltype(size)::value;
@@ -177,14 +184,15 @@ constexpr int kStripTiles = 14;  // widest strip: 6 x 58 pixels of a vector of c
 constexpr int kStripColumns = kStripTiles * kTile + 2;
 constexpr int kStripFloats = kPoints * kStripColumns * lanes<float>;
 
-// Copies rows x columns pixels from (y, x) of image n, channels [c, c + count), into strip[rows][columns][lanes],
-// with zeros outside the image and in the lanes beyond count.
+// Copies rows x columns pixels from (y, x) of image n, channels [c, c + count), into
+// strip[rows][columns][lanes], with zeros outside the image and in the lanes beyond count.
 template <class T>
 void load_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t y, int64_t x, int64_t rows,
                 int64_t columns, float* strip) {
   constexpr int L = lanes<float>;
   const T* base = static_cast<const T*>(image.data) + n * image.batch + c * image.channel;
-  const int64_t first = min_of(max_of(0, -x), columns), last = max_of(first, min_of(columns, image.width - x));
+  const int64_t first = min_of(max_of(0, -x), columns),
+                last = max_of(first, min_of(columns, image.width - x));
   for (int64_t i = 0; i < rows; ++i, strip += columns * L) {
     const bool inside = y + i >= 0 && y + i < image.height && first < last;
     const int64_t begin = inside ? first : columns, end = inside ? last : columns;
@@ -213,7 +221,8 @@ void store_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_
                  int64_t columns, const float* strip) {
   constexpr int L = lanes<float>;
   for (int64_t i = 0; i < rows; ++i, strip += columns * L) {
-    T* to = static_cast<T*>(image.data) + n * image.batch + c * image.channel + (y + i) * image.row + x * image.column;
+    T* to = static_cast<T*>(image.data) + n * image.batch + c * image.channel + (y + i) * image.row +
+            x * image.column;
     if (image.channel == 1) {
       for (int64_t j = 0; j < columns; ++j) store_n(to + j * image.column, load(strip + j * L), count);
     } else if (image.column == 1) {
@@ -226,11 +235,11 @@ void store_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_
   }
 }
 
-// Transforms tiles [begin, end), all channels, into to[tile - begin][frequency][channel]. kGradient: the tile's own
-// pixels by G (weight gradient) instead of its inputs by B^T.
+// Transforms tiles [begin, end), all channels, into to[tile - begin][frequency][channel]. kGradient: the
+// tile's own pixels by G (weight gradient) instead of its inputs by B^T.
 template <class T, bool kGradient>
-void transform_tiles(const Image& image, const Tiles& tiles, int64_t begin, int64_t end, int64_t pad_y, int64_t pad_x,
-                     float* to, int64_t tile_stride, int64_t frequency_stride) {
+void transform_tiles(const Image& image, const Tiles& tiles, int64_t begin, int64_t end, int64_t pad_y,
+                     int64_t pad_x, float* to, int64_t tile_stride, int64_t frequency_stride) {
   constexpr int L = lanes<float>, kHalo = kGradient ? 0 : 2;
   alignas(64) float strip[kStripFloats];
   auto transform = [&](auto from, int64_t row, int64_t column, const Tile& tile, float* v) {
@@ -244,10 +253,12 @@ void transform_tiles(const Image& image, const Tiles& tiles, int64_t begin, int6
     const int64_t y = tile.y - pad_y, x = tile.x - pad_x, height = tile.rows + kHalo;
     const bool rows_inside = y >= 0 && y + height <= image.height;
     // tiles inside the image are read where they are when channels are adjacent
-    const bool direct = image.channel == 1 && rows_inside && x >= 0 && x + tile.columns + kHalo <= image.width;
+    const bool direct =
+        image.channel == 1 && rows_inside && x >= 0 && x + tile.columns + kHalo <= image.width;
     const int64_t run = min_of(min_of(tile.run, end - index), image.channel == 1 ? 1 : kStripTiles);
     const int64_t width = (run - 1) * kTile + tile.columns + kHalo;
-    const T* from = static_cast<const T*>(image.data) + tile.n * image.batch + y * image.row + x * image.column;
+    const T* from =
+        static_cast<const T*>(image.data) + tile.n * image.batch + y * image.row + x * image.column;
     for (int64_t c = 0; c < image.channels; c += L) {
       const int64_t count = min_of(L, image.channels - c);
       float* v = to + (index - begin) * tile_stride + c;

@@ -1,6 +1,6 @@
-// Transposition of square blocks in registers, for kernels whose lanes are channels and whose memory is NCHW (and the
-// other way round). As many rows as a vector of floats has lanes; half types are widened on the way in and rounded on
-// the way out.
+// Transposition of square blocks in registers, for kernels whose lanes are channels and whose memory is NCHW
+// (and the other way round). As many rows as a vector of floats has lanes; half types are widened on the way
+// in and rounded on the way out.
 #pragma once
 
 #include "kernels/cpu/simd.h"
@@ -27,8 +27,10 @@ PYDL_INLINE void transpose(vec<float> (&row)[16]) {
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {  // gather the 16-byte pieces of one column: 8 rows, then 16
-    const __m512 p = _mm512_shuffle_f32x4(b[i], b[4 + i], 0x88), q = _mm512_shuffle_f32x4(b[i], b[4 + i], 0xdd);
-    const __m512 r = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0x88), s = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0xdd);
+    const __m512 p = _mm512_shuffle_f32x4(b[i], b[4 + i], 0x88),
+                 q = _mm512_shuffle_f32x4(b[i], b[4 + i], 0xdd);
+    const __m512 r = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0x88),
+                 s = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0xdd);
     row[i] = (vec<float>)_mm512_shuffle_f32x4(p, r, 0x88);
     row[4 + i] = (vec<float>)_mm512_shuffle_f32x4(q, s, 0x88);
     row[8 + i] = (vec<float>)_mm512_shuffle_f32x4(p, r, 0xdd);
@@ -67,9 +69,11 @@ PYDL_INLINE void transpose(vec<float> (&row)[lanes<float>]) {
 }
 #endif
 
-// to[j * to_stride + i] = from[i * from_stride + j] for i < rows <= lanes, j < columns; lanes beyond rows become zero.
+// to[j * to_stride + i] = from[i * from_stride + j] for i < rows <= lanes, j < columns; lanes beyond rows
+// become zero.
 template <class T>
-void transpose_in(const T* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+void transpose_in(const T* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
+                  int64_t to_stride) {
   constexpr int L = lanes<float>;
   for (int64_t first = 0; first < columns; first += L) {
     const int64_t n = min_of(L, columns - first);
@@ -81,17 +85,19 @@ void transpose_in(const T* from, int64_t from_stride, int64_t rows, int64_t colu
 #pragma GCC unroll 16
       for (int j = 0; j < L; ++j) store(to + (first + j) * to_stride, block[j]);
     } else {
-      for (int i = 0; i < L; ++i) block[i] = i < rows ? load_n(from + i * from_stride + first, n) : vec<float>{};
+      for (int i = 0; i < L; ++i)
+        block[i] = i < rows ? load_n(from + i * from_stride + first, n) : vec<float>{};
       transpose(block);
       for (int j = 0; j < n; ++j) store(to + (first + j) * to_stride, block[j]);
     }
   }
 }
 
-// The way back: to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < columns <= lanes. Reads whole
-// vectors of `from`.
+// The way back: to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < columns <= lanes. Reads
+// whole vectors of `from`.
 template <class T>
-void transpose_out(const float* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
+void transpose_out(const float* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+                   int64_t to_stride) {
   constexpr int L = lanes<float>;
   for (int64_t first = 0; first < rows; first += L) {
     const int64_t n = min_of(L, rows - first);
