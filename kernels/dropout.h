@@ -3,8 +3,9 @@
 //   output[i] = keep(i / share) ? input[i] / (1 - p) : 0
 //   keep(j)   = word j mod 4 of Philox4x32-10(key = seed, counter = j / 4)  >=  round(p * 2^32)
 //
-// i is the row-major logical index, whatever the strides. share is 1, or for dropout1d/2d/3d the number of elements of
-// a channel, which live or die together. No mask is stored: the backward is the same function of the gradient.
+// i is the row-major logical index, whatever the strides. share is 1, or for dropout1d/2d/3d the number of
+// elements of a channel, which live or die together. No mask is stored: the backward is the same function of
+// the gradient.
 #pragma once
 
 #include "kernels/common.h"
@@ -19,14 +20,15 @@ struct DropoutParams {
   const void* input;
   void* output;
   int64_t numel;
-  int64_t share;
   uint64_t seed;
   uint64_t threshold;  // round(p * 2^32), in [0, 2^32]
   double scale;        // 1 / (1 - p), or 0 for p = 1
 
-  // 1 dimension of stride 1 in both is the fast path; strides count elements, outermost dimension first
+  // Outermost dimension first; strides count elements. index_stride is what one step adds to j = i / share:
+  // row-major over the dimensions that decide, 0 for those that share a decision. The output is dense: one of
+  // its strides is 1.
   int dims;
-  int64_t size[max_dims], input_stride[max_dims], output_stride[max_dims];
+  int64_t size[max_dims], input_stride[max_dims], output_stride[max_dims], index_stride[max_dims];
 };
 
 namespace cpu {

@@ -5,7 +5,15 @@
 >>> print(pydl.report(net))     # which kernel serves which layer
 """
 
+from importlib.util import find_spec as _find_spec
+
 import torch  # noqa: F401  (loads the libraries that pydl._C links to)
+
+if _find_spec("pydl._C") is None:
+    raise ImportError(
+        "pydl was imported from its source folder, where nothing is compiled; "
+        "start Python in another folder, or install with: pip install -e ."
+    )
 
 from pydl import backend, functional
 

@@ -21,6 +21,7 @@
 // Never stored: padding, M of more than one panel, reordered weights or images.
 #include "kernels/conv2d.h"
 
+#include "kernels/cpu/conv2d_algorithms.h"
 #include "kernels/cpu/conv2d_winograd_gemm.h"
 #include "kernels/cpu/conv2d_winograd_tasks.h"
 #include "kernels/cpu/conv2d_winograd_tiles.h"

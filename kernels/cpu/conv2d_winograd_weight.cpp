@@ -15,6 +15,7 @@
 // on the number of threads. Never stored: padding, reordered images.
 #include "kernels/conv2d.h"
 
+#include "kernels/cpu/conv2d_algorithms.h"
 #include "kernels/cpu/conv2d_winograd_gemm.h"
 #include "kernels/cpu/conv2d_winograd_tasks.h"
 #include "kernels/cpu/conv2d_winograd_tiles.h"
