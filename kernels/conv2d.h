@@ -8,13 +8,8 @@
 //   grad_weight[o,i,r,s] = sum_{n,y,x} grad_output[n,o,y,x] * input[...]
 //   grad_bias  [o]       = sum_{n,y,x} grad_output[n,o,y,x]
 //
-<<<<<<< HEAD
 // I = in_channels / groups. Padding is never materialised for a whole tensor. One struct serves every pass:
 // each reads the tensors it needs and writes the others.
-=======
-// I = in_channels / groups. Padding is never materialised. One struct serves the three passes: each reads the
-// two tensors it needs and writes the third.
->>>>>>> main
 #pragma once
 
 #include "kernels/common.h"
