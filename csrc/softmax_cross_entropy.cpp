@@ -91,7 +91,7 @@ Reduction reduction_of(int64_t reduction) {
   return static_cast<Reduction>(reduction);
 }
 
-// Sizes of lse, and of the output without reduction: the input's without the classes.
+// Sizes of the output without reduction: the input's without the classes.
 std::vector<int64_t> row_sizes(const Tensor& input) {
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d < input.dim(); ++d)
@@ -182,7 +182,7 @@ Params params_of(const Tensor& input, const Tensor& target, const MaybeTensor& w
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
-// -> output, lse (float64, one for each row), denominator (float64, one element; what mean divides by).
+// -> output, norm (2, *rows: max and log_sum of each row), denominator (float64, one element; what mean divides by).
 // float_output: the loss of half inputs in float32, as under autocast.
 Outputs forward(const Tensor& input, const Tensor& target, const MaybeTensor& weight, int64_t reduction,
                 int64_t ignore_index, double label_smoothing, double z_loss, bool float_output) {
@@ -192,9 +192,12 @@ Outputs forward(const Tensor& input, const Tensor& target, const MaybeTensor& we
   p.output_dtype = float_output && p.dtype != DType::f64 ? DType::f32 : p.dtype;
   const std::vector<int64_t> rows = row_sizes(input);
   Tensor output = empty(input, type, p.reduction == Reduction::none ? rows : std::vector<int64_t>{});
-  Tensor lse = empty(input, ScalarType::Double, rows), denominator = empty(input, ScalarType::Double, {});
+  std::vector<int64_t> norm_sizes = rows;
+  norm_sizes.insert(norm_sizes.begin(), 2);
+  Tensor norm = empty(input, accumulate_type(input.scalar_type()), norm_sizes);
+  Tensor denominator = empty(input, ScalarType::Double, {});
   p.output = output.mutable_data_ptr();
-  p.lse = static_cast<double*>(lse.mutable_data_ptr());
+  p.norm = norm.mutable_data_ptr();
   p.denominator = static_cast<double*>(denominator.mutable_data_ptr());
   const Parallel threads = torch_threads();
   Scratch scratch;
@@ -202,33 +205,34 @@ Outputs forward(const Tensor& input, const Tensor& target, const MaybeTensor& we
   const SoftmaxCrossEntropyStatus status = PYDL_CPU_CALL(softmax_cross_entropy_forward)(p, threads);
   PYDL_CHECK_INDEX(status.ok, "cross_entropy: expected target to be in [0, ", p.classes, ") or ignore_index (",
                    ignore_index, "), got ", status.bad_target);
-  return {output, lse, denominator};
+  return {output, norm, denominator};
 }
 
-void check_saved(const Params& p, const Tensor& grad_output, const Tensor& lse, const Tensor& denominator) {
+void check_saved(const Params& p, const Tensor& grad_output, const Tensor& norm, const Tensor& denominator) {
   PYDL_CHECK(grad_output.numel() == (p.reduction == Reduction::none ? p.rows : 1),
              "cross_entropy: expected grad_output to be of the output's shape, got ", shape_of(grad_output));
-  PYDL_CHECK(lse.scalar_type() == ScalarType::Double && lse.numel() == p.rows && lse.is_contiguous() &&
+  PYDL_CHECK(norm.scalar_type() == scalar_type_of(p.dtype == DType::f64 ? DType::f64 : DType::f32) &&
+                 norm.numel() == 2 * p.rows && norm.is_contiguous() &&
                  denominator.scalar_type() == ScalarType::Double && denominator.numel() == 1,
-             "cross_entropy: expected lse and denominator to be what forward returned, got shapes ", shape_of(lse),
+             "cross_entropy: expected norm and denominator to be what forward returned, got shapes ", shape_of(norm),
              " and ", shape_of(denominator));
 }
 
-void set_saved(Params& p, const Tensor& grad_output, const Tensor& lse, const Tensor& denominator) {
+void set_saved(Params& p, const Tensor& grad_output, const Tensor& norm, const Tensor& denominator) {
   p.output_dtype = dtype_of("cross_entropy", grad_output);
-  check_saved(p, grad_output, lse, denominator);
+  check_saved(p, grad_output, norm, denominator);
   p.grad_output = grad_output.const_data_ptr();
-  p.lse = static_cast<double*>(const_cast<void*>(lse.const_data_ptr()));  // read only in a backward
+  p.norm = const_cast<void*>(norm.const_data_ptr());  // read only in a backward
   p.denominator = static_cast<double*>(const_cast<void*>(denominator.const_data_ptr()));
 }
 
 Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target, const MaybeTensor& weight,
-                const Tensor& lse, const Tensor& denominator, int64_t reduction, int64_t ignore_index,
+                const Tensor& norm, const Tensor& denominator, int64_t reduction, int64_t ignore_index,
                 double label_smoothing, double z_loss) {
   Tensor grad_input = torch::stable::empty_like(input);
   Params p = params_of(input, target, weight, &grad_input, &grad_output, reduction, ignore_index, label_smoothing,
                        z_loss);
-  set_saved(p, grad_output, lse, denominator);
+  set_saved(p, grad_output, norm, denominator);
   p.grad_input = grad_input.mutable_data_ptr();
   const Parallel threads = torch_threads();
   Scratch scratch;
@@ -239,14 +243,14 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
 
 // The gradient of class probabilities.
 Tensor backward_target(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                       const MaybeTensor& weight, const Tensor& lse, const Tensor& denominator, int64_t reduction,
+                       const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator, int64_t reduction,
                        double label_smoothing) {
   Tensor grad_target = torch::stable::empty_like(target);
   Params p =
       params_of(input, target, weight, &grad_target, &grad_output, reduction, /*ignore_index=*/-100, label_smoothing, 0);
   PYDL_CHECK(p.probabilities, "cross_entropy: expected target to be class probabilities, got shape ",
              shape_of(target));
-  set_saved(p, grad_output, lse, denominator);
+  set_saved(p, grad_output, norm, denominator);
   p.grad_target = grad_target.mutable_data_ptr();
   PYDL_CPU_CALL(softmax_cross_entropy_backward_target)(p, torch_threads());
   return grad_target;

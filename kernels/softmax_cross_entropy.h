@@ -12,8 +12,9 @@
 //   grad_target_c = g (1 - s) w_c (lse - x_c)
 //
 // s is label_smoothing, w the class weights (1 without), g the row's gradient (over the denominator for mean). An
-// ignored row has loss 0 and gradient 0 whatever its logits hold. No softmax is stored: lse is, in double, since at
-// logits of 1e4 the last place of a float would be an error of 1e-3 in every gradient.
+// ignored row has loss 0 and gradient 0 whatever its logits hold. No softmax is stored: lse is, as the two numbers it is
+// the sum of, max = max_c x_c and log_sum = log sum_c exp(x_c - max). Added up they would lose places: at logits of 1e4
+// the last place of a float is 1e-3, which would be the relative error of every gradient.
 #pragma once
 
 #include "kernels/common.h"
@@ -38,7 +39,7 @@ struct SoftmaxCrossEntropyParams {
   const void* target;  // int64 classes, or probabilities
   const void* weight;  // acc_t<input>[classes], contiguous, or null
   void* output;        // reduction none: [rows] contiguous; else one element
-  double* lse;         // [rows] contiguous
+  void* norm;          // acc_t<input>[2][rows]: max and log_sum of each row
   double* denominator;      // one element, written by forward and read by backward; mean only
   const void* grad_output;  // as output, with strides; may be 0
   void* grad_input;         // backward; in forward null, or where to leave the gradient for grad_output = 1

@@ -81,7 +81,7 @@ def compare(input, target, scale=1.0, **options):
         assert grad.dtype == tensor.dtype
         assert grad.shape == tensor.shape
         assert_close(grad, expected_grad, input.dtype, scale)
-    assert torch.equal(input.detach(), before)  # logits survive
+    torch.testing.assert_close(input.detach(), before, rtol=0, atol=0, equal_nan=True)  # logits survive
     return loss
 
 
@@ -280,9 +280,10 @@ def test_exp_and_log_over_their_range(device):
         target = torch.zeros(len(x), dtype=torch.int64, device=device)
         (grad,) = torch.autograd.grad(pf.cross_entropy(input, target, reduction="sum"), input)
         expected = torch.exp(-x.double()) / (1 + torch.exp(-x.double()))
-        bound = 4 * torch.finfo(dtype).eps
+        # exp itself, and the rounding of its argument -x - log(1 + exp(-x))
+        bound = (2 + x.double().clamp(max=20) / 2) * torch.finfo(dtype).eps
         relative = ((grad[:, 1].double() - expected) / expected).abs()
-        assert relative.max() < bound, (dtype, float(relative.max()))
+        assert (relative < bound).all(), (dtype, float((relative / bound).max()))
     # logarithms of whole numbers: C equal logits have loss log C
     for classes in (1, 2, 3, 5, 1000, 65537):
         loss = pf.cross_entropy(torch.zeros(1, classes, device=device), torch.zeros(1, dtype=torch.int64, device=device))
@@ -459,10 +460,10 @@ def test_double_backward_unbatched():
 
 def test_derivative_of_the_backward_op_is_refused():
     input, target = make((3, 5), "classes")
-    _, lse, denominator = torch.ops.pydl.softmax_cross_entropy_forward(input, target, None, 1, -100, 0.0, 0.0)
+    _, norm, denominator = torch.ops.pydl.softmax_cross_entropy_forward(input, target, None, 1, -100, 0.0, 0.0)
     upstream = torch.ones((), requires_grad=True)
     grad = torch.ops.pydl.softmax_cross_entropy_backward(
-        upstream, input, target, None, lse, denominator, 1, -100, 0.0, 0.0
+        upstream, input, target, None, norm, denominator, 1, -100, 0.0, 0.0
     )
     with pytest.raises(RuntimeError, match="create_graph=True through cross_entropy"):
         grad.sum().backward()
@@ -480,8 +481,8 @@ def test_opcheck(kind, shape):
         options = (reduction, -100, 0.1, 0.01)
         args = (input, target, torch.rand(5), *options, False)
         torch.library.opcheck(torch.ops.pydl.softmax_cross_entropy_forward, args)
-        output, lse, denominator = torch.ops.pydl.softmax_cross_entropy_forward(*args)
-        saved = (torch.ones_like(output).detach(), input.detach(), target.detach(), None, lse, denominator)
+        output, norm, denominator = torch.ops.pydl.softmax_cross_entropy_forward(*args)
+        saved = (torch.ones_like(output).detach(), input.detach(), target.detach(), None, norm, denominator)
         torch.library.opcheck(torch.ops.pydl.softmax_cross_entropy_backward, (*saved, *options))
         if kind == "probabilities":
             torch.library.opcheck(torch.ops.pydl.softmax_cross_entropy_backward_target, (*saved, reduction, 0.1))

@@ -83,38 +83,48 @@ struct CallConstants {
   }
 };
 
-// The log-sum-exp of a row in the two forms its users need.
+// The log-sum-exp of a row as the sum of two: (x - max) - log_sum loses nothing of x - lse.
 template <class A>
 struct RowNorm {
-  double lse;
-  A high, low;  // lse as a sum: (x - high) - low loses nothing of x - lse
-
-  RowNorm() = default;
-  explicit RowNorm(double value) : lse(value), high(static_cast<A>(value)) {
-    low = static_cast<A>(value - static_cast<double>(high));
-    if (!(low == low)) low = 0;  // inf - inf: high says it all
-  }
+  A max, log_sum;
+  A lse() const { return max + log_sum; }
 };
+template <class A>
+static inline RowNorm<A> read_norm(const SoftmaxCrossEntropyParams& p, int64_t row) {
+  const A* norm = static_cast<const A*>(p.norm);
+  return {norm[row], norm[p.rows + row]};
+}
+template <class A>
+static inline void put_norm(const SoftmaxCrossEntropyParams& p, int64_t row, RowNorm<A> norm) {
+  static_cast<A*>(p.norm)[row] = norm.max;
+  static_cast<A*>(p.norm)[p.rows + row] = norm.log_sum;
+}
 
-// grad_input_c = softmax * exp(x_c - lse) - constant * (w_c or q_c) - (c == target ? one_hot : 0)
+// grad_input_c = softmax * exp(x_c - lse) - grad_output * q_c - (c == target ? one_hot : 0), q_c without the class
+// index's own part
 template <class A>
 struct GradientTerms {
-  A softmax, constant, one_hot;
+  A softmax, grad_output, one_hot;
 };
 
+// z_loss lse^2 and its derivative
 template <class A>
-static inline GradientTerms<A> class_terms(const CallConstants<A>& k, A w, double lse, A g) {
+static inline A z_term(const CallConstants<A>& k, A lse) {
+  return k.z_loss != 0 ? k.z_loss * lse * lse : A(0);
+}
+template <class A>
+static inline A z_slope(const CallConstants<A>& k, A lse) {
+  return k.z_loss != 0 ? 2 * k.z_loss * lse : A(0);
+}
+
+template <class A>
+static inline GradientTerms<A> class_terms(const CallConstants<A>& k, A w, A lse, A g) {
   const A hit = k.hit * w;
-  return {g * (hit + k.smooth * k.weight_sum + 2 * k.z_loss * static_cast<A>(k.z_loss != 0 ? lse : 0)), g * k.smooth,
-          g * hit};
+  return {g * (hit + k.smooth * k.weight_sum + z_slope(k, lse)), g, g * hit};
 }
 template <class A>
-static inline GradientTerms<A> probability_terms(const CallConstants<A>& k, A total, double lse, A g) {
-  return {g * (total + 2 * k.z_loss * static_cast<A>(k.z_loss != 0 ? lse : 0)), g, A(0)};
-}
-template <class A>
-static inline A z_term(const CallConstants<A>& k, double lse) {
-  return k.z_loss != 0 ? k.z_loss * static_cast<A>(lse * lse) : A(0);
+static inline GradientTerms<A> probability_terms(const CallConstants<A>& k, A total, A lse, A g) {
+  return {g * (total + z_slope(k, lse)), g, A(0)};
 }
 
 // Scratch: losses of the rows (unless they are the output), then one TargetCount per block of targets, then the

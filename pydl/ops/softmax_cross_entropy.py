@@ -1,6 +1,6 @@
 """Softmax cross entropy (d2l "Softmax Regression"), with label smoothing (Szegedy et al., CVPR 2016) and z-loss (PaLM).
 
-The forward keeps one number per row, the log-sum-exp; the backward makes the softmax again from it and the logits, so
+The forward keeps two numbers per row, whose sum is the log-sum-exp; the backward makes the softmax again from it and the logits, so
 that no tensor of the logits' size is stored. The reduction happens inside the op, in a fixed order.
 """
 
@@ -12,22 +12,22 @@ from pydl import backend
 from pydl.ops import _library
 
 # reduction: torch's numbers, 0 none, 1 mean, 2 sum. weight is in the dtype that sums are kept in (float32, or float64
-# for float64 input). float_output: the loss of half inputs in float32, as under autocast. lse is float64, one for each
-# row; denominator is float64, what the mean divides by.
+# for float64 input). float_output: the loss of half inputs in float32, as under autocast. norm (2, *rows) holds max
+# and log Σ exp(x - max) of each row, in the dtype of the sums; denominator (float64) is what the mean divides by.
 _library.define(
     "softmax_cross_entropy_forward",
     "(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing, "
-    "float z_loss, bool float_output=False) -> (Tensor output, Tensor lse, Tensor denominator)",
+    "float z_loss, bool float_output=False) -> (Tensor output, Tensor norm, Tensor denominator)",
 )
 _library.define(
     "softmax_cross_entropy_backward",
-    "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor lse, Tensor denominator, int reduction, "
+    "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor norm, Tensor denominator, int reduction, "
     "int ignore_index, float label_smoothing, float z_loss) -> Tensor",
 )
 # The gradient of class probabilities.
 _library.define(
     "softmax_cross_entropy_backward_target",
-    "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor lse, Tensor denominator, int reduction, "
+    "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor norm, Tensor denominator, int reduction, "
     "float label_smoothing) -> Tensor",
 )
 
@@ -37,7 +37,7 @@ def _(input, target, weight, reduction, ignore_index, label_smoothing, z_loss, f
     rows = _row_sizes(input)
     dtype = torch.float32 if float_output and input.dtype != torch.float64 else input.dtype
     output = input.new_empty(rows if reduction == 0 else (), dtype=dtype)
-    return output, input.new_empty(rows, dtype=torch.float64), input.new_empty((), dtype=torch.float64)
+    return output, input.new_empty((2, *rows), dtype=_kept(input.dtype)), input.new_empty((), dtype=torch.float64)
 
 
 @_library.fake("softmax_cross_entropy_backward")
@@ -50,6 +50,11 @@ def _(grad_output, input, target, *_):
     return torch.empty_like(target)
 
 
+def _kept(dtype):
+    """The dtype that sums are kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _row_sizes(input):
     """The input's sizes without its classes."""
     return input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
@@ -57,14 +62,14 @@ def _row_sizes(input):
 
 def _setup_context(ctx, inputs, output):
     input, target, weight, ctx.reduction, ctx.ignore_index, ctx.label_smoothing, ctx.z_loss, _ = inputs
-    _, lse, denominator = output
-    ctx.mark_non_differentiable(lse, denominator)
+    _, norm, denominator = output
+    ctx.mark_non_differentiable(norm, denominator)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, target, weight, lse, denominator)
+    ctx.save_for_backward(input, target, weight, norm, denominator)
 
 
 def _backward(ops, ctx, grad_output, *_):
-    input, target, weight, lse, denominator = ctx.saved_tensors
+    input, target, weight, norm, denominator = ctx.saved_tensors
     needs_input, needs_target = ctx.needs_input_grad[:2]
     grad_input = grad_target = None
     if grad_output is None:
@@ -78,7 +83,7 @@ def _backward(ops, ctx, grad_output, *_):
                 input,
                 target,
                 weight,
-                lse,
+                norm,
                 denominator,
                 ctx.reduction,
                 ctx.ignore_index,
@@ -87,7 +92,7 @@ def _backward(ops, ctx, grad_output, *_):
             )
         if needs_target:
             grad_target = ops.softmax_cross_entropy_backward_target(
-                grad_output, input, target, weight, lse, denominator, ctx.reduction, ctx.label_smoothing
+                grad_output, input, target, weight, norm, denominator, ctx.reduction, ctx.label_smoothing
             )
     return grad_input, grad_target, None, None, None, None, None, None
 
@@ -95,7 +100,7 @@ def _backward(ops, ctx, grad_output, *_):
 def _differentiable_backward(ctx, grad_output, input, target, weight):
     """The formulas of kernels/softmax_cross_entropy.h in torch's own functions, which autograd can follow further."""
     dim = 0 if input.dim() == 1 else 1
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    dtype = _kept(input.dtype)
     classes = input.shape[dim]
     x = input.to(dtype)
     w = 1.0 if weight is None else weight.view([-1 if d == dim else 1 for d in range(input.dim())])
@@ -215,7 +220,7 @@ def _class_weight(input, weight, autocast):
         raise RuntimeError(
             "cross_entropy: expected weight to need no gradient for class indices, got requires_grad=True"
         )
-    return weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32).contiguous()
+    return weight.to(_kept(input.dtype)).contiguous()
 
 
 def _with_probabilities(input, target, weight, ignore_index, label_smoothing, float_output):
@@ -238,11 +243,10 @@ def _with_probabilities(input, target, weight, ignore_index, label_smoothing, fl
         input = input.to(common)
     elif common == torch.float32:
         float_output = True  # half logits stay as they are
-    kept = torch.float64 if common == torch.float64 else torch.float32
     if target.dtype != input.dtype:
-        target = target.to(kept)
+        target = target.to(_kept(common))
     if weight is not None:
-        weight = weight.to(kept).contiguous()
+        weight = weight.to(_kept(common)).contiguous()
     return input, target, weight, label_smoothing, float_output
 
 
