@@ -49,7 +49,8 @@ bool check(const Tensor& input, const Tensor& target, const MaybeTensor& weight,
   const bool probabilities = same_shape();
   if (probabilities) {
     PYDL_CHECK(is_probability_type(target.scalar_type()),
-               "cross_entropy: expected target of input's shape to be class probabilities of a floating point dtype, "
+               "cross_entropy: expected target of input's shape to be class probabilities of a floating "
+               "point dtype, "
                "got scalar type ",
                static_cast<int>(target.scalar_type()));
   } else if (dim == 1) {
@@ -64,30 +65,32 @@ bool check(const Tensor& input, const Tensor& target, const MaybeTensor& weight,
       return text + ")";
     };
     const bool batches = target.dim() > 0 && target.size(0) == input.size(0);
-    PYDL_CHECK_VALUE(batches, "cross_entropy: expected target to be of shape ", expected(), " or ", shape_of(input),
-                     ", got ", shape_of(target));
+    PYDL_CHECK_VALUE(batches, "cross_entropy: expected target to be of shape ", expected(), " or ",
+                     shape_of(input), ", got ", shape_of(target));
     bool same = target.dim() == dim - 1;
     for (int64_t d = 1; same && d < dim - 1; ++d) same = target.size(d) == input.size(d + 1);
-    PYDL_CHECK(same, "cross_entropy: expected target to be of shape ", expected(), " or ", shape_of(input), ", got ",
-               shape_of(target));
+    PYDL_CHECK(same, "cross_entropy: expected target to be of shape ", expected(), " or ", shape_of(input),
+               ", got ", shape_of(target));
   }
   if (!probabilities)
     PYDL_CHECK(target.scalar_type() == ScalarType::Long,
                "cross_entropy: expected target dtype to be int64 or uint8, got scalar type ",
                static_cast<int>(target.scalar_type()));
   if (weight) {
-    PYDL_CHECK(weight->dim() == 1 && weight->size(0) == classes, "cross_entropy: expected weight to be of shape (",
-               classes, "), one for each class, got ", shape_of(*weight));
+    PYDL_CHECK(weight->dim() == 1 && weight->size(0) == classes,
+               "cross_entropy: expected weight to be of shape (", classes, "), one for each class, got ",
+               shape_of(*weight));
     PYDL_CHECK(weight->scalar_type() == accumulate_type(input.scalar_type()) && weight->is_contiguous(),
-               "cross_entropy: expected weight to be contiguous, of the dtype that sums are kept in, got scalar type ",
+               "cross_entropy: expected weight to be contiguous, of the dtype that sums are kept in, got "
+               "scalar type ",
                static_cast<int>(weight->scalar_type()));
   }
   return probabilities;
 }
 
 Reduction reduction_of(int64_t reduction) {
-  PYDL_CHECK_VALUE(reduction >= 0 && reduction <= 2, "cross_entropy: expected reduction to be 0, 1 or 2, got ",
-                   reduction);
+  PYDL_CHECK_VALUE(reduction >= 0 && reduction <= 2,
+                   "cross_entropy: expected reduction to be 0, 1 or 2, got ", reduction);
   return static_cast<Reduction>(reduction);
 }
 
@@ -109,10 +112,11 @@ Params params_of(const Tensor& input, const Tensor& target, const MaybeTensor& w
   p.target_dtype = p.dtype;
   if (p.probabilities) {
     p.target_dtype = dtype_of("cross_entropy", target);
-    PYDL_CHECK(p.target_dtype == p.dtype || (p.target_dtype == DType::f32 && p.dtype != DType::f64),
-               "cross_entropy: expected probabilities to be of input's dtype, or float32 for half types, got scalar "
-               "type ",
-               static_cast<int>(target.scalar_type()));
+    PYDL_CHECK(
+        p.target_dtype == p.dtype || (p.target_dtype == DType::f32 && p.dtype != DType::f64),
+        "cross_entropy: expected probabilities to be of input's dtype, or float32 for half types, got scalar "
+        "type ",
+        static_cast<int>(target.scalar_type()));
   }
   p.reduction = reduction_of(reduction);
   p.ignore_index = ignore_index;
@@ -135,7 +139,8 @@ Params params_of(const Tensor& input, const Tensor& target, const MaybeTensor& w
     int64_t size, row, input, target, grad, grad_output;
   };
   constexpr int64_t kMost = 64;
-  PYDL_CHECK(dim <= kMost, "cross_entropy: expected input to be of at most ", kMost, " dimensions, got ", dim);
+  PYDL_CHECK(dim <= kMost, "cross_entropy: expected input to be of at most ", kMost, " dimensions, got ",
+             dim);
   Dim dims[kMost];
   int count = 0;
   int64_t row_stride = 1;
@@ -153,15 +158,17 @@ Params params_of(const Tensor& input, const Tensor& target, const MaybeTensor& w
                        grad_output && p.reduction == Reduction::none ? grad_output->stride(row_dim) : 0};
     row_stride *= size;
   }
-  // Outermost first; neighbours in memory become neighbours here, so that one dimension can go across the lanes.
+  // Outermost first; neighbours in memory become neighbours here, so that one dimension can go across the
+  // lanes.
   std::reverse(dims, dims + count);
   std::stable_sort(dims, dims + count, [](const Dim& a, const Dim& b) { return a.input > b.input; });
   for (int i = 0; i < count; ++i) {
     const Dim& d = dims[i];
     const int last = p.dims - 1;
-    const bool merges = last >= 0 && p.row_stride[last] == d.size * d.row && p.input_stride[last] == d.size * d.input &&
-                        p.target_stride[last] == d.size * d.target && p.grad_stride[last] == d.size * d.grad &&
-                        p.grad_output_stride[last] == d.size * d.grad_output;
+    const bool merges =
+        last >= 0 && p.row_stride[last] == d.size * d.row && p.input_stride[last] == d.size * d.input &&
+        p.target_stride[last] == d.size * d.target && p.grad_stride[last] == d.size * d.grad &&
+        p.grad_output_stride[last] == d.size * d.grad_output;
     const int at = merges ? last : p.dims++;
     PYDL_CHECK(at < Params::max_dims, "cross_entropy: expected input to have at most ", Params::max_dims,
                " dimensions that do not merge, got shape ", shape_of(input));
@@ -182,8 +189,8 @@ Params params_of(const Tensor& input, const Tensor& target, const MaybeTensor& w
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
-// -> output, norm (2, *rows: max and log_sum of each row), denominator (float64, one element; what mean divides by).
-// float_output: the loss of half inputs in float32, as under autocast.
+// -> output, norm (2, *rows: max and log_sum of each row), denominator (float64, one element; what mean
+// divides by). float_output: the loss of half inputs in float32, as under autocast.
 Outputs forward(const Tensor& input, const Tensor& target, const MaybeTensor& weight, int64_t reduction,
                 int64_t ignore_index, double label_smoothing, double z_loss, bool float_output) {
   Params p =
@@ -203,8 +210,8 @@ Outputs forward(const Tensor& input, const Tensor& target, const MaybeTensor& we
   Scratch scratch;
   p.scratch = scratch.get(input, PYDL_CPU_CALL(softmax_cross_entropy_scratch)(p, threads.threads));
   const SoftmaxCrossEntropyStatus status = PYDL_CPU_CALL(softmax_cross_entropy_forward)(p, threads);
-  PYDL_CHECK_INDEX(status.ok, "cross_entropy: expected target to be in [0, ", p.classes, ") or ignore_index (",
-                   ignore_index, "), got ", status.bad_target);
+  PYDL_CHECK_INDEX(status.ok, "cross_entropy: expected target to be in [0, ", p.classes,
+                   ") or ignore_index (", ignore_index, "), got ", status.bad_target);
   return {output, norm, denominator};
 }
 
@@ -214,8 +221,8 @@ void check_saved(const Params& p, const Tensor& grad_output, const Tensor& norm,
   PYDL_CHECK(norm.scalar_type() == scalar_type_of(p.dtype == DType::f64 ? DType::f64 : DType::f32) &&
                  norm.numel() == 2 * p.rows && norm.is_contiguous() &&
                  denominator.scalar_type() == ScalarType::Double && denominator.numel() == 1,
-             "cross_entropy: expected norm and denominator to be what forward returned, got shapes ", shape_of(norm),
-             " and ", shape_of(denominator));
+             "cross_entropy: expected norm and denominator to be what forward returned, got shapes ",
+             shape_of(norm), " and ", shape_of(denominator));
 }
 
 void set_saved(Params& p, const Tensor& grad_output, const Tensor& norm, const Tensor& denominator) {
@@ -226,12 +233,12 @@ void set_saved(Params& p, const Tensor& grad_output, const Tensor& norm, const T
   p.denominator = static_cast<double*>(const_cast<void*>(denominator.const_data_ptr()));
 }
 
-Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target, const MaybeTensor& weight,
-                const Tensor& norm, const Tensor& denominator, int64_t reduction, int64_t ignore_index,
-                double label_smoothing, double z_loss) {
+Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator, int64_t reduction,
+                int64_t ignore_index, double label_smoothing, double z_loss) {
   Tensor grad_input = torch::stable::empty_like(input);
-  Params p = params_of(input, target, weight, &grad_input, &grad_output, reduction, ignore_index, label_smoothing,
-                       z_loss);
+  Params p = params_of(input, target, weight, &grad_input, &grad_output, reduction, ignore_index,
+                       label_smoothing, z_loss);
   set_saved(p, grad_output, norm, denominator);
   p.grad_input = grad_input.mutable_data_ptr();
   const Parallel threads = torch_threads();
@@ -243,11 +250,11 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
 
 // The gradient of class probabilities.
 Tensor backward_target(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                       const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator, int64_t reduction,
-                       double label_smoothing) {
+                       const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator,
+                       int64_t reduction, double label_smoothing) {
   Tensor grad_target = torch::stable::empty_like(target);
-  Params p =
-      params_of(input, target, weight, &grad_target, &grad_output, reduction, /*ignore_index=*/-100, label_smoothing, 0);
+  Params p = params_of(input, target, weight, &grad_target, &grad_output, reduction, /*ignore_index=*/-100,
+                       label_smoothing, 0);
   PYDL_CHECK(p.probabilities, "cross_entropy: expected target to be class probabilities, got shape ",
              shape_of(target));
   set_saved(p, grad_output, norm, denominator);

@@ -1,5 +1,5 @@
-// What the two layouts of softmax cross entropy share: walking the rows, the constants of a call, what is known of a
-// row once its sum is, and where losses and gradients of rows lie.
+// What the two layouts of softmax cross entropy share: walking the rows, the constants of a call, what is
+// known of a row once its sum is, and where losses and gradients of rows lie.
 #pragma once
 
 #include "kernels/cpu/math.h"
@@ -7,8 +7,8 @@
 
 namespace pydl::cpu::PYDL_ISA {
 
-// Classes that one partial sum covers. Fixed, so that a row split between threads adds up in the same order as one
-// that is not; 32 KB of floats, so that a block is in L1 or L2 when it is read again.
+// Classes that one partial sum covers. Fixed, so that a row split between threads adds up in the same order
+// as one that is not; 32 KB of floats, so that a block is in L1 or L2 when it is read again.
 static constexpr int64_t kClassBlock = 8192;
 // Half of a common L3: a larger gradient goes past the caches.
 static constexpr int64_t kStreamBytes = 16 << 20;
@@ -65,7 +65,7 @@ struct CallConstants {
   const A* weight;  // or null
   A hit, smooth;    // 1 - s and s / C
   A z_loss;
-  A weight_sum;  // of all classes; C without weight
+  A weight_sum;    // of all classes; C without weight
   bool needs_dot;  // a loss that depends on every class's own logit, not on the target's alone
 
   explicit CallConstants(const SoftmaxCrossEntropyParams& p)
@@ -100,8 +100,8 @@ static inline void put_norm(const SoftmaxCrossEntropyParams& p, int64_t row, Row
   static_cast<A*>(p.norm)[p.rows + row] = norm.log_sum;
 }
 
-// grad_input_c = softmax * exp(x_c - lse) - grad_output * q_c - (c == target ? one_hot : 0), q_c without the class
-// index's own part
+// grad_input_c = softmax * exp(x_c - lse) - grad_output * q_c - (c == target ? one_hot : 0), q_c without the
+// class index's own part
 template <class A>
 struct GradientTerms {
   A softmax, grad_output, one_hot;
@@ -127,8 +127,8 @@ static inline GradientTerms<A> probability_terms(const CallConstants<A>& k, A to
   return {g * (total + z_slope(k, lse)), g, A(0)};
 }
 
-// Scratch: losses of the rows (unless they are the output), then one TargetCount per block of targets, then the
-// partial sums of split rows.
+// Scratch: losses of the rows (unless they are the output), then one TargetCount per block of targets, then
+// the partial sums of split rows.
 struct TargetCount {
   double weight;
   int64_t bad, first_bad;  // whether a target is out of range, and its value
@@ -141,7 +141,8 @@ struct ScratchLayout {
     auto round_up = [](int64_t n) { return ceil_div(n, 64) * 64; };
     const int64_t loss = p.reduction == Reduction::none ? 0 : p.rows * (p.dtype == DType::f64 ? 8 : 4);
     counts = round_up(loss);
-    partials = counts + round_up(p.probabilities ? 0 : ceil_div(p.rows, kTargetBlock) * (int64_t)sizeof(TargetCount));
+    partials = counts +
+               round_up(p.probabilities ? 0 : ceil_div(p.rows, kTargetBlock) * (int64_t)sizeof(TargetCount));
     bytes = partials + partial_bytes;
   }
 };
@@ -163,10 +164,14 @@ static inline void put_loss(const SoftmaxCrossEntropyParams& p, int64_t row, A l
 
 static inline double read_output_gradient(const SoftmaxCrossEntropyParams& p, int64_t offset) {
   switch (p.output_dtype) {
-    case DType::f64: return static_cast<const double*>(p.grad_output)[offset];
-    case DType::f32: return static_cast<double>(static_cast<const float*>(p.grad_output)[offset]);
-    case DType::bf16: return static_cast<double>(load_n(static_cast<const bf16*>(p.grad_output) + offset, 1)[0]);
-    case DType::f16: return static_cast<double>(load_n(static_cast<const f16*>(p.grad_output) + offset, 1)[0]);
+    case DType::f64:
+      return static_cast<const double*>(p.grad_output)[offset];
+    case DType::f32:
+      return static_cast<double>(static_cast<const float*>(p.grad_output)[offset]);
+    case DType::bf16:
+      return static_cast<double>(load_n(static_cast<const bf16*>(p.grad_output) + offset, 1)[0]);
+    case DType::f16:
+      return static_cast<double>(load_n(static_cast<const f16*>(p.grad_output) + offset, 1)[0]);
   }
   return 0;
 }

@@ -1,12 +1,13 @@
-// Softmax cross entropy where the classes of a row lie side by side: (N, C), channels_last, rows of a wider tensor.
+// Softmax cross entropy where the classes of a row lie side by side: (N, C), channels_last, rows of a wider
+// tensor.
 //
-// Bound by memory: a row is read once for its sum, in chunks whose maximum is taken in registers before they are
-// exponentiated (an online softmax with a maximum per lane, whose rescaling costs one exp per chunk), so that the
-// arithmetic overlaps with the loads. The gradient reads the row again and writes past the caches when it is large.
-// Nothing of the softmax is stored.
+// Bound by memory: a row is read once for its sum, in chunks whose maximum is taken in registers before they
+// are exponentiated (an online softmax with a maximum per lane, whose rescaling costs one exp per chunk), so
+// that the arithmetic overlaps with the loads. The gradient reads the row again and writes past the caches
+// when it is large. Nothing of the softmax is stored.
 //
-// A row is cut into blocks of kClassBlock classes, whose sums are combined in order; with few long rows the blocks are
-// what the threads share.
+// A row is cut into blocks of kClassBlock classes, whose sums are combined in order; with few long rows the
+// blocks are what the threads share.
 #include "kernels/cpu/softmax_cross_entropy_common.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -75,8 +76,8 @@ RowSum<acc_t<T>> sum_block(const T* x, int64_t n) {
 // q_c of classes [c0, c0 + n), without the part of a class index, which only its own class has.
 // q: probabilities of the row or null
 template <bool kProbabilities, bool kWeighted, class T, class S>
-QSum<acc_t<T>> q_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q, const RowNorm<acc_t<T>>& norm,
-                       int64_t c0, int64_t n) {
+QSum<acc_t<T>> q_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q,
+                       const RowNorm<acc_t<T>>& norm, int64_t c0, int64_t n) {
   using A = acc_t<T>;
   vec<A> loss{}, total{};
   for (int64_t c = 0; c < n; c += lanes<A>) {
@@ -94,8 +95,9 @@ QSum<acc_t<T>> q_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q,
 
 // Classes [c0, c0 + n) of a row's gradient, written to y + c0. target < 0: no class is special.
 template <bool kProbabilities, bool kWeighted, bool kStream, class T, class S>
-void gradient_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q, T* y, const RowNorm<acc_t<T>>& norm,
-                    const GradientTerms<acc_t<T>>& terms, int64_t target, int64_t c0, int64_t n) {
+void gradient_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q, T* y,
+                    const RowNorm<acc_t<T>>& norm, const GradientTerms<acc_t<T>>& terms, int64_t target,
+                    int64_t c0, int64_t n) {
   using A = acc_t<T>;
   constexpr int L = lanes<A>;
   x += c0;
@@ -175,13 +177,17 @@ struct RowsCall {
     const S* q = probabilities(at);
     const int64_t c0 = block * kClassBlock, n = block_size(block);
     if (p.probabilities)
-      return k.weight ? q_block<true, true>(k, x, q, norm, c0, n) : q_block<true, false>(k, x, q, norm, c0, n);
-    return k.weight ? q_block<false, true>(k, x, q, norm, c0, n) : q_block<false, false>(k, x, q, norm, c0, n);
+      return k.weight ? q_block<true, true>(k, x, q, norm, c0, n)
+                      : q_block<true, false>(k, x, q, norm, c0, n);
+    return k.weight ? q_block<false, true>(k, x, q, norm, c0, n)
+                    : q_block<false, false>(k, x, q, norm, c0, n);
   }
-  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block) const {
+  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
+                int64_t block) const {
     auto run = [&](auto probabilities_, auto weighted, auto streamed) {
       gradient_block<decltype(probabilities_)::value, decltype(weighted)::value, decltype(streamed)::value>(
-          k, input(at), probabilities(at), grad(at), norm, terms, target(at), block * kClassBlock, block_size(block));
+          k, input(at), probabilities(at), grad(at), norm, terms, target(at), block * kClassBlock,
+          block_size(block));
     };
     auto with_stream = [&](auto probabilities_, auto weighted) {
       past_cache ? run(probabilities_, weighted, True{}) : run(probabilities_, weighted, False{});
@@ -299,8 +305,10 @@ void run_split(const RowsCall<T, S>& call, bool forward, const Parallel& paralle
   };
 
   if (forward) {
-    each_block([&](const RowCursor& at, int64_t, int64_t b, Partial<A>& out) { out = {call.sum(at, b), {}}; });
-    each_row([&](const RowCursor& at, int64_t position) { put_norm<A>(p, at.row, row_sum(position).norm()); });
+    each_block(
+        [&](const RowCursor& at, int64_t, int64_t b, Partial<A>& out) { out = {call.sum(at, b), {}}; });
+    each_row(
+        [&](const RowCursor& at, int64_t position) { put_norm<A>(p, at.row, row_sum(position).norm()); });
   }
   if (forward ? call.k.needs_dot : p.probabilities)
     each_block([&](const RowCursor& at, int64_t, int64_t b, Partial<A>& out) {

@@ -1,9 +1,9 @@
 // Softmax cross entropy where the classes of a row lie apart: (N, C, H, W), transposed logits, any strides.
 //
-// Rows go across the lanes, so nothing is transposed: a block of up to kBlockRows neighbouring rows keeps its running
-// maximum and sum in L1 while the classes pass by, kChunk of them at once, so that memory is read in kChunk streams of
-// one or two kilobytes each. A class takes part in the sum as it passes (online softmax, one rescaling per chunk).
-// Rows that do not lie side by side either are gathered, lane by lane.
+// Rows go across the lanes, so nothing is transposed: a block of up to kBlockRows neighbouring rows keeps its
+// running maximum and sum in L1 while the classes pass by, kChunk of them at once, so that memory is read in
+// kChunk streams of one or two kilobytes each. A class takes part in the sum as it passes (online softmax,
+// one rescaling per chunk). Rows that do not lie side by side either are gathered, lane by lane.
 #include "kernels/cpu/softmax_cross_entropy_common.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -38,10 +38,10 @@ PYDL_INLINE void store_rows(T* p, int64_t stride, vec<acc_t<T>> v, int64_t n) {
 // State of a block of rows. Arrays are padded to whole vectors.
 template <class A>
 struct alignas(64) Block {
-  A max[kBlockRows], log_sum[kBlockRows];                                 // RowNorm; at first the sum itself
-  A q_loss[kBlockRows], q_total[kBlockRows];                              // sums over all classes
-  A softmax[kBlockRows], grad_output[kBlockRows], one_hot[kBlockRows];       // GradientTerms
-  typename vector_of<A>::mask target[kBlockRows / lanes<A>];              // within the segment, or -1
+  A max[kBlockRows], log_sum[kBlockRows];                               // RowNorm; at first the sum itself
+  A q_loss[kBlockRows], q_total[kBlockRows];                            // sums over all classes
+  A softmax[kBlockRows], grad_output[kBlockRows], one_hot[kBlockRows];  // GradientTerms
+  typename vector_of<A>::mask target[kBlockRows / lanes<A>];            // within the segment, or -1
 };
 
 template <class T, class S>
@@ -66,7 +66,9 @@ struct StridedCall {
         t_class(p.target_class_stride),
         y_class(p.grad_class_stride) {}
 
-  const int64_t* classes_at(const RowCursor& at) const { return static_cast<const int64_t*>(p.target) + at.target; }
+  const int64_t* classes_at(const RowCursor& at) const {
+    return static_cast<const int64_t*>(p.target) + at.target;
+  }
   int64_t row(const RowCursor& at, int64_t i) const { return at.row + i * p.row_stride[last]; }
   A weight_of(int64_t t) const { return k.weight ? k.weight[t] : A(1); }
   bool ignored(const RowCursor& at, int64_t i) const {
@@ -273,8 +275,8 @@ void strided_backward_target(const SoftmaxCrossEntropyParams& p, const Parallel&
       Block<A> b;
       call.load_norms(b, at, rows);
       for (int64_t i = 0; i < rows; ++i)
-        b.softmax[i] =
-            call.k.hit * row_gradient<A>(p, call.shared, at.grad_output + i * p.grad_output_stride[call.last]);
+        b.softmax[i] = call.k.hit *
+                       row_gradient<A>(p, call.shared, at.grad_output + i * p.grad_output_stride[call.last]);
       S* y = static_cast<S*>(p.grad_target) + at.grad;
       for (int64_t c = 0; c < p.classes; ++c)
         for (int64_t i = 0; i < rows; i += lanes<A>) {
