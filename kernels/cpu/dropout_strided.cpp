@@ -49,12 +49,12 @@ Plan make_plan(const DropoutParams& p) {
 
 // Bit i of bits is set where element first + i is kept, for i in [0, n); bits has room for ceil(n / 32) + 1
 // words.
-void keep_run(const DropoutParams& p, int64_t first, int64_t n, uint32_t* bits) {
+void keep_run(const DropoutParams& p, const RoundKeys& keys, int64_t first, int64_t n, uint32_t* bits) {
   const int skip = static_cast<int>(first % 4);  // words come in fours
   uint32_t raw[kRow / 32 + 3];
   const int64_t steps = ceil_div(n + skip, kElements);
   for (int64_t s = 0; s < steps; ++s) {
-    const uint32_t kept = kept_bits(p.seed, static_cast<uint64_t>(first - skip + s * kElements),
+    const uint32_t kept = kept_bits(keys, static_cast<uint64_t>(first - skip + s * kElements),
                                     static_cast<uint32_t>(p.threshold));
     const int64_t at = s * kElements;
     if (at % 32 == 0) raw[at / 32] = 0;
@@ -119,7 +119,7 @@ PYDL_INLINE void row(const T* x, int64_t stride, T* y, int64_t n, acc_t<T> scale
 }
 
 template <bool kStream, class T>
-void tile(const DropoutParams& p, const Plan& plan, int64_t t) {
+void tile(const DropoutParams& p, const Plan& plan, const RoundKeys& keys, int64_t t) {
   using A = acc_t<T>;
   const A scale = static_cast<A>(p.scale);
   const int v = plan.v;
@@ -145,7 +145,7 @@ void tile(const DropoutParams& p, const Plan& plan, int64_t t) {
     uint32_t bits[kTileR / 32][kTileV + 16] __attribute__((aligned(64)));  // rows apart by no power of two
     for (int64_t i = 0; i < v_n; ++i) {
       uint32_t run[kTileR / 32];
-      keep_run(p, index + i * p.index_stride[v] + r0, r_n, run);
+      keep_run(p, keys, index + i * p.index_stride[v] + r0, r_n, run);
       for (int64_t w = 0; w < ceil_div(r_n, 32); ++w) bits[w][i] = run[w];
     }
     for (int64_t i = v_n; i % 16 != 0; ++i)  // what the last vector of a row reads beyond v_n
@@ -158,7 +158,7 @@ void tile(const DropoutParams& p, const Plan& plan, int64_t t) {
     }
   } else if (p.index_stride[v] == 1) {  // words along memory
     uint32_t bits[kRow / 32 + 1];
-    keep_run(p, index, v_n, bits);
+    keep_run(p, keys, index, v_n, bits);
     row<kStream>(x, p.input_stride[v], y, v_n, scale,
                  [&](vec<A> value, int64_t i) { return where_lane(value, bits[i / 32] >> (i % 32)); });
   } else {  // one word for the row
@@ -188,7 +188,9 @@ void dropout_strided(const DropoutParams& p, bool past_cache, const Parallel& pa
     const Plan plan = make_plan(p);
     const bool streams = past_cache && rows_aligned<T>(p, plan.v);
     parallel(plan.tiles, ceil_div(kGrain, ceil_div(p.numel, plan.tiles)), [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) streams ? tile<true, T>(p, plan, t) : tile<false, T>(p, plan, t);
+      const RoundKeys keys = round_keys(p.seed);
+      for (int64_t t = begin; t < end; ++t)
+        streams ? tile<true, T>(p, plan, keys, t) : tile<false, T>(p, plan, keys, t);
       if (streams) stream_fence();
     });
   });
