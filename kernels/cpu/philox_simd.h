@@ -41,24 +41,37 @@ PYDL_INLINE RoundKeys round_keys(uint64_t seed) {
   return keys;
 }
 
-PYDL_INLINE Words philox(const RoundKeys& keys, uint64_t block) {
-  u64v a = counter_offsets() + block, b = u64v{};  // a = (c0, c1), b = (c2, c3), low half first
+// kChains * kElements words from counter `block` on. The rounds of one counter depend on each other; several
+// chains side by side give the scheduler something to do meanwhile (AVX-512, 1 M elements: 1 chain 275 µs, 2
+// 248, 4 199).
+template <int kChains>
+PYDL_INLINE void philox(const RoundKeys& keys, uint64_t block, Words (&words)[kChains]) {
+  u64v a[kChains], b[kChains];  // a = (c0, c1), b = (c2, c3), low half first
+  for (int i = 0; i < kChains; ++i) {
+    a[i] = counter_offsets() + (block + static_cast<uint64_t>(i * kBlocks));
+    b[i] = u64v{};
+  }
 #pragma GCC unroll 10
   for (int round = 0; round < PhiloxConstants::rounds; ++round) {
-    const u64v p0 = multiply_low_halves(a, PhiloxConstants::multiplier0);
-    const u64v p1 = multiply_low_halves(b, PhiloxConstants::multiplier1);
-    a = swap_halves(xor_high_halves(p1, a, keys.key0[round]));
-    b = swap_halves(xor_high_halves(p0, b, keys.key1[round]));
+#pragma GCC unroll 4
+    for (int i = 0; i < kChains; ++i) {
+      const u64v p0 = multiply_low_halves(a[i], PhiloxConstants::multiplier0);
+      const u64v p1 = multiply_low_halves(b[i], PhiloxConstants::multiplier1);
+      a[i] = swap_halves(xor_high_halves(p1, a[i], keys.key0[round]));
+      b[i] = swap_halves(xor_high_halves(p0, b[i], keys.key1[round]));
+    }
   }
-  return {bit_cast<u32v>(interleave_low(a, b)), bit_cast<u32v>(interleave_high(a, b))};
+  for (int i = 0; i < kChains; ++i)
+    words[i] = {bit_cast<u32v>(interleave_low(a[i], b[i])), bit_cast<u32v>(interleave_high(a[i], b[i]))};
 }
 
 // Whether each of the kElements elements from `first` on (a multiple of 4) is kept, a bit each. threshold <
 // 2^32.
 PYDL_INLINE uint32_t kept_bits(const RoundKeys& keys, uint64_t first, uint32_t threshold) {
-  const Words words = philox(keys, first / 4);
+  Words words[1];
+  philox(keys, first / 4, words);
   const u32v limit = u32v{} + threshold;
-  return mask_bits(words.low >= limit) | mask_bits(words.high >= limit) << (kElements / 2);
+  return mask_bits(words[0].low >= limit) | mask_bits(words[0].high >= limit) << (kElements / 2);
 }
 
 }  // namespace pydl::cpu::PYDL_ISA
