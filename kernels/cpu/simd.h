@@ -74,6 +74,12 @@ PYDL_INLINE vec<A> broadcast(A a) {
   return vec<A>{} + a;  // -0.0 becomes +0.0, which no caller tells apart
 }
 
+// The same without the addition that -0.0 forces on the compiler: x - 0.0 is x, so one broadcast remains. For inner loops.
+template <class A>
+PYDL_INLINE vec<A> splat(A a) {
+  return a - vec<A>{};
+}
+
 template <class To, class From>
 PYDL_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
