@@ -103,9 +103,7 @@ def test_options(device, shape, kind, smoothing, weighted):
         for z_loss in (0.0, 0.01):
             input, target = make(shape, kind, device=device, ignored=True)
             weight = torch.rand(shape[1], device=device) if weighted else None
-            compare(
-                input, target, weight=weight, reduction=reduction, label_smoothing=smoothing, z_loss=z_loss
-            )
+            compare(input, target, weight=weight, reduction=reduction, label_smoothing=smoothing, z_loss=z_loss)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -285,7 +283,9 @@ def test_exp_and_log_over_their_range(device):
         assert relative.max() < bound, (dtype, float(relative.max()))
     # logarithms of whole numbers: C equal logits have loss log C
     for classes in (1, 2, 3, 5, 1000, 65537):
-        loss = pf.cross_entropy(torch.zeros(1, classes, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+        loss = pf.cross_entropy(
+            torch.zeros(1, classes, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+        )
         assert abs(float(loss) - math.log(classes)) <= 2e-7 * max(math.log(classes), 0.1)
 
 

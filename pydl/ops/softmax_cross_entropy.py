@@ -207,10 +207,10 @@ def cross_entropy(
 def _class_weight(input, weight, autocast):
     """The weight of class indices in the dtype that sums are kept in; refused where torch refuses it."""
     half = (torch.bfloat16, torch.float16)
-    if weight.dtype != input.dtype and not (autocast and input.dtype in (*half, torch.float32) and weight.dtype in (*half, torch.float32)):
-        raise RuntimeError(
-            f"cross_entropy: expected weight dtype to be input's, {input.dtype}, got {weight.dtype}"
-        )
+    if weight.dtype != input.dtype and not (
+        autocast and input.dtype in (*half, torch.float32) and weight.dtype in (*half, torch.float32)
+    ):
+        raise RuntimeError(f"cross_entropy: expected weight dtype to be input's, {input.dtype}, got {weight.dtype}")
     if weight.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             "cross_entropy: expected weight to need no gradient for class indices, got requires_grad=True"
