@@ -118,7 +118,7 @@ class CMakeBuild(build_ext):
 setup(
     ext_modules=[Extension("pydl._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
-    packages=["pydl", "pydl.ops", "pydl.kernels", "pydl.kernels.triton"],
+    packages=["pydl", "pydl.data", "pydl.ops", "pydl.training", "pydl.kernels", "pydl.kernels.triton"],
     package_dir={"pydl.kernels": "kernels"},
     package_data={"pydl": ["py.typed"]},
 )
