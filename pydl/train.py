@@ -98,7 +98,7 @@ def place(config):
         with backend.use(asked):
             return backend.current(device), device
     except RuntimeError as error:
-        raise OptionError(f"--backend: {error}") from None
+        raise OptionError(f"--backend: {str(error).removeprefix('backend: ')}") from None
 
 
 def train(config, out=None, resume=None, console=None):

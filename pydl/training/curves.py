@@ -2,8 +2,8 @@
 
 import importlib.util
 
-# Ours and torch's in --compare: told apart by dash and width as well as by colour, readable without colours.
-LOSS, TRAIN, TEST = "#c44e52", "#4c72b0", "#2e8b57"
+# Colour tells the split; in a comparison the dash tells torch.
+TRAIN, TEST = "#4c72b0", "#dd8452"
 
 
 def available():
@@ -20,7 +20,7 @@ def draw(path, history, title, compare=False):
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     lines = [
-        (left, "loss", "train", LOSS),
+        (left, "loss", "train", TRAIN),
         (left, "test_loss", "test", TEST),
         (right, "train_accuracy", "train", TRAIN),
         (right, "test_accuracy", "test", TEST),
