@@ -10,8 +10,8 @@
 namespace pydl {
 namespace {
 
-// Merges neighbouring dimensions that both tensors walk with one stride, so that a dense tensor becomes one dimension
-// and the kernel's index arithmetic stays short.
+// Merges neighbouring dimensions that both tensors walk with one stride, so that a dense tensor becomes one
+// dimension and the kernel's index arithmetic stays short.
 void merge_dims(const Tensor& input, const Tensor& output, DropoutParams& params) {
   params.dims = 0;
   for (int64_t d = 0; d < input.dim(); ++d) {
@@ -42,8 +42,8 @@ Tensor dropout(const Tensor& input, double p, const Tensor& seed, int64_t shared
   PYDL_CHECK_VALUE(p >= 0.0 && p <= 1.0, "dropout: expected p to be a probability in [0, 1], got ", p);
   PYDL_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
              "dropout: expected seed to be an int64 tensor of one element, got shape ", shape_of(seed));
-  PYDL_CHECK(shared_dims >= 0 && shared_dims <= input.dim(), "dropout: expected shared_dims to be in [0, ", input.dim(),
-             "], got ", shared_dims);
+  PYDL_CHECK(shared_dims >= 0 && shared_dims <= input.dim(), "dropout: expected shared_dims to be in [0, ",
+             input.dim(), "], got ", shared_dims);
   DropoutParams params{};
   params.dtype = dtype_of("dropout", input);
   Tensor output = torch::stable::empty_like(input);  // keeps the memory format, as torch's dropout does

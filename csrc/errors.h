@@ -1,7 +1,7 @@
 // Errors in one grammar: "<op>: expected <what> to be <rule>, got <value>".
 //
-// torch turns std::invalid_argument into ValueError, std::out_of_range into IndexError and everything else into
-// RuntimeError; which one is thrown follows what torch raises for the same mistake.
+// torch turns std::invalid_argument into ValueError, std::out_of_range into IndexError and everything else
+// into RuntimeError; which one is thrown follows what torch raises for the same mistake.
 #pragma once
 
 #include <sstream>
@@ -25,10 +25,10 @@ inline std::string shape_of(const torch::stable::Tensor& t) {
   return text + ")";
 }
 
-#define PYDL_CHECK_AS(Exception, condition, ...)                         \
-  do {                                                                   \
-    if (!(condition)) [[unlikely]]                                       \
-      throw Exception(::pydl::join(__VA_ARGS__));                        \
+#define PYDL_CHECK_AS(Exception, condition, ...)  \
+  do {                                            \
+    if (!(condition)) [[unlikely]]                \
+      throw Exception(::pydl::join(__VA_ARGS__)); \
   } while (false)
 #define PYDL_CHECK(condition, ...) PYDL_CHECK_AS(std::runtime_error, condition, __VA_ARGS__)
 #define PYDL_CHECK_VALUE(condition, ...) PYDL_CHECK_AS(std::invalid_argument, condition, __VA_ARGS__)

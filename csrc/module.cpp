@@ -13,7 +13,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "compiled kernels of pydl, and facts about the build";
   m.attr("compiler") = __VERSION__;
   m.def("cpu_isa", [] { return std::string(isa_name(isa_current())); }, "instruction set in use");
-  m.def("cpu_isa_best", [] { return std::string(isa_name(isa_supported())); }, "best instruction set of this CPU");
+  m.def(
+      "cpu_isa_best", [] { return std::string(isa_name(isa_supported())); },
+      "best instruction set of this CPU");
   m.def("cpu_has_bf16_dot", [] { return cpu_has_bf16_dot(); });
   m.def("cpu_isas", [] {
     py::list names;

@@ -19,11 +19,16 @@ using torch::stable::Tensor;
 
 inline DType dtype_of(const char* op, const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: break;
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      break;
   }
   throw std::runtime_error(
       join(op, ": expected dtype to be float32, float64, bfloat16 or float16, got scalar type ",
@@ -32,10 +37,14 @@ inline DType dtype_of(const char* op, const Tensor& t) {
 
 inline ScalarType scalar_type_of(DType dtype) {
   switch (dtype) {
-    case DType::f32: return ScalarType::Float;
-    case DType::f64: return ScalarType::Double;
-    case DType::bf16: return ScalarType::BFloat16;
-    case DType::f16: return ScalarType::Half;
+    case DType::f32:
+      return ScalarType::Float;
+    case DType::f64:
+      return ScalarType::Double;
+    case DType::bf16:
+      return ScalarType::BFloat16;
+    case DType::f16:
+      return ScalarType::Half;
   }
   return ScalarType::Float;
 }
@@ -45,17 +54,19 @@ inline ScalarType accumulate_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// An uninitialised tensor on the device of `like`, with the strides given. Several times cheaper than torch's empty()
-// through the dispatcher, which counts for small outputs.
-inline Tensor empty_strided(const Tensor& like, ScalarType type, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+// An uninitialised tensor on the device of `like`, with the strides given. Several times cheaper than torch's
+// empty() through the dispatcher, which counts for small outputs.
+inline Tensor empty_strided(const Tensor& like, ScalarType type,
+                            torch::headeronly::IntHeaderOnlyArrayRef sizes,
                             torch::headeronly::IntHeaderOnlyArrayRef strides) {
   int32_t device_type = 0, device_index = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type, device_index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                               device_type, device_index, &handle));
   return Tensor(handle);
 }
 

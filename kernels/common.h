@@ -1,7 +1,7 @@
 // What every op's contract (kernels/<op>.h) is written in: dtypes, activations, threads from outside.
 //
-// Included by translation units of every instruction set, so it defines no function that could be emitted as a shared
-// weak symbol: helpers are static or templates over a caller's own type.
+// Included by translation units of every instruction set, so it defines no function that could be emitted as
+// a shared weak symbol: helpers are static or templates over a caller's own type.
 #pragma once
 
 #include <stddef.h>
@@ -41,18 +41,22 @@ static constexpr int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 template <class F>
 static inline void dispatch_dtype(DType dtype, F&& body) {
   switch (dtype) {
-    case DType::f32: return body(float{});
-    case DType::f64: return body(double{});
-    case DType::bf16: return body(bf16{});
-    case DType::f16: return body(f16{});
+    case DType::f32:
+      return body(float{});
+    case DType::f64:
+      return body(double{});
+    case DType::bf16:
+      return body(bf16{});
+    case DType::f16:
+      return body(f16{});
   }
 }
 
 // Threads from outside: csrc hands in torch's pool, so kernels share it and never start one of their own.
 //
-// parallel(n, grain, body) calls body(begin, end) over disjoint ranges that cover [0, n); ranges smaller than `grain`
-// are not split further. How a range is cut depends on the number of threads, so a result must not: reductions cut
-// their work into blocks of a fixed size and combine the blocks in order.
+// parallel(n, grain, body) calls body(begin, end) over disjoint ranges that cover [0, n); ranges smaller than
+// `grain` are not split further. How a range is cut depends on the number of threads, so a result must not:
+// reductions cut their work into blocks of a fixed size and combine the blocks in order.
 struct Parallel {
   using Body = void (*)(int64_t begin, int64_t end, void* context);
   void (*run)(int64_t n, int64_t grain, Body body, void* context);
@@ -61,7 +65,8 @@ struct Parallel {
   template <class F>
   void operator()(int64_t n, int64_t grain, const F& body) const {
     run(
-        n, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); },
+        n, grain,
+        [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 };

@@ -1,12 +1,14 @@
-// 2-D convolution (cross-correlation, as in torch; d2l "Convolutions for Images"), forward and both gradients.
+// 2-D convolution (cross-correlation, as in torch; d2l "Convolutions for Images"), forward and both
+// gradients.
 //
-//   output[n,o,y,x] = act( bias[o] + sum_{i,r,s} weight[o,i,r,s] * input[n, g(o)*I + i, y*stride - pad + r*dilation, ...] )
+//   output[n,o,y,x] = act( bias[o] + sum_{i,r,s} weight[o,i,r,s] * input[n, g(o)*I + i, y*stride - pad +
+//   r*dilation, ...] )
 //
 //   grad_input [n,i,h,w] = sum over the outputs that read it of grad_output * weight
 //   grad_weight[o,i,r,s] = sum_{n,y,x} grad_output[n,o,y,x] * input[...]
 //
-// I = in_channels / groups. Padding is never materialised. One struct serves the three passes: each reads the two
-// tensors it needs and writes the third.
+// I = in_channels / groups. Padding is never materialised. One struct serves the three passes: each reads the
+// two tensors it needs and writes the third.
 #pragma once
 
 #include "kernels/common.h"

@@ -3,8 +3,9 @@
 //   output[i] = keep(i / share) ? input[i] / (1 - p) : 0
 //   keep(j)   = word j mod 4 of Philox4x32-10(key = seed, counter = j / 4)  >=  round(p * 2^32)
 //
-// i is the row-major logical index, whatever the strides. share is 1, or for dropout1d/2d/3d the number of elements of
-// a channel, which live or die together. No mask is stored: the backward is the same function of the gradient.
+// i is the row-major logical index, whatever the strides. share is 1, or for dropout1d/2d/3d the number of
+// elements of a channel, which live or die together. No mask is stored: the backward is the same function of
+// the gradient.
 #pragma once
 
 #include "kernels/common.h"

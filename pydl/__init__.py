@@ -5,9 +5,18 @@
 >>> print(pydl.report(net))     # which kernel serves which layer
 """
 
+from importlib.util import find_spec as _find_spec
+
 import torch  # noqa: F401  (loads the libraries that pydl._C links to)
 
-from pydl import backend, functional
+if _find_spec("pydl._C") is None:
+    raise ImportError(
+        "pydl was imported from its source folder, where nothing is compiled; "
+        "start Python in another folder, or install with: pip install -e ."
+    )
+
+from pydl import backend, functional, models, nn
+from pydl.swapping import report, swap, unswap
 
 __version__ = "0.1.0"
-__all__ = ["backend", "functional"]
+__all__ = ["backend", "functional", "models", "nn", "report", "swap", "unswap"]

@@ -1,4 +1,4 @@
-"""torch.nn.functional's names and signatures, served by our kernels; keyword-only extras are marked in each docstring."""
+"""torch.nn.functional's names and signatures, served by our kernels; what is keyword-only is our addition."""
 
 from pydl.ops.dropout import dropout
 

@@ -1,9 +1,10 @@
 // Dropout on the CPU. See kernels/dropout.h for the formula.
 //
-// Bound by memory once the generator keeps up: ten Philox rounds cost 8 vector instructions per 8 counters (AVX-512),
-// about one cycle per element, which is what a copy through L2 costs too. The state is held as 64-bit lanes
-// (c0 | c1 << 32) and (c2 | c3 << 32), so that one round is two widening multiplications, two shifts, two rotations and
-// two xors with no shuffling; interleaving the two halves at the end gives the words in element order.
+// Bound by memory once the generator keeps up: ten Philox rounds cost 8 vector instructions per 8 counters
+// (AVX-512), about one cycle per element, which is what a copy through L2 costs too. The state is held as
+// 64-bit lanes (c0 | c1 << 32) and (c2 | c3 << 32), so that one round is two widening multiplications, two
+// shifts, two rotations and two xors with no shuffling; interleaving the two halves at the end gives the
+// words in element order.
 #include "kernels/dropout.h"
 
 #include "kernels/cpu/simd.h"
@@ -12,9 +13,9 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int kBlocks = lanes<double>;    // Philox counters per step
-constexpr int kElements = 4 * kBlocks;    // elements per step: two vectors of words
-constexpr int64_t kGrain = 4096;          // elements per task: about 2 µs, four times the cost of a fork
+constexpr int kBlocks = lanes<double>;      // Philox counters per step
+constexpr int kElements = 4 * kBlocks;      // elements per step: two vectors of words
+constexpr int64_t kGrain = 4096;            // elements per task: about 2 µs, four times the cost of a fork
 constexpr int64_t kStreamBytes = 16 << 20;  // half of a common L3: see stream() in simd.h
 
 struct Words {

@@ -1,15 +1,17 @@
-// SIMD for the CPU kernels: the compiler's vector types, wrapped just enough that one source serves every set.
+// SIMD for the CPU kernels: the compiler's vector types, wrapped just enough that one source serves every
+// set.
 //
-// vec<float> and vec<double> are as wide as the set being compiled (16, 32 or 64 bytes); + - * / and comparisons are
-// the compiler's. A kernel loads any storage type into its accumulation type and stores it back:
+// vec<float> and vec<double> are as wide as the set being compiled (16, 32 or 64 bytes); + - * / and
+// comparisons are the compiler's. A kernel loads any storage type into its accumulation type and stores it
+// back:
 //
-//   vec<float> x = load(p);            // p: const float*, const bf16* or const f16*; vec<double> from const double*
-//   store(q, x * 2.0f);                // rounds to nearest even for half types
-//   load_n(p, n), store_n(q, x, n)     // the first n lanes; the others read as zero and are not written
-//   stream(q, x)                       // store past the caches; q aligned to the bytes written
+//   vec<float> x = load(p);            // p: const float*, const bf16* or const f16*; vec<double> from const
+//   double* store(q, x * 2.0f);                // rounds to nearest even for half types load_n(p, n),
+//   store_n(q, x, n)     // the first n lanes; the others read as zero and are not written stream(q, x) //
+//   store past the caches; q aligned to the bytes written
 //
-// Intrinsics stay in this file. Everything lives in the namespace of its instruction set, so that no inline function
-// compiled for a wide set can be linked into a narrow one.
+// Intrinsics stay in this file. Everything lives in the namespace of its instruction set, so that no inline
+// function compiled for a wide set can be linked into a narrow one.
 #pragma once
 
 #include <stddef.h>
@@ -104,8 +106,8 @@ PYDL_INLINE u16h narrow_f16(vec<float> x) {
   return (u16h)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 #else
-// In integers, for sets without a conversion instruction: exponent and mantissa are moved, and a multiplication by a
-// power of two puts subnormals right.
+// In integers, for sets without a conversion instruction: exponent and mantissa are moved, and a
+// multiplication by a power of two puts subnormals right.
 PYDL_INLINE vec<float> widen_f16(u16h half) {
   const u32v bits = __builtin_convertvector(half, u32v);
   const u32v sign = (bits & 0x8000u) << 16, body = (bits & 0x7fffu) << 13;
@@ -206,17 +208,24 @@ PYDL_INLINE vec<float> load_n(const f16* p, int64_t n) { return widen_f16(load_b
 PYDL_INLINE void store_n(bf16* p, vec<float> v, int64_t n) { store_bits_n(p, narrow_bf16(v), n); }
 PYDL_INLINE void store_n(f16* p, vec<float> v, int64_t n) { store_bits_n(p, narrow_f16(v), n); }
 
-// Non-temporal stores save the read of the line that is about to be overwritten; call stream_fence() once after the
-// last one. They pay when the output is larger than about half of the last-level cache and cost 5× when it fits.
+// Non-temporal stores save the read of the line that is about to be overwritten; call stream_fence() once
+// after the last one. They pay when the output is larger than about half of the last-level cache and cost 5×
+// when it fits.
 #if defined(PYDL_AVX512)
 PYDL_INLINE void stream_bytes(void* p, u32v v) { _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v); }
-PYDL_INLINE void stream_half_bytes(void* p, u16h v) { _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v); }
+PYDL_INLINE void stream_half_bytes(void* p, u16h v) {
+  _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
+}
 #elif defined(PYDL_AVX2)
 PYDL_INLINE void stream_bytes(void* p, u32v v) { _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v); }
-PYDL_INLINE void stream_half_bytes(void* p, u16h v) { _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v); }
+PYDL_INLINE void stream_half_bytes(void* p, u16h v) {
+  _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v);
+}
 #elif defined(__x86_64__)
 PYDL_INLINE void stream_bytes(void* p, u32v v) { _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v); }
-PYDL_INLINE void stream_half_bytes(void* p, u16h v) { _mm_stream_si64(static_cast<long long*>(p), (long long)v); }
+PYDL_INLINE void stream_half_bytes(void* p, u16h v) {
+  _mm_stream_si64(static_cast<long long*>(p), (long long)v);
+}
 #else
 PYDL_INLINE void stream_bytes(void* p, u32v v) { memcpy(p, &v, sizeof v); }
 PYDL_INLINE void stream_half_bytes(void* p, u16h v) { memcpy(p, &v, sizeof v); }
@@ -238,11 +247,19 @@ PYDL_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 // a > b ? a : b in each lane; b where either is nan, as the hardware does.
 #if defined(PYDL_AVX512)
-PYDL_INLINE vec<float> max(vec<float> a, vec<float> b) { return (vec<float>)_mm512_max_ps((__m512)a, (__m512)b); }
-PYDL_INLINE vec<double> max(vec<double> a, vec<double> b) { return (vec<double>)_mm512_max_pd((__m512d)a, (__m512d)b); }
+PYDL_INLINE vec<float> max(vec<float> a, vec<float> b) {
+  return (vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
+}
+PYDL_INLINE vec<double> max(vec<double> a, vec<double> b) {
+  return (vec<double>)_mm512_max_pd((__m512d)a, (__m512d)b);
+}
 #elif defined(PYDL_AVX2)
-PYDL_INLINE vec<float> max(vec<float> a, vec<float> b) { return (vec<float>)_mm256_max_ps((__m256)a, (__m256)b); }
-PYDL_INLINE vec<double> max(vec<double> a, vec<double> b) { return (vec<double>)_mm256_max_pd((__m256d)a, (__m256d)b); }
+PYDL_INLINE vec<float> max(vec<float> a, vec<float> b) {
+  return (vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
+}
+PYDL_INLINE vec<double> max(vec<double> a, vec<double> b) {
+  return (vec<double>)_mm256_max_pd((__m256d)a, (__m256d)b);
+}
 #else
 PYDL_INLINE vec<float> max(vec<float> a, vec<float> b) { return a > b ? a : b; }
 PYDL_INLINE vec<double> max(vec<double> a, vec<double> b) { return a > b ? a : b; }

@@ -1,7 +1,8 @@
 """Dropout (Srivastava et al., JMLR 2014; d2l chapter "Dropout"): zero with probability p, scale the rest by 1/(1-p).
 
-A pure function of (input, p, seed): the mask is recomputed from the seed by a counter-based generator and never stored,
-so backward is the same op on the gradient, and manual_seed, checkpointing, graph capture and torch.compile need no code.
+A pure function of (input, p, seed): the mask is recomputed from the seed by a counter-based generator and never
+stored, so backward is the same op on the gradient, and manual_seed, checkpointing, graph capture and torch.compile
+need no code of their own.
 """
 
 import torch
