@@ -15,6 +15,7 @@ from rich.console import Console
 import pydl
 from pydl import backend, data, models
 from pydl.errors import CheckpointError, OptionError, TrainingError, UserError
+from pydl.swapping import Report
 from pydl.training import checkpoint, curves, display
 from pydl.training.config import Config
 from pydl.training.folder import Folder
@@ -33,7 +34,7 @@ class Result:
 
     Attributes:
         history: one dict per epoch, the lines of ``metrics.jsonl``.
-        rates: examples/s, ours and (in a comparison) torch's, without the first chunk, which warms up.
+        rates: examples/s, ours and (in a comparison) torch's: medians over chunks, without the first, which warms up.
         ratio: in a comparison, the median over chunks of torch's seconds over ours.
     """
 
@@ -60,10 +61,11 @@ class Clock:
         return self.chunks[index][1:] or self.chunks[index]
 
     def rate(self, index):
-        examples, seconds = map(sum, zip(*self._warm(index), strict=True))
-        return examples / seconds
+        """Examples per second: the median over chunks, which a neighbour's burst does not move."""
+        return statistics.median(examples / seconds for examples, seconds in self._warm(index))
 
     def ratio(self):
+        """Torch's seconds over ours, chunk by chunk; the median."""
         return statistics.median(t[1] / o[1] for o, t in zip(self._warm(0), self._warm(1), strict=False))
 
     def seconds(self, index):
@@ -270,12 +272,19 @@ def _draw(result):
     return True
 
 
+def kernels(result):
+    """The report of the model and of its loss: which kernels served which layer."""
+    with backend.use(result.backend):
+        rows = pydl.report(result.model).rows
+        loss = pydl.report(pydl.nn.CrossEntropyLoss()).rows
+    return Report(rows + [dataclasses.replace(row, name="loss") for row in loss])
+
+
 def _finish(result, console):
     """Curves, tables, and where everything lies."""
     drawn = _draw(result)
     console.print(display.summary(result))
-    with backend.use(result.backend):
-        console.print(pydl.report(result.model))
+    console.print(kernels(result))
     names = ["checkpoint.pt", "metrics.jsonl"] + (["curves.png"] if drawn else [])
     console.print(f"{result.folder.path}/ holds {', '.join(names)}", soft_wrap=True, highlight=False)
     if not drawn:

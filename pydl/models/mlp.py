@@ -20,7 +20,9 @@ def mlp(num_classes=10, in_channels=1, input_size=28, hidden=(256, 256), dropout
         ValueError: when ``hidden`` and ``dropout`` differ in length.
     """
     if len(hidden) != len(dropout):
-        raise ValueError(f"mlp: expected dropout to have {len(hidden)} probabilities, one per hidden layer, got {dropout}")
+        raise ValueError(
+            f"mlp: expected dropout to have {len(hidden)} probabilities, one per hidden layer, got {dropout}"
+        )
     net = Sequential(Flatten())
     width = in_channels * input_size**2
     for features, p in zip(hidden, dropout, strict=True):

@@ -59,7 +59,12 @@ class Learner:
         self.step = self.step_in_epoch = 0
         with torch.random.fork_rng(devices=self._cuda_devices()):
             torch.manual_seed(config.seed)
-            model = pydl.models.get(config.model, num_classes=num_classes, in_channels=train.preprocessing.channels)
+            model = pydl.models.get(
+                config.model,
+                num_classes=num_classes,
+                in_channels=train.preprocessing.channels,
+                input_size=config.size,
+            )
             self.model = model.to(self.device)
             with self.use(), torch.no_grad():  # lazy layers take their shapes; eval leaves running statistics alone
                 self.model.eval()(train[torch.zeros(2, dtype=torch.int64, device=self.device)][0])
