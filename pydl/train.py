@@ -72,37 +72,6 @@ class Clock:
         return sum(seconds for _, seconds in self.chunks[index])
 
 
-def place(config):
-    """(backend, device) that a run uses: what was asked for, or the GPU where our kernels serve it, else the CPU."""
-    status = backend.available()
-    asked = config.backend
-    if asked is not None and asked not in status:
-        raise OptionError(f"--backend: expected one of {', '.join(status)}, got {asked!r}")
-    gpu = torch.cuda.is_available()
-    if config.device is None:
-        ours = gpu and (status["cuda"] or status["triton"])
-        name = "cuda" if (asked in ("cuda", "triton") and gpu) or (ours and asked in (None, "torch")) else "cpu"
-    else:
-        name = config.device
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise OptionError(f"--device: expected cpu or cuda, or cuda:N, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise OptionError(f"--device: expected cpu or cuda, got {name!r}")
-    if device.type == "cuda" and (not gpu or (device.index or 0) >= torch.cuda.device_count()):
-        raise OptionError(f"--device: expected a device of this machine, got {name!r}; it has no such GPU")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    try:
-        if asked is None:
-            return backend.current(device), device
-        with backend.use(asked):
-            return backend.current(device), device
-    except RuntimeError as error:
-        raise OptionError(f"--backend: {str(error).removeprefix('backend: ')}") from None
-
-
 def train(config, out=None, resume=None, console=None):
     """Runs ``config`` (a :class:`Config`) and returns a :class:`Result`.
 
@@ -126,7 +95,8 @@ def train(config, out=None, resume=None, console=None):
         torch.set_num_threads(config.threads)
     config = dataclasses.replace(config, backend=name, device=str(device), threads=torch.get_num_threads())
 
-    dataset = data.get(config.data, root=config.root)
+    options = {"size": (config.size, config.size)} if config.data == "folder" else {}
+    dataset = data.get(config.data, root=config.root, **options)
     if resume is None:
         preprocessing = data.Preprocessing.fit(dataset.train.images, (config.size, config.size))
     else:

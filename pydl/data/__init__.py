@@ -1,13 +1,37 @@
 """Data sets by name, as tensors in memory: ``pydl.data.get("digits")`` gives a :class:`Dataset`."""
 
+from pydl.data.cifar import cifar10
 from pydl.data.dataset import Batches, Dataset, Preprocessing, Split
 from pydl.data.digits import digits
+from pydl.data.folder import folder, read_image
+from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.synthetic import synthetic
 from pydl.errors import OptionError
 
-__all__ = ["Batches", "Dataset", "Preprocessing", "Split", "digits", "get", "names", "synthetic"]
+__all__ = [
+    "Batches",
+    "Dataset",
+    "Preprocessing",
+    "Split",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "folder",
+    "get",
+    "mnist",
+    "names",
+    "read_image",
+    "synthetic",
+]
 
-_LOADERS = {"digits": digits, "synthetic": synthetic}
+_LOADERS = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "mnist": mnist,
+    "cifar10": cifar10,
+    "folder": folder,
+    "synthetic": synthetic,
+}
 
 
 def names():
@@ -15,12 +39,13 @@ def names():
     return list(_LOADERS)
 
 
-def get(name, root="data", seed=0):
+def get(name, root="data", seed=0, **options):
     """The data set called ``name``.
 
     Args:
         name: one of :func:`names`.
         root: folder under which sets that come as files are looked for; bundled and synthetic sets do not read it.
+        options: further arguments of the set's own function, such as ``size`` and ``workers`` of ``folder``.
         seed: of the split, where the set has none of its own, and of the values of a synthetic set.
 
     Raises:
@@ -30,4 +55,4 @@ def get(name, root="data", seed=0):
     """
     if name not in _LOADERS:
         raise OptionError(f"data: expected the name to be one of {', '.join(_LOADERS)}, got {name!r}")
-    return _LOADERS[name](root=root, seed=seed)
+    return _LOADERS[name](root=root, seed=seed, **options)

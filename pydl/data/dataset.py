@@ -1,5 +1,6 @@
 """What a data set is: two splits of raw images with targets; and the preprocessing to a model's input."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,11 @@ import torch.nn.functional as F
 
 # Above this many bytes a preprocessed split is not kept: each batch is then resized and normalised when it is taken.
 KEEP_BYTES = 1 << 30
+# Up to this many bytes, files of images are kept as bytes after they are decoded; beyond it each batch decodes its own.
+KEEP_DECODED = 4 << 30
+# Mean and std are taken from at most this many images, evenly spaced: more do not change them in their third digit.
+FIT_IMAGES = 20_000
+CHUNK = 2048
 
 
 @dataclass
@@ -14,7 +20,7 @@ class Split:
     """Images and targets of one split.
 
     Attributes:
-        images: (N, C, H, W), uint8 in [0, 255] or float32 in [0, 1].
+        images: (N, C, H, W), uint8 in [0, 255] or float32 in [0, 1]; or :class:`pydl.data.folder.ImageFiles`.
         targets: (N,) int64 class indices.
     """
 
@@ -62,8 +68,9 @@ class Preprocessing:
     def fit(cls, images, size):
         """The preprocessing whose mean and std make ``images`` (N, C, H, W) zero mean and unit variance per channel."""
         count, total, squares = 0, 0.0, 0.0
-        for chunk in images.split(4096):  # in float64 and by chunks: a large set does not fit as one resized tensor
-            resized = resize(as_float(chunk), size).double()
+        stride = -(-images.shape[0] // FIT_IMAGES)
+        for chunk in torch.arange(0, images.shape[0], stride).split(CHUNK):  # a large set does not fit as one tensor
+            resized = resize(as_float(images.index_select(0, chunk)), size).double()
             count += resized.shape[0] * resized.shape[2] * resized.shape[3]
             total = total + resized.sum((0, 2, 3))
             squares = squares + resized.square().sum((0, 2, 3))
@@ -116,18 +123,21 @@ class Batches:
         height, width = preprocessing.size
         self.preprocessing = preprocessing
         self.kept = len(split) * preprocessing.channels * height * width * 4 <= KEEP_BYTES
-        images = split.images
+        images, every = split.images, torch.arange(len(split)).split(CHUNK)
         if self.kept:
-            images = torch.cat([preprocessing(chunk) for chunk in images.split(4096)])
-        self.images = images.to(device)
+            images = torch.cat([preprocessing(images.index_select(0, chunk)) for chunk in every])
+        elif not torch.is_tensor(images) and math.prod(images.shape) <= KEEP_DECODED:
+            images = torch.cat([images.index_select(0, chunk) for chunk in every])
+        self.images = images.to(device) if torch.is_tensor(images) else images
         self.targets = split.targets.to(device)
+        self.device = torch.device(device)
 
     def __len__(self):
         return len(self.targets)
 
     def __getitem__(self, indices):
         """(images, targets) at ``indices``, an int64 tensor on the device."""
-        images = self.images.index_select(0, indices)
+        images = self.images.index_select(0, indices).to(self.device)
         if not self.kept:
             images = self.preprocessing(images)
         return images, self.targets.index_select(0, indices)
