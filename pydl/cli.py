@@ -36,11 +36,16 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, momentum, adam or adamw.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="L2 penalty; for adamw, decoupled.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Of the learning rate: constant, step or cosine.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order of the data and dropout.")] = 0,
     size: Annotated[int | None, typer.Option(help="Height and width of the model's input.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default torch's.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write an event file for TensorBoard.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL, runs/MODEL-2, …")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder or checkpoint to continue exactly.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Train with plain torch too, side by side.")] = False,
@@ -68,6 +73,29 @@ def train(
                 f"got {options[name]!r}"
             )
     training.train(config, out=out, resume=content)
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of `pydl train`.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    top: Annotated[int, typer.Option(help="Classes to show per image.", min=1)] = 3,
+    invert: Annotated[bool, typer.Option("--invert", help="Swap dark and light: ink on paper for digits.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures with their labels.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+):
+    """Print the classes and probabilities that a trained model gives to images."""
+    from rich.console import Console
+
+    from pydl.predict import Predictor, save_pictures, table
+
+    predictions = Predictor(checkpoint, device, backend)(images, invert=invert, top=top)
+    console = Console()
+    console.print(table(predictions))
+    if out is not None:
+        paths = save_pictures(predictions, out)
+        console.print(f"{out}/ holds {len(paths)} pictures with their labels", highlight=False)
 
 
 @app.command()

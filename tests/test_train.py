@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import struct
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from pydl import data, train
 from pydl.errors import CheckpointError, OptionError, TrainingError
-from pydl.training import checkpoint, curves
+from pydl.training import checkpoint, curves, events, mistakes, schedule
 from pydl.training.config import Config
 from pydl.training.learner import Learner, NotFinite
 
@@ -151,7 +152,7 @@ def test_training_leaves_the_callers_random_state_alone(tmp_path):
     [("mlp", "adam"), ("lenet_bn", "momentum")],  # dropout's seeds; running statistics
 )
 def test_resumed_equals_unbroken_bit_for_bit(tmp_path, model, optimizer, stop):
-    options = {"epochs": 3, "optimizer": optimizer, "lr": 0.01}
+    options = {"epochs": 3, "optimizer": optimizer, "lr": 0.01, "schedule": "cosine", "warmup": 5, "clip": 1.0}
     unbroken, _ = run(tmp_path / "unbroken", model, **options)
     run(tmp_path / "parts", model, **options | stop)
     result, _ = run(None, resume=tmp_path / "parts", epochs=3, max_steps=None)
@@ -179,7 +180,7 @@ def test_ctrl_c_keeps_the_last_finished_epoch(tmp_path, monkeypatch):
         with pytest.raises(train.Interrupted, match=r"^interrupted in epoch 2; .*broken keeps epoch 1") as error:
             run(tmp_path / "broken", epochs=3)
     assert error.value.exit_code == 130
-    assert {"checkpoint.pt", "metrics.jsonl", "curves.png"} == {path.name for path in (tmp_path / "broken").iterdir()}
+    assert {path.name for path in (tmp_path / "broken").iterdir()} == {"checkpoint.pt", "metrics.jsonl", "curves.png"}
     result, _ = run(None, resume=tmp_path / "broken/checkpoint.pt")
     assert numbers(result.history) == numbers(unbroken.history)
 
@@ -197,6 +198,15 @@ def test_resume_into_another_folder_leaves_the_first_alone(tmp_path):
     result, _ = run(tmp_path / "second", resume=tmp_path / "first", epochs=2)
     assert before == ((tmp_path / "first/checkpoint.pt").read_bytes(), (tmp_path / "first/metrics.jsonl").read_text())
     assert len((tmp_path / "second/metrics.jsonl").read_text().splitlines()) == len(result.history) == 2
+
+
+def test_resume_refuses_another_data_set_of_the_same_name(tmp_path, monkeypatch):
+    run(tmp_path, max_steps=1)
+    digits = data.get("digits")
+    digits.train = data.Split(digits.train.images[:100], digits.train.targets[:100])
+    monkeypatch.setattr(data, "get", lambda *arguments, **options: digits)
+    with pytest.raises(CheckpointError, match="expected the 1,438 training examples and 10 classes .* got 100 and 10"):
+        run(None, resume=tmp_path)
 
 
 def test_resume_of_a_finished_run_does_nothing(tmp_path):
@@ -259,7 +269,8 @@ def test_what_a_run_writes_and_prints(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == result.history
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 23), (2, 40)]
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curves.png", "confusion.png", "mistakes.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert content["config"]["model"] == "lenet"
     assert content["classes"] == list("0123456789")
@@ -268,6 +279,68 @@ def test_what_a_run_writes_and_prints(tmp_path):
     assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"]
     for words in ("final loss", "test accuracy", "examples/s", "Conv2d", "CrossEntropyLoss", "holds checkpoint.pt"):
         assert words in text
+
+
+def test_mistakes_are_counted_by_class(tmp_path):
+    targets, predicted = torch.tensor([0, 1, 1, 2]), torch.tensor([0, 2, 1, 2])
+    assert mistakes.confusion(targets, predicted, 3).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
+    one = learner("softmax_regression")
+    right = torch.nn.functional.one_hot(one.test.targets, 10).float()
+    assert mistakes.draw_mistakes(tmp_path / "none.png", one.test, one.test.targets, right, range(10)) is False
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_schedules():
+    at = [0, 4, 5, 10, 49, 50, 75, 99]
+    constant, step, cosine = ([schedule.factor(name, i, 100, 5) for i in at] for name in ("constant", "step", "cosine"))
+    assert constant == [0.2, 1, 1, 1, 1, 1, 1, 1]
+    assert step == pytest.approx([0.2, 1, 1, 1, 1, 0.1, 0.01, 0.01])
+    assert cosine == pytest.approx([0.2, 1] + [0.5 * (1 + math.cos(math.pi * (i - 5) / 95)) for i in at[2:]])
+
+
+def test_schedule_clip_and_weight_decay_reach_the_optimizer():
+    options = {"optimizer": "sgd", "lr": 0.1, "epochs": 1}
+    ours = learner("softmax_regression", schedule="step", warmup=2, clip=0.5, weight_decay=0.3, **options)
+    weight = ours.model[1].weight.detach().double().clone()
+    bias = ours.model[1].bias.detach().double().clone()
+    for number in range(15):
+        images, targets = ours.train[ours._batches[number]]
+        weight.requires_grad_(), bias.requires_grad_()
+        logits = images.flatten(1).double() @ weight.T + bias
+        gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, targets), [weight, bias])
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        scale, lr = min(1.0, 0.5 / norm), 0.1 * schedule.factor("step", number, 23, 2)
+        weight, bias = (
+            value.detach() - lr * (scale * gradient + 0.3 * value.detach())
+            for value, gradient in zip((weight, bias), gradients, strict=True)
+        )
+    ours.run(15)
+    assert ours.lr == pytest.approx(0.01)
+    torch.testing.assert_close(ours.model[1].weight.double(), weight, rtol=1e-4, atol=1e-6)
+
+
+def test_tensorboard_file_holds_scalars_and_pictures(tmp_path):
+    result, _ = run(tmp_path, epochs=2, tensorboard=True)
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    raw, records = path.read_bytes(), []
+    while raw:  # length, its checksum, the event, its checksum
+        length = int.from_bytes(raw[:8], "little")
+        record = raw[12 : 12 + length]
+        assert int.from_bytes(raw[8:12], "little") == events._masked_crc(raw[:8])
+        assert int.from_bytes(raw[12 + length : 16 + length], "little") == events._masked_crc(record)
+        records.append(record)
+        raw = raw[16 + length :]
+    assert b"brain.Event:2" in records[0]
+    assert len(records) == 1 + 2 + 3
+    for row, record in zip(result.history, records[1:3], strict=True):
+        tag, value = b"loss/train", struct.pack("<f", row["loss"])
+        assert tag + b"\x15" + value in record
+    assert all(b"\x89PNG" in record for record in records[3:])
+
+
+def test_checksum_of_the_event_file_is_crc32c():
+    crc = 0xE3069283  # of "123456789", the published check value of CRC-32C
+    assert events._masked_crc(b"123456789") == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def test_new_runs_take_new_folders(tmp_path, monkeypatch):
@@ -302,6 +375,10 @@ def test_without_matplotlib_training_works_and_says_so(tmp_path, monkeypatch):
         ({"lr": 0.0}, "--lr: expected a finite number above 0, got 0.0"),
         ({"epochs": 0}, "--epochs: expected a number of at least 1, got 0"),
         ({"batch_size": -1}, "--batch-size: expected a number of at least 1, got -1"),
+        ({"weight_decay": -0.1}, "--weight-decay: expected a finite number of at least 0, got -0.1"),
+        ({"warmup": -1}, "--warmup: expected a finite number of at least 0, got -1"),
+        ({"clip": 0.0}, "--clip: expected a number above 0, got 0.0"),
+        ({"schedule": "wavy"}, "--schedule: expected one of constant, step, cosine, got 'wavy'"),
         ({"seed": -1}, "--seed: expected a number from 0"),
         ({"optimizer": "rmsprop"}, "--optimizer: expected one of sgd, momentum, adam, adamw, got 'rmsprop'"),
         ({"backend": "metal"}, "--backend: expected one of torch, cpu, cuda, triton, got 'metal'"),
@@ -333,7 +410,7 @@ def test_absent_backend_names_those_present(tmp_path):
         run(tmp_path / "out", backend=absent[0])
 
 
-@pytest.mark.parametrize("kind", ["absent", "text", "empty", "truncated", "foreign", "state_dict", "code", "newer"])
+@pytest.mark.parametrize("kind", ["absent", "text", "empty", "truncated", "foreign", "state_dict", "code", "newer", "lacking"])
 def test_unreadable_or_foreign_checkpoints_are_one_sentence(tmp_path, kind):
     path = tmp_path / "checkpoint.pt"
     if kind == "text":
@@ -351,6 +428,8 @@ def test_unreadable_or_foreign_checkpoints_are_one_sentence(tmp_path, kind):
         torch.save(torch.nn.Linear(2, 2), path)  # a pickled module: refused, not executed
     elif kind == "newer":
         torch.save({"format": checkpoint.FORMAT, "version": 99}, path)
+    elif kind == "lacking":
+        torch.save({"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "model": {}}, path)
     before = path.read_bytes() if path.exists() else None
     with pytest.raises(CheckpointError, match="checkpoint") as error:
         run(None, resume=path)
@@ -373,6 +452,7 @@ def test_checkpoint_that_does_not_fit_its_model(tmp_path):
 def test_failed_write_keeps_the_checkpoint_that_was_there(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"epoch": 1})
+    before = path.read_bytes()
 
     def full(content, file):
         file.write(b"half of it")
@@ -381,7 +461,7 @@ def test_failed_write_keeps_the_checkpoint_that_was_there(tmp_path, monkeypatch)
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match=r"could not be written: .*No space left on device; the last one is kept"):
         checkpoint.save(path, {"epoch": 2})
-    assert checkpoint.load(path)["epoch"] == 1
+    assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -50,13 +50,13 @@ def _from_archive(path):
 class _Unpickler(pickle.Unpickler):
     """Builds NumPy arrays of plain numbers and nothing else: a pickle from elsewhere could run any code."""
 
-    ALLOWED = {  # (module, name) in the files of 2009, in NumPy 2's own, and for bytes written by protocol 2
+    ALLOWED = (  # (module, name) in the files of 2009, in NumPy 2's own, and for bytes written by protocol 2
         ("numpy.core.multiarray", "_reconstruct"),
         ("numpy._core.multiarray", "_reconstruct"),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
         ("_codecs", "encode"),
-    }
+    )
 
     def find_class(self, module, name):
         if (module, name) not in self.ALLOWED:

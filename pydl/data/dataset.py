@@ -86,6 +86,11 @@ class Preprocessing:
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
         return (images - mean) / std
 
+    def undo(self, images):
+        """Normalised images back to [0, 1], for pictures of them."""
+        mean, std = (images.new_tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
+        return images * std + mean
+
 
 def as_float(images):
     """uint8 images in [0, 255] to float32 in [0, 1]; floats as they are."""

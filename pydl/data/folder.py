@@ -10,7 +10,7 @@ from pydl.data.digits import TEST_SHARE, stratified
 from pydl.errors import DataError, MissingExtra
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-GREY = {"1", "L", "LA", "I;16", "I", "F"}
+GREY = {"1", "L", "I;16", "I", "F"}
 
 
 def read_image(path, channels=None):
@@ -29,18 +29,14 @@ def read_image(path, channels=None):
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)  # a phone's portrait picture stands upright
-            if image.mode in ("I;16", "I", "F"):  # 16 bits: Pillow would clip at 255
-                wide = numpy.asarray(image, dtype=numpy.float32)
-                array = (wide * (255 / max(float(wide.max()), 1.0))).round().astype(numpy.uint8)
+            if image.mode in ("I;16", "I"):  # 16 bits, which Pillow itself would clip at 255
+                array = (numpy.asarray(image, dtype=numpy.float32) / 257).round().clip(0, 255).astype(numpy.uint8)
                 array = array if channels in (None, 1) else numpy.repeat(array[..., None], 3, 2)
             else:
                 if "A" in image.getbands() or "transparency" in image.info:  # what shows through is white, as on paper
                     image = image.convert("RGBA")
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                    grey = False
-                else:
-                    grey = image.mode in GREY
-                wanted = channels or (1 if grey else 3)
+                wanted = channels or (1 if image.mode in GREY else 3)
                 array = numpy.array(image.convert("L" if wanted == 1 else "RGB"))
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
@@ -98,7 +94,8 @@ def folder(root="data", seed=0, size=None, workers=None):
         train_paths, test_paths = ([paths[i] for i in part.tolist()] for part in (train, test))
         train_targets, test_targets = targets[train], targets[test]
     first = read_image(train_paths[0])
-    channels = 1 if all(_is_grey(path) for path in train_paths + test_paths) else 3
+    with ThreadPoolExecutor(workers) as pool:
+        channels = 1 if all(pool.map(_is_grey, train_paths + test_paths)) else 3
     size = tuple(size or first.shape[-2:])
     return Dataset(
         "folder",
@@ -135,6 +132,6 @@ def _is_grey(path):
 
     try:
         with Image.open(path) as image:
-            return image.mode in GREY and "transparency" not in image.info and image.mode != "LA"
+            return image.mode in GREY and "transparency" not in image.info
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image ({error})") from None

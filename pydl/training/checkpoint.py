@@ -9,6 +9,8 @@ import torch
 from pydl.errors import CheckpointError
 
 FORMAT, VERSION = "pydl-train", 1
+KEYS = {"model", "optimizer", "random", "order", "step", "step_in_epoch", "losses", "correct", "seconds"}
+KEYS |= {"config", "classes", "examples", "preprocessing", "epoch", "history"}
 NAME = "checkpoint.pt"
 
 
@@ -69,4 +71,6 @@ def load(path):
         raise CheckpointError(
             f"{path}: expected version {VERSION} of the checkpoint format, got {content.get('version')!r}"
         )
+    if missing := KEYS - set(content):
+        raise CheckpointError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
     return content

@@ -39,9 +39,9 @@ class Lines:
 class Bar:
     """A progress bar over all epochs with loss, accuracy and examples/s; drawn when told to, never from a thread."""
 
-    def __init__(self, console, model, epochs, total, done):
+    def __init__(self, console, model, epochs, total, done, epoch):
         wide = console.width >= 100
-        self.model, self.epochs, self.current = model, epochs, 1
+        self.model, self.epochs, self.current = model, epochs, epoch
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24 if wide else 10),

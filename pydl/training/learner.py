@@ -11,6 +11,7 @@ import pydl.models
 from pydl import backend
 from pydl.errors import OptionError, TrainingError
 from pydl.training.recipes import initialise, recipe
+from pydl.training.schedule import factor
 
 EVALUATION_BATCH = 256
 
@@ -38,9 +39,21 @@ def make_optimizer(config, parameters):
     """torch's optimizer in its fused form: one call for all parameters, so that small models are not held up by it."""
     if config.optimizer in ("sgd", "momentum"):
         momentum = 0.9 if config.optimizer == "momentum" else 0.0
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=momentum, fused=True)
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay, fused=True
+        )
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=config.lr, fused=True)
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def build(config, num_classes, preprocessing):
+    """The model of ``config`` on the CPU; lazy layers have taken their shapes, in eval mode, which counts no batch."""
+    model = pydl.models.get(
+        config.model, num_classes=num_classes, in_channels=preprocessing.channels, input_size=config.size
+    )
+    with torch.no_grad(), backend.use("torch"):
+        model.eval()(torch.zeros(2, preprocessing.channels, *preprocessing.size))
+    return model.train()
 
 
 class Learner:
@@ -59,19 +72,13 @@ class Learner:
         self.step = self.step_in_epoch = 0
         with torch.random.fork_rng(devices=self._cuda_devices()):
             torch.manual_seed(config.seed)
-            model = pydl.models.get(
-                config.model,
-                num_classes=num_classes,
-                in_channels=train.preprocessing.channels,
-                input_size=config.size,
-            )
-            self.model = model.to(self.device)
-            with self.use(), torch.no_grad():  # lazy layers take their shapes; eval leaves running statistics alone
-                self.model.eval()(train[torch.zeros(2, dtype=torch.int64, device=self.device)][0])
+            self.model = build(config, num_classes, train.preprocessing).to(self.device)
             initialise(self.model, recipe(config.model).init)
             self._random = self._get_random()
         self.criterion = pydl.nn.CrossEntropyLoss()
-        self.optimizer = make_optimizer(config, self.model.parameters())
+        self._parameters = list(self.model.parameters())
+        self.optimizer = make_optimizer(config, self._parameters)
+        self.lr, self._scheduled = config.lr, config.schedule != "constant" or config.warmup > 0
         self.order = torch.Generator().manual_seed(config.seed)  # of the data, apart from what layers draw
         self._check_batch_norm()
         self._begin_epoch()
@@ -137,6 +144,12 @@ class Learner:
             if not math.isfinite(value):
                 raise NotFinite(self.step + 1, value, self._first_not_finite(images))
         loss.backward()
+        if self.config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip)
+        if self._scheduled:
+            self.lr = self.config.lr * factor(self.config.schedule, self.step, self.total_steps, self.config.warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr
         self.optimizer.step()
         with torch.no_grad():
             self._losses[self.step_in_epoch] = loss
@@ -189,6 +202,19 @@ class Learner:
         """(loss of the last step, accuracy of the epoch so far)."""
         examples = sum(len(b) for b in self._batches[: self.step_in_epoch])
         return float(self._losses[self.step_in_epoch - 1]), int(self._correct) / examples
+
+    @property
+    def total_steps(self):
+        """Steps of all epochs, which the schedule is laid over; ``max_steps`` only stops earlier."""
+        return self.config.epochs * self.epoch_steps
+
+    @torch.no_grad()
+    def probabilities(self):
+        """(N, classes) of the test split, on the CPU."""
+        self.model.eval()
+        with self.use():
+            chunks = torch.arange(len(self.test), device=self.device).split(EVALUATION_BATCH)
+            return torch.cat([self.model(self.test[chunk][0]).float().softmax(1).cpu() for chunk in chunks])
 
     @torch.no_grad()
     def evaluate(self):

@@ -35,11 +35,11 @@ def draw_confusion(path, counts, names):
     figure.savefig(path)
 
 
-def draw_mistakes(path, images, targets, probabilities, names):
+def draw_mistakes(path, test, targets, probabilities, names):
     """The wrongly classified images, the surest mistakes first.
 
     Args:
-        images: (N, C, H, W) float in [0, 1].
+        test: the :class:`pydl.data.Batches` of the test split.
         probabilities: (N, classes).
 
     Returns:
@@ -55,8 +55,10 @@ def draw_mistakes(path, images, targets, probabilities, names):
     columns = min(6, len(wrong))
     rows = -(-len(wrong) // columns)
     figure = Figure(figsize=(1.7 * max(columns, 2), 2.1 * rows), dpi=110, layout="constrained")
-    for axes, index in zip(figure.subplots(rows, columns, squeeze=False).flat, wrong.tolist(), strict=False):
-        image = images[index]
+    pictures = test.preprocessing.undo(test[wrong.to(test.device)][0].cpu())
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, index, image in zip(grid, wrong.tolist(), pictures, strict=False):
+        image = image.clamp(0, 1)
         axes.imshow(image.permute(1, 2, 0) if len(image) == 3 else image[0], cmap="gray", vmin=0, vmax=1)
         axes.set_title(f"{names[targets[index]]} as {names[predicted[index]]}\n{float(sure[index]):.0%}", fontsize=9)
     for axes in figure.axes:

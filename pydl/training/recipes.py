@@ -20,6 +20,8 @@ class Recipe:
     epochs: int = 20
     batch_size: int = 64
     init: str = "torch"
+    schedule: str = "constant"
+    warmup: int = 0
 
 
 # Learning rates were tried on the digits with two seeds each. d2l trains the sigmoid LeNet by SGD at 0.9; on a
