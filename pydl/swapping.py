@@ -1,4 +1,4 @@
-"""``pydl.swap``: our kernels under an existing model, in place; ``unswap`` takes them away, ``report`` says what serves what.
+"""``pydl.swap`` puts our kernels under an existing model, ``unswap`` takes them away, ``report`` says what serves what.
 
 A swapped layer keeps its class, parameters, hooks and ``repr``. It gets three attributes on the instance, all of them
 callable objects of classes of this module (a bound method would not survive ``torch.load``, nor a closure pickling):

@@ -4,7 +4,7 @@ _BUILDERS = {}
 
 
 def register(builder):
-    """Decorator: makes ``builder(num_classes, in_channels, **options) -> module`` known under its own name."""
+    """Decorator: makes ``builder(**options) -> module`` known under its own name."""
     _BUILDERS[builder.__name__] = builder
     return builder
 
@@ -15,7 +15,7 @@ def names():
 
 
 def builder(name):
-    """The function that builds the model ``name``.
+    """The function that builds the model ``name``; its docstring says what the model is.
 
     Raises:
         ValueError: for an unknown name; the message lists those there are.
@@ -25,14 +25,14 @@ def builder(name):
     return _BUILDERS[name]
 
 
-def get(name, num_classes=10, in_channels=1, **options):
-    """Builds a model by name.
+def get(name, **options):
+    """Builds a model by name: ``get("lenet", num_classes=10, in_channels=1)``.
 
     Args:
         name: one of :func:`names`.
-        num_classes: outputs of the last layer.
-        in_channels: channels of the input images.
-        options: further arguments of the model's own function.
+        options: arguments of the model's own function. Every image classifier takes ``num_classes`` (outputs of the
+            last layer, 10 by default) and ``in_channels`` (channels of its input, 1 by default); the regressions take
+            their number of inputs instead.
 
     Returns:
         A ``torch.nn.Module`` built from ``pydl.nn``, in training mode, with torch's default initial weights.
@@ -41,4 +41,10 @@ def get(name, num_classes=10, in_channels=1, **options):
         ValueError: for an unknown name; the message lists those there are.
         TypeError: for an option that the model does not have.
     """
-    return builder(name)(num_classes=num_classes, in_channels=in_channels, **options)
+    return builder(name)(**options)
+
+
+def check_variant(name, variant, variants):
+    """``variant`` must be one of ``variants``: the error of the models that come in more than one."""
+    if variant not in variants:
+        raise ValueError(f"{name}: expected variant to be one of {', '.join(variants)}, got {variant!r}")

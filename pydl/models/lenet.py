@@ -14,7 +14,7 @@ def lenet(num_classes=10, in_channels=1, input_size=28):
     Document Recognition", Proc. IEEE 1998.
     Input: (N, 1, 28, 28), or (N, in_channels, input_size, input_size).
     Parameters: 61,706.
-    FLOPs: 833,040 per example, forward, a multiply-add counted as two.
+    FLOPs: 833,040.
     """
     return Sequential(
         Conv2d(in_channels, 6, kernel_size=5, padding=2),
@@ -40,7 +40,7 @@ def lenet_bn(num_classes=10, in_channels=1, input_size=28):
     Training by Reducing Internal Covariate Shift", ICML 2015.
     Input: (N, 1, 28, 28), or (N, in_channels, input_size, input_size).
     Parameters: 62,158.
-    FLOPs: 833,040 per example, forward, those of convolutions and affine layers, a multiply-add counted as two.
+    FLOPs: 833,040.
     """
     return Sequential(
         Conv2d(in_channels, 6, kernel_size=5, padding=2),

@@ -14,7 +14,7 @@ def mlp(num_classes=10, in_channels=1, input_size=28, hidden=(256, 256), dropout
     Overfitting", JMLR 2014. ``dropout=(0, 0)`` gives the chapter "Multilayer Perceptrons".
     Input: (N, 1, 28, 28), or (N, in_channels, input_size, input_size).
     Parameters: 269,322.
-    FLOPs: 537,600 per example, forward, a multiply-add counted as two.
+    FLOPs: 537,600.
 
     Raises:
         ValueError: when ``hidden`` and ``dropout`` differ in length.
