@@ -410,7 +410,9 @@ def test_absent_backend_names_those_present(tmp_path):
         run(tmp_path / "out", backend=absent[0])
 
 
-@pytest.mark.parametrize("kind", ["absent", "text", "empty", "truncated", "foreign", "state_dict", "code", "newer", "lacking"])
+@pytest.mark.parametrize(
+    "kind", ["absent", "text", "empty", "truncated", "foreign", "state_dict", "code", "newer", "lacking"]
+)
 def test_unreadable_or_foreign_checkpoints_are_one_sentence(tmp_path, kind):
     path = tmp_path / "checkpoint.pt"
     if kind == "text":
