@@ -104,6 +104,7 @@ class CMakeBuild(build_ext):
             f"-DPYDL_PYTHON_INCLUDE={sysconfig.get_paths()['include']}",
             f"-DPYDL_OUTPUT_DIR={output.parent}",
             f"-DPYDL_EXT_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
+            f"-DPYDL_SANITIZE={'ON' if os.environ.get('PYDL_SANITIZE') == '1' else 'OFF'}",
             *cuda_arguments(torch_cuda),
         ]
         jobs = os.environ.get("MAX_JOBS")

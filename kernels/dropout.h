@@ -20,14 +20,15 @@ struct DropoutParams {
   const void* input;
   void* output;
   int64_t numel;
-  int64_t share;
   uint64_t seed;
   uint64_t threshold;  // round(p * 2^32), in [0, 2^32]
   double scale;        // 1 / (1 - p), or 0 for p = 1
 
-  // 1 dimension of stride 1 in both is the fast path; strides count elements, outermost dimension first
+  // Outermost dimension first; strides count elements. index_stride is what one step adds to j = i / share:
+  // row-major over the dimensions that decide, 0 for those that share a decision. The output is dense: one of
+  // its strides is 1.
   int dims;
-  int64_t size[max_dims], input_stride[max_dims], output_stride[max_dims];
+  int64_t size[max_dims], input_stride[max_dims], output_stride[max_dims], index_stride[max_dims];
 };
 
 namespace cpu {

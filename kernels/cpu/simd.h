@@ -74,6 +74,12 @@ PYDL_INLINE vec<A> broadcast(A a) {
   return vec<A>{} + a;  // -0.0 becomes +0.0, which no caller tells apart
 }
 
+// The same without the addition that -0.0 forces on the compiler: x - 0.0 is x, so one broadcast remains. For inner loops.
+template <class A>
+PYDL_INLINE vec<A> splat(A a) {
+  return a - vec<A>{};
+}
+
 template <class To, class From>
 PYDL_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -327,6 +333,21 @@ PYDL_INLINE u64v interleave_high(u64v a, u64v b) {
   return (u64v)_mm256_unpackhi_epi64((__m256i)a, (__m256i)b);
 #else
   return u64v{a[1], b[1]};
+#endif
+}
+
+// Bit i of the result is set where lane i of a comparison of 32-bit lanes is true.
+PYDL_INLINE uint32_t mask_bits(i32v m) {
+#if defined(PYDL_AVX512)
+  return static_cast<uint32_t>(_mm512_movepi32_mask((__m512i)m));
+#elif defined(PYDL_AVX2)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)m));
+#elif defined(__x86_64__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)m));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < lanes<float>; ++i) bits |= (static_cast<uint32_t>(m[i]) & 1u) << i;
+  return bits;
 #endif
 }
 

@@ -5,6 +5,7 @@ kernel runs, and lets a backward call the implementation that its forward chose.
 """
 
 import torch
+from torch.autograd import forward_ad
 
 from pydl.ops import _triton
 
@@ -38,3 +39,23 @@ def autograd(name, setup_context, backward):
             return backward(_ops, ctx, *grads)
 
         torch.library.register_autograd(f"{namespace}::{name}", bound, setup_context=setup_context)
+
+
+def vmap(name, rule):
+    """Gives ``name`` a rule for torch.func.vmap: ``rule(ops, info, in_dims, *args) -> (outputs, out_dims)``."""
+    for namespace in NAMESPACES:
+        ops = getattr(torch.ops, namespace)
+
+        def bound(info, in_dims, *args, _ops=ops):
+            return rule(_ops, info, in_dims, *args)
+
+        torch.library.register_vmap(f"{namespace}::{name}", bound)
+
+
+def transforms_active():
+    """Whether torch.func (grad, vmap, jvp, ...) or forward-mode AD is at work.
+
+    The autograd formula of :func:`autograd` is quick, but torch.func refuses it and forward-mode AD passes it by in
+    silence, with a tangent of zero. An op that wants either goes through an ``autograd.Function`` of its own then.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

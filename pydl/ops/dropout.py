@@ -3,7 +3,10 @@
 A pure function of (input, p, seed): the mask is recomputed from the seed by a counter-based generator and never
 stored, so backward is the same op on the gradient, and manual_seed, checkpointing, graph capture and torch.compile
 need no code of their own.
+Spatial dropout, where whole channels live or die (Tompson et al., CVPR 2015), is the same op with ``shared_dims``.
 """
+
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,8 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl.ops import _library
 
-# seed is a tensor on the input's device, so that a captured graph draws a new mask at each replay.
+# seed is a tensor on the input's device, so that a captured graph draws a new mask at each replay. shared_dims trailing
+# dimensions share one decision.
 _library.define("dropout", "(Tensor input, float p, Tensor seed, int shared_dims=0) -> Tensor")
 
 
@@ -32,6 +36,54 @@ def _backward(ops, ctx, grad_output):
 
 _library.autograd("dropout", _setup_context, _backward)
 
+
+def _vmap(ops, info, in_dims, input, p, seed, shared_dims=0):
+    """Each sample's mask is that of its own seed: equal for all samples when the seed is (``randomness="same"``)."""
+    input_dim, seed_dim = in_dims[0], in_dims[2]
+    if seed_dim is None:
+        # the samples share every decision: one more trailing dimension of that kind
+        output = ops.dropout(input.movedim(input_dim, -1), p, seed, shared_dims + 1)
+        return output, output.dim() - 1
+    seeds = seed.movedim(seed_dim, 0)
+    inputs = [input] * info.batch_size if input_dim is None else input.movedim(input_dim, 0)
+    return torch.stack([ops.dropout(x, p, s, shared_dims) for x, s in zip(inputs, seeds, strict=True)]), 0
+
+
+_library.vmap("dropout", _vmap)
+
+
+class _TransformedDropout(torch.autograd.Function):
+    """The same for torch.func and forward-mode AD: linear in the input, so the tangent is dropped out alike."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(ops, input, p, seed, shared_dims):
+        return ops.dropout(input, p, seed, shared_dims)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.ops, _, ctx.p, seed, ctx.shared_dims = inputs
+        ctx.save_for_backward(seed)
+        ctx.save_for_forward(seed)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (seed,) = ctx.saved_tensors
+        return None, _apply(ctx.ops, grad_output, ctx.p, seed, ctx.shared_dims), None, None, None
+
+    @staticmethod
+    def jvp(ctx, _ops, tangent, _p, _seed, _shared_dims):
+        (seed,) = ctx.saved_tensors
+        return ctx.ops.dropout(tangent, ctx.p, seed, ctx.shared_dims)
+
+
+def _apply(ops, input, p, seed, shared_dims):
+    if _library.transforms_active():
+        return _TransformedDropout.apply(ops, input, p, seed, shared_dims)
+    return ops.dropout(input, p, seed, shared_dims)
+
+
 _SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -51,15 +103,93 @@ def dropout(input, p=0.5, training=True, inplace=False, *, seed=None):
 
     Raises:
         ValueError: when p is not in [0, 1].
+        TypeError: when input or seed is not a tensor.
+        RuntimeError: when seed is not one int64 on the input's device.
     """
-    return _dropout("dropout", F.dropout, input, p, training, inplace, seed, shared_dims=0)
+    return _dropout("dropout", F.dropout, input, p, training, inplace, seed, 0)
+
+
+def dropout1d(input, p=0.5, training=True, inplace=False, *, seed=None):
+    """Zeroes whole channels: each ``input[n, c]`` of an (N, C, L) or (C, L) input, with probability ``p``.
+
+    Arguments, result and errors are those of :func:`dropout`; another rank than 2 or 3 is a RuntimeError, as in torch.
+    """
+    _check_tensor("dropout1d", input)
+    if input.dim() not in (2, 3):
+        _check_p("dropout1d", p)
+        raise RuntimeError(
+            f"dropout1d: expected input to be 2-D (C, L) or 3-D (N, C, L), got {input.dim()}-D of shape "
+            f"{tuple(input.shape)}"
+        )
+    return _dropout("dropout1d", F.dropout1d, input, p, training, inplace, seed, 1)
+
+
+def dropout2d(input, p=0.5, training=True, inplace=False, *, seed=None):
+    """Zeroes whole channels: each ``input[n, c]`` of an (N, C, H, W) input, with probability ``p``.
+
+    A 3-D input is read as (N, C, L), with a warning, as torch does; other ranks warn and drop ``input[n, c]`` too.
+    Arguments, result and errors are those of :func:`dropout`.
+    """
+    _check_tensor("dropout2d", input)
+    _check_p("dropout2d", p)
+    dims = input.dim()
+    if dims == 3:
+        _warn(
+            "dropout2d: expected input to be 4-D (N, C, H, W), got 3-D, which is read as (N, C, L) as torch does; "
+            "dropout1d says so without this warning"
+        )
+    elif dims != 4:
+        _warn(f"dropout2d: expected input to be 3-D or 4-D, got {dims}-D, which torch deprecates; dropout takes it")
+    return _dropout("dropout2d", F.dropout2d, input, p, training, inplace, seed, dims - 2)
+
+
+def dropout3d(input, p=0.5, training=True, inplace=False, *, seed=None):
+    """Zeroes whole channels: each ``input[n, c]`` of an (N, C, D, H, W) or ``input[c]`` of a (C, D, H, W) input.
+
+    Other ranks warn, as in torch, and are read as unbatched. Arguments, result and errors are those of :func:`dropout`.
+    """
+    _check_tensor("dropout3d", input)
+    _check_p("dropout3d", p)
+    dims = input.dim()
+    if dims not in (4, 5):
+        _warn(f"dropout3d: expected input to be 4-D or 5-D, got {dims}-D, which torch deprecates; dropout takes it")
+    return _dropout("dropout3d", F.dropout3d, input, p, training, inplace, seed, 3 if dims == 5 else dims - 1)
+
+
+def _warn(message):
+    warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _check_tensor(name, input):
+    if not isinstance(input, torch.Tensor):
+        raise TypeError(f"{name}: expected input to be a Tensor, got {type(input).__name__}")
+
+
+def _check_p(name, p):
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{name}: expected p to be a probability in [0, 1], got {p}")
+
+
+def _check_seed(name, seed, device):
+    if not isinstance(seed, torch.Tensor):
+        raise TypeError(f"{name}: expected seed to be an int64 Tensor of one element, got {type(seed).__name__}")
+    if seed.dtype != torch.int64 or seed.numel() != 1:
+        raise RuntimeError(
+            f"{name}: expected seed to be an int64 tensor of one element, got {seed.dtype} of shape {tuple(seed.shape)}"
+        )
+    if seed.device != device:
+        raise RuntimeError(f"{name}: expected seed to be on the input's device {device}, got one on {seed.device}")
 
 
 def _dropout(name, torch_function, input, p, training, inplace, seed, shared_dims):
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"{name}: expected p to be a probability in [0, 1], got {p}")
+    _check_tensor(name, input)
+    _check_p(name, p)
     if not training or p == 0.0:
         return input
+    if shared_dims < 0:
+        raise RuntimeError(
+            f"{name}: expected input to have at least 2 dimensions (batch and channel), got shape {tuple(input.shape)}"
+        )
     ops = backend.ops_for(input) if input.dtype in _SUPPORTED else None
     if ops is None:
         if seed is not None:
@@ -69,5 +199,7 @@ def _dropout(name, torch_function, input, p, training, inplace, seed, shared_dim
         # torch.randint even under compile: a seed op of our own would be merged by common-subexpression elimination,
         # and two dropouts would share a mask
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=input.device)
-    output = ops.dropout(input, p, seed, shared_dims)
+    else:
+        _check_seed(name, seed, input.device)
+    output = _apply(ops, input, p, seed, shared_dims)
     return input.copy_(output) if inplace else output

@@ -1,0 +1,63 @@
+"""What the linker made of one source per instruction set: no wide instruction outside the namespace of its set.
+
+An inline function that several instruction sets compile becomes a weak symbol, of which the linker keeps one copy for
+all. Were that copy the AVX-512 one, pydl would die of an illegal instruction on a CPU without it.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pydl import _C
+
+ROOT = Path(__file__).resolve().parent.parent
+OBJECTS = sorted(ROOT.glob("build/temp*/*/CMakeFiles/kernels_cpu_*.dir/kernels/cpu/*.o"))
+FOREIGN = ("std::", "torch", "c10::", "__gnu_cxx")
+
+
+def run(tool, *arguments):
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(not OBJECTS, reason="no object files: this is not the folder that pydl was built in")
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: "-".join((path.parts[-4].split("_")[-1][:-4], path.stem)))
+def test_weak_symbols_stay_in_their_namespace(path):
+    isa = path.parts[-4].removeprefix("kernels_cpu_").removesuffix(".dir")
+    assert isa in ("baseline", "avx2", "avx512")
+    leaks = []
+    for line in run("nm", "--demangle", "--defined-only", str(path)).splitlines():
+        match = re.match(r"[0-9a-f]* ([A-Za-z]) (.*)", line)
+        if match is None or match[1] not in "uVvWw":  # unique, weak object, weak function
+            continue
+        if f"{isa}::" not in match[2] or any(word in match[2] for word in FOREIGN):
+            leaks.append(match[2])
+    assert not leaks
+
+
+def test_wide_registers_stay_in_their_namespace():
+    """Of the installed module itself, so it holds for a wheel too."""
+    if os.uname().machine not in ("x86_64", "amd64"):
+        pytest.skip("one instruction set on this architecture")
+    if "pydl::cpu::" not in run("nm", "--demangle", _C.__file__):
+        pytest.skip("the module is stripped of its symbols")
+    text = run("objdump", "--disassemble", "--demangle", "--no-show-raw-insn", _C.__file__)
+    owner, leaks, seen = "", set(), set()
+    for line in text.splitlines():
+        if line.endswith(">:"):
+            owner = line.split("<", 1)[1][:-2]
+        elif "%zmm" in line or "%k1" in line:
+            seen.add("avx512")
+            if "avx512" not in owner:
+                leaks.add((owner, "avx512"))
+        elif "%ymm" in line:
+            seen.add("avx2")
+            if "avx2" not in owner and "avx512" not in owner:
+                leaks.add((owner, "avx2"))
+    assert seen == {"avx2", "avx512"}  # else the test would see nothing
+    assert not leaks
