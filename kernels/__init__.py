@@ -1,1 +1,1 @@
-"""Installed as ``pydl.kernels``, for the Triton kernels in it; the C++ kernels beside them are compiled into ``pydl._C``."""
+"""Installed as ``pydl.kernels`` for its Triton kernels; the C++ kernels are compiled into ``pydl._C``."""

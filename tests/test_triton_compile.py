@@ -112,8 +112,8 @@ def test_dropout(compiled, dtype):
 
 def cross_entropy(input, target, weight=None, reduction=1, smoothing=0.0, z_loss=0.0):
     arguments = (reduction, -100, smoothing, z_loss)
-    output, lse, denominator = softmax_cross_entropy.softmax_cross_entropy_forward(input, target, weight, *arguments)
-    saved = (output, input, target, weight, lse, denominator)
+    output, norm, denominator = softmax_cross_entropy.softmax_cross_entropy_forward(input, target, weight, *arguments)
+    saved = (output, input, target, weight, norm, denominator)
     softmax_cross_entropy.softmax_cross_entropy_backward(*saved, *arguments)
     if target.is_floating_point():
         softmax_cross_entropy.softmax_cross_entropy_backward_target(*saved, reduction, smoothing)

@@ -13,8 +13,9 @@ each element costs one exponential; the backward reads them once more and writes
 short rows, one long row, or, where rows are few, a piece of one. A row is any position of an N-d input: classes may be
 strided, as in (N, C, H, W).
 
-The softmax is never stored. lse is, in float64: at logits of 1e4 the last place of a float32 would be an error of 1e-3
-in every gradient. Sums over rows are taken in float64, in chunks of fixed size in a fixed order.
+The softmax is never stored. lse is, as the two numbers it is the sum of, max_c x_c and log sum_c exp(x_c - max): added
+up they would lose places that every gradient needs. Sums over rows are taken in float64, in chunks of fixed size in a
+fixed order.
 """
 
 from dataclasses import dataclass
@@ -97,9 +98,10 @@ def finish(
     weight_ptr,
     loss_ptr,
     row_weight_ptr,
-    lse_ptr,
+    norm_ptr,
     stored,
     live,
+    rows,
     classes,
     input_class_stride,
     ignore_index,
@@ -114,8 +116,8 @@ def finish(
     maximum, total, q_x, q_total = state
     reference = tl.where(maximum == -float("inf"), 0.0, maximum)
     log_total = tl.log(total)
-    lse = reference.to(tl.float64) + log_total.to(tl.float64)
-    tl.store(lse_ptr + stored, lse, mask=live)
+    tl.store(norm_ptr + stored, reference, mask=live)
+    tl.store(norm_ptr + rows.to(tl.int64) + stored, log_total, mask=live)
     loss = tl.zeros_like(total)
     if DENSE:
         loss = q_total * log_total - q_x
@@ -130,7 +132,8 @@ def finish(
             row_weight = tl.load(weight_ptr + target).to(ACC)
         loss += (1.0 - smoothing) * row_weight * (log_total - (x - reference))
     if Z_LOSS:
-        loss += z_loss * (lse * lse).to(ACC)
+        lse = reference + log_total
+        loss += z_loss * lse * lse
     if not PROBABILITIES:
         loss = tl.where(ignored, 0.0, tl.where(valid, loss, float("nan")))
         if row_weight_ptr is not None:
@@ -145,7 +148,7 @@ def softmax_cross_entropy_forward_kernel(
     weight_ptr,  # [classes], or None
     loss_ptr,  # [rows]
     row_weight_ptr,  # [rows]: w_t, 0 where ignored; or None
-    lse_ptr,  # [rows] float64
+    norm_ptr,  # [2, rows]: maximum and log of the sum of exp(x - maximum)
     partial_ptr,  # [4, SPLITS, rows]: the states of the pieces of each row; None for SPLITS = 1
     rows,
     classes,
@@ -196,7 +199,7 @@ def softmax_cross_entropy_forward_kernel(
     if SPLITS == 1:
         stored = offset_of(row, sizes, row_strides)
         finish(
-            state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, lse_ptr, stored, live, classes,
+            state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, norm_ptr, stored, live, rows, classes,
             input_class_stride, ignore_index, smoothing, z_loss, PROBABILITIES, DENSE, Z_LOSS, ACC,
         )  # fmt: skip
     else:
@@ -211,7 +214,7 @@ def softmax_cross_entropy_join_kernel(
     weight_ptr,
     loss_ptr,
     row_weight_ptr,
-    lse_ptr,
+    norm_ptr,
     partial_ptr,
     rows,
     classes,
@@ -259,7 +262,7 @@ def softmax_cross_entropy_join_kernel(
     smoothing = double_of(smoothing_bits).to(ACC)
     z_loss = double_of(z_loss_bits).to(ACC)
     finish(
-        state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, lse_ptr, stored, live, classes,
+        state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, norm_ptr, stored, live, rows, classes,
         input_class_stride, ignore_index, smoothing, z_loss, PROBABILITIES, DENSE, Z_LOSS, ACC,
     )  # fmt: skip
 
@@ -362,8 +365,8 @@ def write_gradient(
     one_hot,  # q_t without its dense part
     target,
     ignored,
-    lse_high,
-    lse_low,
+    maximum,
+    log_total,
     smoothing,
     share,
     PROBABILITIES: tl.constexpr,
@@ -377,7 +380,7 @@ def write_gradient(
     if not WHOLE:
         inside = live[:, None] & (column < classes)[None, :]
     x = tl.load(input_row_ptr[:, None] + column[None, :] * input_class_stride, mask=inside).to(ACC)
-    grad = q_total[:, None] * tl.exp(x - lse_high[:, None] - lse_low[:, None])
+    grad = q_total[:, None] * tl.exp(x - maximum[:, None] - log_total[:, None])
     if PROBABILITIES or SMOOTHING:
         grad -= dense_q(
             target_row_ptr, weight_ptr, column, inside, target_class_stride, smoothing, share, PROBABILITIES, ACC
@@ -397,7 +400,7 @@ def softmax_cross_entropy_backward_kernel(
     input_ptr,  # [rows, classes]
     target_ptr,  # [rows] int64, or as input
     weight_ptr,  # [classes], or None
-    lse_ptr,  # [rows] float64
+    norm_ptr,  # [2, rows]: maximum and log of the sum of exp(x - maximum)
     denominator_ptr,  # [1] float64, or None
     q_ptr,  # [rows] sum_c q_c for probabilities; else [1] sum_c w_c float64 where SMOOTHING with weight; else None
     grad_input_ptr,  # [rows, classes]
@@ -430,7 +433,9 @@ def softmax_cross_entropy_backward_kernel(
     smoothing = double_of(smoothing_bits).to(ACC)
     share = (double_of(smoothing_bits) / classes).to(ACC)
     g = row_gradient(grad_output_ptr, denominator_ptr, row, sizes, grad_output_strides, ACC)
-    lse = tl.load(lse_ptr + offset_of(row, sizes, row_strides))
+    stored = offset_of(row, sizes, row_strides)
+    maximum = tl.load(norm_ptr + stored)
+    log_total = tl.load(norm_ptr + rows.to(tl.int64) + stored)
     target_row_ptr = target_ptr + offset_of(row, sizes, target_strides)
     ignored = row < 0
     target = row
@@ -453,23 +458,19 @@ def softmax_cross_entropy_backward_kernel(
                 q_total += smoothing
         g = tl.where(valid, g, float("nan"))
     if Z_LOSS:
-        q_total += 2.0 * (double_of(z_loss_bits) * lse).to(ACC)
-    # lse as a sum of two numbers of the accumulator's type: x - lse keeps its last places at large logits
-    lse_high = lse.to(ACC)
-    lse_low = (lse - lse_high.to(tl.float64)).to(ACC)
-
+        q_total += 2.0 * double_of(z_loss_bits).to(ACC) * (maximum + log_total)
     input_row_ptr = input_ptr + offset_of(row, sizes, input_strides)
     grad_row_ptr = grad_input_ptr + offset_of(row, sizes, grad_strides)
     if (R == 1) & (start + B <= classes):
         write_gradient(
             input_row_ptr, target_row_ptr, weight_ptr, grad_row_ptr, live, start, classes, input_class_stride,
-            target_class_stride, grad_class_stride, g, q_total, one_hot, target, ignored, lse_high, lse_low, smoothing,
+            target_class_stride, grad_class_stride, g, q_total, one_hot, target, ignored, maximum, log_total, smoothing,
             share, PROBABILITIES, SMOOTHING, True, ACC, B,
         )  # fmt: skip
     else:
         write_gradient(
             input_row_ptr, target_row_ptr, weight_ptr, grad_row_ptr, live, start, classes, input_class_stride,
-            target_class_stride, grad_class_stride, g, q_total, one_hot, target, ignored, lse_high, lse_low, smoothing,
+            target_class_stride, grad_class_stride, g, q_total, one_hot, target, ignored, maximum, log_total, smoothing,
             share, PROBABILITIES, SMOOTHING, False, ACC, B,
         )  # fmt: skip
 
@@ -479,7 +480,7 @@ def softmax_cross_entropy_backward_target_kernel(
     grad_output_ptr,
     input_ptr,  # [rows, classes]
     weight_ptr,  # [classes], or None
-    lse_ptr,  # [rows] float64
+    norm_ptr,  # [2, rows]: maximum and log of the sum of exp(x - maximum)
     denominator_ptr,  # [1] float64, or None
     grad_target_ptr,  # [rows, classes]
     rows,
@@ -503,12 +504,12 @@ def softmax_cross_entropy_backward_target_kernel(
     row = tl.minimum(row, rows - 1)
     g = row_gradient(grad_output_ptr, denominator_ptr, row, sizes, grad_output_strides, ACC)
     g = g * (1.0 - double_of(smoothing_bits).to(ACC))
-    lse = tl.load(lse_ptr + offset_of(row, sizes, row_strides))
-    lse_high = lse.to(ACC)
-    lse_low = (lse - lse_high.to(tl.float64)).to(ACC)
+    stored = offset_of(row, sizes, row_strides)
+    maximum = tl.load(norm_ptr + stored)
+    log_total = tl.load(norm_ptr + rows.to(tl.int64) + stored)
     source = input_ptr + offset_of(row, sizes, input_strides)[:, None] + column[None, :] * input_class_stride
     x = tl.load(source, mask=inside, other=0.0).to(ACC)
-    grad = g[:, None] * (lse_high[:, None] - x + lse_low[:, None])
+    grad = g[:, None] * (maximum[:, None] - x + log_total[:, None])
     if weight_ptr is not None:
         grad *= tl.load(weight_ptr + column[None, :], mask=(column < classes)[None, :], other=0.0).to(ACC)
     sink = grad_target_ptr + offset_of(row, sizes, grad_strides)[:, None] + column[None, :] * grad_class_stride
@@ -599,7 +600,7 @@ def _check(input, target, weight, label_smoothing):
     if target.shape == shape:
         require(
             target.dtype in ACCUMULATE,
-            "target of input's shape to be class probabilities of a floating point dtype, got {target.dtype}",
+            f"target of input's shape to be class probabilities of a floating point dtype, got {target.dtype}",
         )
     elif input.dim() == 1:
         require(target.dim() <= 1, f"target to be of 0 or 1 dimensions, got shape {tuple(target.shape)}")
@@ -621,14 +622,14 @@ def _check(input, target, weight, label_smoothing):
 def softmax_cross_entropy_forward(
     input, target, weight, reduction, ignore_index, label_smoothing, z_loss, float_output=False
 ):
-    """Returns output, lse (float64, for each row) and denominator (float64, what the mean divides by)."""
+    """Returns output, norm (what lse is the sum of, for each row) and denominator (float64, what the mean divides by)."""
     _check(input, target, weight, label_smoothing)
     rows = _rows(input, target)
     acc = ACCUMULATE[input.dtype]
     kept = torch.float64 if input.dtype == torch.float64 else torch.float32
     row_sizes = input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
     output = input.new_empty(row_sizes if reduction == NONE else (), dtype=kept if float_output else input.dtype)
-    lse = input.new_empty(row_sizes, dtype=torch.float64)
+    norm = input.new_empty((2, *row_sizes), dtype=kept)
     denominator = input.new_empty((), dtype=torch.float64)
     loss = output if reduction == NONE else input.new_empty(rows.count, dtype=kept)
     row_weight = None
@@ -656,7 +657,7 @@ def softmax_cross_entropy_forward(
         "num_warps": 4,
     }
     partial = None if splits == 1 else input.new_empty((4, splits, rows.count), dtype=kept)
-    pointers = (input, target, weight, loss, row_weight, lse, partial)
+    pointers = (input, target, weight, loss, row_weight, norm, partial)
     walk = (rows.sizes, rows.stored, rows.input, rows.target, rows.input_class_stride)
     scalars = (ignore_index, double_bits(smoothing), double_bits(z_loss))
     launch(
@@ -670,7 +671,7 @@ def softmax_cross_entropy_forward(
         )  # fmt: skip
     if reduction != NONE:
         _reduce(loss, row_weight, output, denominator if reduction == MEAN else None, rows.count)
-    return output, lse, denominator
+    return output, norm, denominator
 
 
 def _reduce(loss, row_weight, output, denominator, rows):
@@ -690,7 +691,7 @@ def _reduce(loss, row_weight, output, denominator, rows):
 
 
 def softmax_cross_entropy_backward(
-    grad_output, input, target, weight, lse, denominator, reduction, ignore_index, label_smoothing, z_loss
+    grad_output, input, target, weight, norm, denominator, reduction, ignore_index, label_smoothing, z_loss
 ):
     """Returns the gradient of the logits, in their dtype and memory format."""
     _check(input, target, weight, label_smoothing)
@@ -703,7 +704,7 @@ def softmax_cross_entropy_backward(
     r, b = rows.tile(2048, 2048, acc)
     q = None
     if rows.probabilities:
-        q = input.new_empty(rows.count, dtype=lse.dtype if acc == tl.float64 else torch.float32)
+        q = input.new_empty(rows.count, dtype=norm.dtype)
         launch(
             softmax_cross_entropy_q_kernel, triton.cdiv(rows.count, r), input, target, weight, q, rows.count,
             rows.classes, rows.sizes, rows.target, rows.target_class_stride, double_bits(smoothing), ACC=acc, R=r, B=b,
@@ -713,7 +714,7 @@ def softmax_cross_entropy_backward(
         q = weight.sum(dtype=torch.float64)
     launch(
         softmax_cross_entropy_backward_kernel, triton.cdiv(rows.count, r) * triton.cdiv(rows.classes, b), input,
-        grad_output, input, target, weight, lse, denominator if reduction == MEAN else None, q, grad_input, rows.count,
+        grad_output, input, target, weight, norm, denominator if reduction == MEAN else None, q, grad_input, rows.count,
         rows.classes, rows.sizes, rows.stored, rows.input, rows.target, rows.grad, rows.grad_output,
         rows.input_class_stride, rows.target_class_stride, rows.grad_class_stride, ignore_index, double_bits(smoothing),
         double_bits(z_loss), PROBABILITIES=rows.probabilities, SMOOTHING=smoothing != 0.0, Z_LOSS=z_loss != 0.0,
@@ -723,7 +724,7 @@ def softmax_cross_entropy_backward(
 
 
 def softmax_cross_entropy_backward_target(
-    grad_output, input, target, weight, lse, denominator, reduction, label_smoothing
+    grad_output, input, target, weight, norm, denominator, reduction, label_smoothing
 ):
     """Returns the gradient of the class probabilities, in their dtype and memory format."""
     _check(input, target, weight, label_smoothing)
@@ -737,7 +738,7 @@ def softmax_cross_entropy_backward_target(
     r, b = rows.tile(2048, 2048, acc)
     launch(
         softmax_cross_entropy_backward_target_kernel, triton.cdiv(rows.count, r) * triton.cdiv(rows.classes, b), input,
-        grad_output, input, weight, lse, denominator if reduction == MEAN else None, grad_target, rows.count,
+        grad_output, input, weight, norm, denominator if reduction == MEAN else None, grad_target, rows.count,
         rows.classes, rows.sizes, rows.stored, rows.input, rows.grad, rows.grad_output, rows.input_class_stride,
         rows.grad_class_stride, double_bits(max(label_smoothing, 0.0)), ACC=acc, R=r, B=b,
         num_warps=4,
