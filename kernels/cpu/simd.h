@@ -74,6 +74,12 @@ PYDL_INLINE vec<A> broadcast(A a) {
   return vec<A>{} + a;  // -0.0 becomes +0.0, which no caller tells apart
 }
 
+// The same without the addition that -0.0 forces on the compiler: x - 0.0 is x, so one broadcast remains. For inner loops.
+template <class A>
+PYDL_INLINE vec<A> splat(A a) {
+  return a - vec<A>{};
+}
+
 template <class To, class From>
 PYDL_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -307,6 +313,29 @@ PYDL_INLINE u64v multiply_low_halves(u64v a, uint32_t b) {
   return (u64v)_mm_mul_epu32((__m128i)a, (__m128i)wide);
 #else
   return (a & 0xffffffffull) * wide;
+#endif
+}
+
+// The halves of each 64-bit lane change places.
+PYDL_INLINE u64v swap_halves(u64v a) {
+#if defined(PYDL_AVX512)
+  return (u64v)_mm512_rol_epi64((__m512i)a, 32);
+#elif defined(PYDL_AVX2)
+  return (u64v)_mm256_shuffle_epi32((__m256i)a, 0xB1);
+#elif defined(__x86_64__)
+  return (u64v)_mm_shuffle_epi32((__m128i)a, 0xB1);
+#else
+  return a << 32 | a >> 32;
+#endif
+}
+
+// a, with the high half of each 64-bit lane xored with the high half of b and with key.
+PYDL_INLINE u64v xor_high_halves(u64v a, u64v b, uint32_t key) {
+#if defined(PYDL_AVX512)
+  const __m512i keys = _mm512_set1_epi32(static_cast<int>(key));
+  return (u64v)_mm512_mask_ternarylogic_epi32((__m512i)a, 0xAAAA, (__m512i)b, keys, 0x96);
+#else
+  return a ^ (b & 0xffffffff00000000ull) ^ (u64v{} + (static_cast<uint64_t>(key) << 32));
 #endif
 }
 

@@ -1,0 +1,264 @@
+// pydl::conv2d_forward, conv2d_backward_input, conv2d_backward_weight, conv2d_backward_bias
+//
+// stride, dilation: (y, x). padding: (top, bottom, left, right), so that "same" with an even kernel can be
+// said. channels_last: the memory format of the result, which Python decides once for the kernel and for
+// tracing.
+#include "kernels/conv2d.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "csrc/torch.h"
+
+namespace pydl {
+namespace {
+
+using Sizes = std::vector<int64_t>;
+
+// Working memory that the kernels ask for, kept by each calling thread for its next convolution up to kKept
+// bytes.
+class Scratch {
+ public:
+  static void* of_at_least(int64_t bytes) {
+    thread_local Scratch scratch;
+    if (scratch.size_ < bytes || (scratch.size_ > kKept && bytes <= kKept)) scratch.resize(bytes);
+    return scratch.data_;
+  }
+  ~Scratch() { std::free(data_); }
+
+ private:
+  static constexpr int64_t kKept = 256 << 20;
+
+  void resize(int64_t bytes) {
+    std::free(data_);
+    size_ = 0;
+    bytes = ceil_div(bytes, 4096) * 4096;
+    data_ = std::aligned_alloc(4096, static_cast<size_t>(bytes));
+    if (data_ == nullptr) throw std::bad_alloc();
+    size_ = bytes;
+  }
+
+  void* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+std::string text_of(const Sizes& sizes) {
+  std::string text = "(";
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+  return text + ")";
+}
+
+// PYDL_CONV2D_ALGO forces an algorithm where it can serve; PYDL_CONV2D_WINOGRAD=0 forbids Winograd.
+void read_environment(Conv2dParams& p) {
+  p.allow_winograd = true;
+  if (const char* value = std::getenv("PYDL_CONV2D_WINOGRAD")) {
+    PYDL_CHECK_VALUE(std::strcmp(value, "0") == 0 || std::strcmp(value, "1") == 0,
+                     "conv2d: expected PYDL_CONV2D_WINOGRAD to be 0 or 1, got ", value);
+    p.allow_winograd = value[0] == '1';
+  }
+  p.algorithm = Conv2dAlgorithm::automatic;
+  const char* value = std::getenv("PYDL_CONV2D_ALGO");
+  if (value == nullptr) return;
+  const std::pair<const char*, Conv2dAlgorithm> names[] = {{"auto", Conv2dAlgorithm::automatic},
+                                                           {"gemm", Conv2dAlgorithm::gemm},
+                                                           {"winograd", Conv2dAlgorithm::winograd},
+                                                           {"depthwise", Conv2dAlgorithm::depthwise},
+                                                           {"direct", Conv2dAlgorithm::direct}};
+  for (const auto& [name, algorithm] : names)
+    if (std::strcmp(value, name) == 0) {
+      p.algorithm = algorithm;
+      return;
+    }
+  PYDL_CHECK_VALUE(
+      false, "conv2d: expected PYDL_CONV2D_ALGO to be one of auto, gemm, winograd, depthwise, direct, got ",
+      value);
+}
+
+struct Options {
+  const Sizes &stride, &padding, &dilation;
+  int64_t groups;
+};
+
+// Checks sizes and options, and fills in everything but pointers, strides and dtype.
+Conv2dParams geometry(const Sizes& input, const Sizes& weight, const Options& o) {
+  PYDL_CHECK(o.stride.size() == 2 && o.padding.size() == 4 && o.dilation.size() == 2,
+             "conv2d: expected stride, padding and dilation to be 2, 4 and 2 numbers, got ",
+             text_of(o.stride), ", ", text_of(o.padding), ", ", text_of(o.dilation));
+  PYDL_CHECK(input.size() == 4, "conv2d: expected input to be 3-D (unbatched) or 4-D (batched), got shape ",
+             text_of(input));
+  PYDL_CHECK(weight.size() == 4, "conv2d: expected weight to be 4-D, got shape ", text_of(weight));
+  PYDL_CHECK(o.stride[0] > 0 && o.stride[1] > 0, "conv2d: expected stride to be positive, got ",
+             text_of(o.stride));
+  PYDL_CHECK(o.padding[0] >= 0 && o.padding[1] >= 0 && o.padding[2] >= 0 && o.padding[3] >= 0,
+             "conv2d: expected padding to be at least 0, got ", text_of(o.padding));
+  PYDL_CHECK(o.dilation[0] > 0 && o.dilation[1] > 0, "conv2d: expected dilation to be positive, got ",
+             text_of(o.dilation));
+  PYDL_CHECK(o.groups > 0, "conv2d: expected groups to be positive, got ", o.groups);
+  PYDL_CHECK(weight[0] > 0 && weight[2] > 0 && weight[3] > 0,
+             "conv2d: expected weight to be without empty dimensions, got shape ", text_of(weight));
+  PYDL_CHECK(weight[0] % o.groups == 0, "conv2d: expected out_channels to be divisible by groups (", o.groups,
+             "), got ", weight[0]);
+  PYDL_CHECK(input[1] == weight[1] * o.groups, "conv2d: expected input to be of ", weight[1] * o.groups,
+             " channels (weight of shape ", text_of(weight), ", ", o.groups, " groups), got ", input[1]);
+  Conv2dParams p{};
+  p.batch = input[0];
+  p.groups = o.groups;
+  p.in_channels = input[1];
+  p.in_height = input[2];
+  p.in_width = input[3];
+  p.out_channels = weight[0];
+  p.kernel_height = weight[2];
+  p.kernel_width = weight[3];
+  p.stride_height = o.stride[0];
+  p.stride_width = o.stride[1];
+  p.pad_top = o.padding[0];
+  p.pad_left = o.padding[2];
+  p.dilation_height = o.dilation[0];
+  p.dilation_width = o.dilation[1];
+  const int64_t height = p.in_height + o.padding[0] + o.padding[1],
+                width = p.in_width + o.padding[2] + o.padding[3];
+  const int64_t reach_y = (p.kernel_height - 1) * p.dilation_height + 1;
+  const int64_t reach_x = (p.kernel_width - 1) * p.dilation_width + 1;
+  PYDL_CHECK(reach_y <= height && reach_x <= width,
+             "conv2d: expected the kernel to be no larger than the padded input (", height, " x ", width,
+             "), got ", reach_y, " x ", reach_x);
+  PYDL_CHECK(p.batch == 0 || (p.in_height > 0 && p.in_width > 0 && p.in_channels > 0),
+             "conv2d: expected input to be empty in its batch alone, got shape ", text_of(input));
+  p.out_height = (height - reach_y) / p.stride_height + 1;
+  p.out_width = (width - reach_x) / p.stride_width + 1;
+  read_environment(p);
+  return p;
+}
+
+void take_strides(const Tensor& t, int64_t* strides) {
+  for (int64_t d = 0; d < 4; ++d) strides[d] = t.stride(d);
+}
+
+Tensor empty_format(const Tensor& like, const Sizes& sizes, bool channels_last) {
+  return channels_last ? empty_strided(like, like.scalar_type(), sizes, channels_last_strides(sizes))
+                       : empty(like, like.scalar_type(), sizes);
+}
+
+void check_same(const char* what, const Tensor& a, const char* as, const Tensor& b) {
+  PYDL_CHECK(a.scalar_type() == b.scalar_type(), "conv2d: expected ", what, " to be of the dtype of ", as,
+             ", got scalar types ", static_cast<int>(a.scalar_type()), " and ",
+             static_cast<int>(b.scalar_type()));
+  PYDL_CHECK(a.is_cpu() == b.is_cpu(), "conv2d: expected ", what, " to be on the device of ", as,
+             ", got another");
+}
+
+void check_gradient(const Tensor& grad_output, const Conv2dParams& p) {
+  PYDL_CHECK(grad_output.dim() == 4 && grad_output.size(0) == p.batch &&
+                 grad_output.size(1) == p.out_channels && grad_output.size(2) == p.out_height &&
+                 grad_output.size(3) == p.out_width,
+             "conv2d: expected grad_output to be of shape ",
+             text_of({p.batch, p.out_channels, p.out_height, p.out_width}), ", got ", shape_of(grad_output));
+}
+
+Activation activation_of(const std::string& name) {
+  if (name == "none") return Activation::none;
+  if (name == "relu") return Activation::relu;
+  if (name == "sigmoid") return Activation::sigmoid;
+  throw std::invalid_argument("conv2d: expected activation to be None, 'relu' or 'sigmoid', got '" + name +
+                              "'");
+}
+
+template <class F>
+void launch(Conv2dParams& p, Conv2dPass pass, const F& kernel) {
+  const Parallel threads = torch_threads();
+  p.scratch = Scratch::of_at_least(PYDL_CPU_CALL(conv2d_scratch_bytes)(p, pass, threads.threads));
+  kernel(p, threads);
+}
+
+Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+               const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
+               const std::string& activation, bool channels_last) {
+  Conv2dParams p = geometry(sizes_of(input), sizes_of(weight), {stride, padding, dilation, groups});
+  p.dtype = dtype_of("conv2d", input);
+  p.activation = activation_of(activation);
+  check_same("weight", weight, "input", input);
+  if (bias) {
+    check_same("bias", *bias, "input", input);
+    PYDL_CHECK(bias->dim() == 1 && bias->size(0) == p.out_channels, "conv2d: expected bias to be of shape (",
+               p.out_channels, "), got ", shape_of(*bias));
+  }
+  Tensor output = empty_format(input, {p.batch, p.out_channels, p.out_height, p.out_width}, channels_last);
+  if (output.numel() == 0) return output;
+  std::optional<Tensor> dense_bias;  // the kernels read it as contiguous; it is small
+  if (bias) dense_bias = torch::stable::contiguous(*bias);
+  p.input = const_cast<void*>(input.const_data_ptr());
+  p.weight = const_cast<void*>(weight.const_data_ptr());
+  p.bias = bias ? dense_bias->const_data_ptr() : nullptr;
+  p.output = output.mutable_data_ptr();
+  take_strides(input, p.input_stride);
+  take_strides(weight, p.weight_stride);
+  take_strides(output, p.output_stride);
+  launch(p, Conv2dPass::forward, PYDL_CPU_CALL(conv2d_forward));
+  return output;
+}
+
+Tensor backward_input(const Tensor& grad_output, const Tensor& weight, const Sizes& input_size,
+                      const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
+                      bool channels_last) {
+  Conv2dParams p = geometry(input_size, sizes_of(weight), {stride, padding, dilation, groups});
+  p.dtype = dtype_of("conv2d", grad_output);
+  check_same("weight", weight, "grad_output", grad_output);
+  check_gradient(grad_output, p);
+  Tensor grad_input = empty_format(grad_output, input_size, channels_last);
+  if (grad_input.numel() == 0) return grad_input;
+  p.input = grad_input.mutable_data_ptr();
+  p.weight = const_cast<void*>(weight.const_data_ptr());
+  p.output = const_cast<void*>(grad_output.const_data_ptr());
+  take_strides(grad_input, p.input_stride);
+  take_strides(weight, p.weight_stride);
+  take_strides(grad_output, p.output_stride);
+  launch(p, Conv2dPass::backward_input, PYDL_CPU_CALL(conv2d_backward_input));
+  return grad_input;
+}
+
+Tensor backward_weight(const Tensor& grad_output, const Tensor& input, const Sizes& weight_size,
+                       const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
+                       bool channels_last) {
+  Conv2dParams p = geometry(sizes_of(input), weight_size, {stride, padding, dilation, groups});
+  p.dtype = dtype_of("conv2d", grad_output);
+  check_same("input", input, "grad_output", grad_output);
+  check_gradient(grad_output, p);
+  Tensor grad_weight = empty_format(grad_output, weight_size, channels_last);
+  if (grad_weight.numel() == 0) return grad_weight;
+  p.input = const_cast<void*>(input.const_data_ptr());
+  p.weight = grad_weight.mutable_data_ptr();
+  p.output = const_cast<void*>(grad_output.const_data_ptr());
+  take_strides(input, p.input_stride);
+  take_strides(grad_weight, p.weight_stride);
+  take_strides(grad_output, p.output_stride);
+  launch(p, Conv2dPass::backward_weight, PYDL_CPU_CALL(conv2d_backward_weight));
+  return grad_weight;
+}
+
+Tensor backward_bias(const Tensor& grad_output) {
+  PYDL_CHECK(grad_output.dim() == 4, "conv2d: expected grad_output to be 4-D, got shape ",
+             shape_of(grad_output));
+  Conv2dParams p{};
+  p.dtype = dtype_of("conv2d", grad_output);
+  p.batch = grad_output.size(0);
+  p.out_channels = grad_output.size(1);
+  p.out_height = grad_output.size(2);
+  p.out_width = grad_output.size(3);
+  Tensor grad_bias = empty(grad_output, grad_output.scalar_type(), {p.out_channels});
+  p.output = const_cast<void*>(grad_output.const_data_ptr());
+  p.grad_bias = grad_bias.mutable_data_ptr();
+  take_strides(grad_output, p.output_stride);
+  PYDL_CPU_CALL(conv2d_backward_bias)(p, torch_threads());
+  return grad_bias;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
+  m.impl("conv2d_forward", TORCH_BOX(&forward));
+  m.impl("conv2d_backward_input", TORCH_BOX(&backward_input));
+  m.impl("conv2d_backward_weight", TORCH_BOX(&backward_weight));
+  m.impl("conv2d_backward_bias", TORCH_BOX(&backward_bias));
+}
+
+}  // namespace pydl

@@ -1,0 +1,31 @@
+// The algorithms behind kernels/conv2d.h, one group of functions each; kernels/cpu/conv2d.cpp chooses between
+// them.
+//
+// *_supported says whether an algorithm can serve these params at all (the table says whether it should).
+#pragma once
+
+#include "kernels/conv2d.h"
+
+#ifndef PYDL_ISA
+#error "PYDL_ISA names the instruction set being compiled (CMakeLists.txt)"
+#endif
+
+namespace pydl::cpu::PYDL_ISA {
+
+// Implicit GEMM: serves everything.
+int64_t conv2d_gemm_gather_scratch(const Conv2dParams& params, Conv2dPass pass,
+                                   int64_t threads);  // not weight
+int64_t conv2d_gemm_weight_scratch(const Conv2dParams& params, int64_t threads);
+void conv2d_gemm_forward(const Conv2dParams& params, const Parallel& parallel);
+void conv2d_gemm_backward_input(const Conv2dParams& params, const Parallel& parallel);
+void conv2d_gemm_backward_weight(const Conv2dParams& params, const Parallel& parallel);
+
+// Winograd's minimal filtering for 3x3 kernels of stride 1 (kernels/cpu/conv2d_winograd*.cpp).
+bool conv2d_winograd_supported(const Conv2dParams& params, Conv2dPass pass);
+bool conv2d_winograd_worthwhile(const Conv2dParams& params, Conv2dPass pass);  // measured to be the quickest
+int64_t conv2d_winograd_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
+void conv2d_winograd_forward(const Conv2dParams& params, const Parallel& parallel);
+void conv2d_winograd_backward_input(const Conv2dParams& params, const Parallel& parallel);
+void conv2d_winograd_backward_weight(const Conv2dParams& params, const Parallel& parallel);
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,342 @@
+// Implicit GEMM for the forward pass and the input gradient.
+//
+// Both are the same problem: every pixel of a result gathers a window of another tensor, and a small matrix
+// of weights turns the window into the pixel's channels. The input gradient with stride s splits into s * s
+// such problems, one per phase of the pixel grid: within a phase every pixel is reached by the same taps, one
+// step apart.
+//
+//   result[pixel][m] = act(bias[m] + sum_k weight[m][k] * window[pixel][k])
+//
+// Weights are packed once per call. A task packs the windows of a block of pixels, kDepth numbers at a time,
+// and runs the microkernel over all channels; partial tiles live in the task's own scratch, so nothing but
+// results is written. The vector axis is the one along which the result is contiguous: pixels (NCHW) or
+// channels (channels_last).
+#include "kernels/cpu/conv2d_gemm.h"
+#include "kernels/cpu/conv2d_im2col.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+// One gather problem: `groups` times a matrix of weights over windows.
+template <class T>
+struct Gather {
+  Windows<T> windows;  // of group 0; window_group further for each group
+  int64_t window_group;
+  int64_t groups, batch;
+
+  const T* weight;  // element (m, channel, y tap, x tap) of group 0
+  int64_t weight_group, weight_m, weight_channel, weight_y, weight_x;
+
+  T* result;
+  int64_t channels;          // per group
+  int64_t result_group;      // elements between groups
+  int64_t result_stride[4];  // N, C, H, W of the pixels of this problem
+  const T* bias;             // may be null; `channels` of them per group
+  Activation activation;
+
+  int64_t pixels() const { return batch * windows.y.out_size * windows.x.out_size; }
+  bool channels_contiguous() const { return result_stride[1] == 1 && channels > 1; }
+};
+
+constexpr int64_t kBlockTiles = 4;  // tiles of columns, or blocks of rows, that one task packs
+
+// Sizes that both the caller of scratch and the run must agree on.
+template <class A>
+struct Plan {
+  bool by_channel;  // the vector axis is channels
+  int64_t depth, depth_blocks;
+  int64_t weight_tiles;  // blocks of rows (or tiles of columns) that the channels fill
+  int64_t weight_rows;   // channels per block of rows
+  int64_t task_pixels, tasks_per_group;
+
+  Plan(bool by_channel, int64_t depth, int64_t channels, int64_t pixels)
+      : by_channel(by_channel), depth(depth), depth_blocks(max_of(ceil_div(depth, kDepth), 1)) {
+    weight_tiles = by_channel ? ceil_div(channels, kColumns<A>) : ceil_div(channels, kRows);
+    weight_rows = ceil_div(channels, weight_tiles);
+    task_pixels = kBlockTiles * (by_channel ? kRows : kColumns<A>);
+    tasks_per_group = ceil_div(pixels, task_pixels);
+  }
+  int64_t weight_unit() const { return by_channel ? kColumns<A> : kRows; }
+  int64_t weight_panel() const { return min_of(depth, kDepth) * weight_unit(); }
+  int64_t weight_elements(int64_t groups) const {
+    return groups * depth_blocks * weight_tiles * weight_panel();
+  }
+  int64_t window_panel() const { return by_channel ? kRows * kPitch : kDepth * kColumns<A>; }
+  int64_t tiles() const { return depth_blocks == 1 ? 1 : weight_tiles * kBlockTiles; }
+  int64_t bytes(int64_t groups, int64_t threads) const {
+    return Pieces::bytes<A>(weight_elements(groups)) + threads * slot_bytes();
+  }
+  int64_t slot_bytes() const {
+    return Pieces::bytes<A>(kBlockTiles * window_panel()) + Pieces::bytes<A>(tiles() * kTile<A>) +
+           Pieces::bytes<Run>(task_pixels);
+  }
+};
+
+template <class T>
+Plan<acc_t<T>> plan_of(const Gather<T>& g) {
+  return {g.channels_contiguous(), g.windows.depth(), g.channels, g.pixels()};
+}
+
+// panel[k][channel], weight_unit() apart; channels beyond the last read as zero.
+template <class T, class A>
+void pack_weights(const Gather<T>& g, const Plan<A>& plan, A* packed, const Parallel& parallel) {
+  const int64_t panels = g.groups * plan.depth_blocks * plan.weight_tiles, unit = plan.weight_unit();
+  const int64_t per_tile = plan.by_channel ? unit : plan.weight_rows;
+  parallel(panels, ceil_div(4096, max_of(plan.weight_panel(), 1)), [&](int64_t first, int64_t last) {
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t tile = p % plan.weight_tiles, block = p / plan.weight_tiles % plan.depth_blocks;
+      const int64_t group = p / plan.weight_tiles / plan.depth_blocks;
+      const int64_t m0 = tile * per_tile, count = min_of(per_tile, g.channels - m0);
+      const T* from = g.weight + group * g.weight_group + m0 * g.weight_m;
+      A* to = packed + p * plan.weight_panel();
+      each_tap(g.windows, block * kDepth, min_of((block + 1) * kDepth, plan.depth),
+               [&](int64_t ty, int64_t tx, int64_t channel, int64_t channels, int64_t at) {
+                 const T* tap = from + ty * g.weight_y + tx * g.weight_x + channel * g.weight_channel;
+                 for (int64_t c = 0; c < channels; ++c) {
+                   A* row = to + (at + c) * unit;
+                   copy_strided(row, tap + c * g.weight_channel, g.weight_m, count);
+                   fill_zero(row + count, unit - count);
+                 }
+               });
+    }
+  });
+}
+
+template <class A>
+PYDL_INLINE vec<A> activate(vec<A> x, Activation activation) {
+  switch (activation) {
+    case Activation::none:
+      break;
+    case Activation::relu:
+      return x < vec<A>{} ? vec<A>{} : x;  // nan stays nan, as in torch
+    case Activation::sigmoid: {
+      A lane[lanes<A>];
+      store(lane, x);
+      for (A& value : lane) value = A(1) / (A(1) + static_cast<A>(__builtin_exp(-value)));
+      return load(lane);
+    }
+  }
+  return x;
+}
+
+// to[i * stride] = act(from[i] + bias), where bias is one number or a vector of them.
+template <class T, class A>
+PYDL_INLINE void finish(const A* from, T* to, int64_t stride, int64_t count, const T* bias, int64_t bias_step,
+                        Activation activation) {
+  const vec<A> one_bias = bias && bias_step == 0 ? splat(load_n(bias, 1)[0]) : vec<A>{};
+  for (int64_t i = 0; i < count; i += lanes<A>) {
+    const int64_t n = min_of(lanes<A>, count - i);
+    vec<A> x = load(from + i) + (bias && bias_step ? load_n(bias + i, n) : one_bias);
+    x = activate<A>(x, activation);
+    if (stride == 1) {
+      n == lanes<A> ? store(to + i, x) : store_n(to + i, x, n);
+    } else {
+      T some[lanes<A>];
+      store(some, x);
+      for (int64_t j = 0; j < n; ++j) to[(i + j) * stride] = some[j];
+    }
+  }
+}
+
+// A finished tile goes out: `runs` are the pixels of its columns (or rows), m0 its first channel.
+template <class T, class A>
+void finish_tile(const Gather<T>& g, bool by_channel, const A* tile, int64_t group, int64_t m0,
+                 int64_t channels, const Run* runs, int64_t n_runs) {
+  T* base = g.result + group * g.result_group + m0 * g.result_stride[1];
+  const T* bias = g.bias ? g.bias + group * g.channels + m0 : nullptr;
+  for (int64_t i = 0; i < n_runs; ++i) {
+    const Run& run = runs[i];
+    T* to = base + run.image * g.result_stride[0] + run.row * g.result_stride[2] +
+            run.column * g.result_stride[3];
+    if (by_channel) {
+      for (int64_t j = 0; j < run.count; ++j)
+        finish(tile + (run.at + j) * kColumns<A>, to + j * g.result_stride[3], 1, channels, bias, 1,
+               g.activation);
+    } else {
+      for (int64_t m = 0; m < channels; ++m)
+        finish(tile + m * kColumns<A> + run.at, to + m * g.result_stride[1], g.result_stride[3], run.count,
+               bias ? bias + m : nullptr, 0, g.activation);
+    }
+  }
+}
+
+// Pixels [begin, begin + count) of one group.
+template <class T, class A>
+void run_task(const Gather<T>& g, const Plan<A>& plan, const A* packed, int64_t group, int64_t begin,
+              int64_t count, Pieces scratch) {
+  Windows<T> windows = g.windows;
+  windows.data += group * g.window_group;
+  A* panels = scratch.take<A>(kBlockTiles * plan.window_panel());
+  A* tiles = scratch.take<A>(plan.tiles() * kTile<A>);
+  Run* runs = scratch.take<Run>(plan.task_pixels);
+  const int64_t unit = plan.by_channel ? kRows : kColumns<A>, blocks = ceil_div(count, unit);
+  int64_t first_run[kBlockTiles + 1] = {0};
+  for (int64_t b = 0; b < blocks; ++b)
+    first_run[b + 1] = first_run[b] + cut_runs(begin + b * unit, min_of(unit, count - b * unit),
+                                               windows.y.out_size, windows.x.out_size, runs + first_run[b]);
+  const int64_t per_tile = plan.by_channel ? kColumns<A> : plan.weight_rows;
+  for (int64_t d = 0; d < plan.depth_blocks; ++d) {
+    const int64_t k0 = d * kDepth, k1 = min_of(k0 + kDepth, plan.depth);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const Run* block_runs = runs + first_run[b];
+      const int64_t n = first_run[b + 1] - first_run[b];
+      A* panel = panels + b * plan.window_panel();
+      plan.by_channel ? pack_windows_by_pixel(windows, block_runs, n, k0, k1, panel, kPitch)
+                      : pack_windows_by_depth(windows, block_runs, n, k0, k1, panel, kColumns<A>);
+    }
+    for (int64_t t = 0; t < plan.weight_tiles; ++t) {
+      const A* weights =
+          packed + ((group * plan.depth_blocks + d) * plan.weight_tiles + t) * plan.weight_panel();
+      const int64_t channels = min_of(per_tile, g.channels - t * per_tile);
+      for (int64_t b = 0; b < blocks; ++b) {
+        A* tile = tiles + (plan.depth_blocks == 1 ? 0 : t * kBlockTiles + b) * kTile<A>;
+        const A* panel = panels + b * plan.window_panel();
+        const int64_t pixels = min_of(unit, count - b * unit);
+        plan.by_channel
+            ? gemm_tile<A>(Rows::pitched, pixels, channels, k1 - k0, panel, weights, tile, d > 0)
+            : gemm_tile<A>(Rows::interleaved, channels, pixels, k1 - k0, weights, panel, tile, d > 0);
+        if (d == plan.depth_blocks - 1)
+          finish_tile(g, plan.by_channel, tile, group, t * per_tile, channels, runs + first_run[b],
+                      first_run[b + 1] - first_run[b]);
+      }
+    }
+  }
+}
+
+template <class T>
+void run_gather(const Gather<T>& g, void* scratch, const Parallel& parallel) {
+  using A = acc_t<T>;
+  if (g.pixels() == 0 || g.channels == 0) return;
+  const Plan<A> plan = plan_of(g);
+  Pieces pieces{static_cast<char*>(scratch)};
+  A* packed = pieces.take<A>(plan.weight_elements(g.groups));
+  pack_weights(g, plan, packed, parallel);
+  const int64_t tasks = g.groups * plan.tasks_per_group, threads = max_of(1, min_of(parallel.threads, tasks));
+  // one slot of scratch per thread; which slot does a task does not change its result
+  parallel(threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t slot = first; slot < last; ++slot)
+      for (int64_t task = tasks * slot / threads; task < tasks * (slot + 1) / threads; ++task) {
+        const int64_t group = task / plan.tasks_per_group,
+                      begin = task % plan.tasks_per_group * plan.task_pixels;
+        run_task(g, plan, packed, group, begin, min_of(plan.task_pixels, g.pixels() - begin),
+                 Pieces{pieces.next + slot * plan.slot_bytes()});
+      }
+  });
+}
+
+template <class T>
+Gather<T> forward_problem(const Conv2dParams& p) {
+  Gather<T> g{};
+  const int64_t channels = p.in_channels / p.groups;
+  g.windows = {static_cast<const T*>(p.input),
+               {p.input_stride[0], p.input_stride[1], p.input_stride[2], p.input_stride[3]},
+               channels,
+               {p.kernel_height, p.stride_height, -p.pad_top, p.dilation_height, p.in_height, p.out_height},
+               {p.kernel_width, p.stride_width, -p.pad_left, p.dilation_width, p.in_width, p.out_width}};
+  g.window_group = channels * p.input_stride[1];
+  g.groups = p.groups;
+  g.batch = p.batch;
+  g.weight = static_cast<const T*>(p.weight);
+  g.channels = p.out_channels / p.groups;
+  g.weight_group = g.channels * p.weight_stride[0];
+  g.weight_m = p.weight_stride[0];
+  g.weight_channel = p.weight_stride[1];
+  g.weight_y = p.weight_stride[2];
+  g.weight_x = p.weight_stride[3];
+  g.result = static_cast<T*>(p.output);
+  g.result_group = g.channels * p.output_stride[1];
+  for (int d = 0; d < 4; ++d) g.result_stride[d] = p.output_stride[d];
+  g.bias = static_cast<const T*>(p.bias);
+  g.activation = p.activation;
+  return g;
+}
+
+// The taps that reach input positions phase, phase + stride, ...: position phase + a * stride is read by
+// output a + (phase + pad - tap * dilation) / stride, for the taps where that divides.
+struct PhaseAxis {
+  Axis axis;
+  int64_t first_tap, tap_step;
+};
+PhaseAxis phase_axis(int64_t phase, int64_t stride, int64_t pad, int64_t dilation, int64_t kernel,
+                     int64_t in_size, int64_t out_size) {
+  int64_t taps = 0, first_tap = 0, tap_step = 1;
+  for (int64_t t = 0; t < kernel; ++t) {
+    if ((phase + pad - t * dilation) % stride != 0) continue;
+    if (taps == 0) first_tap = t;
+    if (taps == 1) tap_step = t - first_tap;
+    ++taps;
+  }
+  const int64_t pixels = phase < in_size ? ceil_div(in_size - phase, stride) : 0;
+  return {{taps, 1, taps ? (phase + pad - first_tap * dilation) / stride : 0, -(tap_step * dilation / stride),
+           out_size, pixels},
+          first_tap,
+          tap_step};
+}
+
+template <class T>
+Gather<T> phase_problem(const Conv2dParams& p, int64_t phase_y, int64_t phase_x) {
+  const PhaseAxis y = phase_axis(phase_y, p.stride_height, p.pad_top, p.dilation_height, p.kernel_height,
+                                 p.in_height, p.out_height);
+  const PhaseAxis x = phase_axis(phase_x, p.stride_width, p.pad_left, p.dilation_width, p.kernel_width,
+                                 p.in_width, p.out_width);
+  Gather<T> g{};
+  const int64_t channels = p.out_channels / p.groups;
+  g.windows = {static_cast<const T*>(p.output),
+               {p.output_stride[0], p.output_stride[1], p.output_stride[2], p.output_stride[3]},
+               channels,
+               y.axis,
+               x.axis};
+  g.window_group = channels * p.output_stride[1];
+  g.groups = p.groups;
+  g.batch = p.batch;
+  g.weight =
+      static_cast<const T*>(p.weight) + y.first_tap * p.weight_stride[2] + x.first_tap * p.weight_stride[3];
+  g.channels = p.in_channels / p.groups;
+  g.weight_group = channels * p.weight_stride[0];
+  g.weight_m = p.weight_stride[1];
+  g.weight_channel = p.weight_stride[0];
+  g.weight_y = y.tap_step * p.weight_stride[2];
+  g.weight_x = x.tap_step * p.weight_stride[3];
+  g.result = static_cast<T*>(p.input) + phase_y * p.input_stride[2] + phase_x * p.input_stride[3];
+  g.result_group = g.channels * p.input_stride[1];
+  g.result_stride[0] = p.input_stride[0];
+  g.result_stride[1] = p.input_stride[1];
+  g.result_stride[2] = p.input_stride[2] * p.stride_height;
+  g.result_stride[3] = p.input_stride[3] * p.stride_width;
+  return g;
+}
+
+}  // namespace
+
+int64_t conv2d_gemm_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+  int64_t bytes = 0;
+  dispatch_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    if (pass == Conv2dPass::forward) {
+      bytes = plan_of(forward_problem<T>(p)).bytes(p.groups, threads);
+      return;
+    }
+    for (int64_t y = 0; y < min_of(p.stride_height, p.in_height); ++y)
+      for (int64_t x = 0; x < min_of(p.stride_width, p.in_width); ++x)
+        bytes = max_of(bytes, plan_of(phase_problem<T>(p, y, x)).bytes(p.groups, threads));
+  });
+  return bytes;
+}
+
+void conv2d_gemm_forward(const Conv2dParams& p, const Parallel& parallel) {
+  dispatch_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    run_gather(forward_problem<T>(p), p.scratch, parallel);
+  });
+}
+
+void conv2d_gemm_backward_input(const Conv2dParams& p, const Parallel& parallel) {
+  dispatch_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t y = 0; y < min_of(p.stride_height, p.in_height); ++y)
+      for (int64_t x = 0; x < min_of(p.stride_width, p.in_width); ++x)
+        run_gather(phase_problem<T>(p, y, x), p.scratch, parallel);
+  });
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

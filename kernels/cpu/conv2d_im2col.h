@@ -1,0 +1,175 @@
+// The image side of implicit GEMM: windows of an image, read straight from a strided tensor into panels.
+//
+// A "window" is what one output pixel sees: (taps in y) * (taps in x) * channels numbers, in that order,
+// channels innermost. Padding, stride and dilation are resolved here and nowhere else; what lies outside the
+// image reads as 0.
+#pragma once
+
+#include "kernels/cpu/conv2d_algorithms.h"
+#include "kernels/cpu/simd.h"
+
+namespace pydl::cpu::PYDL_ISA {
+
+// Where the taps of one axis fall: tap t of output position x reads input position x * step + first + t *
+// spacing.
+struct Axis {
+  int64_t taps, step, first, spacing;
+  int64_t in_size, out_size;
+};
+
+// Windows over one group of one tensor. Pixels are numbered over (image, row, column) of the output.
+template <class T>
+struct Windows {
+  const T* data;      // of the group's first channel
+  int64_t stride[4];  // N, C, H, W
+  int64_t channels;
+  Axis y, x;
+
+  int64_t depth() const { return y.taps * x.taps * channels; }
+};
+
+// Consecutive output pixels of one row.
+struct Run {
+  int64_t image, row, column, count, at;  // at: position of the first within the panel
+};
+
+// Cuts pixels [begin, begin + count) into runs; `runs` has room for count of them. Returns how many there
+// are.
+static PYDL_INLINE int64_t cut_runs(int64_t begin, int64_t count, int64_t height, int64_t width, Run* runs) {
+  int64_t column = begin % width, row = begin / width % height, image = begin / width / height, n = 0;
+  for (int64_t at = 0; at < count; ++n) {
+    const int64_t take = min_of(width - column, count - at);
+    runs[n] = {image, row, column, take, at};
+    at += take;
+    column = 0;
+    if (++row == height) {
+      row = 0;
+      ++image;
+    }
+  }
+  return n;
+}
+
+// The part of a run whose tap at `offset` falls inside the image: positions [low, high) of the run.
+struct Span {
+  int64_t low, high;
+};
+static PYDL_INLINE Span inside(const Axis& x, int64_t column, int64_t count, int64_t offset) {
+  const int64_t first = column * x.step + offset;  // input position of the run's first pixel
+  int64_t low, high;
+  if (x.step == 1) {
+    low = -first;
+    high = x.in_size - first;
+  } else {
+    low = first >= 0 ? 0 : ceil_div(-first, x.step);
+    high = first >= x.in_size ? 0 : ceil_div(x.in_size - first, x.step);
+  }
+  low = max_of(low, 0);
+  high = min_of(high, count);
+  return low < high ? Span{low, high} : Span{0, 0};
+}
+
+// to[i] = from[i * stride], widened.
+template <class T, class A>
+static PYDL_INLINE void copy_strided(A* to, const T* from, int64_t stride, int64_t count) {
+  if (stride == 1) {
+    int64_t i = 0;
+    for (; i + lanes<A> <= count; i += lanes<A>) store(to + i, load(from + i));
+    if (i < count) store_n(to + i, load_n(from + i, count - i), count - i);
+  } else if constexpr (sizeof(T) == sizeof(A)) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i * stride];
+  } else {
+    for (int64_t i = 0; i < count; i += lanes<A>) {  // gather, then widen a vector at a time
+      T some[lanes<A>];
+      const int64_t n = min_of(lanes<A>, count - i);
+      for (int64_t j = 0; j < n; ++j) some[j] = from[(i + j) * stride];
+      store_n(to + i, load_n(some, n), n);
+    }
+  }
+}
+
+template <class A>
+static PYDL_INLINE void fill_zero(A* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = A(0);
+}
+
+// Calls body(y tap, x tap, first channel, channels, position) for the stretches of [begin, end) of a window
+// that share a tap.
+template <class T, class F>
+static PYDL_INLINE void each_tap(const Windows<T>& w, int64_t begin, int64_t end, const F& body) {
+  for (int64_t k = begin; k < end;) {
+    const int64_t tap = k / w.channels, channel = k % w.channels,
+                  count = min_of(w.channels - channel, end - k);
+    body(tap / w.x.taps, tap % w.x.taps, channel, count, k - begin);
+    k += count;
+  }
+}
+
+// panel[k][pixel], `pitch` elements between k: numbers [begin, end) of the windows of `count` pixels in
+// `runs`.
+template <class T, class A>
+static void pack_windows_by_depth(const Windows<T>& w, const Run* runs, int64_t n_runs, int64_t begin,
+                                  int64_t end, A* panel, int64_t pitch) {
+  each_tap(w, begin, end, [&](int64_t ty, int64_t tx, int64_t channel, int64_t channels, int64_t at) {
+    for (int64_t i = 0; i < n_runs; ++i) {
+      const Run& run = runs[i];
+      A* to = panel + at * pitch + run.at;
+      const int64_t row = run.row * w.y.step + w.y.first + ty * w.y.spacing;
+      const int64_t offset = w.x.first + tx * w.x.spacing;
+      const Span span =
+          row >= 0 && row < w.y.in_size ? inside(w.x, run.column, run.count, offset) : Span{0, 0};
+      const T* from = w.data + run.image * w.stride[0] + channel * w.stride[1] + row * w.stride[2] +
+                      ((run.column + span.low) * w.x.step + offset) * w.stride[3];
+      if (span.low == span.high) {
+        for (int64_t c = 0; c < channels; ++c) fill_zero(to + c * pitch, run.count);
+        continue;
+      }
+      for (int64_t c = 0; c < channels; ++c, to += pitch, from += w.stride[1]) {
+        fill_zero(to, span.low);
+        copy_strided(to + span.low, from, w.x.step * w.stride[3], span.high - span.low);
+        fill_zero(to + span.high, run.count - span.high);
+      }
+    }
+  });
+}
+
+// panel[pixel][k], `pitch` elements between pixels.
+template <class T, class A>
+static void pack_windows_by_pixel(const Windows<T>& w, const Run* runs, int64_t n_runs, int64_t begin,
+                                  int64_t end, A* panel, int64_t pitch) {
+  each_tap(w, begin, end, [&](int64_t ty, int64_t tx, int64_t channel, int64_t channels, int64_t at) {
+    for (int64_t i = 0; i < n_runs; ++i) {
+      const Run& run = runs[i];
+      const int64_t row = run.row * w.y.step + w.y.first + ty * w.y.spacing;
+      const bool row_inside = row >= 0 && row < w.y.in_size;
+      for (int64_t j = 0; j < run.count; ++j) {
+        A* to = panel + (run.at + j) * pitch + at;
+        const int64_t column = (run.column + j) * w.x.step + w.x.first + tx * w.x.spacing;
+        if (row_inside && column >= 0 && column < w.x.in_size)
+          copy_strided(to,
+                       w.data + run.image * w.stride[0] + channel * w.stride[1] + row * w.stride[2] +
+                           column * w.stride[3],
+                       w.stride[1], channels);
+        else
+          fill_zero(to, channels);
+      }
+    }
+  });
+}
+
+// Scratch is handed out in pieces of whole cache lines.
+struct Pieces {
+  char* next;
+  template <class A>
+  A* take(int64_t count) {
+    A* piece = reinterpret_cast<A*>(next);
+    next += bytes<A>(count);
+    return piece;
+  }
+  template <class A>
+  static int64_t bytes(int64_t count) {
+    return ceil_div(count * static_cast<int64_t>(sizeof(A)), 64) * 64;
+  }
+};
+
+}  // namespace pydl::cpu::PYDL_ISA

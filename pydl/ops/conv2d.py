@@ -1,0 +1,279 @@
+"""2-D convolution (LeCun et al., 1989; d2l chapters "Convolutions for Images" and "Padding and Stride").
+
+    output[n, o, y, x] = act(bias[o] + sum over i, r, s of
+                             weight[o, i, r, s] * input[n, i, y*stride + r*dilation - padding, ...])
+
+Forward, input gradient and weight gradient are ops of our own. Each is linear in its two tensors, and the gradients of
+each are the other two, so that the three are closed under differentiation to any order.
+"""
+
+from operator import index
+
+import torch
+import torch.nn.functional as F
+
+from pydl import backend
+from pydl.ops import _library
+
+# padding is (top, bottom, left, right): "same" with an even kernel pads one more at the bottom and on the right.
+# channels_last is the memory format of the result: decided once, in `conv2d` below, so that kernel and fake agree.
+_OPTIONS = "int[2] stride, int[4] padding, int[2] dilation, int groups"
+_library.define(
+    "conv2d_forward",
+    f"(Tensor input, Tensor weight, Tensor? bias, {_OPTIONS}, str activation, bool channels_last) -> Tensor",
+)
+_library.define(
+    "conv2d_backward_input",
+    f"(Tensor grad_output, Tensor weight, SymInt[4] input_size, {_OPTIONS}, bool channels_last) -> Tensor",
+)
+_library.define(
+    "conv2d_backward_weight",
+    f"(Tensor grad_output, Tensor input, SymInt[4] weight_size, {_OPTIONS}, bool channels_last) -> Tensor",
+)
+_library.define("conv2d_backward_bias", "(Tensor grad_output) -> Tensor")
+
+
+def _empty(like, size, channels_last):
+    return like.new_empty(size).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _check(condition, message):
+    if not condition:
+        raise RuntimeError(f"conv2d: expected {message}")
+
+
+# The checks of csrc/conv2d.cpp once more, for tracing, which never gets there.
+@_library.fake("conv2d_forward")
+def _(input, weight, bias, stride, padding, dilation, groups, activation, channels_last):
+    _check(input.dim() == 4, f"input to be 3-D (unbatched) or 4-D (batched), got shape {tuple(input.shape)}")
+    _check(weight.dim() == 4, f"weight to be 4-D, got shape {tuple(weight.shape)}")
+    _check(min(stride) > 0, f"stride to be positive, got {tuple(stride)}")
+    _check(min(padding) >= 0, f"padding to be at least 0, got {tuple(padding)}")
+    _check(min(dilation) > 0, f"dilation to be positive, got {tuple(dilation)}")
+    _check(groups > 0, f"groups to be positive, got {groups}")
+    _check(weight.shape[0] % groups == 0, f"out_channels to be divisible by groups ({groups}), got {weight.shape[0]}")
+    channels = weight.shape[1] * groups
+    _check(input.shape[1] == channels, f"input to be of {channels} channels, got {input.shape[1]}")
+    _check(weight.dtype == input.dtype, f"weight to be of the dtype of input, got {weight.dtype} and {input.dtype}")
+    if bias is not None:
+        _check(bias.dtype == input.dtype, f"bias to be of the dtype of input, got {bias.dtype} and {input.dtype}")
+        _check(tuple(bias.shape) == (weight.shape[0],), f"bias to be of shape ({weight.shape[0]}), got {bias.shape}")
+    size = [input.shape[0], weight.shape[0]]
+    for d in range(2):
+        padded = input.shape[2 + d] + padding[2 * d] + padding[2 * d + 1]
+        reach = (weight.shape[2 + d] - 1) * dilation[d] + 1
+        _check(reach <= padded, f"the kernel to be no larger than the padded input ({padded}), got {reach}")
+        size.append((padded - reach) // stride[d] + 1)
+    return _empty(input, size, channels_last)
+
+
+@_library.fake("conv2d_backward_input")
+def _(grad_output, weight, input_size, stride, padding, dilation, groups, channels_last):
+    return _empty(grad_output, input_size, channels_last)
+
+
+@_library.fake("conv2d_backward_weight")
+def _(grad_output, input, weight_size, stride, padding, dilation, groups, channels_last):
+    return _empty(grad_output, weight_size, channels_last)
+
+
+@_library.fake("conv2d_backward_bias")
+def _(grad_output):
+    return grad_output.new_empty(grad_output.shape[1])
+
+
+def _is_channels_last(t):
+    """Whether the strides of ``t`` say channels_last, as torch decides it; ambiguous ones say contiguous."""
+    stride = t.stride()
+    if stride[3] < stride[1]:  # the common case: rows of pixels
+        return False
+    size, smallest = t.shape, 0
+    for d in (1, 3, 2, 0):
+        if size[d] == 0 or stride[d] < smallest:
+            return False
+        if d == 0 and smallest == stride[1]:  # one channel of one pixel
+            return False
+        smallest = stride[d] * size[d] if size[d] > 1 else stride[d]
+    return True
+
+
+def _forward_context(ctx, inputs, output):
+    input, weight, _, stride, padding, dilation, groups, ctx.activation, ctx.channels_last = inputs
+    ctx.options = (stride, padding, dilation, groups)
+    ctx.input_size, ctx.weight_size = input.shape, weight.shape
+    ctx.weight_channels_last = _is_channels_last(weight)
+    needs_input, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(
+        input if needs_weight else None,
+        weight if needs_input else None,
+        output if ctx.activation != "none" else None,
+    )
+
+
+def _forward_backward(ops, ctx, grad):
+    input, weight, output = ctx.saved_tensors
+    if ctx.activation == "relu":
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    elif ctx.activation == "sigmoid":
+        grad = torch.ops.aten.sigmoid_backward(grad, output)
+    grad_input = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_input = ops.conv2d_backward_input(grad, weight, ctx.input_size, *ctx.options, ctx.channels_last)
+    if ctx.needs_input_grad[1]:
+        # in the weight's own format, so that accumulating it copies nothing
+        grad_weight = ops.conv2d_backward_weight(grad, input, ctx.weight_size, *ctx.options, ctx.weight_channels_last)
+    if ctx.needs_input_grad[2]:
+        grad_bias = ops.conv2d_backward_bias(grad)
+    return grad_input, grad_weight, grad_bias, None, None, None, None, None, None
+
+
+_library.autograd("conv2d_forward", _forward_context, _forward_backward)
+
+
+# Double backward. grad_input(grad_output, weight) is linear in both: with g the gradient of its result, the gradient of
+# grad_output is the convolution of g, and that of weight is the weight gradient with g in the input's place.
+def _input_context(ctx, inputs, output):
+    grad_output, weight, _, *ctx.options, ctx.channels_last = inputs
+    ctx.weight_size, ctx.weight_channels_last = weight.shape, _is_channels_last(weight)
+    ctx.save_for_backward(*(t if need else None for t, need in zip((grad_output, weight), _swap(ctx), strict=True)))
+
+
+def _swap(ctx):
+    """Of a bilinear op: which of its two tensors the gradient of the other one needs."""
+    return ctx.needs_input_grad[1], ctx.needs_input_grad[0]
+
+
+def _input_backward(ops, ctx, grad):
+    grad_output, weight = ctx.saved_tensors
+    to_grad_output = to_weight = None
+    if ctx.needs_input_grad[0]:
+        to_grad_output = ops.conv2d_forward(grad, weight, None, *ctx.options, "none", ctx.channels_last)
+    if ctx.needs_input_grad[1]:
+        to_weight = ops.conv2d_backward_weight(
+            grad_output, grad, ctx.weight_size, *ctx.options, ctx.weight_channels_last
+        )
+    return to_grad_output, to_weight, None, None, None, None, None, None
+
+
+_library.autograd("conv2d_backward_input", _input_context, _input_backward)
+
+
+# grad_weight(grad_output, input): with g the gradient of its result, g stands in the weight's place.
+def _weight_context(ctx, inputs, output):
+    grad_output, input, _, *ctx.options, _ = inputs
+    ctx.input_size, ctx.channels_last = input.shape, _is_channels_last(input)
+    ctx.save_for_backward(*(t if need else None for t, need in zip((grad_output, input), _swap(ctx), strict=True)))
+
+
+def _weight_backward(ops, ctx, grad):
+    grad_output, input = ctx.saved_tensors
+    to_grad_output = to_input = None
+    if ctx.needs_input_grad[0]:
+        to_grad_output = ops.conv2d_forward(input, grad, None, *ctx.options, "none", ctx.channels_last)
+    if ctx.needs_input_grad[1]:
+        to_input = ops.conv2d_backward_input(grad_output, grad, ctx.input_size, *ctx.options, ctx.channels_last)
+    return to_grad_output, to_input, None, None, None, None, None, None
+
+
+_library.autograd("conv2d_backward_weight", _weight_context, _weight_backward)
+
+
+def _bias_context(ctx, inputs, output):
+    ctx.size = inputs[0].shape
+
+
+def _bias_backward(ops, ctx, grad):
+    return grad[None, :, None, None].expand(ctx.size)
+
+
+_library.autograd("conv2d_backward_bias", _bias_context, _bias_backward)
+
+_SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_ACTIVATIONS = {None: lambda x: x, "relu": F.relu, "sigmoid": torch.sigmoid}
+
+
+def _pair(name, value):
+    """(y, x) of an argument that is one integer, or a sequence of one or two."""
+    if type(value) is int:  # the common case, kept short: it is paid on every call
+        return (value, value)
+    if hasattr(value, "__index__"):  # numpy's integers too
+        return (index(value), index(value))
+    try:
+        pair = tuple(index(v) for v in value)
+    except TypeError:
+        raise TypeError(f"conv2d: expected {name} to be an integer or two, got {value!r}") from None
+    if len(pair) not in (1, 2):
+        raise RuntimeError(f"conv2d: expected {name} to be one number or 2, got {pair}")
+    return pair if len(pair) == 2 else pair * 2
+
+
+def _padding(padding, weight, stride, dilation):
+    """(top, bottom, left, right) of torch's padding argument."""
+    if not isinstance(padding, str):
+        y, x = _pair("padding", padding)
+        return (y, y, x, x)
+    if padding == "valid":
+        return (0, 0, 0, 0)
+    if padding != "same":
+        raise RuntimeError(f"conv2d: expected padding to be numbers, 'same' or 'valid', got {padding!r}")
+    if stride != (1, 1):
+        raise RuntimeError(f"conv2d: expected stride to be 1 with padding 'same', got {stride}")
+    y, x = (d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True))
+    return (y // 2, y - y // 2, x // 2, x - x // 2)
+
+
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None):
+    """Cross-correlates ``input`` with ``weight``, as :func:`torch.nn.functional.conv2d`.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); float32, float64, bfloat16 or float16, with any strides (other dtypes are
+            served by torch). Sums are accumulated in float32 (float64 for float64).
+        weight: (O, C / groups, kernel height, kernel width).
+        bias: (O,) or None.
+        stride: one number of pixels or (y, x).
+        padding: pixels, (y, x), ``"valid"`` (none) or ``"same"`` (output as large as the input; stride 1).
+        dilation: distance between the taps of the kernel, one number of pixels or (y, x).
+        groups: how many blocks channels are split into; each convolves its own.
+        activation: keyword-only: None, ``"relu"`` or ``"sigmoid"``, applied to the result in the same pass.
+
+    Returns:
+        (N, O, H', W'), or (O, H', W'); channels_last if the input or the weight is. H' = (H + 2 * padding -
+        dilation * (kernel height - 1) - 1) // stride + 1.
+
+    Raises:
+        RuntimeError: shapes, dtypes, devices or options that do not fit.
+        ValueError: an unknown activation.
+    """
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"conv2d: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
+    # zero channels: torch's own answer, an output without channels, is left to torch
+    served = input.dtype in _SUPPORTED and not (input.dim() > 2 and input.shape[-3] == 0)
+    ops = backend.ops_for(input) if served else None
+    if ops is None:
+        return _ACTIVATIONS[activation](F.conv2d(input, weight, bias, stride, padding, dilation, groups))
+    if weight.dim() != 4:
+        raise RuntimeError(f"conv2d: expected weight to be 4-D, got shape {tuple(weight.shape)}")
+    device_type = input.device.type
+    if torch.is_autocast_enabled(device_type):
+        # here rather than by torch.library.register_autocast, which fixes the dtype once and for all
+        dtype = torch.get_autocast_dtype(device_type)
+        input, weight, bias = (
+            t.to(dtype) if t is not None and t.dtype in _SUPPORTED and t.dtype != torch.float64 else t
+            for t in (input, weight, bias)
+        )
+    stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
+    padding = _padding(padding, weight, stride, dilation)
+    if not hasattr(groups, "__index__"):
+        raise TypeError(f"conv2d: expected groups to be an integer, got {groups!r}")
+    batched = input.dim() == 4
+    if not batched:
+        if input.dim() != 3:
+            raise RuntimeError(
+                f"conv2d: expected input to be 3-D (unbatched) or 4-D (batched), got shape {tuple(input.shape)}"
+            )
+        input = input.unsqueeze(0)
+    channels_last = (_is_channels_last(input) or _is_channels_last(weight)) and input.numel() != 0
+    output = ops.conv2d_forward(
+        input, weight, bias, stride, padding, dilation, groups, activation or "none", channels_last
+    )
+    return output if batched else output.squeeze(0)
