@@ -1,8 +1,8 @@
 // 2-D convolution (cross-correlation, as in torch; d2l "Convolutions for Images"), forward and both
 // gradients.
 //
-//   output[n,o,y,x] = act( bias[o] + sum_{i,r,s} weight[o,i,r,s] * input[n, g(o)*I + i, y*stride - pad +
-//   r*dilation, ...] )
+//   output[n,o,y,x] = act(bias[o] + sum_{i,r,s} weight[o,i,r,s] * input[n, g(o)*I + i, Y(y,r), X(x,s)])
+//   Y(y,r) = y*stride - pad + r*dilation, X alike; what lies outside the image counts as 0
 //
 //   grad_input [n,i,h,w] = sum over the outputs that read it of grad_output * weight
 //   grad_weight[o,i,r,s] = sum_{n,y,x} grad_output[n,o,y,x] * input[...]

@@ -1,12 +1,8 @@
 """torch.nn.functional's names and signatures, served by our kernels; what is keyword-only is our addition."""
 
-<<<<<<< HEAD
+from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d
-from pydl.ops.dropout import dropout
-
-__all__ = ["conv2d", "dropout"]
-=======
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
+from pydl.ops.softmax_cross_entropy import cross_entropy
 
-__all__ = ["dropout", "dropout1d", "dropout2d", "dropout3d"]
->>>>>>> main
+__all__ = ["batch_norm", "conv2d", "cross_entropy", "dropout", "dropout1d", "dropout2d", "dropout3d"]
