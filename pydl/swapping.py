@@ -59,12 +59,13 @@ class SwappedForward(_Bound):
         self._function = next(_SERVED[cls] for cls in type(module).__mro__ if cls in _SERVED).forward
 
     def __call__(self, *args, **kwargs):
-        return self._function(self.module(), *args, **kwargs)
+        module = self._module()  # not self.module(): a call less on every forward
+        return self._function(self.module() if module is None else module, *args, **kwargs)
 
     @property
     def _torchscript_modifier(self):
-        # the first thing that torch.jit.script asks of a forward, and nobody else does
-        raise RuntimeError(nn.no_torchscript("a layer swapped by pydl"))
+        # the first thing that torch.jit.script and .trace ask of a forward, and nobody else does
+        raise nn.no_torchscript("a layer swapped by pydl")
 
 
 class _Reduce(_Bound):
