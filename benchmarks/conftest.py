@@ -26,10 +26,9 @@ def pytest_addoption(parser):
     group = parser.getgroup("pydl benchmarks")
     group.addoption("--quick", action="store_true", help="a few cases of each op, in short")
     group.addoption("--results", metavar="FILE", help="keep this run's figures as JSON")
-    group.addoption("--no-page-faults-child", metavar="FILE", help=argument_of_the_child)
-
-
-argument_of_the_child = "(used by the run itself: the process without page faults writes its figures to FILE)"
+    group.addoption(
+        "--no-page-faults-child", metavar="FILE", help="(the run's own: writes the child's figures to FILE)"
+    )
 
 
 class Session:
@@ -41,7 +40,7 @@ class Session:
         self.child = config.getoption("--no-page-faults-child")
         self.cache = machine.last_level_cache()
         self.records, self.problems, self.complete = [], [], set()
-        self.total = 0
+        self.total, self.start = 0, time.time()
         self._ceilings = None
 
     @property
@@ -215,6 +214,4 @@ def pytest_terminal_summary(terminalreporter, config):
     report.show(state.records, state.ceilings)
     for problem in state.problems:
         terminalreporter.write_line(problem, red=True)
-    elapsed = time.time() - terminalreporter._sessionstarttime if hasattr(terminalreporter, "_sessionstarttime") else 0
-    if elapsed:
-        terminalreporter.write_line(f"{len(state.records)} cases in {elapsed:.0f} s")
+    terminalreporter.write_line(f"{len(state.records)} cases in {time.time() - state.start:.0f} s")

@@ -115,7 +115,8 @@ def markdown(ops):
         m, c = kept["machine"], kept["ceilings"]
         lines += [
             f"**{op}**, {m['processor']}, {m['threads']} threads, {m['isa']}; torch {m['torch']}, "
-            f"commit {m['commit']}, {m['date']}; copy {c['copy']:.0f} GB/s, read {c['read']:.0f} GB/s, {c['fma']:.0f} GFLOP/s.",
+            f"commit {m['commit']}, {m['date']}; limits: copy {c['copy']:.0f} GB/s, read {c['read']:.0f} GB/s, "
+            f"{c['fma']:.0f} GFLOP/s.",
             "",
             "| case | pydl | torch eager | torch.compile | ratio to the faster | no page faults | share of the limit |",
             "|---|---:|---:|---:|---:|---:|---:|",
