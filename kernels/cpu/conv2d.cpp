@@ -3,15 +3,26 @@
 #include "kernels/conv2d.h"
 
 #include "kernels/cpu/conv2d_algorithms.h"
+#include "kernels/cpu/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-bool supported(Conv2dAlgorithm algorithm, const Conv2dParams&, Conv2dPass) {
+bool supported(Conv2dAlgorithm algorithm, const Conv2dParams& p, Conv2dPass pass) {
+  if (algorithm == Conv2dAlgorithm::batch) return conv2d_batch_supported(p, pass);
   return algorithm == Conv2dAlgorithm::gemm;
 }
 
-Conv2dAlgorithm best(const Conv2dParams&, Conv2dPass) { return Conv2dAlgorithm::gemm; }
+Conv2dAlgorithm best(const Conv2dParams& p, Conv2dPass pass) {
+  constexpr int64_t kLanes = kVectorBytes / 4;
+  // few channels, and images enough to fill vectors: LeNet, the first layers of small networks
+  const int64_t image = p.in_channels * (p.in_height + p.kernel_height) * (p.in_width + p.kernel_width);
+  const bool full = p.batch >= kLanes && 8 * p.batch >= 7 * kLanes * ceil_div(p.batch, kLanes);
+  if (full && p.in_channels <= 8 && p.out_channels <= 32 && image <= 1 << 14 &&
+      supported(Conv2dAlgorithm::batch, p, pass))
+    return Conv2dAlgorithm::batch;
+  return Conv2dAlgorithm::gemm;
+}
 
 // A 1x1 kernel of stride 1 sees no neighbours: rows, and with channels_last images too, are one long row of
 // pixels.
@@ -42,35 +53,31 @@ Conv2dAlgorithm conv2d_algorithm(const Conv2dParams& p, Conv2dPass pass) {
 
 int64_t conv2d_scratch_bytes(const Conv2dParams& params, Conv2dPass pass, int64_t threads) {
   const Conv2dParams p = merged(params);
-  switch (conv2d_algorithm(p, pass)) {
-    default:
-      return pass == Conv2dPass::backward_weight ? conv2d_gemm_weight_scratch(p, threads)
-                                                 : conv2d_gemm_gather_scratch(p, pass, threads);
-  }
+  const bool weight = pass == Conv2dPass::backward_weight;
+  if (conv2d_algorithm(p, pass) == Conv2dAlgorithm::batch)
+    return weight ? conv2d_batch_weight_scratch(p, threads) : conv2d_batch_gather_scratch(p, pass, threads);
+  return weight ? conv2d_gemm_weight_scratch(p, threads) : conv2d_gemm_gather_scratch(p, pass, threads);
 }
 
 void conv2d_forward(const Conv2dParams& params, const Parallel& parallel) {
   const Conv2dParams p = merged(params);
-  switch (conv2d_algorithm(p, Conv2dPass::forward)) {
-    default:
-      return conv2d_gemm_forward(p, parallel);
-  }
+  const Conv2dAlgorithm algorithm = conv2d_algorithm(p, Conv2dPass::forward);
+  if (algorithm == Conv2dAlgorithm::batch) return conv2d_batch_forward(p, parallel);
+  conv2d_gemm_forward(p, parallel);
 }
 
 void conv2d_backward_input(const Conv2dParams& params, const Parallel& parallel) {
   const Conv2dParams p = merged(params);
-  switch (conv2d_algorithm(p, Conv2dPass::backward_input)) {
-    default:
-      return conv2d_gemm_backward_input(p, parallel);
-  }
+  const Conv2dAlgorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_input);
+  if (algorithm == Conv2dAlgorithm::batch) return conv2d_batch_backward_input(p, parallel);
+  conv2d_gemm_backward_input(p, parallel);
 }
 
 void conv2d_backward_weight(const Conv2dParams& params, const Parallel& parallel) {
   const Conv2dParams p = merged(params);
-  switch (conv2d_algorithm(p, Conv2dPass::backward_weight)) {
-    default:
-      return conv2d_gemm_backward_weight(p, parallel);
-  }
+  const Conv2dAlgorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_weight);
+  if (algorithm == Conv2dAlgorithm::batch) return conv2d_batch_backward_weight(p, parallel);
+  conv2d_gemm_backward_weight(p, parallel);
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -12,7 +12,8 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int64_t kMaxRowBlocks = 16;  // blocks of rows that share a packed panel of the gradient: 224 KB of windows
+constexpr int64_t kMaxRowBlocks =
+    16;  // blocks of rows that share a packed panel of the gradient: 224 KB of windows
 constexpr int64_t kWantedTasks = 32;          // tasks to aim at, so that 16 threads are kept busy
 constexpr int64_t kMaxSplitBytes = 32 << 20;  // of partial sums
 
