@@ -9,7 +9,7 @@ import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -119,7 +119,8 @@ class CMakeBuild(build_ext):
 setup(
     ext_modules=[Extension("pydl._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
-    packages=["pydl", "pydl.ops", "pydl.kernels", "pydl.kernels.triton"],
+    # kernels/ is installed as pydl.kernels: a Triton kernel is Python
+    packages=[*find_packages(include=["pydl", "pydl.*"]), "pydl.kernels", "pydl.kernels.triton"],
     package_dir={"pydl.kernels": "kernels"},
     package_data={"pydl": ["py.typed"]},
 )

@@ -15,7 +15,8 @@ if _find_spec("pydl._C") is None:
         "start Python in another folder, or install with: pip install -e ."
     )
 
-from pydl import backend, functional
+from pydl import backend, functional, models, nn
+from pydl.swapping import report, swap, unswap
 
 __version__ = "0.1.0"
-__all__ = ["backend", "functional"]
+__all__ = ["backend", "functional", "models", "nn", "report", "swap", "unswap"]

@@ -1,6 +1,8 @@
 """torch.nn.functional's names and signatures, served by our kernels; what is keyword-only is our addition."""
 
+from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
+from pydl.ops.softmax_cross_entropy import cross_entropy
 
-__all__ = ["conv2d", "dropout", "dropout1d", "dropout2d", "dropout3d"]
+__all__ = ["batch_norm", "conv2d", "cross_entropy", "dropout", "dropout1d", "dropout2d", "dropout3d"]

@@ -31,6 +31,7 @@ void conv2d_batch_backward_weight(const Conv2dParams& params, const Parallel& pa
 
 // Winograd's minimal filtering for 3x3 kernels of stride 1 (kernels/cpu/conv2d_winograd*.cpp).
 bool conv2d_winograd_supported(const Conv2dParams& params, Conv2dPass pass);
+bool conv2d_winograd_worthwhile(const Conv2dParams& params, Conv2dPass pass);  // measured to be the quickest
 int64_t conv2d_winograd_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
 void conv2d_winograd_forward(const Conv2dParams& params, const Parallel& parallel);
 void conv2d_winograd_backward_input(const Conv2dParams& params, const Parallel& parallel);

@@ -432,6 +432,29 @@ PYDL_INLINE u64v multiply_low_halves(u64v a, uint32_t b) {
 #endif
 }
 
+// The halves of each 64-bit lane change places.
+PYDL_INLINE u64v swap_halves(u64v a) {
+#if defined(PYDL_AVX512)
+  return (u64v)_mm512_rol_epi64((__m512i)a, 32);
+#elif defined(PYDL_AVX2)
+  return (u64v)_mm256_shuffle_epi32((__m256i)a, 0xB1);
+#elif defined(__x86_64__)
+  return (u64v)_mm_shuffle_epi32((__m128i)a, 0xB1);
+#else
+  return a << 32 | a >> 32;
+#endif
+}
+
+// a, with the high half of each 64-bit lane xored with the high half of b and with key.
+PYDL_INLINE u64v xor_high_halves(u64v a, u64v b, uint32_t key) {
+#if defined(PYDL_AVX512)
+  const __m512i keys = _mm512_set1_epi32(static_cast<int>(key));
+  return (u64v)_mm512_mask_ternarylogic_epi32((__m512i)a, 0xAAAA, (__m512i)b, keys, 0x96);
+#else
+  return a ^ (b & 0xffffffff00000000ull) ^ (u64v{} + (static_cast<uint64_t>(key) << 32));
+#endif
+}
+
 // Within each 16 bytes: the low 64-bit lanes of a and b side by side; then the high ones.
 PYDL_INLINE u64v interleave_low(u64v a, u64v b) {
 #if defined(PYDL_AVX512)

@@ -1,0 +1,439 @@
+// Batch normalisation as torch ops: the fused batch_norm_forward and batch_norm_backward, and their halves
+// (stats, apply, backward_reduce, backward_apply), between which a synchronised version reduces over
+// processes.
+//
+// mean, var and the sums of the gradient are float64 tensors of shape (channels) for every dtype. An absent
+// result (a gradient that nobody needs) is an empty tensor.
+#include "kernels/batch_norm.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <tuple>
+
+#include "csrc/torch.h"
+
+namespace pydl {
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+
+// Outputs above this size leave the last-level cache before anyone reads them.
+constexpr int64_t kStreamBytes = 16 << 20;
+
+// torch's suggest_memory_format: strides in the order C, (D,) H, W, N from small to large, and not ambiguous.
+bool is_channels_last(const Tensor& t) {
+  const int64_t dims = t.dim();
+  if (dims != 4 && dims != 5) return false;
+  int64_t least = 0;
+  if (t.stride(1) == 0) return false;
+  for (int64_t k = 0; k < dims; ++k) {
+    const int64_t d = k == 0 ? 1 : k == dims - 1 ? 0 : dims - k;  // 1, last, ..., 2, 0
+    const int64_t size = t.size(d), stride = t.stride(d);
+    if (size == 0 || stride < least) return false;
+    if (d == 0 && least == t.stride(1))
+      return false;  // N111 and the like: either format fits, contiguous wins
+    least = stride * (size > 1 ? size : 1);
+  }
+  return true;
+}
+
+// Shapes and the tensors that live as long as one call.
+struct Call {
+  const char* name;
+  BatchNormParams params{};
+  std::vector<int64_t> sizes, strides;  // of input, and of a dense tensor in its memory format
+  std::vector<Tensor> copies;
+  std::unique_ptr<void, decltype(&std::free)> scratch{nullptr, &std::free};
+
+  Call(const char* op, const Tensor& input) : name(op), sizes(sizes_of(input)) {
+    PYDL_CHECK(input.dim() >= 2, name,
+               ": expected input to have at least 2 dimensions (N, C, ...), got shape ", shape_of(input));
+    const bool last = is_channels_last(input);
+    if (last) {
+      strides = channels_last_strides(sizes);
+    } else {
+      strides.resize(sizes.size());
+      int64_t stride = 1;
+      for (size_t d = sizes.size(); d-- > 0;) {
+        strides[d] = stride;
+        stride *= max_of(sizes[d], 1);
+      }
+    }
+    params.dtype = params.param_dtype = dtype_of(name, input);
+    params.batch = sizes[0];
+    params.channels = sizes[1];
+    params.spatial = 1;
+    for (size_t d = 2; d < sizes.size(); ++d) params.spatial *= sizes[d];
+    params.channels_last = last || params.spatial == 1;
+    params.count = static_cast<double>(params.batch * params.spatial);
+    params.stream = input.numel() * element_size() >= kStreamBytes;
+  }
+
+  int64_t element_size() const { return params.dtype == DType::f64 ? 8 : params.dtype == DType::f32 ? 4 : 2; }
+
+  // The strides of t as the kernel walks them, if it can.
+  bool view(const Tensor& t, BatchNormView& view) const {
+    view.data = const_cast<void*>(t.const_data_ptr());
+    const size_t dims = sizes.size();
+    if (params.channels_last) {
+      if (sizes[1] > 1 && t.stride(1) != 1) return false;
+      // the dimensions other than the channel, innermost first, must merge into one
+      bool found = false;
+      int64_t stride = 0, next = 0;
+      for (size_t k = 0; k + 1 < dims; ++k) {
+        const size_t d = k + 2 < dims ? dims - 1 - k : 0;
+        if (sizes[d] == 1) continue;
+        if (found && t.stride(static_cast<int64_t>(d)) != next) return false;
+        if (!found) stride = t.stride(static_cast<int64_t>(d));
+        found = true;
+        next = t.stride(static_cast<int64_t>(d)) * sizes[d];
+      }
+      view.row_stride = found ? stride : sizes[1];
+      return true;
+    }
+    int64_t next = 1;
+    for (size_t d = dims; d-- > 2;) {
+      if (sizes[d] == 1) continue;
+      if (t.stride(static_cast<int64_t>(d)) != next) return false;
+      next *= sizes[d];
+    }
+    view.row_stride = t.stride(0);
+    view.channel_stride = t.stride(1);
+    return true;
+  }
+
+  // t itself where its strides fit, one repeated run where it is a single expanded number, else a copy.
+  BatchNormView read(const char* what, const Tensor& t) {
+    PYDL_CHECK(has_sizes(t), name, ": expected ", what, " to have input's shape ", join_sizes(), ", got ",
+               shape_of(t));
+    PYDL_CHECK(dtype_of(name, t) == params.dtype, name, ": expected ", what,
+               " to have input's dtype, got scalar type ", static_cast<int>(t.scalar_type()));
+    BatchNormView view{};
+    if (empty()) return view;
+    if (all_expanded(t)) {
+      const int64_t run = params.channels_last ? params.channels : params.spatial;
+      Tensor repeated = pydl::empty(t, t.scalar_type(), {run});
+      char* to = static_cast<char*>(repeated.mutable_data_ptr());
+      const char* from = static_cast<const char*>(t.const_data_ptr());
+      const size_t size = static_cast<size_t>(element_size());
+      for (size_t i = 0; i < static_cast<size_t>(run); ++i) memcpy(to + i * size, from, size);
+      view.data = to;
+      copies.push_back(std::move(repeated));
+      return view;
+    }
+    if (this->view(t, view)) return view;
+    Tensor copy = empty_strided(t, t.scalar_type(), sizes, strides);
+    torch::stable::copy_(copy, t);
+    this->view(copy, view);
+    copies.push_back(std::move(copy));
+    return view;
+  }
+
+  Tensor allocate(const Tensor& like, BatchNormView& view) {
+    Tensor t = empty_strided(like, like.scalar_type(), sizes, strides);
+    this->view(t, view);
+    view.data = t.mutable_data_ptr();
+    return t;
+  }
+
+  // weight, bias or a running statistic: (channels) contiguous, in input's dtype or float32 beside a half
+  // input.
+  void* param(const char* what, const OptionalTensor& t, bool& first) {
+    if (!t.has_value()) return nullptr;
+    PYDL_CHECK(t->numel() == params.channels, name, ": expected ", what, " to have ", params.channels,
+               " elements, got shape ", shape_of(*t));
+    const DType dtype = dtype_of(name, *t);
+    const bool half = params.dtype == DType::bf16 || params.dtype == DType::f16;
+    PYDL_CHECK(dtype == params.dtype || (half && dtype == DType::f32), name, ": expected ", what,
+               " to have input's dtype, or float32 beside a half input, got scalar type ",
+               static_cast<int>(t->scalar_type()));
+    PYDL_CHECK(first || dtype == params.param_dtype, name, ": expected ", what,
+               " to have the dtype of the other parameters, got scalar type ",
+               static_cast<int>(t->scalar_type()));
+    params.param_dtype = dtype;
+    first = false;
+    if (t->is_contiguous()) return const_cast<void*>(t->const_data_ptr());
+    copies.push_back(torch::stable::contiguous(*t));
+    return const_cast<void*>(copies.back().const_data_ptr());
+  }
+
+  double* statistic(const char* what, const Tensor& t) {
+    PYDL_CHECK(t.scalar_type() == ScalarType::Double && t.numel() == params.channels && t.is_contiguous(),
+               name, ": expected ", what, " to be a contiguous float64 tensor of ", params.channels,
+               " elements, got shape ", shape_of(t));
+    return const_cast<double*>(static_cast<const double*>(t.const_data_ptr()));
+  }
+
+  Tensor new_statistic(const Tensor& like, double*& data) const {
+    Tensor t = pydl::empty(like, ScalarType::Double, {params.channels});
+    data = static_cast<double*>(t.mutable_data_ptr());
+    return t;
+  }
+
+  void allocate_scratch() {
+    const int64_t bytes = PYDL_CPU_CALL(batch_norm_scratch)(params);
+    scratch.reset(std::aligned_alloc(64, static_cast<size_t>(ceil_div(max_of(bytes, 1), 64) * 64)));
+    if (scratch == nullptr) throw std::bad_alloc();
+    params.scratch = scratch.get();
+  }
+
+  bool empty() const { return params.batch * params.channels * params.spatial == 0; }
+
+ private:
+  bool has_sizes(const Tensor& t) const {
+    if (t.dim() != static_cast<int64_t>(sizes.size())) return false;
+    for (size_t d = 0; d < sizes.size(); ++d)
+      if (t.size(static_cast<int64_t>(d)) != sizes[d]) return false;
+    return true;
+  }
+  std::string join_sizes() const {
+    std::string text = "(";
+    for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+    return text + ")";
+  }
+  bool all_expanded(const Tensor& t) const {
+    bool any = false;
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      if (sizes[d] == 1) continue;
+      if (t.stride(static_cast<int64_t>(d)) != 0) return false;
+      any = true;
+    }
+    return any;
+  }
+};
+
+Activation activation_of(const char* name, int64_t activation) {
+  PYDL_CHECK_VALUE(activation >= 0 && activation <= 2, name,
+                   ": expected activation to be 0 (none), 1 (relu) or 2 (sigmoid), got ", activation);
+  return static_cast<Activation>(activation);
+}
+
+void fill(double* data, int64_t n, double value) {
+  for (int64_t i = 0; i < n; ++i) data[i] = value;
+}
+
+std::tuple<Tensor, Tensor> batch_norm_stats(const Tensor& input) {
+  Call call("batch_norm_stats", input);
+  BatchNormParams& p = call.params;
+  Tensor mean = call.new_statistic(input, p.mean), var = call.new_statistic(input, p.var);
+  if (call.empty()) {  // as torch's mean and var of nothing
+    fill(p.mean, p.channels, NAN);
+    fill(p.var, p.channels, NAN);
+    return {std::move(mean), std::move(var)};
+  }
+  p.input = call.read("input", input);
+  call.allocate_scratch();
+  PYDL_CPU_CALL(batch_norm_stats)(p, torch_threads());
+  return {std::move(mean), std::move(var)};
+}
+
+Tensor batch_norm_apply(const Tensor& input, const Tensor& mean, const Tensor& var,
+                        const OptionalTensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& residual, double eps, int64_t activation) {
+  Call call("batch_norm_apply", input);
+  BatchNormParams& p = call.params;
+  bool first = true;
+  p.weight = call.param("weight", weight, first);
+  p.bias = call.param("bias", bias, first);
+  p.mean = call.statistic("mean", mean);
+  p.var = call.statistic("var", var);
+  p.eps = eps;
+  p.activation = activation_of(call.name, activation);
+  Tensor output = call.allocate(input, p.output);
+  if (residual.has_value()) p.residual = call.read("residual", *residual);
+  if (call.empty()) return output;
+  p.input = call.read("input", input);
+  call.allocate_scratch();
+  PYDL_CPU_CALL(batch_norm_apply)(p, torch_threads());
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& running_mean,
+                                                      const OptionalTensor& running_var,
+                                                      const OptionalTensor& weight,
+                                                      const OptionalTensor& bias,
+                                                      const OptionalTensor& residual, bool training,
+                                                      double eps, int64_t activation) {
+  Call call("batch_norm", input);
+  BatchNormParams& p = call.params;
+  bool first = true;
+  p.weight = call.param("weight", weight, first);
+  p.bias = call.param("bias", bias, first);
+  const void* given_mean = call.param("running_mean", running_mean, first);
+  const void* given_var = call.param("running_var", running_var, first);
+  if (!training) {
+    PYDL_CHECK(running_mean.has_value(),
+               "batch_norm: expected running_mean to be given in evaluation mode, got None");
+    PYDL_CHECK(running_var.has_value(),
+               "batch_norm: expected running_var to be given in evaluation mode, got None");
+    p.running_mean = const_cast<void*>(given_mean);
+    p.running_var = const_cast<void*>(given_var);
+  }
+  p.training = training;
+  p.eps = eps;
+  p.activation = activation_of(call.name, activation);
+  Tensor output = call.allocate(input, p.output);
+  Tensor mean = call.new_statistic(input, p.mean), var = call.new_statistic(input, p.var);
+  if (residual.has_value()) p.residual = call.read("residual", *residual);
+  if (call.empty()) {
+    fill(p.mean, p.channels, 0);
+    fill(p.var, p.channels, 0);
+    return {std::move(output), std::move(mean), std::move(var)};
+  }
+  p.input = call.read("input", input);
+  call.allocate_scratch();
+  PYDL_CPU_CALL(batch_norm_forward)(p, torch_threads());
+  return {std::move(output), std::move(mean), std::move(var)};
+}
+
+// running = (1 - momentum) * running + momentum * batch; the variance unbiased, from count values.
+template <class T>
+void update(Tensor& running, const double* batch, double momentum, double factor) {
+  T* data = static_cast<T*>(running.mutable_data_ptr());
+  const int64_t stride = running.dim() ? running.stride(running.dim() - 1) : 1;
+  for (int64_t c = 0; c < running.numel(); ++c) {
+    const double old = static_cast<double>(data[c * stride]);
+    data[c * stride] = static_cast<T>((1 - momentum) * old + momentum * factor * batch[c]);
+  }
+}
+
+void batch_norm_update_stats(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var,
+                             int64_t count, double momentum) {
+  const char* name = "batch_norm_update_stats";
+  const double* values[] = {static_cast<const double*>(mean.const_data_ptr()),
+                            static_cast<const double*>(var.const_data_ptr())};
+  const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);
+  Tensor* running[] = {&running_mean, &running_var};
+  for (int i = 0; i < 2; ++i) {
+    PYDL_CHECK(running[i]->numel() == mean.numel() && running[i]->numel() == var.numel(), name,
+               ": expected the running statistics to have ", mean.numel(), " elements, got shape ",
+               shape_of(*running[i]));
+    const double factor = i ? unbiased : 1.0;
+    switch (dtype_of(name, *running[i])) {
+      case DType::f32:
+        update<float>(*running[i], values[i], momentum, factor);
+        break;
+      case DType::f64:
+        update<double>(*running[i], values[i], momentum, factor);
+        break;
+      case DType::bf16:
+        update<c10::BFloat16>(*running[i], values[i], momentum, factor);
+        break;
+      case DType::f16:
+        update<c10::Half>(*running[i], values[i], momentum, factor);
+        break;
+    }
+  }
+}
+
+// What both backward ops read.
+void gradient_inputs(Call& call, const Tensor& grad_output, const Tensor& input, const Tensor& mean,
+                     const Tensor& var, const OptionalTensor& weight, const OptionalTensor& bias,
+                     const OptionalTensor& output, double eps, int64_t activation) {
+  BatchNormParams& p = call.params;
+  bool first = true;
+  p.weight = call.param("weight", weight, first);
+  p.bias = call.param("bias", bias, first);
+  p.mean = call.statistic("mean", mean);
+  p.var = call.statistic("var", var);
+  p.eps = eps;
+  p.activation = activation_of(call.name, activation);
+  PYDL_CHECK(p.activation != Activation::sigmoid || output.has_value(), call.name,
+             ": expected output to be given for the gradient of sigmoid, got None");
+  p.gradient = p.activation == Activation::none      ? BatchNormGradient::linear
+               : p.activation == Activation::sigmoid ? BatchNormGradient::sigmoid_output
+               : output.has_value()                  ? BatchNormGradient::relu_output
+                                                     : BatchNormGradient::relu_input;
+  p.grad_output = call.read("grad_output", grad_output);
+  p.input = call.read("input", input);
+  if (reads_output(p.gradient)) p.output = call.read("output", *output);
+}
+
+std::tuple<Tensor, Tensor> batch_norm_backward_reduce(const Tensor& grad_output, const Tensor& input,
+                                                      const Tensor& mean, const Tensor& var,
+                                                      const OptionalTensor& weight,
+                                                      const OptionalTensor& bias,
+                                                      const OptionalTensor& output, double eps,
+                                                      int64_t activation) {
+  Call call("batch_norm_backward_reduce", input);
+  BatchNormParams& p = call.params;
+  gradient_inputs(call, grad_output, input, mean, var, weight, bias, output, eps, activation);
+  Tensor sum_grad = call.new_statistic(input, p.sum_grad);
+  Tensor sum_grad_xhat = call.new_statistic(input, p.sum_grad_xhat);
+  if (call.empty()) {
+    fill(p.sum_grad, p.channels, 0);
+    fill(p.sum_grad_xhat, p.channels, 0);
+  } else {
+    call.allocate_scratch();
+    PYDL_CPU_CALL(batch_norm_backward_reduce)(p, torch_threads());
+  }
+  return {std::move(sum_grad), std::move(sum_grad_xhat)};
+}
+
+Tensor absent(const Tensor& like) { return empty(like, like.scalar_type(), {0}); }
+
+std::tuple<Tensor, Tensor> batch_norm_backward_apply(const Tensor& grad_output, const Tensor& input,
+                                                     const Tensor& mean, const Tensor& var,
+                                                     const OptionalTensor& weight, const OptionalTensor& bias,
+                                                     const OptionalTensor& output, const Tensor& sum_grad,
+                                                     const Tensor& sum_grad_xhat, double count, double eps,
+                                                     int64_t activation, bool with_residual) {
+  Call call("batch_norm_backward_apply", input);
+  BatchNormParams& p = call.params;
+  gradient_inputs(call, grad_output, input, mean, var, weight, bias, output, eps, activation);
+  p.sum_grad = call.statistic("sum_grad", sum_grad);
+  p.sum_grad_xhat = call.statistic("sum_grad_xhat", sum_grad_xhat);
+  p.count = count;
+  p.training = true;
+  Tensor grad_input = call.allocate(input, p.grad_input);
+  Tensor grad_residual = with_residual ? call.allocate(input, p.grad_residual) : absent(input);
+  if (!call.empty()) {
+    call.allocate_scratch();
+    PYDL_CPU_CALL(batch_norm_backward_apply)(p, torch_threads());
+  }
+  return {std::move(grad_input), std::move(grad_residual)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
+    const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& output, bool training,
+    double eps, int64_t activation, bool need_input, bool need_weight, bool need_bias, bool need_residual) {
+  Call call("batch_norm_backward", input);
+  BatchNormParams& p = call.params;
+  gradient_inputs(call, grad_output, input, mean, var, weight, bias, output, eps, activation);
+  p.training = training;
+  Tensor grad_input = need_input ? call.allocate(input, p.grad_input) : absent(input);
+  Tensor grad_residual = need_residual ? call.allocate(input, p.grad_residual) : absent(input);
+  const ScalarType param_type = scalar_type_of(p.param_dtype);
+  Tensor grad_weight = empty(input, param_type, {need_weight ? p.channels : 0});
+  Tensor grad_bias = empty(input, param_type, {need_bias ? p.channels : 0});
+  if (need_weight) p.grad_weight = grad_weight.mutable_data_ptr();
+  if (need_bias) p.grad_bias = grad_bias.mutable_data_ptr();
+  if (call.empty()) {
+    if (need_weight) torch::stable::zero_(grad_weight);
+    if (need_bias) torch::stable::zero_(grad_bias);
+  } else {
+    std::vector<double> sums(static_cast<size_t>(2 * p.channels));
+    p.sum_grad = sums.data();
+    p.sum_grad_xhat = sums.data() + p.channels;
+    call.allocate_scratch();
+    PYDL_CPU_CALL(batch_norm_backward)(p, torch_threads());
+  }
+  return {std::move(grad_input), std::move(grad_weight), std::move(grad_bias), std::move(grad_residual)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
+  m.impl("batch_norm_stats", TORCH_BOX(&batch_norm_stats));
+  m.impl("batch_norm_apply", TORCH_BOX(&batch_norm_apply));
+  m.impl("batch_norm_forward", TORCH_BOX(&batch_norm_forward));
+  m.impl("batch_norm_update_stats", TORCH_BOX(&batch_norm_update_stats));
+  m.impl("batch_norm_backward_reduce", TORCH_BOX(&batch_norm_backward_reduce));
+  m.impl("batch_norm_backward_apply", TORCH_BOX(&batch_norm_backward_apply));
+  m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
+}
+
+}  // namespace pydl

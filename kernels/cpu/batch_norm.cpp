@@ -1,0 +1,54 @@
+// Batch normalisation on the CPU: the entry points. See kernels/batch_norm.h for the formulas,
+// batch_norm_rows.cpp for NCHW and batch_norm_columns.cpp for channels_last.
+#include "kernels/cpu/batch_norm.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+void forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel) {
+  p.channels_last ? batch_norm_columns_forward(p, stats, apply, parallel)
+                  : batch_norm_rows_forward(p, stats, apply, parallel);
+}
+
+void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel) {
+  p.channels_last ? batch_norm_columns_backward(p, reduce, apply, parallel)
+                  : batch_norm_rows_backward(p, reduce, apply, parallel);
+}
+
+}  // namespace
+
+int64_t batch_norm_scratch(const BatchNormParams& p) {
+  return p.channels_last ? batch_norm_columns_scratch(p) : batch_norm_rows_scratch(p);
+}
+
+void batch_norm_stats(const BatchNormParams& p, const Parallel& parallel) {
+  forward(p, true, false, parallel);
+}
+
+void batch_norm_apply(const BatchNormParams& p, const Parallel& parallel) {
+  forward(p, false, true, parallel);
+}
+
+void batch_norm_forward(const BatchNormParams& p, const Parallel& parallel) {
+  if (!p.training)
+    for (int64_t c = 0; c < p.channels; ++c) {
+      p.mean[c] = param_at(p.param_dtype, p.running_mean, c, 0.0);
+      p.var[c] = param_at(p.param_dtype, p.running_var, c, 0.0);
+    }
+  forward(p, p.training, true, parallel);
+}
+
+void batch_norm_backward_reduce(const BatchNormParams& p, const Parallel& parallel) {
+  backward(p, true, false, parallel);
+}
+
+void batch_norm_backward_apply(const BatchNormParams& p, const Parallel& parallel) {
+  backward(p, false, true, parallel);
+}
+
+void batch_norm_backward(const BatchNormParams& p, const Parallel& parallel) {
+  const bool reduce = p.grad_weight || p.grad_bias || (p.training && p.grad_input.data);
+  backward(p, reduce, p.grad_input.data || p.grad_residual.data, parallel);
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,153 @@
+// exp and log over vectors, in the compiler's arithmetic: float and double, any instruction set.
+//
+//   function          largest relative error            special values
+//   exp<float>        1.0e-7 (about 1 unit)             exp(-inf) = 0, exp(inf) = inf, nan stays; subnormal
+//   results are exp<double>       2.0e-16 (about 1 unit)            rounded once log<float>        1.0e-7 of
+//   the result, as above    log(0) = -inf, log(x < 0) = nan, log(inf) = inf, nan stays;
+//   log<double>       2.0e-16                           subnormal arguments are exact
+//
+// exp(x) = 2^n e^r with n = round(x / ln 2), r = x - n ln 2 in two steps, so that r keeps its last bits. The
+// polynomial interpolates (e^r - 1 - r) / r^2 at Chebyshev nodes: exact at r = 0, where softmax has its
+// largest terms.
+#pragma once
+
+#include "kernels/cpu/simd.h"
+
+namespace pydl::cpu::PYDL_ISA {
+
+template <class A>
+struct MathConstants;
+template <>
+struct MathConstants<float> {
+  static constexpr int mantissa_bits = 23, exponent_bias = 127;
+  static constexpr float largest = 3.40282347e+38f, smallest_normal = 0x1p-126f;
+  static constexpr float log2_e = 1.44269504f;
+  static constexpr float ln2_high = 0.693359375f,
+                         ln2_low = -2.12194440e-4f;               // high has 9 bits: n * high is exact
+  static constexpr float round_magic = 0x1.8p23f;                 // adding it rounds to an integer
+  static constexpr float exp_below = -104.0f, exp_above = 89.0f;  // 0 below, inf above
+  static constexpr int32_t sqrt_half = 0x3f3504f3;
+};
+template <>
+struct MathConstants<double> {
+  static constexpr int mantissa_bits = 52, exponent_bias = 1023;
+  static constexpr double largest = 1.7976931348623157e+308, smallest_normal = 0x1p-1022;
+  static constexpr double log2_e = 1.4426950408889634;
+  static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+  static constexpr double round_magic = 0x1.8p52;
+  static constexpr double exp_below = -746.0, exp_above = 710.0;
+  static constexpr int64_t sqrt_half = 0x3fe6a09e667f3bcd;
+};
+
+// (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2
+PYDL_INLINE vec<float> exp_polynomial(vec<float> r) {
+  vec<float> q = r * 0.0013926326f + 0.0083632926f;
+  q = q * r + 0.0416665524f;
+  q = q * r + 0.1666657627f;
+  return q * r + 0.5f;
+}
+PYDL_INLINE vec<double> exp_polynomial(vec<double> r) {
+  vec<double> q = r * 2.5100596799245586e-08 + 2.762032764604765e-07;
+  q = q * r + 2.7557267967812913e-06;
+  q = q * r + 2.480152079133074e-05;
+  q = q * r + 0.0001984126986342702;
+  q = q * r + 0.001388888891753995;
+  q = q * r + 0.008333333333329963;
+  q = q * r + 0.04166666666662347;
+  q = q * r + 0.16666666666666669;
+  return q * r + 0.5;
+}
+
+// x * 2^n for whole n. Without the instruction: two exact powers, so that only the last product rounds.
+#if defined(PYDL_AVX512)
+PYDL_INLINE vec<float> scale_by_power(vec<float> x, vec<float> n) {
+  return (vec<float>)_mm512_scalef_ps((__m512)x, (__m512)n);
+}
+PYDL_INLINE vec<double> scale_by_power(vec<double> x, vec<double> n) {
+  return (vec<double>)_mm512_scalef_pd((__m512d)x, (__m512d)n);
+}
+#else
+template <class A>
+PYDL_INLINE vec<A> scale_by_power_vector(vec<A> x, vec<A> n) {
+  using C = MathConstants<A>;
+  const vec<A> magic = broadcast<A>(C::round_magic);
+  const mask<A> power = bit_cast<mask<A>>(n + magic) - bit_cast<mask<A>>(magic);
+  const mask<A> half = power >> 1, rest = power - half;
+  return x * bit_cast<vec<A>>((half + C::exponent_bias) << C::mantissa_bits) *
+         bit_cast<vec<A>>((rest + C::exponent_bias) << C::mantissa_bits);
+}
+PYDL_INLINE vec<float> scale_by_power(vec<float> x, vec<float> n) {
+  return scale_by_power_vector<float>(x, n);
+}
+PYDL_INLINE vec<double> scale_by_power(vec<double> x, vec<double> n) {
+  return scale_by_power_vector<double>(x, n);
+}
+#endif
+
+template <class V>
+PYDL_INLINE V exp_vector(V x) {
+  using A = decltype(x[0] + x[0]);
+  using C = MathConstants<A>;
+  x = max(broadcast<A>(C::exp_below), x);  // the second operand where either is nan
+  x = x > C::exp_above ? broadcast<A>(C::exp_above) : x;
+  const vec<A> n = (x * C::log2_e + C::round_magic) - C::round_magic;
+  const vec<A> r = (x - n * C::ln2_high) - n * C::ln2_low;
+  const vec<A> y = exp_polynomial(r) * (r * r) + r + A(1);
+  return scale_by_power(y, n);
+}
+PYDL_INLINE vec<float> exp(vec<float> x) { return exp_vector(x); }
+PYDL_INLINE vec<double> exp(vec<double> x) { return exp_vector(x); }
+
+// log x = k ln 2 + log(1 + f), 1 + f in [sqrt(1/2), sqrt(2)); with s = f / (2 + f), log(1 + f) = 2 atanh(s),
+// written as f - f^2/2 + s (f^2/2 + R(s^2)), whose first term is exact.
+PYDL_INLINE vec<float> log_polynomial(vec<float> z) {
+  return z * (z * (z * (z * 0.2222222222f + 0.2857142857f) + 0.4f) + 0.6666666667f);
+}
+PYDL_INLINE vec<double> log_polynomial(vec<double> z) {
+  vec<double> q = z * (2.0 / 21) + 2.0 / 19;
+  q = q * z + 2.0 / 17;
+  q = q * z + 2.0 / 15;
+  q = q * z + 2.0 / 13;
+  q = q * z + 2.0 / 11;
+  q = q * z + 2.0 / 9;
+  q = q * z + 2.0 / 7;
+  q = q * z + 2.0 / 5;
+  return z * (q * z + 2.0 / 3);
+}
+
+template <class V>
+PYDL_INLINE V log_vector(V x) {
+  using A = decltype(x[0] + x[0]);
+  using C = MathConstants<A>;
+  constexpr int kLift = C::mantissa_bits + 2;  // subnormals are lifted by 2^kLift
+  const mask<A> subnormal = x < C::smallest_normal;
+  const vec<A> lift = broadcast<A>(
+      bit_cast<A>(static_cast<decltype(C::sqrt_half + 0)>(C::exponent_bias + kLift) << C::mantissa_bits));
+  const vec<A> scaled = subnormal ? x * lift : x;
+  const mask<A> bits = bit_cast<mask<A>>(scaled) - C::sqrt_half;
+  const mask<A> power = bits >> C::mantissa_bits;
+  const mask<A> fraction = bits - (power << C::mantissa_bits) + C::sqrt_half;
+  const vec<A> f = bit_cast<vec<A>>(fraction) - A(1);
+  const vec<A> k = __builtin_convertvector(power, vec<A>) - (subnormal ? broadcast<A>(kLift) : vec<A>{});
+  const vec<A> s = f / (f + A(2)), half_square = f * f * A(0.5);
+  const vec<A> correction = s * (half_square + log_polynomial(s * s)) + k * C::ln2_low;
+  vec<A> y = k * C::ln2_high - ((half_square - correction) - f);
+  const vec<A> infinity = broadcast<A>(__builtin_inf()), nan = broadcast<A>(__builtin_nan(""));
+  y = x == A(0) ? -infinity : y;
+  y = x == infinity ? infinity : y;
+  return x >= A(0) ? y : nan;
+}
+PYDL_INLINE vec<float> log(vec<float> x) { return log_vector(x); }
+PYDL_INLINE vec<double> log(vec<double> x) { return log_vector(x); }
+
+// One value: the few that a row needs.
+template <class A>
+PYDL_INLINE A exp_one(A x) {
+  return exp(broadcast<A>(x))[0];
+}
+template <class A>
+PYDL_INLINE A log_one(A x) {
+  return log(broadcast<A>(x))[0];
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

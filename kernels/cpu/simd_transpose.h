@@ -1,0 +1,120 @@
+// Transposition of square blocks in registers, for kernels whose lanes are channels and whose memory is NCHW
+// (and the other way round). As many rows as a vector of floats has lanes; half types are widened on the way
+// in and rounded on the way out.
+#pragma once
+
+#include "kernels/cpu/simd.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+#if defined(PYDL_AVX512)
+PYDL_INLINE void transpose(vec<float> (&row)[16]) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {  // pairs of rows
+    a[2 * i] = _mm512_unpacklo_ps((__m512)row[2 * i], (__m512)row[2 * i + 1]);
+    a[2 * i + 1] = _mm512_unpackhi_ps((__m512)row[2 * i], (__m512)row[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // columns of 4 rows, within each 16 bytes
+    const __m512d p = _mm512_castps_pd(a[4 * i]), q = _mm512_castps_pd(a[4 * i + 2]);
+    const __m512d r = _mm512_castps_pd(a[4 * i + 1]), s = _mm512_castps_pd(a[4 * i + 3]);
+    b[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(p, q));
+    b[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(p, q));
+    b[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(r, s));
+    b[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(r, s));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // gather the 16-byte pieces of one column: 8 rows, then 16
+    const __m512 p = _mm512_shuffle_f32x4(b[i], b[4 + i], 0x88),
+                 q = _mm512_shuffle_f32x4(b[i], b[4 + i], 0xdd);
+    const __m512 r = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0x88),
+                 s = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0xdd);
+    row[i] = (vec<float>)_mm512_shuffle_f32x4(p, r, 0x88);
+    row[4 + i] = (vec<float>)_mm512_shuffle_f32x4(q, s, 0x88);
+    row[8 + i] = (vec<float>)_mm512_shuffle_f32x4(p, r, 0xdd);
+    row[12 + i] = (vec<float>)_mm512_shuffle_f32x4(q, s, 0xdd);
+  }
+}
+#elif defined(PYDL_AVX2)
+PYDL_INLINE void transpose(vec<float> (&row)[8]) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    a[2 * i] = _mm256_unpacklo_ps((__m256)row[2 * i], (__m256)row[2 * i + 1]);
+    a[2 * i + 1] = _mm256_unpackhi_ps((__m256)row[2 * i], (__m256)row[2 * i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    b[4 * i] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0x44);
+    b[4 * i + 1] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0xee);
+    b[4 * i + 2] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
+    b[4 * i + 3] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    row[i] = (vec<float>)_mm256_permute2f128_ps(b[i], b[4 + i], 0x20);
+    row[4 + i] = (vec<float>)_mm256_permute2f128_ps(b[i], b[4 + i], 0x31);
+  }
+}
+#else
+PYDL_INLINE void transpose(vec<float> (&row)[lanes<float>]) {
+  for (int i = 0; i < lanes<float>; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float x = row[i][j];
+      row[i][j] = row[j][i];
+      row[j][i] = x;
+    }
+}
+#endif
+
+// to[j * to_stride + i] = from[i * from_stride + j] for i < rows <= lanes, j < columns; lanes beyond rows
+// become zero.
+template <class T>
+void transpose_in(const T* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
+                  int64_t to_stride) {
+  constexpr int L = lanes<float>;
+  for (int64_t first = 0; first < columns; first += L) {
+    const int64_t n = min_of(L, columns - first);
+    vec<float> block[L];
+    if (n == L && rows == L) {
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) block[i] = load(from + i * from_stride + first);
+      transpose(block);
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) store(to + (first + j) * to_stride, block[j]);
+    } else {
+      for (int i = 0; i < L; ++i)
+        block[i] = i < rows ? load_n(from + i * from_stride + first, n) : vec<float>{};
+      transpose(block);
+      for (int j = 0; j < n; ++j) store(to + (first + j) * to_stride, block[j]);
+    }
+  }
+}
+
+// The way back: to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < columns <= lanes. Reads
+// whole vectors of `from`.
+template <class T>
+void transpose_out(const float* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+                   int64_t to_stride) {
+  constexpr int L = lanes<float>;
+  for (int64_t first = 0; first < rows; first += L) {
+    const int64_t n = min_of(L, rows - first);
+    vec<float> block[L];
+    if (n == L && columns == L) {
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) block[i] = load(from + (first + i) * from_stride);
+      transpose(block);
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) store(to + j * to_stride + first, block[j]);
+    } else {
+      for (int i = 0; i < L; ++i) block[i] = i < n ? load(from + (first + i) * from_stride) : vec<float>{};
+      transpose(block);
+      for (int j = 0; j < columns; ++j) store_n(to + j * to_stride + first, block[j], n);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pydl::cpu::PYDL_ISA

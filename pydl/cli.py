@@ -1,0 +1,121 @@
+"""The command ``pydl``: options in, one sentence out when something is wrong, and an exit code that scripts can use.
+
+Exit codes: 0 done; 1 something failed (files, disk, a loss that is not finite); 2 an option or a name; 130 Ctrl-C.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pydl.errors import OptionError, UserError
+
+app = typer.Typer(
+    name="pydl",
+    help="Hand-written kernels for PyTorch: train the book's models with them, and see how they stand.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _pydl():
+    pass
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="Model to train; `pydl info` lists them.")] = None,
+    data: Annotated[str, typer.Option(help="Data set; `pydl info` lists them.")] = "digits",
+    root: Annotated[str, typer.Option(help="Folder with the files of data sets that are not bundled.")] = "data",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps, inside an epoch too.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, momentum, adam or adamw.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="L2 penalty; for adamw, decoupled.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Of the learning rate: constant, step or cosine.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order of the data and dropout.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Height and width of the model's input.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default torch's.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write an event file for TensorBoard.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL, runs/MODEL-2, …")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder or checkpoint to continue exactly.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Train with plain torch too, side by side.")] = False,
+):
+    """Train MODEL and keep metrics.jsonl, curves.png and checkpoint.pt.
+
+    What is not given comes from the model's recipe: `pydl train lenet` needs no option and no download.
+    """
+    from pydl import train as training  # torch's import takes a second, which --help need not wait for
+    from pydl.training.config import RESUME_MAY_CHANGE, Config
+
+    options = {k: v for k, v in context.params.items() if k not in ("out", "resume")}
+    if resume is None:
+        if model is None:
+            raise OptionError("train: expected the name of a model, got none; `pydl info` lists them")
+        training.train(Config(**options), out=out)
+        return
+    given = {name for name in options if context.get_parameter_source(name).name == "COMMANDLINE"}
+    config, content = training.resumed(resume, **{k: options[k] for k in given & set(RESUME_MAY_CHANGE)})
+    for name in sorted(given - set(RESUME_MAY_CHANGE)):
+        if options[name] != getattr(config, name):
+            option = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+            raise OptionError(
+                f"{option}: expected {getattr(config, name)!r} as in the checkpoint that is resumed, "
+                f"got {options[name]!r}"
+            )
+    training.train(config, out=out, resume=content)
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of `pydl train`.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    top: Annotated[int, typer.Option(help="Classes to show per image.", min=1)] = 3,
+    invert: Annotated[bool, typer.Option("--invert", help="Swap dark and light: ink on paper for digits.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures with their labels.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+):
+    """Print the classes and probabilities that a trained model gives to images."""
+    from rich.console import Console
+
+    from pydl.predict import Predictor, save_pictures, table
+
+    predictions = Predictor(checkpoint, device, backend)(images, invert=invert, top=top)
+    console = Console()
+    console.print(table(predictions))
+    if out is not None:
+        paths = save_pictures(predictions, out)
+        console.print(f"{out}/ holds {len(paths)} pictures with their labels", highlight=False)
+
+
+@app.command()
+def info():
+    """Show versions, the CPU's instruction sets, threads, backends and why, models and data sets."""
+    from pydl import about
+
+    about.show()
+
+
+# `pydl bench` (pydl/bench.py) is registered here.
+
+
+def main():
+    """Runs the command line; errors that a user can mend are one sentence on stderr."""
+    try:
+        app()
+    except UserError as error:
+        print(f"pydl: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("pydl: interrupted", file=sys.stderr)
+        sys.exit(130)

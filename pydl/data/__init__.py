@@ -1,0 +1,58 @@
+"""Data sets by name, as tensors in memory: ``pydl.data.get("digits")`` gives a :class:`Dataset`."""
+
+from pydl.data.cifar import cifar10
+from pydl.data.dataset import Batches, Dataset, Preprocessing, Split
+from pydl.data.digits import digits
+from pydl.data.folder import folder, read_image
+from pydl.data.idx import fashion_mnist, mnist
+from pydl.data.synthetic import synthetic
+from pydl.errors import OptionError
+
+__all__ = [
+    "Batches",
+    "Dataset",
+    "Preprocessing",
+    "Split",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "folder",
+    "get",
+    "mnist",
+    "names",
+    "read_image",
+    "synthetic",
+]
+
+_LOADERS = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "mnist": mnist,
+    "cifar10": cifar10,
+    "folder": folder,
+    "synthetic": synthetic,
+}
+
+
+def names():
+    """The names that :func:`get` takes."""
+    return list(_LOADERS)
+
+
+def get(name, root="data", seed=0, **options):
+    """The data set called ``name``.
+
+    Args:
+        name: one of :func:`names`.
+        root: folder under which sets that come as files are looked for; bundled and synthetic sets do not read it.
+        options: further arguments of the set's own function, such as ``size`` and ``workers`` of ``folder``.
+        seed: of the split, where the set has none of its own, and of the values of a synthetic set.
+
+    Raises:
+        OptionError: (a ValueError) for an unknown name; the message lists the names there are.
+        DataError: for files that are missing, truncated or of another kind; the message names them.
+        MissingExtra: (an ImportError) when the package that holds or reads the set is not installed.
+    """
+    if name not in _LOADERS:
+        raise OptionError(f"data: expected the name to be one of {', '.join(_LOADERS)}, got {name!r}")
+    return _LOADERS[name](root=root, seed=seed, **options)

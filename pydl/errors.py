@@ -1,0 +1,32 @@
+"""Errors that a user can mend: the command line prints their sentence without a traceback and exits with their code."""
+
+
+class UserError(Exception):
+    """A sentence for the user; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class OptionError(UserError, ValueError):
+    """An option, name or value that cannot be taken."""
+
+    exit_code = 2
+
+
+class MissingExtra(UserError, ImportError):
+    """A package of an optional extra is not installed."""
+
+    def __init__(self, what, package, extra="train"):
+        super().__init__(f'{what} needs {package}, which is not installed; run pip install "pydl-kernels[{extra}]"')
+
+
+class DataError(UserError, RuntimeError):
+    """A data set's files are missing, truncated or something else."""
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint cannot be read, or belongs to something else."""
+
+
+class TrainingError(UserError, RuntimeError):
+    """Training cannot go on."""

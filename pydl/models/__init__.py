@@ -1,0 +1,43 @@
+"""The models of the book, built from ``pydl.nn``: one file per family, each model a function and a registered name.
+
+>>> net = pydl.models.get("lenet", num_classes=10, in_channels=1)
+
+Parameters of the layers have torchvision's names where torchvision has the architecture, so that its ``state_dict``
+loads as it is; the docstrings say with which options. FLOPs count a multiply-add as two, forward, one example, in
+convolutions and affine layers.
+"""
+
+from pydl.models._registry import builder, get, names
+from pydl.models.alexnet import alexnet
+from pydl.models.cifar import cifar_net
+from pydl.models.googlenet import googlenet
+from pydl.models.lenet import lenet, lenet_bn
+from pydl.models.linear import linear_regression, polynomial_regression, softmax_regression, weight_decay
+from pydl.models.mlp import mlp
+from pydl.models.nin import nin
+from pydl.models.preact import preact_resnet18, wide_resnet
+from pydl.models.resnet import resnet18, resnet50, resnext50
+from pydl.models.vgg import vgg11
+
+__all__ = [
+    "alexnet",
+    "builder",
+    "cifar_net",
+    "get",
+    "googlenet",
+    "lenet",
+    "lenet_bn",
+    "linear_regression",
+    "mlp",
+    "names",
+    "nin",
+    "polynomial_regression",
+    "preact_resnet18",
+    "resnet18",
+    "resnet50",
+    "resnext50",
+    "softmax_regression",
+    "vgg11",
+    "weight_decay",
+    "wide_resnet",
+]

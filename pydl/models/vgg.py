@@ -1,0 +1,54 @@
+"""VGG: blocks of 3×3 convolutions."""
+
+from collections import OrderedDict
+
+from torch.nn import Flatten, Linear, MaxPool2d, ReLU, Sequential
+
+from pydl.models._registry import register
+from pydl.nn import Conv2d, Dropout
+
+# (convolutions, channels) of each block
+VGG11 = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
+
+
+def vgg_block(num_convs, in_channels, channels):
+    """Layers of one block: 3×3 convolutions with ReLU, then max pooling that halves height and width."""
+    layers = []
+    for _ in range(num_convs):
+        layers += [Conv2d(in_channels, channels, kernel_size=3, padding=1), ReLU()]
+        in_channels = channels
+    return [*layers, MaxPool2d(kernel_size=2, stride=2)]
+
+
+@register
+def vgg11(num_classes=10, in_channels=1, input_size=224, ratio=1):
+    """VGG-11: eight 3×3 convolutions in five blocks, three affine layers.
+
+    Source: d2l section "Networks Using Blocks (VGG)"; Simonyan and Zisserman, "Very Deep Convolutional Networks for
+    Large-Scale Image Recognition", ICLR 2015. The book trains it with ``ratio=4``: a quarter of the channels. With
+    ``in_channels=3, num_classes=1000`` it loads torchvision's ``vgg11``.
+    Input: (N, 1, 224, 224), or (N, in_channels, input_size, input_size), input_size a multiple of 32.
+    Parameters: 128,806,154.
+    FLOPs: 15,094,464,512.
+
+    Raises:
+        ValueError: when input_size is no multiple of 32, or ratio does not divide the channels.
+    """
+    if input_size < 32 or input_size % 32:
+        raise ValueError(f"vgg11: expected input_size to be a multiple of 32, got {input_size}")
+    if ratio < 1 or any(channels % ratio for _, channels in VGG11):
+        raise ValueError(f"vgg11: expected ratio to be a divisor of 64, got {ratio}")
+    features = []
+    for num_convs, channels in VGG11:
+        features += vgg_block(num_convs, in_channels, channels // ratio)
+        in_channels = channels // ratio
+    classifier = Sequential(
+        Linear(in_channels * (input_size // 32) ** 2, 4096),
+        ReLU(),
+        Dropout(0.5),
+        Linear(4096, 4096),
+        ReLU(),
+        Dropout(0.5),
+        Linear(4096, num_classes),
+    )
+    return Sequential(OrderedDict(features=Sequential(*features), flatten=Flatten(), classifier=classifier))

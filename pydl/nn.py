@@ -1,0 +1,171 @@
+"""torch.nn's names for the layers that pydl serves: the same arguments, ``state_dict`` and ``repr``, our kernels.
+
+Each class is a subclass of torch's that replaces ``forward`` alone, and reads nothing but torch's own attributes: so
+``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (Linear, ReLU, pooling,
+Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch`` the functions called here are torch's.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from pydl import backend, functional
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyConv2d",
+]
+
+
+class _Eager:
+    """What our classes share: TorchScript, which would fix shapes and switches of our ops, is refused in words."""
+
+    def __prepare_scriptable__(self):
+        # torch.jit.script asks every submodule for a scriptable stand-in before it compiles anything
+        raise no_torchscript(f"pydl.nn.{type(self).__name__}")
+
+    def _slow_forward(self, *args, **kwargs):
+        # Module.__call__ comes here instead of forward while torch.jit.trace records
+        if any(isinstance(arg, torch.Tensor) and backend.ops_for(arg) is not None for arg in args):
+            raise no_torchscript(f"pydl.nn.{type(self).__name__}")
+        return super()._slow_forward(*args, **kwargs)
+
+
+def no_torchscript(layer):
+    """The error with which a layer refuses torch.jit."""
+    return RuntimeError(
+        f"TorchScript: expected every layer to be torch's own, got {layer}; torch.compile and torch.export take it, "
+        "and torch.jit takes swapped models after pydl.unswap and traces pydl.nn under pydl.backend.use('torch')"
+    )
+
+
+class Conv2d(_Eager, torch.nn.Conv2d):
+    """``torch.nn.Conv2d`` over :func:`pydl.functional.conv2d` (d2l chapter "Convolutional Neural Networks").
+
+    Input (N, C, H, W) or (C, H, W), output (N, out_channels, H', W') in the memory format that torch would choose.
+    """
+
+    def forward(self, input):
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            # the border is data, not zeros: it is written out once, and the convolution itself pads nothing
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+        return functional.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+class _BatchNorm(_Eager):
+    """The forward that the three ranks share; which input ranks are allowed is torch's ``_check_input_dim``."""
+
+    def forward(self, input):
+        self._check_input_dim(input)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        updates = self.training and self.track_running_stats
+        if updates and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # a cumulative average: every batch since the reset weighs the same
+                momentum = 1.0 / float(self.num_batches_tracked)
+        # Statistics that are not tracked are not handed over in training, and so cannot be written to; in eval a layer
+        # without statistics normalises by its batch.
+        keeps = not self.training or self.track_running_stats
+        return functional.batch_norm(
+            input,
+            self.running_mean if keeps else None,
+            self.running_var if keeps else None,
+            self.weight,
+            self.bias,
+            self.training or (self.running_mean is None and self.running_var is None),
+            momentum,
+            self.eps,
+        )
+
+
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+    """``torch.nn.BatchNorm1d`` over :func:`pydl.functional.batch_norm`; input (N, C) or (N, C, L)."""
+
+
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+    """``torch.nn.BatchNorm2d`` over :func:`pydl.functional.batch_norm`; input (N, C, H, W)."""
+
+
+class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
+    """``torch.nn.BatchNorm3d`` over :func:`pydl.functional.batch_norm`; input (N, C, D, H, W)."""
+
+
+class Dropout(_Eager, torch.nn.Dropout):
+    """``torch.nn.Dropout`` over :func:`pydl.functional.dropout`; any shape."""
+
+    def forward(self, input):
+        return functional.dropout(input, self.p, self.training, self.inplace)
+
+
+class Dropout1d(_Eager, torch.nn.Dropout1d):
+    """``torch.nn.Dropout1d`` over :func:`pydl.functional.dropout1d`; whole channels of (N, C, L) or (C, L)."""
+
+    def forward(self, input):
+        return functional.dropout1d(input, self.p, self.training, self.inplace)
+
+
+class Dropout2d(_Eager, torch.nn.Dropout2d):
+    """``torch.nn.Dropout2d`` over :func:`pydl.functional.dropout2d`; whole channels of (N, C, H, W)."""
+
+    def forward(self, input):
+        return functional.dropout2d(input, self.p, self.training, self.inplace)
+
+
+class Dropout3d(_Eager, torch.nn.Dropout3d):
+    """``torch.nn.Dropout3d`` over :func:`pydl.functional.dropout3d`; whole channels of (N, C, D, H, W)."""
+
+    def forward(self, input):
+        return functional.dropout3d(input, self.p, self.training, self.inplace)
+
+
+class CrossEntropyLoss(_Eager, torch.nn.CrossEntropyLoss):
+    """``torch.nn.CrossEntropyLoss`` over :func:`pydl.functional.cross_entropy` (d2l chapter "Softmax Regression")."""
+
+    def forward(self, input, target):
+        return functional.cross_entropy(
+            input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+# torch's lazy classes, with ours next in the method resolution order: their __init__ reaches our constructors, their
+# forward is ours, and on the first input they become our class instead of torch's.
+
+
+class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
+    """:class:`Conv2d` that takes ``in_channels`` from its first input."""
+
+    cls_to_become = Conv2d
+
+
+class LazyBatchNorm1d(torch.nn.LazyBatchNorm1d, BatchNorm1d):
+    """:class:`BatchNorm1d` that takes ``num_features`` from its first input."""
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(torch.nn.LazyBatchNorm2d, BatchNorm2d):
+    """:class:`BatchNorm2d` that takes ``num_features`` from its first input."""
+
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(torch.nn.LazyBatchNorm3d, BatchNorm3d):
+    """:class:`BatchNorm3d` that takes ``num_features`` from its first input."""
+
+    cls_to_become = BatchNorm3d

@@ -1,0 +1,106 @@
+"""``pydl predict``: what a checkpoint of ``pydl train`` sees in images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pydl import backend, data
+from pydl.errors import CheckpointError, MissingExtra
+from pydl.training import checkpoint
+from pydl.training.config import Config
+from pydl.training.learner import build
+from pydl.training.place import place
+
+BATCH = 64
+CAPTION, SIDE = 22, 168  # pixels: the strip under a saved picture, and the least width it is enlarged to
+
+
+@dataclass
+class Prediction:
+    """What the model says of one image: classes with their probabilities, the likeliest first."""
+
+    path: Path
+    ranking: list
+
+
+class Predictor:
+    """A trained model with the classes and the preprocessing of its training."""
+
+    def __init__(self, path, device=None, backend_name=None):
+        content = checkpoint.load(path)
+        try:
+            config = Config(**content["config"])
+            self.classes = tuple(content["classes"])
+            self.preprocessing = data.Preprocessing(**{k: tuple(v) for k, v in content["preprocessing"].items()})
+        except (TypeError, KeyError):
+            raise CheckpointError(f"{path}: the checkpoint was written by another version of pydl") from None
+        config.device, config.backend = device, backend_name
+        self.backend, self.device = place(config)
+        with torch.random.fork_rng(devices=[]), backend.use(self.backend):
+            model = build(config, len(self.classes), self.preprocessing)
+            try:
+                model.load_state_dict(content["model"])
+            except (RuntimeError, KeyError, TypeError) as error:
+                reason = str(error).splitlines()[0].rstrip(":")
+                raise CheckpointError(f"{path}: the checkpoint does not fit {config.model} ({reason})") from None
+        self.config, self.model = config, model.to(self.device).eval()
+
+    @torch.no_grad()
+    def probabilities(self, images):
+        """(N, classes) for raw images: a list of uint8 (C, H, W) tensors of any sizes."""
+        inputs = torch.cat([self.preprocessing(image.unsqueeze(0)) for image in images]).to(self.device)
+        with backend.use(self.backend):
+            return self.model(inputs).float().softmax(1).cpu()
+
+    def __call__(self, paths, invert=False, top=3):
+        """A list of :class:`Prediction`; ``invert`` swaps dark and light, for ink on paper where light was on dark."""
+        predictions = []
+        for start in range(0, len(paths), BATCH):
+            batch = paths[start : start + BATCH]
+            images = [data.read_image(path) for path in batch]
+            if invert:
+                images = [255 - image for image in images]
+            values, indices = self.probabilities(images).topk(min(top, len(self.classes)), dim=1)
+            for path, p, i in zip(batch, values.tolist(), indices.tolist(), strict=True):
+                predictions.append(Prediction(Path(path), [(self.classes[k], q) for k, q in zip(i, p, strict=True)]))
+        return predictions
+
+
+def table(predictions):
+    """A rich table: image, class, probability, and what else it could be."""
+    from rich.table import Table
+
+    out = Table("image", "class")
+    out.add_column("probability", justify="right")
+    out.add_column("else")
+    for prediction in predictions:
+        (name, probability), *rest = prediction.ranking
+        out.add_row(str(prediction.path), name, f"{probability:.4f}", ", ".join(f"{n} {p:.4f}" for n, p in rest))
+    return out
+
+
+def save_pictures(predictions, folder):
+    """Saves each image with its class and probability written under it; returns the paths."""
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError:
+        raise MissingExtra("saving pictures", "Pillow") from None
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, prediction in enumerate(predictions, 1):
+        tensor = data.read_image(prediction.path, channels=3)
+        image = Image.fromarray(tensor.permute(1, 2, 0).numpy())
+        scale = max(1, -(-SIDE // image.width))
+        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+        framed = Image.new("RGB", (image.width, image.height + CAPTION), "white")
+        framed.paste(image)
+        name, probability = prediction.ranking[0]
+        text = f"{name}  {probability:.1%}"
+        ImageDraw.Draw(framed).text((4, image.height + 3), text, fill="black", font=ImageFont.load_default(14))
+        # numbered: images of the same name may come from several folders
+        path = folder / f"{number:04d}-{prediction.path.stem}-{''.join(c if c.isalnum() else '_' for c in name)}.png"
+        framed.save(path)
+        paths.append(path)
+    return paths

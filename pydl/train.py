@@ -1,0 +1,114 @@
+"""``pydl train``: trains a model on a data set, shows how it goes, and keeps metrics, curves and a checkpoint.
+
+The parts are in :mod:`pydl.training`: a learner is one model in training, the loop advances it by chunks of steps.
+"""
+
+import dataclasses
+
+import torch
+from rich.console import Console
+
+import pydl
+from pydl import data, models
+from pydl.errors import CheckpointError, OptionError
+from pydl.training import checkpoint
+from pydl.training.config import Config
+from pydl.training.folder import Folder
+from pydl.training.learner import Learner
+from pydl.training.loop import Interrupted, loop
+from pydl.training.place import place
+from pydl.training.result import Result
+
+__all__ = ["Config", "Interrupted", "Result", "resumed", "train"]
+
+
+def train(config, out=None, resume=None, console=None):
+    """Runs ``config`` (a :class:`Config`) and returns a :class:`Result`.
+
+    Args:
+        config: options; for ``resume`` those of the checkpoint, with what may change replaced (see :func:`resumed`).
+        out: folder for metrics, curves and checkpoint; by default a new one under ``runs/``.
+        resume: a checkpoint's content from :func:`resumed`; training continues as if it had never stopped.
+        console: a rich Console; by default one on stdout.
+
+    Raises:
+        UserError: for all that a user can mend; see :mod:`pydl.errors`.
+    """
+    console = console or Console()
+    if config.model not in models.names():
+        raise OptionError(f"model: expected the name to be one of {', '.join(models.names())}, got {config.model!r}")
+    config = config.resolved()
+    name, device = place(config)
+    if config.compare and name == "torch":
+        raise OptionError("--compare: expected a backend of ours to compare with torch, got --backend torch")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    config = dataclasses.replace(config, backend=name, device=str(device), threads=torch.get_num_threads())
+
+    options = {"size": (config.size, config.size)} if config.data == "folder" else {}
+    dataset = data.get(config.data, root=config.root, **options)
+    if resume is None:
+        preprocessing = data.Preprocessing.fit(dataset.train.images, (config.size, config.size))
+    else:
+        preprocessing = _same_data(dataset, resume)
+    splits = [data.Batches(split, preprocessing, device) for split in (dataset.train, dataset.test)]
+    learners = [
+        Learner(config, *splits, len(dataset.classes), learner_backend, device)
+        for learner_backend in ([name, "torch"] if config.compare else [name])
+    ]
+    history = [] if resume is None else _restore(learners, resume)
+    folder = Folder.new(out, config.model) if resume is None or out is not None else Folder(resume["folder"])
+    about = {
+        "config": config.to_dict(),
+        "classes": list(dataset.classes),
+        "examples": len(dataset.train),
+        "preprocessing": {key: list(value) for key, value in dataclasses.asdict(preprocessing).items()},
+        "pydl": pydl.__version__,
+    }
+    result = Result(config, folder, learners[0].model, name, history)
+    if history:
+        folder.write_metrics(history)
+    loop(result, learners, about, console)
+    result.finish(learners[0], dataset.classes, console)
+    return result
+
+
+def resumed(path, **changes):
+    """(config, content) of the checkpoint at ``path``, with ``changes`` to what a resumed run may change.
+
+    Raises:
+        CheckpointError: for a file that is no checkpoint of ``pydl train``.
+    """
+    content = checkpoint.load(path)
+    try:
+        config = dataclasses.replace(Config(**content["config"]), **changes)
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{path}: the checkpoint was written by another version of pydl") from None
+    content["folder"] = checkpoint.find(path).parent
+    return config, content
+
+
+def _same_data(dataset, content):
+    """The checkpoint's preprocessing, once it is sure that it was trained on this very data set."""
+    expected = content["examples"], tuple(content["classes"])
+    if expected != (len(dataset.train), dataset.classes):
+        raise CheckpointError(
+            f"{content['folder']}: expected the {expected[0]:,} training examples and {len(expected[1])} classes of "
+            f"the checkpoint in data set {dataset.name!r}, got {len(dataset.train):,} and {len(dataset.classes)}"
+        )
+    return data.Preprocessing(**{key: tuple(value) for key, value in content["preprocessing"].items()})
+
+
+def _restore(learners, content):
+    """Puts the learners where the checkpoint was written; returns the history of finished epochs."""
+    states = [content, content.get("reference")]
+    try:
+        for learner, state in zip(learners, states, strict=False):
+            learner.load_state_dict(state)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise CheckpointError(f"{content['folder']}: the checkpoint does not fit the model ({reason})") from None
+    history = list(content["history"])
+    if content["step_in_epoch"]:  # it ended by --max-steps inside an epoch, whose line comes again when it is whole
+        history.pop()
+    return history

@@ -1,0 +1,85 @@
+"""The options of a run that decide its numbers; a checkpoint keeps them."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from pydl.errors import OptionError
+from pydl.training.recipes import recipe
+from pydl.training.schedule import SCHEDULES
+
+# torch's own defaults of weight decay
+WEIGHT_DECAY = {"sgd": 0.0, "momentum": 0.0, "adam": 0.0, "adamw": 0.01}
+OPTIMIZERS = tuple(WEIGHT_DECAY)
+
+
+@dataclass
+class Config:
+    """Options of ``pydl train``; None takes the model's recipe. See :meth:`resolved`.
+
+    Attributes:
+        warmup: steps over which the learning rate rises linearly.
+        clip: the largest norm of all gradients together; above it they are scaled down.
+    """
+
+    model: str
+    data: str = "digits"
+    root: str = "data"
+    epochs: int | None = None
+    max_steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    optimizer: str | None = None
+    weight_decay: float | None = None
+    schedule: str | None = None
+    warmup: int | None = None
+    clip: float | None = None
+    seed: int = 0
+    size: int | None = None
+    device: str | None = None
+    backend: str | None = None
+    threads: int | None = None
+    tensorboard: bool = False
+    compare: bool = False
+
+    def resolved(self):
+        """A copy with the recipe's values where None stood, checked.
+
+        Raises:
+            OptionError: (a ValueError) for a value that cannot be taken.
+        """
+        defaults = recipe(self.model)
+        filled = {
+            name: getattr(defaults, name)
+            for name in ("epochs", "batch_size", "lr", "optimizer", "schedule", "warmup", "size")
+            if getattr(self, name) is None
+        }
+        config = dataclasses.replace(self, **filled)
+        if config.weight_decay is None:
+            config.weight_decay = WEIGHT_DECAY[config.optimizer] if config.optimizer in OPTIMIZERS else 0.0
+        for name in ("epochs", "max_steps", "batch_size", "size", "threads"):
+            value = getattr(config, name)
+            if value is not None and value < 1:
+                raise OptionError(f"--{name.replace('_', '-')}: expected a number of at least 1, got {value}")
+        if not (config.lr > 0 and math.isfinite(config.lr)):
+            raise OptionError(f"--lr: expected a finite number above 0, got {config.lr}")
+        if config.optimizer not in OPTIMIZERS:
+            raise OptionError(f"--optimizer: expected one of {', '.join(OPTIMIZERS)}, got {config.optimizer!r}")
+        for name, least in (("weight_decay", 0.0), ("warmup", 0)):
+            value = getattr(config, name)
+            if not (value >= least and math.isfinite(value)):
+                raise OptionError(f"--{name.replace('_', '-')}: expected a finite number of at least 0, got {value}")
+        if config.clip is not None and not config.clip > 0:
+            raise OptionError(f"--clip: expected a number above 0, got {config.clip}")
+        if config.schedule not in SCHEDULES:
+            raise OptionError(f"--schedule: expected one of {', '.join(SCHEDULES)}, got {config.schedule!r}")
+        if not 0 <= config.seed < 2**63:
+            raise OptionError(f"--seed: expected a number from 0 to 2**63 - 1, got {config.seed}")
+        return config
+
+    def to_dict(self):
+        return dataclasses.asdict(self)
+
+
+# What --resume may change: how far and where it runs, never the numbers on the way there.
+RESUME_MAY_CHANGE = ("epochs", "max_steps", "root", "device", "backend", "threads", "tensorboard")

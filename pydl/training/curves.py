@@ -1,0 +1,43 @@
+"""``curves.png``: the loss and both accuracies over the epochs."""
+
+import importlib.util
+
+# Colour tells the split; in a comparison the dash tells torch.
+TRAIN, TEST = "#4c72b0", "#dd8452"
+
+
+def available():
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw(path, history, title, compare=False):
+    """Draws the rows of ``metrics.jsonl`` to ``path``; with ``compare``, torch's rows as dashed lines too."""
+    from matplotlib.figure import Figure  # the object-oriented interface: no window, no global state
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    lines = [
+        (left, "loss", "train", TRAIN),
+        (left, "test_loss", "test", TEST),
+        (right, "train_accuracy", "train", TRAIN),
+        (right, "test_accuracy", "test", TEST),
+    ]
+    marker = "o" if len(history) < 3 else None  # one point is no line
+    for axes, key, label, colour in lines:
+        axes.plot(epochs, [row[key] for row in history], color=colour, label=label, marker=marker)
+        if compare:
+            values = [row[f"torch_{key}"] for row in history]
+            axes.plot(epochs, values, color=colour, label=f"{label}, torch", linestyle=(0, (4, 3)), alpha=0.6)
+    left.set(ylabel="cross entropy", ylim=(0, None))
+    right.set(ylabel="accuracy", ylim=(0, 1.02))
+    for axes in (left, right):
+        axes.set(xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path)

@@ -1,0 +1,111 @@
+"""What ``pydl train`` shows: a live bar on a terminal, one line per epoch elsewhere, and the tables at the end."""
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+# A bar that is drawn more often than the eye reads it takes time from the cores that train.
+REFRESH_SECONDS = 0.2
+
+
+class Lines:
+    """One line per epoch, for files and pipes."""
+
+    def __init__(self, console, epochs):
+        self.console, self.epochs = console, epochs
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def update(self, done, loss, accuracy, rate, ratio):
+        pass
+
+    def epoch(self, row):
+        text = (
+            f"epoch {row['epoch']}/{self.epochs}  step {row['step']}  loss {row['loss']:.4f}  "
+            f"train acc {row['train_accuracy']:.4f}  test acc {row['test_accuracy']:.4f}  "
+            f"{row['examples_per_second']:,.0f} examples/s"
+        )
+        if "torch_loss" in row:
+            text += (
+                f"  |  torch: loss {row['torch_loss']:.4f}  test acc {row['torch_test_accuracy']:.4f}  "
+                f"{row['torch_examples_per_second']:,.0f} examples/s"
+            )
+        print(text, file=self.console.file, flush=True)  # not through rich: a line stays one line, however long
+
+
+class Bar:
+    """A progress bar over all epochs with loss, accuracy and examples/s; drawn when told to, never from a thread."""
+
+    def __init__(self, console, model, epochs, total, done, epoch):
+        wide = console.width >= 100
+        self.model, self.epochs, self.current = model, epochs, epoch
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24 if wide else 10),
+            TextColumn("{task.fields[text]}"),
+            *([TextColumn("{task.fields[test]}")] if wide else []),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            auto_refresh=False,
+        )
+        self.task = self.progress.add_task(model, total=total, completed=done, text="", test="")
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.progress.refresh()
+        self.progress.stop()
+
+    def update(self, done, loss, accuracy, rate, ratio):
+        text = f"loss {loss:.4f}  acc {accuracy:.3f}  {rate:,.0f} examples/s"
+        if ratio is not None:
+            text += f"  {ratio:.2f}× torch"
+        self.progress.update(
+            self.task,
+            completed=done,
+            description=f"{self.model} {min(self.current, self.epochs)}/{self.epochs}",
+            text=text,
+            refresh=True,
+        )
+
+    def epoch(self, row):
+        self.current = row["epoch"] + 1
+        self.progress.update(self.task, completed=row["step"], test=f"test {row['test_accuracy']:.3f}")
+
+
+def summary(result):
+    """The table at the end: one column, or ours and torch's side by side with ratios."""
+    row, compare = result.history[-1], result.config.compare
+    table = Table(title=f"{result.config.model} on {result.config.data}", title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column(f"pydl ({result.backend})" if result.backend != "torch" else "torch", justify="right")
+    if compare:
+        table.add_column("torch", justify="right")
+        table.add_column("pydl / torch", justify="right")
+
+    def add(label, key, form):
+        cells = [form.format(row[key])]
+        if compare:
+            torch_value = row[f"torch_{key}"]
+            difference = row[key] - torch_value
+            cells += [form.format(torch_value), f"{difference:+.1e}" if difference else "equal"]
+        table.add_row(label, *cells)
+
+    add("final loss", "loss", "{:.4f}")
+    add("test loss", "test_loss", "{:.4f}")
+    add("train accuracy", "train_accuracy", "{:.4f}")
+    add("test accuracy", "test_accuracy", "{:.4f}")
+    if result.rates:
+        cells = [f"{result.rates[0]:,.0f}"]
+        if compare:
+            cells += [f"{result.rates[1]:,.0f}", f"[bold]{result.ratio:.2f}×[/bold]"]
+        table.add_row("examples/s", *cells)
+        if not compare:  # there the first one in line also pays for what both warm up
+            table.add_row("training time", f"{result.seconds[0]:.1f} s")
+    table.add_row("epochs, steps", f"{row['epoch']}, {row['step']}", *(["", ""] if compare else []))
+    return table

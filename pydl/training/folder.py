@@ -1,0 +1,53 @@
+"""The folder of a run: ``metrics.jsonl``, ``curves.png``, ``checkpoint.pt``."""
+
+import json
+import os
+from pathlib import Path
+
+from pydl.errors import OptionError, TrainingError
+from pydl.training import checkpoint
+
+
+class Folder:
+    """A run's folder under ``runs/`` (``lenet``, ``lenet-2``, …) or where ``--out`` says."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.checkpoint = self.path / checkpoint.NAME
+        self.metrics = self.path / "metrics.jsonl"
+        self.curves = self.path / "curves.png"
+
+    @classmethod
+    def new(cls, out, model, parent="runs"):
+        """Makes the folder. An ``out`` that holds a run already is refused, so that nothing is overwritten."""
+        try:
+            if out is not None:
+                folder = cls(out)
+                if folder.checkpoint.exists() or folder.metrics.exists():
+                    raise OptionError(f"--out: {out} already holds a run; --resume {out} continues it")
+                folder.path.mkdir(parents=True, exist_ok=True)
+                return folder
+            number = 1
+            while True:  # mkdir decides, so that two runs started at once take two folders
+                path = Path(parent, model if number == 1 else f"{model}-{number}")
+                try:
+                    path.mkdir(parents=True)
+                    return cls(path)
+                except FileExistsError:
+                    number += 1
+        except OSError as error:
+            raise TrainingError(f"{error.filename}: the run's folder cannot be made: {error.strerror}") from None
+
+    def write_metrics(self, history):
+        """All lines anew, atomically: what was written after the checkpoint that is resumed goes."""
+        temporary = self.metrics.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
+        os.replace(temporary, self.metrics)
+
+    def append_metrics(self, row):
+        """One line, in the file when this returns."""
+        try:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise TrainingError(f"{self.metrics}: {error.strerror}; the last checkpoint is kept") from None

@@ -1,0 +1,150 @@
+"""The loop over chunks of steps and over epochs, and what it keeps at the end of each.
+
+A chunk is about as long as a refresh of the display, and the clock runs inside chunks only, so neither the display nor
+the evaluation counts. In a comparison two learners take turns chunk by chunk, so that whatever else the machine does
+falls on both alike.
+"""
+
+import statistics
+
+from pydl.errors import TrainingError, UserError
+from pydl.training import checkpoint, display
+from pydl.training.events import Events
+
+
+class Interrupted(UserError):
+    """Ctrl-C; the exit code is the one that shells expect."""
+
+    exit_code = 130
+
+
+class Clock:
+    """Seconds and examples of each chunk, per learner; the first chunk warms up and is left out where it can be."""
+
+    def __init__(self, learners):
+        self.chunks = [[] for _ in range(learners)]
+
+    def add(self, index, examples, seconds):
+        self.chunks[index].append((examples, seconds))
+
+    def _warm(self, index, last):
+        return (self.chunks[index][1:] or self.chunks[index])[-last:]
+
+    def rate(self, index, last=10_000):
+        """Examples per second: the median over chunks, which a neighbour's burst does not move."""
+        return statistics.median(examples / seconds for examples, seconds in self._warm(index, last))
+
+    def ratio(self, last=10_000):
+        """Torch's seconds over ours, chunk by chunk; the median."""
+        pairs = zip(self._warm(0, last), self._warm(1, last), strict=True)
+        return statistics.median(torchs / ours for (_, ours), (_, torchs) in pairs)
+
+    def seconds(self, index):
+        return sum(seconds for _, seconds in self.chunks[index])
+
+
+def loop(result, learners, about, console):
+    """Trains ``learners`` to the end of the run and fills in ``result``; ``about`` goes into each checkpoint.
+
+    Raises:
+        Interrupted: after Ctrl-C; the last finished epoch is on disk.
+        TrainingError: for a loss that is not finite, or a disk that is full; likewise.
+    """
+    config, first = result.config, learners[0]
+    total = first.total_steps if config.max_steps is None else min(first.total_steps, config.max_steps)
+    if first.step >= total:
+        console.print(f"nothing left to do: {first.step} of {total} steps are done; a larger --epochs goes on")
+        return
+    clock = Clock(len(learners))
+    if console.is_terminal:
+        show = display.Bar(console, config.model, config.epochs, total, first.step, len(result.history) + 1)
+    else:
+        show = display.Lines(console, config.epochs)
+    try:
+        with show:
+            _chunks(result, learners, about, clock, show, total)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted in epoch {len(result.history) + 1}; {_kept(result)}") from None
+    except (TrainingError, checkpoint.CheckpointError) as error:
+        raise TrainingError(f"{error}; {_kept(result)}") from None
+    result.rates = [clock.rate(i) for i in range(len(learners))]
+    result.seconds = [clock.seconds(i) for i in range(len(learners))]
+    result.ratio = clock.ratio() if config.compare else None
+
+
+def _chunks(result, learners, about, clock, show, total):
+    first, history = learners[0], result.history
+    steps, turn = 1, 0
+    while first.step < total:
+        chunk = min(steps, first.epoch_steps - first.step_in_epoch, total - first.step)
+        pairs = list(enumerate(learners))
+        for index, learner in pairs[:: -1 if turn % 2 else 1]:  # ours first, torch first, by turns
+            clock.add(index, *learner.run(chunk))
+        turn += 1
+        slowest = max(chunks[-1][1] for chunks in clock.chunks)
+        steps = max(1, min(2 * chunk, round(chunk * display.REFRESH_SECONDS / max(slowest, 1e-6))))
+        ratio = clock.ratio(last=50) if len(learners) > 1 else None
+        show.update(first.step, *first.running(), clock.rate(0, last=50), ratio)
+        if first.step_in_epoch == first.epoch_steps or first.step == total:
+            row = _row(learners, len(history) + 1)
+            _keep(result, learners, about, row)
+            show.epoch(row)
+
+
+def _row(learners, number):
+    """The line of metrics.jsonl for the epoch that ends now."""
+    row = {"epoch": number, "step": learners[0].step, "lr": learners[0].lr}
+    for learner, prefix in zip(learners, ("", "torch_"), strict=False):
+        epoch, (test_loss, test_accuracy) = learner.end_epoch(), learner.evaluate()
+        row |= {
+            f"{prefix}loss": epoch.loss,
+            f"{prefix}train_accuracy": epoch.accuracy,
+            f"{prefix}test_loss": test_loss,
+            f"{prefix}test_accuracy": test_accuracy,
+            f"{prefix}examples_per_second": round(epoch.examples / epoch.seconds, 1),
+            f"{prefix}seconds": round(epoch.seconds, 4),
+        }
+    return row
+
+
+def _keep(result, learners, about, row):
+    """The epoch's checkpoint, then its line: an epoch counts as finished once its checkpoint is whole."""
+    history, folder = [*result.history, row], result.folder
+    reference = {"reference": learners[1].state_dict()} if len(learners) > 1 else {}
+    content = {**learners[0].state_dict(), **reference, **about, "epoch": len(history), "history": history}
+    checkpoint.save(folder.checkpoint, content)
+    result.history.append(row)
+    folder.append_metrics(row)
+    if result.config.tensorboard:
+        if result.events is None:
+            result.events = Events(folder.path)
+        skip = ("epoch", "step")
+        result.events.scalars(row["step"], {_tag(key): value for key, value in row.items() if key not in skip})
+
+
+def _tag(key):
+    """``test_loss`` as ``loss/test``, so that TensorBoard draws what belongs together in one group."""
+    prefix = "torch " if key.startswith("torch_") else ""
+    name = key.removeprefix("torch_")
+    groups = {
+        "loss": "loss/{}train",
+        "test_loss": "loss/{}test",
+        "train_accuracy": "accuracy/{}train",
+        "test_accuracy": "accuracy/{}test",
+    }
+    return groups.get(name, f"run/{{}}{name}").format(prefix)
+
+
+def _kept(result):
+    """Draws what there is after a stop, and says where the last finished epoch lies."""
+    folder = result.folder
+    if not result.history:
+        if not any(folder.path.iterdir()):
+            folder.path.rmdir()
+        return "no epoch was finished, so nothing was kept"
+    result.draw_curves()
+    last = result.history[-1]
+    return (
+        f"{folder.path} keeps epoch {last['epoch']} (test accuracy {last['test_accuracy']:.4f}); "
+        f"`pydl train --resume {folder.path}` goes on from there"
+    )

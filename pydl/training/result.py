@@ -1,0 +1,83 @@
+"""What a run came to: its numbers, its pictures, and the tables at the end."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+
+import pydl
+from pydl import backend
+from pydl.swapping import Report
+from pydl.training import curves, display, mistakes
+from pydl.training.config import Config
+from pydl.training.events import Events
+from pydl.training.folder import Folder
+
+
+@dataclass
+class Result:
+    """What a run came to.
+
+    Attributes:
+        backend: what served our layers.
+        history: one dict per epoch, the lines of ``metrics.jsonl``.
+        rates: examples/s, ours and (in a comparison) torch's: medians over chunks, without the first, which warms up.
+        seconds: spent in training steps, likewise.
+        ratio: in a comparison, the median over chunks of torch's seconds over ours.
+    """
+
+    config: Config
+    folder: Folder
+    model: torch.nn.Module
+    backend: str
+    history: list
+    rates: list = field(default_factory=list)
+    seconds: list = field(default_factory=list)
+    ratio: float | None = None
+    events: Events | None = None
+
+    def draw_curves(self):
+        """Draws ``curves.png`` where matplotlib is installed; returns the names of the files drawn."""
+        if not curves.available() or not self.history:
+            return []
+        title = f"{self.config.model} on {self.config.data}"
+        curves.draw(self.folder.curves, self.history, title, self.config.compare)
+        return [self.folder.curves.name]
+
+    def draw_mistakes(self, learner, classes):
+        """Draws ``confusion.png`` and, if there is a mistake, ``mistakes.png``; returns the names of the files."""
+        if not curves.available():
+            return []
+        probabilities = learner.probabilities()
+        targets = learner.test.targets.cpu()
+        counts = mistakes.confusion(targets, probabilities.argmax(1), len(classes))
+        mistakes.draw_confusion(self.folder.path / "confusion.png", counts, classes)
+        names, page = ["confusion.png"], self.folder.path / "mistakes.png"
+        if mistakes.draw_mistakes(page, learner.test, targets, probabilities, classes):
+            names.append(page.name)
+        else:
+            page.unlink(missing_ok=True)  # of the run that this one continued
+        return names
+
+    def kernels(self):
+        """The report of the model and of its loss: which kernels served which layer."""
+        with backend.use(self.backend):
+            rows = pydl.report(self.model).rows
+            loss = pydl.report(pydl.nn.CrossEntropyLoss()).rows
+        return Report(rows + [dataclasses.replace(row, name="loss") for row in loss])
+
+    def finish(self, learner, classes, console):
+        """Draws the pictures and prints the tables, and where everything lies."""
+        names = self.draw_curves() + self.draw_mistakes(learner, classes)
+        if self.events is not None:
+            for name in names:
+                self.events.picture(self.history[-1]["step"], name.removesuffix(".png"), self.folder.path / name)
+        console.print(display.summary(self))
+        console.print(self.kernels())
+        names = ["checkpoint.pt", "metrics.jsonl", *names]
+        console.print(f"{self.folder.path}/ holds {', '.join(names)}", soft_wrap=True, highlight=False)
+        if not curves.available():
+            console.print(
+                'curves.png needs matplotlib, which is not installed; run pip install "pydl-kernels\\[train]"',
+                soft_wrap=True,
+            )
