@@ -44,7 +44,7 @@ SHAPES = {
     "valid": ((2, 3, 8, 9), (4, 3, 3), {"padding": "valid"}),
     "empty batch": ((0, 3, 8, 9), (4, 3, 3), {"padding": 1}),
 }
-ALGORITHMS = ["auto", "gemm", "batch"]
+ALGORITHMS = ["auto", "gemm", "batch", "winograd", "depthwise"]
 
 
 def make(name, dtype=torch.float32, bias=True):

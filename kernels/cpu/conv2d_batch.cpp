@@ -149,15 +149,18 @@ void run_batch(const BatchConv<T>& g, void* scratch, const Parallel& parallel) {
   using A = acc_t<T>;
   Pieces pieces{static_cast<char*>(scratch)};
   A* weights = pieces.take<A>(g.taps() * g.out_blocks() * kOut);
-  A* to = weights;
   const int64_t per_block = g.block_channels();
-  for (int64_t b = 0; b < g.out_blocks(); ++b)
-    for (int64_t c = 0; c < g.planes.channels; ++c)
-      for (int64_t r = 0; r < g.kernel_height; ++r)
-        for (int64_t t = 0; t < g.kernel_width; ++t)
-          for (int64_t o = b * per_block; o < min_of((b + 1) * per_block, g.out_channels); ++o)
-            *to++ =
-                load_n(g.weight + o * g.weight_out + c * g.weight_in + r * g.weight_y + t * g.weight_x, 1)[0];
+  parallel(g.out_blocks(), ceil_div(1024, g.taps()), [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      A* to = weights + b * per_block * g.taps();
+      for (int64_t c = 0; c < g.planes.channels; ++c)
+        for (int64_t r = 0; r < g.kernel_height; ++r)
+          for (int64_t t = 0; t < g.kernel_width; ++t)
+            for (int64_t o = b * per_block; o < min_of((b + 1) * per_block, g.out_channels); ++o)
+              *to++ = load_n(g.weight + o * g.weight_out + c * g.weight_in + r * g.weight_y + t * g.weight_x,
+                             1)[0];
+    }
+  });
   const int64_t tasks = ceil_div(g.batch, lanes<A>), threads = max_of(1, min_of(parallel.threads, tasks));
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot)

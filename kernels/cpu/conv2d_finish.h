@@ -1,7 +1,7 @@
 // What is applied to a sum before it is stored: the activation.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/math.h"
 
 namespace pydl::cpu::PYDL_ISA {
 
@@ -12,12 +12,8 @@ PYDL_INLINE vec<A> activate(vec<A> x, Activation activation) {
       break;
     case Activation::relu:
       return x < vec<A>{} ? vec<A>{} : x;  // nan stays nan, as in torch
-    case Activation::sigmoid: {
-      A lane[lanes<A>];
-      store(lane, x);
-      for (A& value : lane) value = A(1) / (A(1) + static_cast<A>(__builtin_exp(-value)));
-      return load(lane);
-    }
+    case Activation::sigmoid:
+      return A(1) / (A(1) + exp(-x));
   }
   return x;
 }
