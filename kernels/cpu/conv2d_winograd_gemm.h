@@ -27,9 +27,9 @@ constexpr int kMaxRows = 4;
 // r] (channels times tiles).
 enum class Rows { strided, adjacent };
 
-// How many products are summed before the sum joins the total. The rounding error of a long running sum outweighs that
-// of the transforms: 128 products in one go cost 7.5e-6 of the output's rms, in parts of 32 half of that. The joining
-// happens in L1 while the next part's multiplications run.
+// How many products are summed before the sum joins the total. The rounding error of a long running sum
+// outweighs that of the transforms: 128 products in one go cost 7.5e-6 of the output's rms, in parts of 32
+// half of that. The joining happens in L1 while the next part's multiplications run.
 #ifndef KPART
 #define KPART 32
 #endif
