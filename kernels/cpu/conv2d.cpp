@@ -7,11 +7,15 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-bool supported(Conv2dAlgorithm algorithm, const Conv2dParams&, Conv2dPass) {
+bool supported(Conv2dAlgorithm algorithm, const Conv2dParams& p, Conv2dPass pass) {
+  if (algorithm == Conv2dAlgorithm::winograd) return p.allow_winograd && conv2d_winograd_supported(p, pass);
   return algorithm == Conv2dAlgorithm::gemm;
 }
 
-Conv2dAlgorithm best(const Conv2dParams&, Conv2dPass) { return Conv2dAlgorithm::gemm; }
+Conv2dAlgorithm best(const Conv2dParams& p, Conv2dPass pass) {
+  if (p.allow_winograd && conv2d_winograd_worthwhile(p, pass)) return Conv2dAlgorithm::winograd;
+  return Conv2dAlgorithm::gemm;
+}
 
 }  // namespace
 
@@ -22,6 +26,8 @@ Conv2dAlgorithm conv2d_algorithm(const Conv2dParams& p, Conv2dPass pass) {
 
 int64_t conv2d_scratch_bytes(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   switch (conv2d_algorithm(p, pass)) {
+    case Conv2dAlgorithm::winograd:
+      return conv2d_winograd_scratch(p, pass, threads);
     default:
       return pass == Conv2dPass::backward_weight ? conv2d_gemm_weight_scratch(p, threads)
                                                  : conv2d_gemm_gather_scratch(p, pass, threads);
@@ -30,6 +36,8 @@ int64_t conv2d_scratch_bytes(const Conv2dParams& p, Conv2dPass pass, int64_t thr
 
 void conv2d_forward(const Conv2dParams& p, const Parallel& parallel) {
   switch (conv2d_algorithm(p, Conv2dPass::forward)) {
+    case Conv2dAlgorithm::winograd:
+      return conv2d_winograd_forward(p, parallel);
     default:
       return conv2d_gemm_forward(p, parallel);
   }
@@ -37,6 +45,8 @@ void conv2d_forward(const Conv2dParams& p, const Parallel& parallel) {
 
 void conv2d_backward_input(const Conv2dParams& p, const Parallel& parallel) {
   switch (conv2d_algorithm(p, Conv2dPass::backward_input)) {
+    case Conv2dAlgorithm::winograd:
+      return conv2d_winograd_backward_input(p, parallel);
     default:
       return conv2d_gemm_backward_input(p, parallel);
   }
@@ -44,6 +54,8 @@ void conv2d_backward_input(const Conv2dParams& p, const Parallel& parallel) {
 
 void conv2d_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
   switch (conv2d_algorithm(p, Conv2dPass::backward_weight)) {
+    case Conv2dAlgorithm::winograd:
+      return conv2d_winograd_backward_weight(p, parallel);
     default:
       return conv2d_gemm_backward_weight(p, parallel);
   }
