@@ -73,6 +73,7 @@ def test_grad_scaler_sees_the_scaled_gradient():
         assert_close(q.grad, p.double())
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_per_example_gradients_by_torch_func():
     model = pydl.swap(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(147, 5)))
     plain = pydl.unswap(copy.deepcopy(model)).double()
