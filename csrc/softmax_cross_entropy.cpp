@@ -49,7 +49,8 @@ bool check(const Tensor& input, const Tensor& target, const MaybeTensor& weight,
   const bool probabilities = same_shape();
   if (probabilities) {
     PYDL_CHECK(is_probability_type(target.scalar_type()),
-               "cross_entropy: expected target of input's shape to be class probabilities of a floating point dtype, "
+               "cross_entropy: expected target of input's shape to be class probabilities of a floating "
+               "point dtype, "
                "got scalar type ",
                static_cast<int>(target.scalar_type()));
   } else if (dim == 1) {
@@ -64,34 +65,36 @@ bool check(const Tensor& input, const Tensor& target, const MaybeTensor& weight,
       return text + ")";
     };
     const bool batches = target.dim() > 0 && target.size(0) == input.size(0);
-    PYDL_CHECK_VALUE(batches, "cross_entropy: expected target to be of shape ", expected(), " or ", shape_of(input),
-                     ", got ", shape_of(target));
+    PYDL_CHECK_VALUE(batches, "cross_entropy: expected target to be of shape ", expected(), " or ",
+                     shape_of(input), ", got ", shape_of(target));
     bool same = target.dim() == dim - 1;
     for (int64_t d = 1; same && d < dim - 1; ++d) same = target.size(d) == input.size(d + 1);
-    PYDL_CHECK(same, "cross_entropy: expected target to be of shape ", expected(), " or ", shape_of(input), ", got ",
-               shape_of(target));
+    PYDL_CHECK(same, "cross_entropy: expected target to be of shape ", expected(), " or ", shape_of(input),
+               ", got ", shape_of(target));
   }
   if (!probabilities)
     PYDL_CHECK(target.scalar_type() == ScalarType::Long,
                "cross_entropy: expected target dtype to be int64 or uint8, got scalar type ",
                static_cast<int>(target.scalar_type()));
   if (weight) {
-    PYDL_CHECK(weight->dim() == 1 && weight->size(0) == classes, "cross_entropy: expected weight to be of shape (",
-               classes, "), one for each class, got ", shape_of(*weight));
+    PYDL_CHECK(weight->dim() == 1 && weight->size(0) == classes,
+               "cross_entropy: expected weight to be of shape (", classes, "), one for each class, got ",
+               shape_of(*weight));
     PYDL_CHECK(weight->scalar_type() == accumulate_type(input.scalar_type()) && weight->is_contiguous(),
-               "cross_entropy: expected weight to be contiguous, of the dtype that sums are kept in, got scalar type ",
+               "cross_entropy: expected weight to be contiguous, of the dtype that sums are kept in, got "
+               "scalar type ",
                static_cast<int>(weight->scalar_type()));
   }
   return probabilities;
 }
 
 Reduction reduction_of(int64_t reduction) {
-  PYDL_CHECK_VALUE(reduction >= 0 && reduction <= 2, "cross_entropy: expected reduction to be 0, 1 or 2, got ",
-                   reduction);
+  PYDL_CHECK_VALUE(reduction >= 0 && reduction <= 2,
+                   "cross_entropy: expected reduction to be 0, 1 or 2, got ", reduction);
   return static_cast<Reduction>(reduction);
 }
 
-// Sizes of lse, and of the output without reduction: the input's without the classes.
+// Sizes of the output without reduction: the input's without the classes.
 std::vector<int64_t> row_sizes(const Tensor& input) {
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d < input.dim(); ++d)
@@ -109,10 +112,11 @@ Params params_of(const Tensor& input, const Tensor& target, const MaybeTensor& w
   p.target_dtype = p.dtype;
   if (p.probabilities) {
     p.target_dtype = dtype_of("cross_entropy", target);
-    PYDL_CHECK(p.target_dtype == p.dtype || (p.target_dtype == DType::f32 && p.dtype != DType::f64),
-               "cross_entropy: expected probabilities to be of input's dtype, or float32 for half types, got scalar "
-               "type ",
-               static_cast<int>(target.scalar_type()));
+    PYDL_CHECK(
+        p.target_dtype == p.dtype || (p.target_dtype == DType::f32 && p.dtype != DType::f64),
+        "cross_entropy: expected probabilities to be of input's dtype, or float32 for half types, got scalar "
+        "type ",
+        static_cast<int>(target.scalar_type()));
   }
   p.reduction = reduction_of(reduction);
   p.ignore_index = ignore_index;
@@ -135,7 +139,8 @@ Params params_of(const Tensor& input, const Tensor& target, const MaybeTensor& w
     int64_t size, row, input, target, grad, grad_output;
   };
   constexpr int64_t kMost = 64;
-  PYDL_CHECK(dim <= kMost, "cross_entropy: expected input to be of at most ", kMost, " dimensions, got ", dim);
+  PYDL_CHECK(dim <= kMost, "cross_entropy: expected input to be of at most ", kMost, " dimensions, got ",
+             dim);
   Dim dims[kMost];
   int count = 0;
   int64_t row_stride = 1;
@@ -153,15 +158,17 @@ Params params_of(const Tensor& input, const Tensor& target, const MaybeTensor& w
                        grad_output && p.reduction == Reduction::none ? grad_output->stride(row_dim) : 0};
     row_stride *= size;
   }
-  // Outermost first; neighbours in memory become neighbours here, so that one dimension can go across the lanes.
+  // Outermost first; neighbours in memory become neighbours here, so that one dimension can go across the
+  // lanes.
   std::reverse(dims, dims + count);
   std::stable_sort(dims, dims + count, [](const Dim& a, const Dim& b) { return a.input > b.input; });
   for (int i = 0; i < count; ++i) {
     const Dim& d = dims[i];
     const int last = p.dims - 1;
-    const bool merges = last >= 0 && p.row_stride[last] == d.size * d.row && p.input_stride[last] == d.size * d.input &&
-                        p.target_stride[last] == d.size * d.target && p.grad_stride[last] == d.size * d.grad &&
-                        p.grad_output_stride[last] == d.size * d.grad_output;
+    const bool merges =
+        last >= 0 && p.row_stride[last] == d.size * d.row && p.input_stride[last] == d.size * d.input &&
+        p.target_stride[last] == d.size * d.target && p.grad_stride[last] == d.size * d.grad &&
+        p.grad_output_stride[last] == d.size * d.grad_output;
     const int at = merges ? last : p.dims++;
     PYDL_CHECK(at < Params::max_dims, "cross_entropy: expected input to have at most ", Params::max_dims,
                " dimensions that do not merge, got shape ", shape_of(input));
@@ -182,8 +189,8 @@ Params params_of(const Tensor& input, const Tensor& target, const MaybeTensor& w
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
-// -> output, lse (float64, one for each row), denominator (float64, one element; what mean divides by).
-// float_output: the loss of half inputs in float32, as under autocast.
+// -> output, norm (2, *rows: max and log_sum of each row), denominator (float64, one element; what mean
+// divides by). float_output: the loss of half inputs in float32, as under autocast.
 Outputs forward(const Tensor& input, const Tensor& target, const MaybeTensor& weight, int64_t reduction,
                 int64_t ignore_index, double label_smoothing, double z_loss, bool float_output) {
   Params p =
@@ -192,43 +199,47 @@ Outputs forward(const Tensor& input, const Tensor& target, const MaybeTensor& we
   p.output_dtype = float_output && p.dtype != DType::f64 ? DType::f32 : p.dtype;
   const std::vector<int64_t> rows = row_sizes(input);
   Tensor output = empty(input, type, p.reduction == Reduction::none ? rows : std::vector<int64_t>{});
-  Tensor lse = empty(input, ScalarType::Double, rows), denominator = empty(input, ScalarType::Double, {});
+  std::vector<int64_t> norm_sizes = rows;
+  norm_sizes.insert(norm_sizes.begin(), 2);
+  Tensor norm = empty(input, accumulate_type(input.scalar_type()), norm_sizes);
+  Tensor denominator = empty(input, ScalarType::Double, {});
   p.output = output.mutable_data_ptr();
-  p.lse = static_cast<double*>(lse.mutable_data_ptr());
+  p.norm = norm.mutable_data_ptr();
   p.denominator = static_cast<double*>(denominator.mutable_data_ptr());
   const Parallel threads = torch_threads();
   Scratch scratch;
   p.scratch = scratch.get(input, PYDL_CPU_CALL(softmax_cross_entropy_scratch)(p, threads.threads));
   const SoftmaxCrossEntropyStatus status = PYDL_CPU_CALL(softmax_cross_entropy_forward)(p, threads);
-  PYDL_CHECK_INDEX(status.ok, "cross_entropy: expected target to be in [0, ", p.classes, ") or ignore_index (",
-                   ignore_index, "), got ", status.bad_target);
-  return {output, lse, denominator};
+  PYDL_CHECK_INDEX(status.ok, "cross_entropy: expected target to be in [0, ", p.classes,
+                   ") or ignore_index (", ignore_index, "), got ", status.bad_target);
+  return {output, norm, denominator};
 }
 
-void check_saved(const Params& p, const Tensor& grad_output, const Tensor& lse, const Tensor& denominator) {
+void check_saved(const Params& p, const Tensor& grad_output, const Tensor& norm, const Tensor& denominator) {
   PYDL_CHECK(grad_output.numel() == (p.reduction == Reduction::none ? p.rows : 1),
              "cross_entropy: expected grad_output to be of the output's shape, got ", shape_of(grad_output));
-  PYDL_CHECK(lse.scalar_type() == ScalarType::Double && lse.numel() == p.rows && lse.is_contiguous() &&
+  PYDL_CHECK(norm.scalar_type() == scalar_type_of(p.dtype == DType::f64 ? DType::f64 : DType::f32) &&
+                 norm.numel() == 2 * p.rows && norm.is_contiguous() &&
                  denominator.scalar_type() == ScalarType::Double && denominator.numel() == 1,
-             "cross_entropy: expected lse and denominator to be what forward returned, got shapes ", shape_of(lse),
-             " and ", shape_of(denominator));
+             "cross_entropy: expected norm and denominator to be what forward returned, got shapes ",
+             shape_of(norm), " and ", shape_of(denominator));
 }
 
-void set_saved(Params& p, const Tensor& grad_output, const Tensor& lse, const Tensor& denominator) {
+void set_saved(Params& p, const Tensor& grad_output, const Tensor& norm, const Tensor& denominator) {
   p.output_dtype = dtype_of("cross_entropy", grad_output);
-  check_saved(p, grad_output, lse, denominator);
+  check_saved(p, grad_output, norm, denominator);
   p.grad_output = grad_output.const_data_ptr();
-  p.lse = static_cast<double*>(const_cast<void*>(lse.const_data_ptr()));  // read only in a backward
+  p.norm = const_cast<void*>(norm.const_data_ptr());  // read only in a backward
   p.denominator = static_cast<double*>(const_cast<void*>(denominator.const_data_ptr()));
 }
 
-Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target, const MaybeTensor& weight,
-                const Tensor& lse, const Tensor& denominator, int64_t reduction, int64_t ignore_index,
-                double label_smoothing, double z_loss) {
+Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator, int64_t reduction,
+                int64_t ignore_index, double label_smoothing, double z_loss) {
   Tensor grad_input = torch::stable::empty_like(input);
-  Params p = params_of(input, target, weight, &grad_input, &grad_output, reduction, ignore_index, label_smoothing,
-                       z_loss);
-  set_saved(p, grad_output, lse, denominator);
+  Params p = params_of(input, target, weight, &grad_input, &grad_output, reduction, ignore_index,
+                       label_smoothing, z_loss);
+  set_saved(p, grad_output, norm, denominator);
   p.grad_input = grad_input.mutable_data_ptr();
   const Parallel threads = torch_threads();
   Scratch scratch;
@@ -239,14 +250,14 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
 
 // The gradient of class probabilities.
 Tensor backward_target(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                       const MaybeTensor& weight, const Tensor& lse, const Tensor& denominator, int64_t reduction,
-                       double label_smoothing) {
+                       const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator,
+                       int64_t reduction, double label_smoothing) {
   Tensor grad_target = torch::stable::empty_like(target);
-  Params p =
-      params_of(input, target, weight, &grad_target, &grad_output, reduction, /*ignore_index=*/-100, label_smoothing, 0);
+  Params p = params_of(input, target, weight, &grad_target, &grad_output, reduction, /*ignore_index=*/-100,
+                       label_smoothing, 0);
   PYDL_CHECK(p.probabilities, "cross_entropy: expected target to be class probabilities, got shape ",
              shape_of(target));
-  set_saved(p, grad_output, lse, denominator);
+  set_saved(p, grad_output, norm, denominator);
   p.grad_target = grad_target.mutable_data_ptr();
   PYDL_CPU_CALL(softmax_cross_entropy_backward_target)(p, torch_threads());
   return grad_target;

@@ -1,5 +1,5 @@
-// Softmax cross entropy (d2l "Softmax Regression"; label smoothing: Szegedy et al., CVPR 2016; z-loss: Chowdhery et al.,
-// PaLM, 2022).
+// Softmax cross entropy (d2l "Softmax Regression"; label smoothing: Szegedy et al., CVPR 2016; z-loss:
+// Chowdhery et al., PaLM, 2022).
 //
 //   lse    = log sum_c exp(x_c)                                                        of each row (position)
 //   loss   = sum_c q_c (lse - x_c) + z_loss lse^2
@@ -11,9 +11,11 @@
 //   grad_input_c  = g ((sum_j q_j + 2 z_loss lse) exp(x_c - lse) - q_c)
 //   grad_target_c = g (1 - s) w_c (lse - x_c)
 //
-// s is label_smoothing, w the class weights (1 without), g the row's gradient (over the denominator for mean). An
-// ignored row has loss 0 and gradient 0 whatever its logits hold. No softmax is stored: lse is, in double, since at
-// logits of 1e4 the last place of a float would be an error of 1e-3 in every gradient.
+// s is label_smoothing, w the class weights (1 without), g the row's gradient (over the denominator for
+// mean). An ignored row has loss 0 and gradient 0 whatever its logits hold. No softmax is stored: lse is, as
+// the two numbers it is the sum of, max = max_c x_c and log_sum = log sum_c exp(x_c - max). Added up they
+// would lose places: at logits of 1e4 the last place of a float is 1e-3, which would be the relative error of
+// every gradient.
 #pragma once
 
 #include "kernels/common.h"
@@ -35,10 +37,10 @@ struct SoftmaxCrossEntropyParams {
   double label_smoothing, z_loss;
 
   const void* input;
-  const void* target;  // int64 classes, or probabilities
-  const void* weight;  // acc_t<input>[classes], contiguous, or null
-  void* output;        // reduction none: [rows] contiguous; else one element
-  double* lse;         // [rows] contiguous
+  const void* target;       // int64 classes, or probabilities
+  const void* weight;       // acc_t<input>[classes], contiguous, or null
+  void* output;             // reduction none: [rows] contiguous; else one element
+  void* norm;               // acc_t<input>[2][rows]: max and log_sum of each row
   double* denominator;      // one element, written by forward and read by backward; mean only
   const void* grad_output;  // as output, with strides; may be 0
   void* grad_input;         // backward; in forward null, or where to leave the gradient for grad_output = 1
@@ -46,8 +48,8 @@ struct SoftmaxCrossEntropyParams {
 
   int64_t classes, input_class_stride, target_class_stride, grad_class_stride;
 
-  // Rows, outermost dimension first, sorted so that input_stride falls. row_stride is that of the logical row-major
-  // index, which output and lse are stored by. grad_stride is of grad_input or grad_target.
+  // Rows, outermost dimension first, sorted so that input_stride falls. row_stride is that of the logical
+  // row-major index, which output and lse are stored by. grad_stride is of grad_input or grad_target.
   int64_t rows;
   int dims;
   int64_t size[max_dims], row_stride[max_dims], input_stride[max_dims], target_stride[max_dims],
@@ -62,10 +64,12 @@ struct SoftmaxCrossEntropyStatus {
 };
 
 namespace cpu {
-PYDL_CPU_ENTRY(int64_t softmax_cross_entropy_scratch(const SoftmaxCrossEntropyParams& params, int64_t threads))
-PYDL_CPU_ENTRY(SoftmaxCrossEntropyStatus softmax_cross_entropy_forward(const SoftmaxCrossEntropyParams& params,
-                                                                       const Parallel& parallel))
-PYDL_CPU_ENTRY(void softmax_cross_entropy_backward(const SoftmaxCrossEntropyParams& params, const Parallel& parallel))
+PYDL_CPU_ENTRY(int64_t softmax_cross_entropy_scratch(const SoftmaxCrossEntropyParams& params,
+                                                     int64_t threads))
+PYDL_CPU_ENTRY(SoftmaxCrossEntropyStatus softmax_cross_entropy_forward(
+    const SoftmaxCrossEntropyParams& params, const Parallel& parallel))
+PYDL_CPU_ENTRY(void softmax_cross_entropy_backward(const SoftmaxCrossEntropyParams& params,
+                                                   const Parallel& parallel))
 PYDL_CPU_ENTRY(void softmax_cross_entropy_backward_target(const SoftmaxCrossEntropyParams& params,
                                                           const Parallel& parallel))
 }  // namespace cpu

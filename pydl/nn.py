@@ -8,7 +8,7 @@ Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch``
 import torch
 import torch.nn.functional as F
 
-from pydl import functional
+from pydl import backend, functional
 
 __all__ = [
     "BatchNorm1d",
@@ -28,18 +28,24 @@ __all__ = [
 
 
 class _Eager:
-    """What our classes share: TorchScript, which cannot call their kernels, is refused in words."""
+    """What our classes share: TorchScript, which would fix shapes and switches of our ops, is refused in words."""
 
     def __prepare_scriptable__(self):
         # torch.jit.script asks every submodule for a scriptable stand-in before it compiles anything
-        raise RuntimeError(no_torchscript(f"pydl.nn.{type(self).__name__}"))
+        raise no_torchscript(f"pydl.nn.{type(self).__name__}")
+
+    def _slow_forward(self, *args, **kwargs):
+        # Module.__call__ comes here instead of forward while torch.jit.trace records
+        if any(isinstance(arg, torch.Tensor) and backend.ops_for(arg) is not None for arg in args):
+            raise no_torchscript(f"pydl.nn.{type(self).__name__}")
+        return super()._slow_forward(*args, **kwargs)
 
 
 def no_torchscript(layer):
-    """The sentence with which a layer refuses torch.jit.script."""
-    return (
-        f"torch.jit.script: expected every layer to be scriptable, got {layer}; use torch.compile or torch.export, or "
-        "call pydl.unswap on a swapped model first"
+    """The error with which a layer refuses torch.jit."""
+    return RuntimeError(
+        f"TorchScript: expected every layer to be torch's own, got {layer}; torch.compile and torch.export take it, "
+        "and torch.jit takes swapped models after pydl.unswap and traces pydl.nn under pydl.backend.use('torch')"
     )
 
 

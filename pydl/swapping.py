@@ -59,12 +59,13 @@ class SwappedForward(_Bound):
         self._function = next(_SERVED[cls] for cls in type(module).__mro__ if cls in _SERVED).forward
 
     def __call__(self, *args, **kwargs):
-        return self._function(self.module(), *args, **kwargs)
+        module = self._module()  # not self.module(): a call less on every forward
+        return self._function(self.module() if module is None else module, *args, **kwargs)
 
     @property
     def _torchscript_modifier(self):
-        # the first thing that torch.jit.script asks of a forward, and nobody else does
-        raise RuntimeError(nn.no_torchscript("a layer swapped by pydl"))
+        # the first thing that torch.jit.script and .trace ask of a forward, and nobody else does
+        raise nn.no_torchscript("a layer swapped by pydl")
 
 
 class _Reduce(_Bound):
@@ -102,8 +103,9 @@ def _bind(module):
 
 
 def is_swapped(module):
-    """Whether our forward is bound to this very layer."""
-    return isinstance(module.__dict__.get("forward"), SwappedForward)
+    """Whether our forward is bound to this very layer: not to another, from which its ``__dict__`` was taken over."""
+    forward = module.__dict__.get("forward")
+    return isinstance(forward, SwappedForward) and forward._module() is module
 
 
 def swap(module):
@@ -151,7 +153,7 @@ def _why_left(layer):
     cls = type_before_parametrizations(layer)
     if cls not in _SERVED:
         return _why_not_served(layer, cls)
-    if "forward" in layer.__dict__ and not is_swapped(layer):
+    if not isinstance(layer.__dict__.get("forward"), SwappedForward | None):
         return "its forward was replaced on the instance"
     return _why_not_dtype(layer)
 

@@ -179,6 +179,7 @@ def test_torch_backend_gives_torchs_numbers_bit_for_bit(name, options, shape):
     assert torch.equal(actual, expected)
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64])
 def test_dtypes(dtype):
     layer = pydl.nn.Conv2d(3, 4, 3).to(dtype)
@@ -201,10 +202,16 @@ def test_copies_and_state_dicts():
     net.load_state_dict(plain.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_torchscript_is_refused_in_words():
     for net in (pydl.nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), pydl.nn.Dropout(0.5))):
-        with pytest.raises(RuntimeError, match=r"torch\.jit\.script: expected .* got pydl\.nn\."):
+        x = torch.randn(2, 1, 5, 5)
+        with pytest.raises(RuntimeError, match=r"TorchScript: expected .* got pydl\.nn\."):
             torch.jit.script(net)
+        with pytest.raises(RuntimeError, match=r"TorchScript: expected .* got pydl\.nn\."):
+            torch.jit.trace(net, (x,))
+        with pydl.backend.use("torch"):
+            assert torch.equal(torch.jit.trace(net.eval(), (x,))(x), net(x))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -28,7 +28,10 @@ SHAPES = [
 
 def reference(input, target, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, z_loss=0.0):
     """torch in float64, and z-loss by its definition: z lse² of rows not ignored, divided as the mean divides."""
-    double = lambda t: None if t is None else t.double() if t.is_floating_point() else t
+
+    def double(t):
+        return t if t is None or not t.is_floating_point() else t.double()
+
     input, target, weight = double(input), double(target), double(weight)
     loss = F.cross_entropy(
         input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
@@ -81,7 +84,7 @@ def compare(input, target, scale=1.0, **options):
         assert grad.dtype == tensor.dtype
         assert grad.shape == tensor.shape
         assert_close(grad, expected_grad, input.dtype, scale)
-    assert torch.equal(input.detach(), before)  # logits survive
+    torch.testing.assert_close(input.detach(), before, rtol=0, atol=0, equal_nan=True)  # logits survive
     return loss
 
 
@@ -103,9 +106,7 @@ def test_options(device, shape, kind, smoothing, weighted):
         for z_loss in (0.0, 0.01):
             input, target = make(shape, kind, device=device, ignored=True)
             weight = torch.rand(shape[1], device=device) if weighted else None
-            compare(
-                input, target, weight=weight, reduction=reduction, label_smoothing=smoothing, z_loss=z_loss
-            )
+            compare(input, target, weight=weight, reduction=reduction, label_smoothing=smoothing, z_loss=z_loss)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -211,7 +212,7 @@ def test_ignore_index_that_is_a_class(device):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize(
-    ("shape", "target_shape"),
+    "shape, target_shape",
     [((0, 5), (0,)), ((0, 5), (0, 5)), ((0, 5, 3), (0, 3)), ((2, 5, 0), (2, 0)), ((3, 0), (3, 0)), ((0, 0), (0,))],
     ids=str,
 )
@@ -280,12 +281,15 @@ def test_exp_and_log_over_their_range(device):
         target = torch.zeros(len(x), dtype=torch.int64, device=device)
         (grad,) = torch.autograd.grad(pf.cross_entropy(input, target, reduction="sum"), input)
         expected = torch.exp(-x.double()) / (1 + torch.exp(-x.double()))
-        bound = 4 * torch.finfo(dtype).eps
+        # exp itself, and the rounding of its argument -x - log(1 + exp(-x))
+        bound = (4 + x.double().clamp(max=40) / 2) * torch.finfo(dtype).eps
         relative = ((grad[:, 1].double() - expected) / expected).abs()
-        assert relative.max() < bound, (dtype, float(relative.max()))
+        assert (relative < bound).all(), (dtype, float((relative / bound).max()))
     # logarithms of whole numbers: C equal logits have loss log C
     for classes in (1, 2, 3, 5, 1000, 65537):
-        loss = pf.cross_entropy(torch.zeros(1, classes, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+        loss = pf.cross_entropy(
+            torch.zeros(1, classes, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+        )
         assert abs(float(loss) - math.log(classes)) <= 2e-7 * max(math.log(classes), 0.1)
 
 
@@ -335,7 +339,7 @@ def test_uint8_targets(device):
 
 
 @pytest.mark.parametrize(
-    ("size_average", "reduce", "reduction"), [(None, False, "none"), (False, None, "sum"), (True, True, "mean")]
+    "size_average, reduce, reduction", [(None, False, "none"), (False, None, "sum"), (True, True, "mean")]
 )
 def test_deprecated_reduction(device, size_average, reduce, reduction):
     input, target = make((5, 7), "classes", device=device)
@@ -377,7 +381,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("args", "options", "match"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+@pytest.mark.parametrize("args, options, match", [b[1:] for b in BAD], ids=[b[0] for b in BAD])
 def test_bad_input(args, options, match):
     """The exception type is torch's; the message is ours."""
     with pytest.raises(Exception) as theirs:  # noqa: PT011
@@ -459,10 +463,10 @@ def test_double_backward_unbatched():
 
 def test_derivative_of_the_backward_op_is_refused():
     input, target = make((3, 5), "classes")
-    _, lse, denominator = torch.ops.pydl.softmax_cross_entropy_forward(input, target, None, 1, -100, 0.0, 0.0)
+    _, norm, denominator = torch.ops.pydl.softmax_cross_entropy_forward(input, target, None, 1, -100, 0.0, 0.0)
     upstream = torch.ones((), requires_grad=True)
     grad = torch.ops.pydl.softmax_cross_entropy_backward(
-        upstream, input, target, None, lse, denominator, 1, -100, 0.0, 0.0
+        upstream, input, target, None, norm, denominator, 1, -100, 0.0, 0.0
     )
     with pytest.raises(RuntimeError, match="create_graph=True through cross_entropy"):
         grad.sum().backward()
@@ -480,8 +484,8 @@ def test_opcheck(kind, shape):
         options = (reduction, -100, 0.1, 0.01)
         args = (input, target, torch.rand(5), *options, False)
         torch.library.opcheck(torch.ops.pydl.softmax_cross_entropy_forward, args)
-        output, lse, denominator = torch.ops.pydl.softmax_cross_entropy_forward(*args)
-        saved = (torch.ones_like(output).detach(), input.detach(), target.detach(), None, lse, denominator)
+        output, norm, denominator = torch.ops.pydl.softmax_cross_entropy_forward(*args)
+        saved = (torch.ones_like(output).detach(), input.detach(), target.detach(), None, norm, denominator)
         torch.library.opcheck(torch.ops.pydl.softmax_cross_entropy_backward, (*saved, *options))
         if kind == "probabilities":
             torch.library.opcheck(torch.ops.pydl.softmax_cross_entropy_backward_target, (*saved, reduction, 0.1))
@@ -523,6 +527,31 @@ def test_compile_autocast_and_reductions():
     for loss, reduction in zip(losses(input, target), REDUCTIONS, strict=True):
         assert loss.dtype == torch.float32
         assert_close(loss, reference(input, target, reduction=reduction))
+
+
+def test_transforms():
+    """torch.func: per-sample gradients, Jacobians, Hessians; forward mode is refused in words."""
+    input, target = make((4, 5), "classes", torch.float64)
+    for of, to in ((pf.cross_entropy, F.cross_entropy),):
+        results = []
+        for f in (of, to):
+            loss = lambda x, t, f=f: f(x, t, label_smoothing=0.1)  # noqa: E731
+            results.append(
+                [
+                    torch.func.grad(loss)(input, target),
+                    torch.func.vmap(torch.func.grad(loss))(input, target),
+                    torch.func.jacrev(lambda x, f=f: f(x, target, reduction="none"))(input),
+                    torch.func.jacrev(torch.func.grad(loss))(input, target),
+                ]
+            )
+        for ours, theirs in zip(*results, strict=True):
+            assert_close(ours, theirs)
+    with pytest.raises(NotImplementedError, match="cross_entropy: expected gradients in reverse mode"):
+        torch.func.jvp(lambda x: pf.cross_entropy(x, target), (input,), (torch.ones_like(input),))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(input, torch.ones_like(input))
+        with pytest.raises(NotImplementedError, match="forward-mode tangent"):
+            pf.cross_entropy(dual, target)
 
 
 def test_thread_count_does_not_matter():

@@ -388,18 +388,21 @@ class OwnForward(nn.Conv2d):
         return super().forward(input) * 2
 
 
-LEFT = [
-    (OwnForward(1, 1, 1), "a subclass of Conv2d"),
-    (nn.SyncBatchNorm(3), "between processes"),
-    (nn.Linear(3, 3), "no kernel for Linear"),
-    (nn.Conv2d(1, 1, 1).to(torch.complex64), "complex64"),
-    (nn.ConvTranspose2d(1, 1, 1), "no kernel for ConvTranspose2d"),
-    (torch.ao.nn.quantized.Conv2d(1, 1, 1), "quantized"),
-]
+LEFT = {
+    "own forward": (lambda: OwnForward(1, 1, 1), "a subclass of Conv2d"),
+    "SyncBatchNorm": (lambda: nn.SyncBatchNorm(3), "between processes"),
+    "Linear": (lambda: nn.Linear(3, 3), "no kernel for Linear"),
+    "complex": (lambda: nn.Conv2d(1, 1, 1).to(torch.complex64), "complex64"),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(1, 1, 1), "no kernel for ConvTranspose2d"),
+    "quantized": (lambda: torch.ao.nn.quantized.Conv2d(1, 1, 1), "quantized"),
+}
 
 
-@pytest.mark.parametrize("layer, reason", LEFT, ids=[type(layer).__name__ for layer, _ in LEFT])
-def test_left_alone_with_the_reason(layer, reason):
+@pytest.mark.filterwarnings("ignore:Complex modules", "ignore:.*quantized tensor creation")
+@pytest.mark.parametrize("name", LEFT)
+def test_left_alone_with_the_reason(name):
+    build, reason = LEFT[name]
+    layer = build()
     before = list(layer.__dict__)
     net = pydl.swap(nn.Sequential(layer, nn.Dropout(0.1)))
     assert list(layer.__dict__) == before
@@ -422,6 +425,15 @@ def test_a_forward_replaced_on_the_instance_is_kept():
     for net in (layer, copy.deepcopy(layer), pydl.unswap(layer)):
         assert (net(torch.zeros(1)) == 1).all()
     assert not any(isinstance(value, SwappedForward) for value in layer.__dict__.values())
+
+
+def test_a_dict_taken_over_from_another_layer_is_repaired_by_swap():
+    layer = pydl.swap(nn.Dropout(0.5))
+    twin = nn.Dropout.__new__(nn.Dropout)
+    twin.__dict__ = layer.__dict__.copy()
+    assert pydl.report(twin).rows[0].reason == "not swapped"
+    assert pydl.swap(twin).forward.module() is twin
+    assert layer.forward.module() is layer
 
 
 def test_shared_layers_and_slices():
@@ -526,13 +538,17 @@ def test_symbolic_trace_keeps_swapped_layers():
     assert is_swapped(traced.get_submodule("0"))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_torchscript_is_refused_in_words():
     for net in (pydl.swap(nn.Dropout(0.5)), pydl.swap(d2l_lenet())):
-        with pytest.raises(RuntimeError, match=r"torch\.jit\.script: expected .* call pydl\.unswap"):
+        with pytest.raises(RuntimeError, match=r"TorchScript: expected .* after pydl\.unswap"):
             torch.jit.script(net)
+        with pytest.raises(RuntimeError, match=r"TorchScript: expected .* after pydl\.unswap"):
+            torch.jit.trace(net, (torch.randn(2, 1, 28, 28),))
     torch.jit.script(pydl.unswap(net))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_bad_input():
     for function in (pydl.swap, pydl.unswap, pydl.report):
         with pytest.raises(TypeError, match=r"expected module to be a torch\.nn\.Module, got list"):

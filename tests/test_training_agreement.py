@@ -14,7 +14,7 @@ STEPS = 20
 def train(net, criterion, images, labels, optimizer):
     losses = []
     for step in range(STEPS):
-        batch = slice(32 * step % 256, 32 * step % 256 + 32)
+        batch = slice(16 * step % 128, 16 * step % 128 + 16)
         loss = criterion(net(images[batch]), labels[batch])
         optimizer.zero_grad()
         loss.backward()
@@ -34,8 +34,8 @@ def test_lenet_trains_as_with_torch(device, name, lr):
     for layer in net:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
-    labels = torch.randint(10, (256,))
-    images = torch.randn(256, 1, 28, 28) + torch.randn(10, 1, 28, 28)[labels]
+    labels = torch.randint(10, (128,))
+    images = torch.randn(128, 1, 28, 28) + torch.randn(10, 1, 28, 28)[labels]
     images, labels = images.to(device), labels.to(device)
     ours = run(copy.deepcopy(net).to(device), pydl.nn.CrossEntropyLoss(), images, labels, torch.float32, lr)
     with pydl.backend.use("torch"):

@@ -10,6 +10,7 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
+constexpr int kChains = 4;                  // steps side by side
 constexpr int64_t kGrain = 4096;            // elements per task: about 2 µs, four times the cost of a fork
 constexpr int64_t kStreamBytes = 16 << 20;  // half of a common L3: see stream() in simd.h
 
@@ -18,16 +19,27 @@ PYDL_INLINE vec<float> select(i32v kept, vec<float> v) {
   return bit_cast<vec<float>>(kept & bit_cast<i32v>(v));
 }
 
+// What a step needs of the parameters, in locals that no store can alias.
+template <class A>
+struct Mask {
+  RoundKeys keys;
+  u32v threshold;
+  A scale;
+};
+template <class A>
+PYDL_INLINE Mask<A> mask_of(const DropoutParams& p) {
+  return {round_keys(p.seed), u32v{} + static_cast<uint32_t>(p.threshold), static_cast<A>(p.scale)};
+}
+
 // Element `first` of the tensor stands at x and y; first is a multiple of 4 (a whole number of counters).
-template <bool kStream, class T>
-PYDL_INLINE void step(const DropoutParams& p, const T* x, T* y, int64_t first) {
-  using A = acc_t<T>;
-  const A scale = static_cast<A>(p.scale);
-  const Words words = philox(p.seed, static_cast<uint64_t>(first) / 4);
-  const u32v threshold = u32v{} + static_cast<uint32_t>(p.threshold);
+template <bool kStream, int kChains, class T, class A>
+PYDL_INLINE void step(const Mask<A>& mask, const T* x, T* y, int64_t first) {
+  const A scale = mask.scale;
+  Words words[kChains];
+  philox(mask.keys, static_cast<uint64_t>(first) / 4, words);
   auto put = [&](T* q, vec<A> v) { kStream ? stream(q, v) : store(q, v); };
   auto apply = [&](const T* x, T* y, u32v word) {
-    const i32v kept = word >= threshold;
+    const i32v kept = word >= mask.threshold;
     if constexpr (sizeof(A) == 4) {
       put(y, select(kept, load(x) * scale));
     } else {  // twice as many vectors of doubles as of words
@@ -40,8 +52,11 @@ PYDL_INLINE void step(const DropoutParams& p, const T* x, T* y, int64_t first) {
       }
     }
   };
-  apply(x, y, words.low);
-  apply(x + kElements / 2, y + kElements / 2, words.high);
+  for (int c = 0; c < kChains; ++c) {
+    const int at = c * kElements;
+    apply(x + at, y + at, words[c].low);
+    apply(x + at + kElements / 2, y + at + kElements / 2, words[c].high);
+  }
 }
 
 // The last n < kElements elements of the tensor: a whole step in a buffer.
@@ -50,7 +65,7 @@ void remainder(const DropoutParams& p, const T* x, T* y, int64_t first, int64_t 
   T from[kElements], to[kElements];
   memset(from, 0, sizeof from);
   memcpy(from, x, static_cast<size_t>(n) * sizeof(T));
-  step<false>(p, from, to, first);
+  step<false, 1>(mask_of<acc_t<T>>(p), from, to, first);
   memcpy(y, to, static_cast<size_t>(n) * sizeof(T));
 }
 
@@ -59,8 +74,11 @@ template <bool kStream, class T>
 void dense_range(const DropoutParams& p, int64_t begin, int64_t end) {
   const T* x = static_cast<const T*>(p.input);
   T* y = static_cast<T*>(p.output);
+  const Mask<acc_t<T>> mask = mask_of<acc_t<T>>(p);
   int64_t i = begin;
-  for (; i + kElements <= end; i += kElements) step<kStream>(p, x + i, y + i, i);
+  for (; i + kChains * kElements <= end; i += kChains * kElements)
+    step<kStream, kChains>(mask, x + i, y + i, i);
+  for (; i + kElements <= end; i += kElements) step<kStream, 1>(mask, x + i, y + i, i);
   if (kStream) stream_fence();
   if (i < end) remainder(p, x + i, y + i, i, end - i);
 }

@@ -22,7 +22,8 @@ constexpr int64_t kGrain = 4096;  // elements per task
 // How the tensor is cut: along v the output is dense, along r the words are; every other dimension is an
 // outer loop.
 struct Plan {
-  int v, r;                  // r < 0 where words run along v too, or a row of v shares one word
+  int v, r;  // r: where words and memory cross, the words' dimension; where words run along v, one
+             // that shares them; else none, -1
   int64_t v_step, r_step;    // size of a tile
   int64_t v_tiles, r_tiles;  // tiles along each
   int64_t tiles;             // in all
@@ -34,10 +35,10 @@ Plan make_plan(const DropoutParams& p) {
   for (int d = 0; d < p.dims; ++d)
     if (p.output_stride[d] == 1) plan.v = d;
   // the last dimension that decides has index stride 1, so r is found whenever v decides and is not it
-  const bool crosses = p.index_stride[plan.v] > 1;
-  for (int d = 0; crosses && d < p.dims; ++d)
-    if (p.index_stride[d] == 1) plan.r = d;
-  plan.v_step = plan.r >= 0 ? kTileV : kRow;
+  const int64_t along_v = p.index_stride[plan.v];
+  for (int d = 0; along_v > 0 && d < p.dims; ++d)
+    if (d != plan.v && p.index_stride[d] == (along_v > 1 ? 1 : 0)) plan.r = d;
+  plan.v_step = along_v > 1 ? kTileV : kRow;
   plan.r_step = kTileR;
   plan.v_tiles = ceil_div(p.size[plan.v], plan.v_step);
   plan.r_tiles = plan.r >= 0 ? ceil_div(p.size[plan.r], plan.r_step) : 1;
@@ -49,12 +50,12 @@ Plan make_plan(const DropoutParams& p) {
 
 // Bit i of bits is set where element first + i is kept, for i in [0, n); bits has room for ceil(n / 32) + 1
 // words.
-void keep_run(const DropoutParams& p, int64_t first, int64_t n, uint32_t* bits) {
+void keep_run(const DropoutParams& p, const RoundKeys& keys, int64_t first, int64_t n, uint32_t* bits) {
   const int skip = static_cast<int>(first % 4);  // words come in fours
   uint32_t raw[kRow / 32 + 3];
   const int64_t steps = ceil_div(n + skip, kElements);
   for (int64_t s = 0; s < steps; ++s) {
-    const uint32_t kept = kept_bits(p.seed, static_cast<uint64_t>(first - skip + s * kElements),
+    const uint32_t kept = kept_bits(keys, static_cast<uint64_t>(first - skip + s * kElements),
                                     static_cast<uint32_t>(p.threshold));
     const int64_t at = s * kElements;
     if (at % 32 == 0) raw[at / 32] = 0;
@@ -119,7 +120,7 @@ PYDL_INLINE void row(const T* x, int64_t stride, T* y, int64_t n, acc_t<T> scale
 }
 
 template <bool kStream, class T>
-void tile(const DropoutParams& p, const Plan& plan, int64_t t) {
+void tile(const DropoutParams& p, const Plan& plan, const RoundKeys& keys, int64_t t) {
   using A = acc_t<T>;
   const A scale = static_cast<A>(p.scale);
   const int v = plan.v;
@@ -139,13 +140,14 @@ void tile(const DropoutParams& p, const Plan& plan, int64_t t) {
   const T* x = static_cast<const T*>(p.input) + from;
   T* y = static_cast<T*>(p.output) + to;
 
-  if (plan.r >= 0) {  // words and memory cross
-    const int64_t r_n = min_of(plan.r_step, p.size[plan.r] - r0);
-    const int64_t x_step = p.input_stride[plan.r], y_step = p.output_stride[plan.r];
+  const int64_t r_n = plan.r >= 0 ? min_of(plan.r_step, p.size[plan.r] - r0) : 1;
+  const int64_t x_step = plan.r >= 0 ? p.input_stride[plan.r] : 0,
+                y_step = plan.r >= 0 ? p.output_stride[plan.r] : 0;
+  if (p.index_stride[v] > 1) {                                             // words and memory cross
     uint32_t bits[kTileR / 32][kTileV + 16] __attribute__((aligned(64)));  // rows apart by no power of two
     for (int64_t i = 0; i < v_n; ++i) {
       uint32_t run[kTileR / 32];
-      keep_run(p, index + i * p.index_stride[v] + r0, r_n, run);
+      keep_run(p, keys, index + i * p.index_stride[v] + r0, r_n, run);
       for (int64_t w = 0; w < ceil_div(r_n, 32); ++w) bits[w][i] = run[w];
     }
     for (int64_t i = v_n; i % 16 != 0; ++i)  // what the last vector of a row reads beyond v_n
@@ -156,11 +158,12 @@ void tile(const DropoutParams& p, const Plan& plan, int64_t t) {
       row<kStream>(x + r * x_step, p.input_stride[v], y + r * y_step, v_n, scale,
                    [&](vec<A> value, int64_t i) { return where_bit(value, words + i, bit); });
     }
-  } else if (p.index_stride[v] == 1) {  // words along memory
+  } else if (p.index_stride[v] == 1) {  // words along memory, the same ones for every row of r
     uint32_t bits[kRow / 32 + 1];
-    keep_run(p, index, v_n, bits);
-    row<kStream>(x, p.input_stride[v], y, v_n, scale,
-                 [&](vec<A> value, int64_t i) { return where_lane(value, bits[i / 32] >> (i % 32)); });
+    keep_run(p, keys, index, v_n, bits);
+    for (int64_t r = r0; r < r0 + r_n; ++r)
+      row<kStream>(x + r * x_step, p.input_stride[v], y + r * y_step, v_n, scale,
+                   [&](vec<A> value, int64_t i) { return where_lane(value, bits[i / 32] >> (i % 32)); });
   } else {  // one word for the row
     const uint32_t word = philox4x32_10(p.seed, static_cast<uint64_t>(index) / 4).word[index % 4];
     if (word < p.threshold)
@@ -188,7 +191,9 @@ void dropout_strided(const DropoutParams& p, bool past_cache, const Parallel& pa
     const Plan plan = make_plan(p);
     const bool streams = past_cache && rows_aligned<T>(p, plan.v);
     parallel(plan.tiles, ceil_div(kGrain, ceil_div(p.numel, plan.tiles)), [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) streams ? tile<true, T>(p, plan, t) : tile<false, T>(p, plan, t);
+      const RoundKeys keys = round_keys(p.seed);
+      for (int64_t t = begin; t < end; ++t)
+        streams ? tile<true, T>(p, plan, keys, t) : tile<false, T>(p, plan, keys, t);
       if (streams) stream_fence();
     });
   });

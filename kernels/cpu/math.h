@@ -1,13 +1,14 @@
 // exp and log over vectors, in the compiler's arithmetic: float and double, any instruction set.
 //
 //   function          largest relative error            special values
-//   exp<float>        1.0e-7 (about 1 unit)             exp(-inf) = 0, exp(inf) = inf, nan stays; subnormal results are
-//   exp<double>       2.0e-16 (about 1 unit)            rounded once
-//   log<float>        1.0e-7 of the result, as above    log(0) = -inf, log(x < 0) = nan, log(inf) = inf, nan stays;
+//   exp<float>        1.0e-7 (about 1 unit)             exp(-inf) = 0, exp(inf) = inf, nan stays; subnormal
+//   results are exp<double>       2.0e-16 (about 1 unit)            rounded once log<float>        1.0e-7 of
+//   the result, as above    log(0) = -inf, log(x < 0) = nan, log(inf) = inf, nan stays;
 //   log<double>       2.0e-16                           subnormal arguments are exact
 //
-// exp(x) = 2^n e^r with n = round(x / ln 2), r = x - n ln 2 in two steps, so that r keeps its last bits. The polynomial
-// interpolates (e^r - 1 - r) / r^2 at Chebyshev nodes: exact at r = 0, where softmax has its largest terms.
+// exp(x) = 2^n e^r with n = round(x / ln 2), r = x - n ln 2 in two steps, so that r keeps its last bits. The
+// polynomial interpolates (e^r - 1 - r) / r^2 at Chebyshev nodes: exact at r = 0, where softmax has its
+// largest terms.
 #pragma once
 
 #include "kernels/cpu/simd.h"
@@ -21,9 +22,10 @@ struct MathConstants<float> {
   static constexpr int mantissa_bits = 23, exponent_bias = 127;
   static constexpr float largest = 3.40282347e+38f, smallest_normal = 0x1p-126f;
   static constexpr float log2_e = 1.44269504f;
-  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;  // high has 9 bits: n * high is exact
-  static constexpr float round_magic = 0x1.8p23f;                             // adding it rounds to an integer
-  static constexpr float exp_below = -104.0f, exp_above = 89.0f;              // 0 below, inf above
+  static constexpr float ln2_high = 0.693359375f,
+                         ln2_low = -2.12194440e-4f;               // high has 9 bits: n * high is exact
+  static constexpr float round_magic = 0x1.8p23f;                 // adding it rounds to an integer
+  static constexpr float exp_below = -104.0f, exp_above = 89.0f;  // 0 below, inf above
   static constexpr int32_t sqrt_half = 0x3f3504f3;
 };
 template <>
@@ -74,8 +76,12 @@ PYDL_INLINE vec<A> scale_by_power_vector(vec<A> x, vec<A> n) {
   return x * bit_cast<vec<A>>((half + C::exponent_bias) << C::mantissa_bits) *
          bit_cast<vec<A>>((rest + C::exponent_bias) << C::mantissa_bits);
 }
-PYDL_INLINE vec<float> scale_by_power(vec<float> x, vec<float> n) { return scale_by_power_vector<float>(x, n); }
-PYDL_INLINE vec<double> scale_by_power(vec<double> x, vec<double> n) { return scale_by_power_vector<double>(x, n); }
+PYDL_INLINE vec<float> scale_by_power(vec<float> x, vec<float> n) {
+  return scale_by_power_vector<float>(x, n);
+}
+PYDL_INLINE vec<double> scale_by_power(vec<double> x, vec<double> n) {
+  return scale_by_power_vector<double>(x, n);
+}
 #endif
 
 template <class V>
@@ -92,8 +98,8 @@ PYDL_INLINE V exp_vector(V x) {
 PYDL_INLINE vec<float> exp(vec<float> x) { return exp_vector(x); }
 PYDL_INLINE vec<double> exp(vec<double> x) { return exp_vector(x); }
 
-// log x = k ln 2 + log(1 + f), 1 + f in [sqrt(1/2), sqrt(2)); with s = f / (2 + f), log(1 + f) = 2 atanh(s), written
-// as f - f^2/2 + s (f^2/2 + R(s^2)), whose first term is exact.
+// log x = k ln 2 + log(1 + f), 1 + f in [sqrt(1/2), sqrt(2)); with s = f / (2 + f), log(1 + f) = 2 atanh(s),
+// written as f - f^2/2 + s (f^2/2 + R(s^2)), whose first term is exact.
 PYDL_INLINE vec<float> log_polynomial(vec<float> z) {
   return z * (z * (z * (z * 0.2222222222f + 0.2857142857f) + 0.4f) + 0.6666666667f);
 }
@@ -115,8 +121,8 @@ PYDL_INLINE V log_vector(V x) {
   using C = MathConstants<A>;
   constexpr int kLift = C::mantissa_bits + 2;  // subnormals are lifted by 2^kLift
   const mask<A> subnormal = x < C::smallest_normal;
-  const vec<A> lift = broadcast<A>(bit_cast<A>(
-      static_cast<decltype(C::sqrt_half + 0)>(C::exponent_bias + kLift) << C::mantissa_bits));
+  const vec<A> lift = broadcast<A>(
+      bit_cast<A>(static_cast<decltype(C::sqrt_half + 0)>(C::exponent_bias + kLift) << C::mantissa_bits));
   const vec<A> scaled = subnormal ? x * lift : x;
   const mask<A> bits = bit_cast<mask<A>>(scaled) - C::sqrt_half;
   const mask<A> power = bits >> C::mantissa_bits;

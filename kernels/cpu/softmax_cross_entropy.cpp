@@ -1,8 +1,9 @@
 // Softmax cross entropy on the CPU: checks the targets, hands the rows to their layout, sums the losses.
 // See kernels/softmax_cross_entropy.h for the formulas.
 //
-// The targets are read first, by themselves: the mean's denominator must be known before a gradient can be written, and
-// an index out of range must be found before it is used as one. They are a thousandth of the logits' bytes.
+// The targets are read first, by themselves: the mean's denominator must be known before a gradient can be
+// written, and an index out of range must be found before it is used as one. They are a thousandth of the
+// logits' bytes.
 #include "kernels/cpu/softmax_cross_entropy_common.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -63,14 +64,23 @@ double sum_losses(const SoftmaxCrossEntropyParams& p) {
 void put_total(const SoftmaxCrossEntropyParams& p, double total) {
   const vec<float> narrow = broadcast(static_cast<float>(total));
   switch (p.output_dtype) {
-    case DType::f64: *static_cast<double*>(p.output) = total; break;
-    case DType::f32: *static_cast<float*>(p.output) = static_cast<float>(total); break;
-    case DType::bf16: store_n(static_cast<bf16*>(p.output), narrow, 1); break;
-    case DType::f16: store_n(static_cast<f16*>(p.output), narrow, 1); break;
+    case DType::f64:
+      *static_cast<double*>(p.output) = total;
+      break;
+    case DType::f32:
+      *static_cast<float*>(p.output) = static_cast<float>(total);
+      break;
+    case DType::bf16:
+      store_n(static_cast<bf16*>(p.output), narrow, 1);
+      break;
+    case DType::f16:
+      store_n(static_cast<f16*>(p.output), narrow, 1);
+      break;
   }
 }
 
-// Whether all that is read or written has the classes of a row side by side; otherwise rows go across the lanes.
+// Whether all that is read or written has the classes of a row side by side; otherwise rows go across the
+// lanes.
 bool classes_are_contiguous(const SoftmaxCrossEntropyParams& p) {
   return p.input_class_stride == 1 && (!p.probabilities || p.target_class_stride == 1) &&
          (!p.grad_input || p.grad_class_stride == 1);
@@ -82,7 +92,8 @@ int64_t softmax_cross_entropy_scratch(const SoftmaxCrossEntropyParams& p, int64_
   return ScratchLayout(p, rows_partial_bytes(p, threads)).bytes;
 }
 
-SoftmaxCrossEntropyStatus softmax_cross_entropy_forward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
+SoftmaxCrossEntropyStatus softmax_cross_entropy_forward(const SoftmaxCrossEntropyParams& p,
+                                                        const Parallel& parallel) {
   if (p.probabilities) {
     // torch divides by numel / classes
     if (p.denominator) *p.denominator = p.classes > 0 ? static_cast<double>(p.rows) : kNan;

@@ -1,5 +1,5 @@
-// What the two layouts of softmax cross entropy share: walking the rows, the constants of a call, what is known of a
-// row once its sum is, and where losses and gradients of rows lie.
+// What the two layouts of softmax cross entropy share: walking the rows, the constants of a call, what is
+// known of a row once its sum is, and where losses and gradients of rows lie.
 #pragma once
 
 #include "kernels/cpu/math.h"
@@ -7,8 +7,8 @@
 
 namespace pydl::cpu::PYDL_ISA {
 
-// Classes that one partial sum covers. Fixed, so that a row split between threads adds up in the same order as one
-// that is not; 32 KB of floats, so that a block is in L1 or L2 when it is read again.
+// Classes that one partial sum covers. Fixed, so that a row split between threads adds up in the same order
+// as one that is not; 32 KB of floats, so that a block is in L1 or L2 when it is read again.
 static constexpr int64_t kClassBlock = 8192;
 // Half of a common L3: a larger gradient goes past the caches.
 static constexpr int64_t kStreamBytes = 16 << 20;
@@ -65,7 +65,7 @@ struct CallConstants {
   const A* weight;  // or null
   A hit, smooth;    // 1 - s and s / C
   A z_loss;
-  A weight_sum;  // of all classes; C without weight
+  A weight_sum;    // of all classes; C without weight
   bool needs_dot;  // a loss that depends on every class's own logit, not on the target's alone
 
   explicit CallConstants(const SoftmaxCrossEntropyParams& p)
@@ -83,42 +83,52 @@ struct CallConstants {
   }
 };
 
-// The log-sum-exp of a row in the two forms its users need.
+// The log-sum-exp of a row as the sum of two: (x - max) - log_sum loses nothing of x - lse.
 template <class A>
 struct RowNorm {
-  double lse;
-  A high, low;  // lse as a sum: (x - high) - low loses nothing of x - lse
-
-  RowNorm() = default;
-  explicit RowNorm(double value) : lse(value), high(static_cast<A>(value)) {
-    low = static_cast<A>(value - static_cast<double>(high));
-    if (!(low == low)) low = 0;  // inf - inf: high says it all
-  }
+  A max, log_sum;
+  A lse() const { return max + log_sum; }
 };
+template <class A>
+static inline RowNorm<A> read_norm(const SoftmaxCrossEntropyParams& p, int64_t row) {
+  const A* norm = static_cast<const A*>(p.norm);
+  return {norm[row], norm[p.rows + row]};
+}
+template <class A>
+static inline void put_norm(const SoftmaxCrossEntropyParams& p, int64_t row, RowNorm<A> norm) {
+  static_cast<A*>(p.norm)[row] = norm.max;
+  static_cast<A*>(p.norm)[p.rows + row] = norm.log_sum;
+}
 
-// grad_input_c = softmax * exp(x_c - lse) - constant * (w_c or q_c) - (c == target ? one_hot : 0)
+// grad_input_c = softmax * exp(x_c - lse) - grad_output * q_c - (c == target ? one_hot : 0), q_c without the
+// class index's own part
 template <class A>
 struct GradientTerms {
-  A softmax, constant, one_hot;
+  A softmax, grad_output, one_hot;
 };
 
+// z_loss lse^2 and its derivative
 template <class A>
-static inline GradientTerms<A> class_terms(const CallConstants<A>& k, A w, double lse, A g) {
-  const A hit = k.hit * w;
-  return {g * (hit + k.smooth * k.weight_sum + 2 * k.z_loss * static_cast<A>(k.z_loss != 0 ? lse : 0)), g * k.smooth,
-          g * hit};
+static inline A z_term(const CallConstants<A>& k, A lse) {
+  return k.z_loss != 0 ? k.z_loss * lse * lse : A(0);
 }
 template <class A>
-static inline GradientTerms<A> probability_terms(const CallConstants<A>& k, A total, double lse, A g) {
-  return {g * (total + 2 * k.z_loss * static_cast<A>(k.z_loss != 0 ? lse : 0)), g, A(0)};
-}
-template <class A>
-static inline A z_term(const CallConstants<A>& k, double lse) {
-  return k.z_loss != 0 ? k.z_loss * static_cast<A>(lse * lse) : A(0);
+static inline A z_slope(const CallConstants<A>& k, A lse) {
+  return k.z_loss != 0 ? 2 * k.z_loss * lse : A(0);
 }
 
-// Scratch: losses of the rows (unless they are the output), then one TargetCount per block of targets, then the
-// partial sums of split rows.
+template <class A>
+static inline GradientTerms<A> class_terms(const CallConstants<A>& k, A w, A lse, A g) {
+  const A hit = k.hit * w;
+  return {g * (hit + k.smooth * k.weight_sum + z_slope(k, lse)), g, g * hit};
+}
+template <class A>
+static inline GradientTerms<A> probability_terms(const CallConstants<A>& k, A total, A lse, A g) {
+  return {g * (total + z_slope(k, lse)), g, A(0)};
+}
+
+// Scratch: losses of the rows (unless they are the output), then one TargetCount per block of targets, then
+// the partial sums of split rows.
 struct TargetCount {
   double weight;
   int64_t bad, first_bad;  // whether a target is out of range, and its value
@@ -131,7 +141,8 @@ struct ScratchLayout {
     auto round_up = [](int64_t n) { return ceil_div(n, 64) * 64; };
     const int64_t loss = p.reduction == Reduction::none ? 0 : p.rows * (p.dtype == DType::f64 ? 8 : 4);
     counts = round_up(loss);
-    partials = counts + round_up(p.probabilities ? 0 : ceil_div(p.rows, kTargetBlock) * (int64_t)sizeof(TargetCount));
+    partials = counts +
+               round_up(p.probabilities ? 0 : ceil_div(p.rows, kTargetBlock) * (int64_t)sizeof(TargetCount));
     bytes = partials + partial_bytes;
   }
 };
@@ -153,10 +164,14 @@ static inline void put_loss(const SoftmaxCrossEntropyParams& p, int64_t row, A l
 
 static inline double read_output_gradient(const SoftmaxCrossEntropyParams& p, int64_t offset) {
   switch (p.output_dtype) {
-    case DType::f64: return static_cast<const double*>(p.grad_output)[offset];
-    case DType::f32: return static_cast<double>(static_cast<const float*>(p.grad_output)[offset]);
-    case DType::bf16: return static_cast<double>(load_n(static_cast<const bf16*>(p.grad_output) + offset, 1)[0]);
-    case DType::f16: return static_cast<double>(load_n(static_cast<const f16*>(p.grad_output) + offset, 1)[0]);
+    case DType::f64:
+      return static_cast<const double*>(p.grad_output)[offset];
+    case DType::f32:
+      return static_cast<double>(static_cast<const float*>(p.grad_output)[offset]);
+    case DType::bf16:
+      return static_cast<double>(load_n(static_cast<const bf16*>(p.grad_output) + offset, 1)[0]);
+    case DType::f16:
+      return static_cast<double>(load_n(static_cast<const f16*>(p.grad_output) + offset, 1)[0]);
   }
   return 0;
 }

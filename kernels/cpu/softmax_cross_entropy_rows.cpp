@@ -1,12 +1,13 @@
-// Softmax cross entropy where the classes of a row lie side by side: (N, C), channels_last, rows of a wider tensor.
+// Softmax cross entropy where the classes of a row lie side by side: (N, C), channels_last, rows of a wider
+// tensor.
 //
-// Bound by memory: a row is read once for its sum, in chunks whose maximum is taken in registers before they are
-// exponentiated (an online softmax with a maximum per lane, whose rescaling costs one exp per chunk), so that the
-// arithmetic overlaps with the loads. The gradient reads the row again and writes past the caches when it is large.
-// Nothing of the softmax is stored.
+// Bound by memory: a row is read once for its sum, in chunks whose maximum is taken in registers before they
+// are exponentiated (an online softmax with a maximum per lane, whose rescaling costs one exp per chunk), so
+// that the arithmetic overlaps with the loads. The gradient reads the row again and writes past the caches
+// when it is large. Nothing of the softmax is stored.
 //
-// A row is cut into blocks of kClassBlock classes, whose sums are combined in order; with few long rows the blocks are
-// what the threads share.
+// A row is cut into blocks of kClassBlock classes, whose sums are combined in order; with few long rows the
+// blocks are what the threads share.
 #include "kernels/cpu/softmax_cross_entropy_common.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -22,7 +23,10 @@ struct RowSum {
     max = m;
   }
   // As torch: a row of -inf alone, or with an inf or nan, has no softmax.
-  A log_sum() const { return sum == 0 || max == static_cast<A>(__builtin_inf()) ? static_cast<A>(kNan) : log_one(sum); }
+  RowNorm<A> norm() const {
+    const bool none = sum == 0 || max == static_cast<A>(__builtin_inf());
+    return {max, none ? static_cast<A>(kNan) : log_one(sum)};
+  }
 };
 
 template <class A>
@@ -69,18 +73,19 @@ RowSum<acc_t<T>> sum_block(const T* x, int64_t n) {
   return result;
 }
 
-// q: probabilities of the row or null; c0: the block's first class, which weight is counted from
+// q_c of classes [c0, c0 + n), without the part of a class index, which only its own class has.
+// q: probabilities of the row or null
 template <bool kProbabilities, bool kWeighted, class T, class S>
-QSum<acc_t<T>> q_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q, const RowNorm<acc_t<T>>& norm,
-                       int64_t c0, int64_t n) {
+QSum<acc_t<T>> q_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q,
+                       const RowNorm<acc_t<T>>& norm, int64_t c0, int64_t n) {
   using A = acc_t<T>;
   vec<A> loss{}, total{};
   for (int64_t c = 0; c < n; c += lanes<A>) {
     const int64_t count = min_of(n - c, lanes<A>);
-    vec<A> share = broadcast<A>(1);
-    if constexpr (kProbabilities) share = load_n(q + c0 + c, count) * k.hit + k.smooth;
+    vec<A> share = broadcast(k.smooth);
+    if constexpr (kProbabilities) share += load_n(q + c0 + c, count) * k.hit;
     if constexpr (kWeighted) share *= load_n(k.weight + c0 + c, count);
-    const vec<A> d = (norm.high - load_or(x + c0 + c, count, norm.high)) + norm.low;
+    const vec<A> d = (norm.max - load_or(x + c0 + c, count, norm.max)) + norm.log_sum;
     const mask<A> in = first_lanes<A>(count);
     loss += in ? share * d : vec<A>{};
     total += in ? share : vec<A>{};
@@ -90,8 +95,9 @@ QSum<acc_t<T>> q_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q,
 
 // Classes [c0, c0 + n) of a row's gradient, written to y + c0. target < 0: no class is special.
 template <bool kProbabilities, bool kWeighted, bool kStream, class T, class S>
-void gradient_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q, T* y, const RowNorm<acc_t<T>>& norm,
-                    const GradientTerms<acc_t<T>>& terms, int64_t target, int64_t c0, int64_t n) {
+void gradient_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q, T* y,
+                    const RowNorm<acc_t<T>>& norm, const GradientTerms<acc_t<T>>& terms, int64_t target,
+                    int64_t c0, int64_t n) {
   using A = acc_t<T>;
   constexpr int L = lanes<A>;
   x += c0;
@@ -100,10 +106,10 @@ void gradient_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q, T*
   const A* w = kWeighted ? k.weight + c0 : nullptr;
   const int64_t hot = target - c0;
   auto value = [&](int64_t c, auto get) {
-    vec<A> share = broadcast<A>(1);
-    if constexpr (kProbabilities) share = get(q + c) * k.hit + k.smooth;
+    vec<A> share = broadcast(k.smooth);
+    if constexpr (kProbabilities) share += get(q + c) * k.hit;
     if constexpr (kWeighted) share *= get(w + c);
-    return terms.softmax * exp((get(x + c) - norm.high) - norm.low) - terms.constant * share;
+    return terms.softmax * exp((get(x + c) - norm.max) - norm.log_sum) - terms.grad_output * share;
   };
   // a vector that is short, or holds the target
   auto partial = [&](int64_t c, int64_t count) {
@@ -171,13 +177,17 @@ struct RowsCall {
     const S* q = probabilities(at);
     const int64_t c0 = block * kClassBlock, n = block_size(block);
     if (p.probabilities)
-      return k.weight ? q_block<true, true>(k, x, q, norm, c0, n) : q_block<true, false>(k, x, q, norm, c0, n);
-    return k.weight ? q_block<false, true>(k, x, q, norm, c0, n) : q_block<false, false>(k, x, q, norm, c0, n);
+      return k.weight ? q_block<true, true>(k, x, q, norm, c0, n)
+                      : q_block<true, false>(k, x, q, norm, c0, n);
+    return k.weight ? q_block<false, true>(k, x, q, norm, c0, n)
+                    : q_block<false, false>(k, x, q, norm, c0, n);
   }
-  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block) const {
+  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
+                int64_t block) const {
     auto run = [&](auto probabilities_, auto weighted, auto streamed) {
       gradient_block<decltype(probabilities_)::value, decltype(weighted)::value, decltype(streamed)::value>(
-          k, input(at), probabilities(at), grad(at), norm, terms, target(at), block * kClassBlock, block_size(block));
+          k, input(at), probabilities(at), grad(at), norm, terms, target(at), block * kClassBlock,
+          block_size(block));
     };
     auto with_stream = [&](auto probabilities_, auto weighted) {
       past_cache ? run(probabilities_, weighted, True{}) : run(probabilities_, weighted, False{});
@@ -192,28 +202,28 @@ struct RowsCall {
     memset(grad(at) + block * kClassBlock, 0, static_cast<size_t>(block_size(block)) * sizeof(T));
   }
 
-  // loss and lse of a row whose sums are known
-  void finish(const RowCursor& at, const RowSum<A>& sum, A log_sum, const RowNorm<A>& norm, const QSum<A>& q) const {
-    A loss = z_term(k, norm.lse);
+  // loss of a row whose sums are known
+  void finish(const RowCursor& at, const RowNorm<A>& norm, const QSum<A>& q) const {
+    A loss = z_term(k, norm.lse());
     if (p.probabilities) {
       loss += q.loss;
     } else {
       const int64_t t = target(at);
       const A x = load_n(input(at) + t, 1)[0];
-      loss += k.hit * target_weight(t) * (log_sum + (sum.max - x));
-      if (k.needs_dot) loss += k.smooth * q.loss;
+      loss += k.hit * target_weight(t) * (norm.log_sum + (norm.max - x));
+      if (k.needs_dot) loss += q.loss;
     }
-    p.lse[at.row] = norm.lse;
+    put_norm<A>(p, at.row, norm);
     put_loss<A>(p, at.row, loss);
   }
   void ignore(const RowCursor& at) const {
-    p.lse[at.row] = 0;
+    put_norm<A>(p, at.row, {0, 0});
     put_loss<A>(p, at.row, A(0));
   }
   GradientTerms<A> terms(const RowCursor& at, const RowNorm<A>& norm, A q_total) const {
     const A g = row_gradient<A>(p, shared, at.grad_output);
-    return p.probabilities ? probability_terms<A>(k, q_total, norm.lse, g)
-                           : class_terms<A>(k, target_weight(target(at)), norm.lse, g);
+    return p.probabilities ? probability_terms<A>(k, q_total, norm.lse(), g)
+                           : class_terms<A>(k, target_weight(target(at)), norm.lse(), g);
   }
 
   struct True {
@@ -223,11 +233,6 @@ struct RowsCall {
     static constexpr bool value = false;
   };
 };
-
-template <class A>
-RowNorm<A> norm_of(const RowSum<A>& sum, A log_sum) {
-  return RowNorm<A>(static_cast<double>(sum.max) + static_cast<double>(log_sum));
-}
 
 template <class T, class S>
 void forward_row(const RowsCall<T, S>& call, const RowCursor& at) {
@@ -240,12 +245,11 @@ void forward_row(const RowsCall<T, S>& call, const RowCursor& at) {
   }
   RowSum<A> sum = call.sum(at, 0);
   for (int64_t b = 1; b < call.blocks; ++b) sum.add(call.sum(at, b));
-  const A log_sum = sum.log_sum();
-  const RowNorm<A> norm = norm_of(sum, log_sum);
+  const RowNorm<A> norm = sum.norm();
   QSum<A> q;
   if (call.k.needs_dot)
     for (int64_t b = 0; b < call.blocks; ++b) q.add(call.q_sum(at, norm, b));
-  call.finish(at, sum, log_sum, norm, q);
+  call.finish(at, norm, q);
   if (call.p.grad_input) {
     const GradientTerms<A> terms = call.terms(at, norm, q.total);
     for (int64_t b = 0; b < call.blocks; ++b) call.gradient(at, norm, terms, b);
@@ -259,7 +263,7 @@ void backward_row(const RowsCall<T, S>& call, const RowCursor& at) {
     for (int64_t b = 0; b < call.blocks; ++b) call.zero_gradient(at, b);
     return;
   }
-  const RowNorm<A> norm(call.p.lse[at.row]);
+  const RowNorm<A> norm = read_norm<A>(call.p, at.row);
   QSum<A> q;
   if (call.p.probabilities)
     for (int64_t b = 0; b < call.blocks; ++b) q.add(call.q_sum(at, norm, b));
@@ -301,27 +305,24 @@ void run_split(const RowsCall<T, S>& call, bool forward, const Parallel& paralle
   };
 
   if (forward) {
-    each_block([&](const RowCursor& at, int64_t, int64_t b, Partial<A>& out) { out = {call.sum(at, b), {}}; });
-    each_row([&](const RowCursor& at, int64_t position) {
-      const RowSum<A> sum = row_sum(position);
-      p.lse[at.row] = norm_of(sum, sum.log_sum()).lse;
-    });
+    each_block(
+        [&](const RowCursor& at, int64_t, int64_t b, Partial<A>& out) { out = {call.sum(at, b), {}}; });
+    each_row(
+        [&](const RowCursor& at, int64_t position) { put_norm<A>(p, at.row, row_sum(position).norm()); });
   }
   if (forward ? call.k.needs_dot : p.probabilities)
     each_block([&](const RowCursor& at, int64_t, int64_t b, Partial<A>& out) {
-      out.q = call.q_sum(at, RowNorm<A>(p.lse[at.row]), b);
+      out.q = call.q_sum(at, read_norm<A>(p, at.row), b);
     });
   if (forward)
     each_row([&](const RowCursor& at, int64_t position) {
       if (call.ignored(at)) return call.ignore(at);
-      const RowSum<A> sum = row_sum(position);
-      call.finish(at, sum, sum.log_sum(), RowNorm<A>(p.lse[at.row]),
-                  call.k.needs_dot ? row_q(position) : QSum<A>{});
+      call.finish(at, read_norm<A>(p, at.row), call.k.needs_dot ? row_q(position) : QSum<A>{});
     });
   if (p.grad_input)
     each_block([&](const RowCursor& at, int64_t position, int64_t b, Partial<A>&) {
       if (call.ignored(at)) return call.zero_gradient(at, b);
-      const RowNorm<A> norm(p.lse[at.row]);
+      const RowNorm<A> norm = read_norm<A>(p, at.row);
       const A total = p.probabilities ? row_q(position).total : A(0);
       call.gradient(at, norm, call.terms(at, norm, total), b);
     });

@@ -1,9 +1,9 @@
 // Softmax cross entropy where the classes of a row lie apart: (N, C, H, W), transposed logits, any strides.
 //
-// Rows go across the lanes, so nothing is transposed: a block of up to kBlockRows neighbouring rows keeps its running
-// maximum and sum in L1 while the classes pass by, kChunk of them at once, so that memory is read in kChunk streams of
-// one or two kilobytes each. A class takes part in the sum as it passes (online softmax, one rescaling per chunk).
-// Rows that do not lie side by side either are gathered, lane by lane.
+// Rows go across the lanes, so nothing is transposed: a block of up to kBlockRows neighbouring rows keeps its
+// running maximum and sum in L1 while the classes pass by, kChunk of them at once, so that memory is read in
+// kChunk streams of one or two kilobytes each. A class takes part in the sum as it passes (online softmax,
+// one rescaling per chunk). Rows that do not lie side by side either are gathered, lane by lane.
 #include "kernels/cpu/softmax_cross_entropy_common.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -38,11 +38,10 @@ PYDL_INLINE void store_rows(T* p, int64_t stride, vec<acc_t<T>> v, int64_t n) {
 // State of a block of rows. Arrays are padded to whole vectors.
 template <class A>
 struct alignas(64) Block {
-  A max[kBlockRows], sum[kBlockRows];                                     // forward, first pass
-  A high[kBlockRows], low[kBlockRows];                                    // log-sum-exp as a sum
-  A q_loss[kBlockRows], q_total[kBlockRows];                              // sums over all classes
-  A softmax[kBlockRows], constant[kBlockRows], one_hot[kBlockRows];       // GradientTerms
-  typename vector_of<A>::mask target[kBlockRows / lanes<A>];              // within the segment, or -1
+  A max[kBlockRows], log_sum[kBlockRows];                               // RowNorm; at first the sum itself
+  A q_loss[kBlockRows], q_total[kBlockRows];                            // sums over all classes
+  A softmax[kBlockRows], grad_output[kBlockRows], one_hot[kBlockRows];  // GradientTerms
+  typename vector_of<A>::mask target[kBlockRows / lanes<A>];            // within the segment, or -1
 };
 
 template <class T, class S>
@@ -67,24 +66,26 @@ struct StridedCall {
         t_class(p.target_class_stride),
         y_class(p.grad_class_stride) {}
 
-  const int64_t* classes_at(const RowCursor& at) const { return static_cast<const int64_t*>(p.target) + at.target; }
+  const int64_t* classes_at(const RowCursor& at) const {
+    return static_cast<const int64_t*>(p.target) + at.target;
+  }
   int64_t row(const RowCursor& at, int64_t i) const { return at.row + i * p.row_stride[last]; }
   A weight_of(int64_t t) const { return k.weight ? k.weight[t] : A(1); }
   bool ignored(const RowCursor& at, int64_t i) const {
     return !p.probabilities && classes_at(at)[i * t_stride] == p.ignore_index;
   }
 
-  // q_c of n rows
+  // q_c of n rows, without the part of a class index
   vec<A> q(const S* t, int64_t c, int64_t n) const {
-    vec<A> share = broadcast<A>(1);
-    if (p.probabilities) share = load_rows(t + c * t_class, t_stride, n) * k.hit + k.smooth;
+    vec<A> share = broadcast(k.smooth);
+    if (p.probabilities) share += load_rows(t + c * t_class, t_stride, n) * k.hit;
     return k.weight ? share * k.weight[c] : share;
   }
 
   void sum_classes(Block<A>& b, const T* x, int64_t rows) const {
     for (int64_t i = 0; i < rows; i += L) {
       store(b.max + i, broadcast(-MathConstants<A>::largest));
-      store(b.sum + i, vec<A>{});
+      store(b.log_sum + i, vec<A>{});
     }
     int64_t c = 0;
     auto chunk = [&](auto size) {
@@ -96,46 +97,46 @@ struct StridedCall {
         const vec<A> before = load(b.max + i);
         vec<A> m = before;
         for (int j = 0; j < kSize; ++j) m = max(v[j], m);
-        vec<A> sum = load(b.sum + i) * exp(before - m);
+        vec<A> sum = load(b.log_sum + i) * exp(before - m);
         for (int j = 0; j < kSize; ++j) sum += exp(v[j] - m);
         store(b.max + i, m);
-        store(b.sum + i, sum);
+        store(b.log_sum + i, sum);
       }
     };
     for (; c + kChunk <= p.classes; c += kChunk) chunk(Size<kChunk>{});
     for (; c < p.classes; ++c) chunk(Size<1>{});
   }
 
-  // log-sum-exp of the rows; b.sum becomes its logarithm
+  // log_sum becomes what it is called
   void finish_sums(Block<A>& b, const RowCursor& at, int64_t rows) const {
     const vec<A> nan = broadcast(static_cast<A>(kNan)), infinity = broadcast(static_cast<A>(__builtin_inf()));
     for (int64_t i = 0; i < rows; i += L) {
-      const vec<A> m = load(b.max + i), sum = load(b.sum + i);
+      const vec<A> m = load(b.max + i), sum = load(b.log_sum + i);
       // as torch: a row of -inf alone, or with an inf or nan, has no softmax
       vec<A> log_sum = sum == A(0) ? nan : log(sum);
       log_sum = m == infinity ? nan : log_sum;
-      store(b.sum + i, log_sum);
+      store(b.log_sum + i, log_sum);
     }
     for (int64_t i = 0; i < rows; ++i)
-      p.lse[row(at, i)] = ignored(at, i) ? 0.0 : static_cast<double>(b.max[i]) + static_cast<double>(b.sum[i]);
+      put_norm<A>(p, row(at, i), ignored(at, i) ? RowNorm<A>{0, 0} : RowNorm<A>{b.max[i], b.log_sum[i]});
   }
 
   void load_norms(Block<A>& b, const RowCursor& at, int64_t rows) const {
     for (int64_t i = 0; i < rows; ++i) {
-      const RowNorm<A> norm(p.lse[row(at, i)]);
-      b.high[i] = norm.high;
-      b.low[i] = norm.low;
+      const RowNorm<A> norm = read_norm<A>(p, row(at, i));
+      b.max[i] = norm.max;
+      b.log_sum[i] = norm.log_sum;
     }
   }
 
   void sum_q(Block<A>& b, const T* x, const S* t, int64_t rows) const {
     for (int64_t i = 0; i < rows; i += L) {
       const int64_t n = min_of(L, rows - i);
-      const vec<A> high = load(b.high + i), low = load(b.low + i);
+      const vec<A> m = load(b.max + i), log_sum = load(b.log_sum + i);
       vec<A> loss{}, total{};
       for (int64_t c = 0; c < p.classes; ++c) {
         const vec<A> share = q(t + i * t_stride, c, n);
-        loss += share * ((high - load_rows(x + c * x_class + i * x_stride, x_stride, n)) + low);
+        loss += share * ((m - load_rows(x + c * x_class + i * x_stride, x_stride, n)) + log_sum);
         total += share;
       }
       store(b.q_loss + i, loss);
@@ -147,14 +148,14 @@ struct StridedCall {
     for (int64_t i = 0; i < rows; ++i) {
       A loss = 0;
       if (!ignored(at, i)) {
-        loss = z_term(k, p.lse[row(at, i)]);
+        loss = z_term<A>(k, b.max[i] + b.log_sum[i]);
         if (p.probabilities) {
           loss += b.q_loss[i];
         } else {
           const int64_t t = classes_at(at)[i * t_stride];
           const A logit = load_n(x + t * x_class + i * x_stride, 1)[0];
-          loss += k.hit * weight_of(t) * (b.sum[i] + (b.max[i] - logit));
-          if (k.needs_dot) loss += k.smooth * b.q_loss[i];
+          loss += k.hit * weight_of(t) * (b.log_sum[i] + (b.max[i] - logit));
+          if (k.needs_dot) loss += b.q_loss[i];
         }
       }
       put_loss<A>(p, row(at, i), loss);
@@ -166,12 +167,12 @@ struct StridedCall {
       GradientTerms<A> terms{};
       if (!ignored(at, i)) {
         const A g = row_gradient<A>(p, shared, at.grad_output + i * p.grad_output_stride[last]);
-        const double lse = p.lse[row(at, i)];
+        const A lse = b.max[i] + b.log_sum[i];
         terms = p.probabilities ? probability_terms<A>(k, b.q_total[i], lse, g)
                                 : class_terms<A>(k, weight_of(classes_at(at)[i * t_stride]), lse, g);
       }
       b.softmax[i] = terms.softmax;
-      b.constant[i] = terms.constant;
+      b.grad_output[i] = terms.grad_output;
       b.one_hot[i] = terms.one_hot;
     }
   }
@@ -194,8 +195,8 @@ struct StridedCall {
           const int64_t n = min_of(L, rows - i);
           const mask<A> target = b.target[i / L];
           const vec<A> v = load_rows(x + c * x_class + i * x_stride, x_stride, n);
-          vec<A> g = load(b.softmax + i) * exp((v - load(b.high + i)) - load(b.low + i));
-          if (k.needs_dot) g -= load(b.constant + i) * q(t + i * t_stride, c, n);
+          vec<A> g = load(b.softmax + i) * exp((v - load(b.max + i)) - load(b.log_sum + i));
+          if (k.needs_dot) g -= load(b.grad_output + i) * q(t + i * t_stride, c, n);
           g -= target == static_cast<decltype(target[0] + 0)>(c - first) ? load(b.one_hot + i) : vec<A>{};
           g = target == -2 ? vec<A>{} : g;  // whatever the logits of an ignored row hold
           store_rows(y + c * y_class + i * y_stride, y_stride, g, n);
@@ -242,7 +243,6 @@ void strided_forward(const SoftmaxCrossEntropyParams& p, const Parallel& paralle
       Block<acc_t<T>> b;
       call.sum_classes(b, x, rows);
       call.finish_sums(b, at, rows);
-      if (call.k.needs_dot || p.grad_input) call.load_norms(b, at, rows);
       if (call.k.needs_dot) call.sum_q(b, x, t, rows);
       call.put_losses(b, at, x, rows);
       if (p.grad_input) {
@@ -275,14 +275,14 @@ void strided_backward_target(const SoftmaxCrossEntropyParams& p, const Parallel&
       Block<A> b;
       call.load_norms(b, at, rows);
       for (int64_t i = 0; i < rows; ++i)
-        b.softmax[i] =
-            call.k.hit * row_gradient<A>(p, call.shared, at.grad_output + i * p.grad_output_stride[call.last]);
+        b.softmax[i] = call.k.hit *
+                       row_gradient<A>(p, call.shared, at.grad_output + i * p.grad_output_stride[call.last]);
       S* y = static_cast<S*>(p.grad_target) + at.grad;
       for (int64_t c = 0; c < p.classes; ++c)
         for (int64_t i = 0; i < rows; i += lanes<A>) {
           const int64_t n = min_of(lanes<A>, rows - i);
           const vec<A> v = load_rows(x + c * call.x_class + i * call.x_stride, call.x_stride, n);
-          vec<A> g = load(b.softmax + i) * ((load(b.high + i) - v) + load(b.low + i));
+          vec<A> g = load(b.softmax + i) * ((load(b.max + i) - v) + load(b.log_sum + i));
           if (call.k.weight) g *= call.k.weight[c];
           store_rows(y + c * call.y_class + i * call.y_stride, call.y_stride, g, n);
         }

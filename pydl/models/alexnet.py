@@ -16,7 +16,7 @@ def alexnet(num_classes=10, in_channels=1, input_size=224, variant="book"):
     Classification with Deep Convolutional Neural Networks", NeurIPS 2012. ``variant="torchvision"`` is the one-tower
     form of Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014; with
     ``in_channels=3, num_classes=1000`` it loads torchvision's ``alexnet``.
-    Input: (N, 1, 224, 224), or (N, in_channels, input_size, input_size), at least 63 wide, 35 for torchvision's.
+    Input: (N, 1, 224, 224), or (N, in_channels, input_size, input_size), at least 65 wide, 63 for torchvision's.
     Parameters: 46,764,746.
     FLOPs: 1,876,292,352.
 

@@ -218,8 +218,10 @@ def _backward_backward(ops, ctx, *grad_grads):
         pairs = [
             (result, grad.to(result.dtype).view_as(result))
             for result, grad in zip(results, grad_grads, strict=True)
-            if grad is not None and grad.numel() == result.numel()
+            if result.requires_grad and grad is not None and grad.numel() == result.numel()
         ]
+        if not pairs:
+            return (None,) * 14
         found = torch.autograd.grad(
             [result for result, _ in pairs],
             list(args.values()),
@@ -248,6 +250,39 @@ def _refuse(name):
 
 for _name in ("batch_norm_stats", "batch_norm_apply", "batch_norm_backward_reduce", "batch_norm_backward_apply"):
     _refuse(_name)
+
+
+class _TransformedBatchNorm(torch.autograd.Function):
+    """The same for torch.func; its backward is made of torch ops, which any further transform takes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(ops, *args):
+        return ops.batch_norm_forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, input, _, _, weight, bias, residual, ctx.training, ctx.eps, ctx.activation = inputs
+        output, mean, var = output
+        ctx.mark_non_differentiable(mean, var)
+        kept = output if _keeps_output(ctx.activation, residual) else None
+        ctx.save_for_backward(input, mean, var, weight, bias, kept)
+
+    @staticmethod
+    def backward(ctx, grad_output, _grad_mean, _grad_var):
+        input, mean, var, weight, bias, kept = ctx.saved_tensors
+        grads = _gradients(grad_output, input, mean, var, weight, bias, kept, ctx.training, ctx.eps, ctx.activation)
+        like = (input, weight, bias, input)
+        needs = [ctx.needs_input_grad[i] for i in (1, 4, 5, 6)]
+        grad_input, grad_weight, grad_bias, grad_residual = (
+            grad.to(t.dtype).view_as(t) if need else None for grad, t, need in zip(grads, like, needs, strict=True)
+        )
+        return None, grad_input, None, None, grad_weight, grad_bias, grad_residual, None, None, None
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise RuntimeError("batch_norm: expected reverse-mode differentiation, got forward mode, which is not offered")
 
 
 # ---- public
@@ -316,13 +351,19 @@ def batch_norm(
     ops = backend.ops_for(input) if input.dtype in _SUPPORTED else None
     if ops is None:
         return _by_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation)
-    if running_mean is not None and (running_mean.requires_grad or running_var.requires_grad):
+    if (running_mean is not None and running_mean.requires_grad) or (
+        running_var is not None and running_var.requires_grad
+    ):
         raise RuntimeError("batch_norm: expected the running statistics not to require grad, got one that does")
-    output, mean, var = ops.batch_norm_forward(
-        input, running_mean, running_var, weight, bias, residual, training, eps, ACTIVATIONS[activation]
-    )
+    args = input, running_mean, running_var, weight, bias, residual, training, eps, ACTIVATIONS[activation]
+    if _library.transforms_active():
+        output, mean, var = _TransformedBatchNorm.apply(ops, *args)
+    else:
+        output, mean, var = ops.batch_norm_forward(*args)
     if training and running_mean is not None and values != 0:
         ops.batch_norm_update_stats(running_mean, running_var, mean, var, values, momentum)
+        if not torch.compiler.is_compiling():  # where torch.compile sees the write in the schema
+            torch.autograd.graph.increment_version((running_mean, running_var))
     return output
 
 

@@ -1,33 +1,34 @@
 """Softmax cross entropy (d2l "Softmax Regression"), with label smoothing (Szegedy et al., CVPR 2016) and z-loss (PaLM).
 
-The forward keeps one number per row, the log-sum-exp; the backward makes the softmax again from it and the logits, so
-that no tensor of the logits' size is stored. The reduction happens inside the op, in a fixed order.
+The forward keeps two numbers per row, whose sum is the log-sum-exp; the backward makes the softmax again from them and
+the logits, so that no tensor of the logits' size is stored. The reduction happens inside the op, in a fixed order.
 """
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 from torch.nn import _reduction
 
 from pydl import backend
 from pydl.ops import _library
 
 # reduction: torch's numbers, 0 none, 1 mean, 2 sum. weight is in the dtype that sums are kept in (float32, or float64
-# for float64 input). float_output: the loss of half inputs in float32, as under autocast. lse is float64, one for each
-# row; denominator is float64, what the mean divides by.
+# for float64 input). float_output: the loss of half inputs in float32, as under autocast. norm (2, *rows) holds max
+# and log Σ exp(x - max) of each row, in the dtype of the sums; denominator (float64) is what the mean divides by.
 _library.define(
     "softmax_cross_entropy_forward",
     "(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing, "
-    "float z_loss, bool float_output=False) -> (Tensor output, Tensor lse, Tensor denominator)",
+    "float z_loss, bool float_output=False) -> (Tensor output, Tensor norm, Tensor denominator)",
 )
 _library.define(
     "softmax_cross_entropy_backward",
-    "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor lse, Tensor denominator, int reduction, "
+    "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor norm, Tensor denominator, int reduction, "
     "int ignore_index, float label_smoothing, float z_loss) -> Tensor",
 )
 # The gradient of class probabilities.
 _library.define(
     "softmax_cross_entropy_backward_target",
-    "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor lse, Tensor denominator, int reduction, "
+    "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor norm, Tensor denominator, int reduction, "
     "float label_smoothing) -> Tensor",
 )
 
@@ -37,7 +38,7 @@ def _(input, target, weight, reduction, ignore_index, label_smoothing, z_loss, f
     rows = _row_sizes(input)
     dtype = torch.float32 if float_output and input.dtype != torch.float64 else input.dtype
     output = input.new_empty(rows if reduction == 0 else (), dtype=dtype)
-    return output, input.new_empty(rows, dtype=torch.float64), input.new_empty((), dtype=torch.float64)
+    return output, input.new_empty((2, *rows), dtype=_kept(input.dtype)), input.new_empty((), dtype=torch.float64)
 
 
 @_library.fake("softmax_cross_entropy_backward")
@@ -50,6 +51,11 @@ def _(grad_output, input, target, *_):
     return torch.empty_like(target)
 
 
+def _kept(dtype):
+    """The dtype that sums are kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _row_sizes(input):
     """The input's sizes without its classes."""
     return input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
@@ -57,20 +63,22 @@ def _row_sizes(input):
 
 def _setup_context(ctx, inputs, output):
     input, target, weight, ctx.reduction, ctx.ignore_index, ctx.label_smoothing, ctx.z_loss, _ = inputs
-    _, lse, denominator = output
-    ctx.mark_non_differentiable(lse, denominator)
+    _, norm, denominator = output
+    ctx.mark_non_differentiable(norm, denominator)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, target, weight, lse, denominator)
+    ctx.save_for_backward(input, target, weight, norm, denominator)
 
 
-def _backward(ops, ctx, grad_output, *_):
-    input, target, weight, lse, denominator = ctx.saved_tensors
-    needs_input, needs_target = ctx.needs_input_grad[:2]
+def _backward(ops, ctx, grad_output, *_, first=0):
+    input, target, weight, norm, denominator = ctx.saved_tensors
+    needs_input, needs_target = ctx.needs_input_grad[first : first + 2]
     grad_input = grad_target = None
     if grad_output is None:
         pass
     elif torch.is_grad_enabled():  # a gradient that is itself to be differentiated
-        grad_input, grad_target = _differentiable_backward(ctx, grad_output, input, target, weight)
+        grad_input, grad_target = _differentiable_backward(
+            ctx, grad_output, input, target, weight, needs_input, needs_target
+        )
     else:
         if needs_input:
             grad_input = ops.softmax_cross_entropy_backward(
@@ -78,7 +86,7 @@ def _backward(ops, ctx, grad_output, *_):
                 input,
                 target,
                 weight,
-                lse,
+                norm,
                 denominator,
                 ctx.reduction,
                 ctx.ignore_index,
@@ -87,15 +95,15 @@ def _backward(ops, ctx, grad_output, *_):
             )
         if needs_target:
             grad_target = ops.softmax_cross_entropy_backward_target(
-                grad_output, input, target, weight, lse, denominator, ctx.reduction, ctx.label_smoothing
+                grad_output, input, target, weight, norm, denominator, ctx.reduction, ctx.label_smoothing
             )
     return grad_input, grad_target, None, None, None, None, None, None
 
 
-def _differentiable_backward(ctx, grad_output, input, target, weight):
+def _differentiable_backward(ctx, grad_output, input, target, weight, needs_input, needs_target):
     """The formulas of kernels/softmax_cross_entropy.h in torch's own functions, which autograd can follow further."""
     dim = 0 if input.dim() == 1 else 1
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    dtype = _kept(input.dtype)
     classes = input.shape[dim]
     x = input.to(dtype)
     w = 1.0 if weight is None else weight.view([-1 if d == dim else 1 for d in range(input.dim())])
@@ -115,10 +123,10 @@ def _differentiable_backward(ctx, grad_output, input, target, weight):
     grad = grad_output.to(dtype)
     grad = grad.unsqueeze(dim) if ctx.reduction == 0 else grad / denominator if ctx.reduction == 1 else grad
     grad_input = grad_target = None
-    if ctx.needs_input_grad[0]:
+    if needs_input:
         grad_input = grad * ((q.sum(dim, keepdim=True) + 2 * ctx.z_loss * lse) * torch.exp(x - lse) - q)
         grad_input = (grad_input if valid is None else torch.where(valid, grad_input, 0.0)).to(input.dtype)
-    if ctx.needs_input_grad[1]:
+    if needs_target:
         grad_target = (grad * hit * w * (lse - x)).to(target.dtype)
     return grad_input, grad_target
 
@@ -153,7 +161,7 @@ def cross_entropy(
     *,
     z_loss=0.0,
 ):
-    """Cross entropy between logits and targets: ``sum_c q_c (lse - x_c) + z_loss lse²`` for each row, ``lse = log Σ eˣ``.
+    """Cross entropy of logits and targets: ``Σ q_c (lse - x_c) + z_loss lse²`` per row, with ``lse = log Σ exp x``.
 
     Args:
         input: logits, (C), (N, C) or (N, C, d1, ..., dk), in any memory format; float32, float64, bfloat16 or float16
@@ -164,7 +172,7 @@ def cross_entropy(
         ignore_index: a class index whose rows have loss 0 and gradient 0, whatever their logits hold.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``. With class indices the mean divides by the sum of the weights of
             the targets that are not ignored (nan if there is none), with probabilities by the number of rows.
-        label_smoothing: in [0, 1]: the share of the target that is spread evenly over all classes (below 0 counts as 0).
+        label_smoothing: in [0, 1]: the share of the target that is spread evenly over all classes (below 0: 0).
         z_loss: keyword-only. Adds ``z_loss * lse²`` to each row that is not ignored, without class weights; ``"mean"``
             divides it by the same number as the rest. It keeps ``lse`` near 0.
 
@@ -189,6 +197,8 @@ def cross_entropy(
         return F.cross_entropy(
             input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
         )
+    if forward_ad._current_level >= 0:
+        _library.refuse_forward_ad("cross_entropy", input, target, weight)
     float_output = torch.is_autocast_enabled(input.device.type)
     if target.dtype != torch.int64 or weight is not None:
         if target.dtype == torch.uint8:
@@ -199,23 +209,41 @@ def cross_entropy(
             )
         elif weight is not None:
             weight = _class_weight(input, weight, float_output)
-    return ops.softmax_cross_entropy_forward(
-        input, target, weight, number, ignore_index, label_smoothing, z_loss, float_output
-    )[0]
+    args = (input, target, weight, number, ignore_index, label_smoothing, z_loss, float_output)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return _Transformable.apply(ops, *args)[0]
+    return ops.softmax_cross_entropy_forward(*args)[0]
+
+
+class _Transformable(torch.autograd.Function):
+    """The same op for torch.func's transforms, which take no other form; vmap runs it sample by sample."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(ops, *args):
+        return ops.softmax_cross_entropy_forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.ops = inputs[0]
+        _setup_context(ctx, inputs[1:], output)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return None, *_backward(ctx.ops, ctx, *grads, first=1)
 
 
 def _class_weight(input, weight, autocast):
     """The weight of class indices in the dtype that sums are kept in; refused where torch refuses it."""
-    half = (torch.bfloat16, torch.float16)
-    if weight.dtype != input.dtype and not (
-        autocast and input.dtype in (*half, torch.float32) and weight.dtype in (*half, torch.float32)
-    ):
+    cast = autocast and torch.promote_types(input.dtype, weight.dtype) in (torch.float32, torch.bfloat16, torch.float16)
+    if weight.dtype != input.dtype and not cast:
         raise RuntimeError(f"cross_entropy: expected weight dtype to be input's, {input.dtype}, got {weight.dtype}")
     if weight.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             "cross_entropy: expected weight to need no gradient for class indices, got requires_grad=True"
         )
-    return weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32).contiguous()
+    return weight.to(_kept(input.dtype)).contiguous()
 
 
 def _with_probabilities(input, target, weight, ignore_index, label_smoothing, float_output):
@@ -238,11 +266,10 @@ def _with_probabilities(input, target, weight, ignore_index, label_smoothing, fl
         input = input.to(common)
     elif common == torch.float32:
         float_output = True  # half logits stay as they are
-    kept = torch.float64 if common == torch.float64 else torch.float32
     if target.dtype != input.dtype:
-        target = target.to(kept)
+        target = target.to(_kept(common))
     if weight is not None:
-        weight = weight.to(kept).contiguous()
+        weight = weight.to(_kept(common)).contiguous()
     return input, target, weight, label_smoothing, float_output
 
 
