@@ -37,13 +37,13 @@ def tile_at(
 ):
     """Indices i [A, 1] and j [1, B] of a tile, its channels, and what is inside; length is of j where not COLUMNS."""
     if COLUMNS:
-        i = tile.to(tl.int64) * A + tl.arange(0, A)[:, None]
-        j = channel_block.to(tl.int64) * B + tl.arange(0, B)[None, :]
+        i = tl.cast(tile, tl.int64) * A + tl.arange(0, A)[:, None]
+        j = tl.cast(channel_block, tl.int64) * B + tl.arange(0, B)[None, :]
         channel = tl.minimum(j, channels - 1)
         j_inside = j < channels
     else:
-        i = (tile // inner_blocks).to(tl.int64) * A + tl.arange(0, A)[:, None]
-        j = (tile % inner_blocks).to(tl.int64) * B + tl.arange(0, B)[None, :]
+        i = tl.cast(tile // inner_blocks, tl.int64) * A + tl.arange(0, A)[:, None]
+        j = tl.cast(tile % inner_blocks, tl.int64) * B + tl.arange(0, B)[None, :]
         channel = tl.full([1, 1], 0, tl.int64) + channel_block
         j_inside = j < length
     return i, j, channel, j_inside
