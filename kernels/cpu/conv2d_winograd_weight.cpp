@@ -79,10 +79,10 @@ void finish(const Conv2dParams& p, const Plan& plan, int64_t c, int64_t rows, in
   const int64_t* s = p.weight_stride;
   constexpr int kSome = 16;
   alignas(64) float taps[kSome * 9 * L];
-  for (int64_t half = 0; half < 2 && o + half * L < p.out_channels; ++half) {
-    const int64_t width = min_of(L, p.out_channels - o - half * L);
-    for (int64_t i = 0; i < rows; i += kSome) {
-      const int64_t some = min_of(kSome, rows - i);
+  for (int64_t i = 0; i < rows; i += kSome) {
+    const int64_t some = min_of(kSome, rows - i);
+    for (int64_t half = 0; half < 2 && o + half * L < p.out_channels; ++half) {
+      const int64_t width = min_of(L, p.out_channels - o - half * L);
       for (int64_t k = 0; k < some; ++k) {
         const float* from = d + (i + k) * kPanel + half * L;
         vec<float> column[kPoints][3];
@@ -90,7 +90,11 @@ void finish(const Conv2dParams& p, const Plan& plan, int64_t c, int64_t rows, in
         for (int q = 0; q < kPoints; ++q) {
           vec<float> m[kPoints];
 #pragma GCC unroll 6
-          for (int r = 0; r < kPoints; ++r) m[r] = load(from + (r * kPoints + q) * plan.d_stride);
+          for (int r = 0; r < kPoints; ++r) {
+            const float* at = from + (r * kPoints + q) * plan.d_stride;
+            m[r] = load(at);
+            prefetch(at + 2 * kPanel);  // 36 streams are more than the hardware follows
+          }
           transform_weight_gradient_1d(m, column[q]);
         }
 #pragma GCC unroll 3
