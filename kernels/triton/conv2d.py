@@ -157,8 +157,8 @@ def conv2d_gather_kernel(
                 sums = tl.dot(w, s, sums, input_precision=PRECISION, out_dtype=ACC)
     else:
         blocks = tl.cdiv(depth, BK)
-        source_lanes = source_base + source_k.to(tl.int64) * source_strides[1]
-        weight_lanes = weight_base + weight_k.to(tl.int64) * weight_strides[1]
+        source_lanes = source_k.to(tl.int64) * source_strides[1]
+        weight_lanes = weight_k.to(tl.int64) * weight_strides[1]
         for step in range(0, taps * blocks):
             tap = step // blocks
             first = (step % blocks) * BK
@@ -169,10 +169,12 @@ def conv2d_gather_kernel(
             offset = tl.cast(tap_y * step_y, tl.int64) * source_strides[2]
             offset += tl.cast(tap_x * step_x, tl.int64) * source_strides[3]
             offset += tl.cast(first, tl.int64) * source_strides[1]
-            s = tl.load(source_lanes + offset, mask=inside & (source_k < depth - first), other=0.0)
+            s = tl.load((source_base + offset) + source_lanes, mask=inside & (source_k < depth - first), other=0.0)
             offset = tl.cast(tap_y, tl.int64) * weight_strides[3] + tl.cast(tap_x, tl.int64) * weight_strides[4]
             offset += tl.cast(first, tl.int64) * weight_strides[1]
-            w = tl.load(weight_lanes + offset, mask=column_inside & (weight_k < depth - first), other=0.0)
+            w = tl.load(
+                (weight_base + offset) + weight_lanes, mask=column_inside & (weight_k < depth - first), other=0.0
+            )
             if LAST:
                 sums = tl.dot(s, w, sums, input_precision=PRECISION, out_dtype=ACC)
             else:
@@ -479,25 +481,37 @@ class Tile:
     num_stages: int
 
 
-def _tile(m, n, dtype, device, precision):
-    """Chosen by dtype, by what the device holds, and by whether large tiles would leave multiprocessors idle."""
+def _tile(m, n, dtype, device, precision, last, flat):
+    """Chosen by dtype, by what the device holds, and by whether large tiles would leave multiprocessors idle.
+
+    Channels-last operands are read 16 bytes at a time; in NCHW, and where a block covers several taps (flat), each
+    element has an address of its own, and the registers that these take bound the tile.
+    """
     if dtype == torch.float64:
         return Tile(32, 32, 16, 4, 1)
     small_n = min(max(power_of_2(n), 16), 128)
     if dtype == torch.float32 and (precision == "ieee" or 0 < device.capability < 80):
         return Tile(64, min(small_n, 64), 16, 4, 2)  # no tensor core: sums and operands share the registers
+    k = 32 if dtype == torch.float32 else 64  # 128 bytes
+    if flat or 0 < device.capability < 80:
+        return Tile(64, min(small_n, 64), k // 2, 4, 2)
     wide = device.shared_bytes >= 160 << 10
-    itemsize = 4 if dtype == torch.float32 else 2
-    k = (64 if wide else 32) * 2 // itemsize
     stages = 3 if wide else 2
-    if 0 < device.capability < 80:
-        return Tile(64, min(small_n, 64), 32, 4, 2)
+    if not last:
+        return Tile(64, min(small_n, 64), k // 2, 4, stages)
+    if not wide:
+        k //= 2
     tile_m = 128
     if triton.cdiv(m, tile_m) * triton.cdiv(n, small_n) < device.multiprocessors:
         tile_m = 64
         if triton.cdiv(m, tile_m) * triton.cdiv(n, small_n) < device.multiprocessors:
             small_n = min(small_n, 64)
     return Tile(tile_m, small_n, k, 8 if tile_m * small_n >= 128 * 128 else 4, stages)
+
+
+def _flat(depth):
+    """Whether so few channels are summed that a block should cover several taps."""
+    return depth < 32 and depth != 16
 
 
 def _precision(dtype):
@@ -543,8 +557,8 @@ def _gather(source, weight, bias, result, depth, columns, groups, weight_strides
             BP=bp, BC=bc, num_warps=4,
         )  # fmt: skip
         return
-    t = _tile(count, columns, source.dtype, device_of(source), precision)
-    flat = depth < t.k and depth % 16 != 0
+    flat = _flat(depth)
+    t = _tile(count, columns, source.dtype, device_of(source), precision, last, flat)
     k = min(t.k, max(power_of_2(depth * max(taps[0] * taps[1], 1) if flat else depth), 16))
     index = tl.int32 if count + t.m < 2**31 else tl.int64
     programs = triton.cdiv(count, t.m) * triton.cdiv(columns, t.n) * groups
@@ -651,9 +665,9 @@ def conv2d_backward_weight(grad_output, input, weight_size, stride, padding, dil
         bk = 1024 // bc
         programs = triton.cdiv(outputs, bc) * taps * depth
     else:
-        t = _tile(rows, depth, input.dtype, device, precision)
+        flat = _flat(depth)
+        t = _tile(rows, depth, input.dtype, device, precision, last, flat)
         bk = t.k
-        flat = depth < t.n and depth % 16 != 0
         br = min(t.m, max(power_of_2(rows), 16))
         bc = min(t.n, 64) if not flat else min(max(power_of_2(depth * taps), 16), 64)
         column_blocks = triton.cdiv(depth * taps, bc) if flat else taps * triton.cdiv(depth, bc)
