@@ -1,12 +1,13 @@
 """Fixtures: a seed before each test, and the backends as a parameter."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
 from testing import BACKENDS, running
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     import interpreter
 
     interpreter.install()
