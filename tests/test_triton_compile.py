@@ -192,3 +192,18 @@ def test_conv2d(compiled, dtype, last):
 def test_conv2d_tf32(compiled, last, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
     convolution((32, 256, 14, 14), 256, 3, padding=1, dtype=F32, last=last)
+
+
+def test_ones(compiled):
+    """Triton makes constants of arguments that are 1: sizes of one must compile too."""
+    dropout.dropout(meta(1), 0.5, meta(1, dtype=torch.int64))
+    for rows, classes in ((1, 1), (1, 10), (3, 1)):
+        cross_entropy(meta(rows, classes), indices(rows), smoothing=0.1)
+    for shape in ((2, 1), (1, 1, 5, 7), (1, 3, 1, 2)):
+        x = meta(*shape)
+        output, mean, var = batch_norm.batch_norm_forward(x, None, None, None, None, None, True, 1e-5, 0)
+        batch_norm.batch_norm_backward(output, x, mean, var, None, None, None, True, 1e-5, 0, True, True, True, False)
+    batch_norm.batch_norm_update_stats(meta(1), meta(1), meta(1, dtype=F64), meta(1, dtype=F64), 2, 0.1)
+    convolution((1, 1, 1, 1), 1, 1, dtype=F32, last=False)
+    convolution((1, 2, 5, 5), 2, 1, groups=2, dtype=F32, last=False)
+    convolution((1, 40, 1, 1), 40, 1, dtype=F32)

@@ -129,10 +129,7 @@ def conv2d_gather_kernel(
     # terms of the sum: along the lanes of the source's tile, across those of the weight's
     source_k = across(BK, LAST)
     weight_k = down(BK, LAST)
-    if LAST:
-        sums = tl.zeros([BP, BC], ACC)
-    else:
-        sums = tl.zeros([BC, BP], ACC)
+    sums = tl.zeros([BP, BC], ACC) if LAST else tl.zeros([BC, BP], ACC)
     if FLAT:
         for start in range(0, taps * depth, BK):
             term = start + source_k
@@ -242,10 +239,7 @@ def conv2d_gather_direct_kernel(
         + source_x.to(tl.int64) * source_strides[3]
     )
     weight_base = weight_ptr + group * weight_strides[0] + column * weight_strides[2]
-    if LAST:
-        sums = tl.zeros([BP, BC], ACC)
-    else:
-        sums = tl.zeros([BC, BP], ACC)
+    sums = tl.zeros([BP, BC], ACC) if LAST else tl.zeros([BC, BP], ACC)
     for step in range(0, taps * depth):
         tap = step // depth
         k = tl.cast(step % depth, tl.int64)
@@ -413,10 +407,7 @@ def conv2d_weight_direct_kernel(
     input_base = input_ptr + ((channel // rows) * depth + k).to(tl.int64) * input_strides[1]
     begin = split.to(INDEX) * pixels_per_split
     end = tl.minimum(begin + pixels_per_split, pixels)
-    if LAST:
-        sums = tl.zeros([BK, BC], ACC)
-    else:
-        sums = tl.zeros([BC, BK], ACC)
+    sums = tl.zeros([BK, BC], ACC) if LAST else tl.zeros([BC, BK], ACC)
     for start in range(begin, end, BK):
         pixel = start + down(BK, LAST)
         pixel_inside = pixel < end
@@ -430,10 +421,7 @@ def conv2d_weight_direct_kernel(
         inside = inside & (at_y >= 0) & (at_y < input_height) & (at_x >= 0) & (at_x < input_width)
         offset = image * input_strides[0] + at_y.to(tl.int64) * input_strides[2] + at_x.to(tl.int64) * input_strides[3]
         sums += g * tl.load(input_base + offset, mask=inside, other=0.0).to(ACC)
-    if LAST:
-        total = tl.sum(sums, axis=0, keep_dims=True)
-    else:
-        total = tl.sum(sums, axis=1, keep_dims=True)
+    total = tl.sum(sums, axis=0, keep_dims=True) if LAST else tl.sum(sums, axis=1, keep_dims=True)
     at = (split * channels + channel).to(tl.int64) * (taps * depth) + place
     tl.store(partial_ptr + at, total, mask=channel_inside)
 

@@ -199,8 +199,8 @@ def softmax_cross_entropy_forward_kernel(
     if SPLITS == 1:
         stored = offset_of(row, sizes, row_strides)
         finish(
-            state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, norm_ptr, stored, live, rows, classes,
-            input_class_stride, ignore_index, smoothing, z_loss, PROBABILITIES, DENSE, Z_LOSS, ACC,
+            state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, norm_ptr, stored, live, rows,
+            classes, input_class_stride, ignore_index, smoothing, z_loss, PROBABILITIES, DENSE, Z_LOSS, ACC,
         )  # fmt: skip
     else:
         for k in tl.static_range(4):
@@ -262,8 +262,8 @@ def softmax_cross_entropy_join_kernel(
     smoothing = double_of(smoothing_bits).to(ACC)
     z_loss = double_of(z_loss_bits).to(ACC)
     finish(
-        state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, norm_ptr, stored, live, rows, classes,
-        input_class_stride, ignore_index, smoothing, z_loss, PROBABILITIES, DENSE, Z_LOSS, ACC,
+        state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, norm_ptr, stored, live, rows,
+        classes, input_class_stride, ignore_index, smoothing, z_loss, PROBABILITIES, DENSE, Z_LOSS, ACC,
     )  # fmt: skip
 
 
@@ -622,7 +622,7 @@ def _check(input, target, weight, label_smoothing):
 def softmax_cross_entropy_forward(
     input, target, weight, reduction, ignore_index, label_smoothing, z_loss, float_output=False
 ):
-    """Returns output, norm (what lse is the sum of, for each row) and denominator (float64, what the mean divides by)."""
+    """Returns output, norm (two numbers per row, whose sum is lse) and denominator (what the mean divides by)."""
     _check(input, target, weight, label_smoothing)
     rows = _rows(input, target)
     acc = ACCUMULATE[input.dtype]
