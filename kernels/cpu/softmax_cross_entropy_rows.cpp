@@ -13,6 +13,17 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
+// Vectors whose exp is taken in step: 3 registers each leave room for the constants (32 registers with
+// AVX-512).
+constexpr int kGroup = kVectorBytes == 64 ? 6 : 3;
+template <int kValue>
+struct Count {
+  static constexpr int value = kValue;
+};
+
+// A row and the next one stay in a level-2 cache of 512 KB.
+constexpr int64_t kPrefetchBytes = 192 << 10;
+
 template <class A>
 struct RowSum {
   A max = -MathConstants<A>::largest, sum = 0;  // sum of exp(x - max)
@@ -48,28 +59,42 @@ struct Partial {
 template <class T>
 RowSum<acc_t<T>> sum_block(const T* x, int64_t n) {
   using A = acc_t<T>;
-  constexpr int kChunk = 8;
+  constexpr int L = lanes<A>;
   vec<A> top = broadcast(-MathConstants<A>::largest), sum{};
   int64_t c = 0;
-  for (; c + kChunk * lanes<A> <= n; c += kChunk * lanes<A>) {
-    vec<A> v[kChunk];
-    for (int j = 0; j < kChunk; ++j) v[j] = load(x + c + j * lanes<A>);
-    vec<A> m = top;
-    for (int j = 0; j < kChunk; ++j) m = max(v[j], m);  // keeps m where v is nan; the sum shows it
-    sum *= exp(top - m);
+  auto chunk = [&](auto groups) {
+    constexpr int kVectors = decltype(groups)::value * kGroup;
+    // max keeps its second operand where one is nan; that the sum is nan does not depend on it
+    vec<A> most[2] = {top, top};
+#pragma GCC unroll 32
+    for (int j = 0; j < kVectors; ++j) most[j % 2] = max(load(x + c + j * L), most[j % 2]);
+    const vec<A> m = max(most[0], most[1]);
+    sum *= softmax_exp<T>(top - m);
     top = m;
-    for (int j = 0; j < kChunk; ++j) v[j] = exp(v[j] - m);
-    sum += ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
-  }
-  for (; c < n; c += lanes<A>) {
-    const vec<A> v = load_or(x + c, min_of(n - c, lanes<A>), -static_cast<A>(__builtin_inf()));
+    for (int g = 0; g < kVectors; g += kGroup) {
+      vec<A> v[kGroup];
+#pragma GCC unroll 8
+      for (int j = 0; j < kGroup; ++j) v[j] = load(x + c + (g + j) * L) - m;
+      softmax_exp<T>(v);
+#pragma GCC unroll 8
+      for (int j = 2; j < kGroup; ++j) v[j % 2] += v[j];
+      sum += v[0] + v[1];
+    }
+    c += kVectors * L;
+  };
+  while (c + 4 * kGroup * L <= n) chunk(Count<4>{});
+  while (c + kGroup * L <= n) chunk(Count<1>{});
+  for (; c < n; c += L) {
+    const vec<A> v = load_or(x + c, min_of(n - c, L), -static_cast<A>(__builtin_inf()));
     const vec<A> m = max(v, top);
-    sum = sum * exp(top - m) + exp(v - m);
+    vec<A> e[2] = {top - m, v - m};
+    softmax_exp<T>(e);
+    sum = sum * e[0] + e[1];
     top = m;
   }
   RowSum<A> result;
   result.max = reduce_max(top);
-  result.sum = reduce_add(sum * exp(top - result.max));
+  result.sum = reduce_add(sum * softmax_exp<T>(top - result.max));
   return result;
 }
 
@@ -94,10 +119,11 @@ QSum<acc_t<T>> q_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q,
 }
 
 // Classes [c0, c0 + n) of a row's gradient, written to y + c0. target < 0: no class is special.
+// ahead: from x to what is read from memory next, in elements, or 0
 template <bool kProbabilities, bool kWeighted, bool kStream, class T, class S>
 void gradient_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q, T* y,
                     const RowNorm<acc_t<T>>& norm, const GradientTerms<acc_t<T>>& terms, int64_t target,
-                    int64_t c0, int64_t n) {
+                    int64_t c0, int64_t n, int64_t ahead) {
   using A = acc_t<T>;
   constexpr int L = lanes<A>;
   x += c0;
@@ -105,24 +131,40 @@ void gradient_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q, T*
   if (kProbabilities) q += c0;
   const A* w = kWeighted ? k.weight + c0 : nullptr;
   const int64_t hot = target - c0;
-  auto value = [&](int64_t c, auto get) {
-    vec<A> share = broadcast(k.smooth);
-    if constexpr (kProbabilities) share += get(q + c) * k.hit;
-    if constexpr (kWeighted) share *= get(w + c);
-    return terms.softmax * exp((get(x + c) - norm.max) - norm.log_sum) - terms.grad_output * share;
+  // copies: what is stored to y cannot change them
+  const A m = norm.max, log_sum = norm.log_sum, softmax = terms.softmax, one_hot = terms.one_hot;
+  const A hit = k.hit, smooth = k.smooth, g = terms.grad_output;
+  auto share = [&](int64_t c, auto get) {  // g q_c
+    vec<A> v = broadcast(smooth);
+    if constexpr (kProbabilities) v += get(q + c) * hit;
+    if constexpr (kWeighted) v *= get(w + c);
+    return v * g;
   };
   // a vector that is short, or holds the target
   auto partial = [&](int64_t c, int64_t count) {
-    vec<A> v = value(c, [&](const auto* p) { return load_n(p, count); });
-    if (hot >= c && hot < c + count) v[hot - c] -= terms.one_hot;
+    auto get = [&](const auto* p) { return load_n(p, count); };
+    vec<A> v = softmax * softmax_exp<T>((get(x + c) - m) - log_sum) - share(c, get);
+    if (hot >= c && hot < c + count) v[hot - c] -= one_hot;
     store_n(y + c, v, count);
   };
   auto body = [&](int64_t c, int64_t end) {
-#pragma GCC unroll 4
-    for (; c < end; c += L) {
-      const vec<A> v = value(c, [](const auto* p) { return load(p); });
+    auto get = [](const auto* p) { return load(p); };
+    auto put = [&](int64_t c, vec<A> e) {
+      const vec<A> v = softmax * e - share(c, get);
       kStream ? stream(y + c, v) : store(y + c, v);
+    };
+    for (; c + kGroup * L <= end; c += kGroup * L) {
+      vec<A> v[kGroup];
+#pragma GCC unroll 8
+      for (int j = 0; j < kGroup; ++j) {
+        if (kStream && j * L * sizeof(T) % 64 == 0) prefetch_l2(x + c + j * L + ahead);
+        v[j] = (load(x + c + j * L) - m) - log_sum;
+      }
+      softmax_exp<T>(v);
+#pragma GCC unroll 8
+      for (int j = 0; j < kGroup; ++j) put(c + j * L, v[j]);
     }
+    for (; c < end; c += L) put(c, softmax_exp<T>((load(x + c) - m) - log_sum));
   };
   int64_t c = 0;
   if (kStream) {  // up to the first aligned vector
@@ -182,12 +224,12 @@ struct RowsCall {
     return k.weight ? q_block<false, true>(k, x, q, norm, c0, n)
                     : q_block<false, false>(k, x, q, norm, c0, n);
   }
-  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
-                int64_t block) const {
+  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
+                int64_t ahead = 0) const {
     auto run = [&](auto probabilities_, auto weighted, auto streamed) {
       gradient_block<decltype(probabilities_)::value, decltype(weighted)::value, decltype(streamed)::value>(
           k, input(at), probabilities(at), grad(at), norm, terms, target(at), block * kClassBlock,
-          block_size(block));
+          block_size(block), ahead);
     };
     auto with_stream = [&](auto probabilities_, auto weighted) {
       past_cache ? run(probabilities_, weighted, True{}) : run(probabilities_, weighted, False{});
@@ -234,8 +276,9 @@ struct RowsCall {
   };
 };
 
+// next: the row that this thread reads after this one, or null
 template <class T, class S>
-void forward_row(const RowsCall<T, S>& call, const RowCursor& at) {
+void forward_row(const RowsCall<T, S>& call, const RowCursor& at, const T* next) {
   using A = acc_t<T>;
   if (call.ignored(at)) {
     call.ignore(at);
@@ -252,12 +295,15 @@ void forward_row(const RowsCall<T, S>& call, const RowCursor& at) {
   call.finish(at, norm, q);
   if (call.p.grad_input) {
     const GradientTerms<A> terms = call.terms(at, norm, q.total);
-    for (int64_t b = 0; b < call.blocks; ++b) call.gradient(at, norm, terms, b);
+    // While this row's gradient is made from the cache, the next row comes into it.
+    const bool both_fit = call.p.classes * static_cast<int64_t>(sizeof(T)) <= kPrefetchBytes;
+    const int64_t ahead = next && both_fit ? next - call.input(at) : 0;
+    for (int64_t b = 0; b < call.blocks; ++b) call.gradient(at, norm, terms, b, ahead);
   }
 }
 
 template <class T, class S>
-void backward_row(const RowsCall<T, S>& call, const RowCursor& at) {
+void backward_row(const RowsCall<T, S>& call, const RowCursor& at, const T*) {
   using A = acc_t<T>;
   if (call.ignored(at)) {
     for (int64_t b = 0; b < call.blocks; ++b) call.zero_gradient(at, b);
@@ -337,7 +383,11 @@ void run(const SoftmaxCrossEntropyParams& p, bool forward, const Parallel& paral
     if (split_rows(p, parallel.threads)) return run_split(call, forward, parallel);
     parallel(p.rows, ceil_div(kGrain, p.classes + 64), [&](int64_t begin, int64_t end) {
       RowCursor at(p, begin);
-      for (int64_t i = begin; i < end; ++i, at.next()) one_row(call, at);
+      for (int64_t i = begin; i < end; ++i) {
+        const RowCursor row = at;
+        at.next();
+        one_row(call, row, i + 1 < end ? call.input(at) : nullptr);
+      }
       if (call.past_cache) stream_fence();
     });
   });
@@ -352,11 +402,13 @@ int64_t rows_partial_bytes(const SoftmaxCrossEntropyParams& p, int64_t threads) 
 }
 
 void rows_forward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
-  run(p, true, parallel, [](const auto& call, const RowCursor& at) { forward_row(call, at); });
+  run(p, true, parallel,
+      [](const auto& call, const RowCursor& at, const auto* next) { forward_row(call, at, next); });
 }
 
 void rows_backward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
-  run(p, false, parallel, [](const auto& call, const RowCursor& at) { backward_row(call, at); });
+  run(p, false, parallel,
+      [](const auto& call, const RowCursor& at, const auto* next) { backward_row(call, at, next); });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA
