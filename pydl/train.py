@@ -35,8 +35,9 @@ def train(config, out=None, resume=None, console=None):
         UserError: for all that a user can mend; see :mod:`pydl.errors`.
     """
     console = console or Console()
-    if config.model not in models.names():
-        raise OptionError(f"model: expected the name to be one of {', '.join(models.names())}, got {config.model!r}")
+    names = models.names("classifier")
+    if config.model not in names:
+        raise OptionError(f"model: expected the name to be one of {', '.join(names)}, got {config.model!r}")
     config = config.resolved()
     name, device = place(config)
     if config.compare and name == "torch":

@@ -48,9 +48,11 @@ def make_optimizer(config, parameters):
 
 def build(config, num_classes, preprocessing):
     """The model of ``config`` on the CPU; lazy layers have taken their shapes, in eval mode, which counts no batch."""
-    model = pydl.models.get(
-        config.model, num_classes=num_classes, in_channels=preprocessing.channels, input_size=config.size
-    )
+    shape = {"num_classes": num_classes, "in_channels": preprocessing.channels, "input_size": config.size}
+    try:
+        model = pydl.models.get(config.model, **shape)
+    except ValueError as error:  # an input size that the model cannot have
+        raise OptionError(str(error)) from None
     with torch.no_grad(), backend.use("torch"):
         model.eval()(torch.zeros(2, preprocessing.channels, *preprocessing.size))
     return model.train()

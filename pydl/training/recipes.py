@@ -31,6 +31,17 @@ RECIPES = {
     "mlp": Recipe(),
     "lenet": Recipe(lr=5e-3, epochs=30, init="xavier"),
     "lenet_bn": Recipe(lr=3e-3, init="xavier"),
+    # Smaller inputs than the book's, so that an epoch on the digits takes minutes at most; --size gives the book's.
+    "cifar_net": Recipe(size=32),
+    "alexnet": Recipe(size=65, epochs=5, lr=3e-4),
+    "vgg11": Recipe(size=32, epochs=5, lr=3e-4),
+    "nin": Recipe(size=67, epochs=10),
+    "googlenet": Recipe(size=32, epochs=10),
+    "resnet18": Recipe(size=32, epochs=5),
+    "preact_resnet18": Recipe(size=32, epochs=5),
+    "resnet50": Recipe(size=32, epochs=5),
+    "resnext50": Recipe(size=32, epochs=5),
+    "wide_resnet": Recipe(size=32, epochs=5),
 }
 
 
