@@ -1,10 +1,6 @@
 // pydl::softmax_cross_entropy_forward, _backward and _backward_target. See kernels/softmax_cross_entropy.h.
 #include "kernels/softmax_cross_entropy.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <optional>
 #include <tuple>
@@ -31,26 +27,6 @@ struct Scratch {
     return reinterpret_cast<void*>((at + 63) / 64 * 64);
   }
 };
-
-// An uninitialised gradient in the memory format of `like`. A dense tensor of more than kFreshBytes is new
-// memory from the system at each call, whose pages the kernel's first write would bring in one by one, at 3
-// to 6 GB/s; in pages of 2 MB they come at 24.
-Tensor empty_gradient(const Tensor& like) {
-  constexpr int64_t kFreshBytes = int64_t{32}
-                                  << 20;  // glibc's largest threshold for mapping an allocation by itself
-  Tensor gradient = torch::stable::empty_like(like);
-#if defined(__linux__)
-  const int64_t bytes = gradient.numel() * static_cast<int64_t>(gradient.element_size());
-  if (bytes >= kFreshBytes) {
-    constexpr uintptr_t kPage = 4096;
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(gradient.mutable_data_ptr());
-    const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = (begin + bytes) / kPage * kPage;
-    madvise(reinterpret_cast<void*>(first), last - first,
-            MADV_HUGEPAGE);  // advice: without it all is as before
-  }
-#endif
-  return gradient;
-}
 
 bool is_probability_type(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
@@ -253,7 +229,7 @@ OutputsAndGradient forward_backward(const Tensor& input, const Tensor& target, c
                                     double z_loss, bool float_output) {
   PYDL_CHECK_VALUE(reduction_of(reduction) != Reduction::none,
                    "cross_entropy: expected reduction to be mean or sum, got none");
-  Tensor grad_input = empty_gradient(input);
+  Tensor grad_input = empty_as(input);
   auto [output, norm, denominator] = run_forward(input, target, weight, reduction, ignore_index,
                                                  label_smoothing, z_loss, float_output, &grad_input);
   return {output, norm, denominator, grad_input};
@@ -280,7 +256,7 @@ void set_saved(Params& p, const Tensor& grad_output, const Tensor& norm, const T
 Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                 const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator, int64_t reduction,
                 int64_t ignore_index, double label_smoothing, double z_loss) {
-  Tensor grad_input = empty_gradient(input);
+  Tensor grad_input = empty_as(input);
   Params p = params_of(input, target, weight, &grad_input, &grad_output, reduction, ignore_index,
                        label_smoothing, z_loss);
   set_saved(p, grad_output, norm, denominator);
@@ -296,7 +272,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
 Tensor backward_target(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                        const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator,
                        int64_t reduction, double label_smoothing) {
-  Tensor grad_target = empty_gradient(target);
+  Tensor grad_target = empty_as(target);
   Params p = params_of(input, target, weight, &grad_target, &grad_output, reduction, /*ignore_index=*/-100,
                        label_smoothing, 0);
   PYDL_CHECK(p.probabilities, "cross_entropy: expected target to be class probabilities, got shape ",
