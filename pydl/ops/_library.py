@@ -30,13 +30,6 @@ def fake(name):
     return register
 
 
-def refuse_forward_ad(op, *tensors):
-    """Raises if a tensor carries a forward-mode tangent, which the ops would drop in silence."""
-    for tensor in tensors:
-        if tensor is not None and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(f"{op}: expected gradients in reverse mode, got a forward-mode tangent")
-
-
 def autograd(name, setup_context, backward):
     """Gives ``name`` a backward: ``backward(ops, ctx, *grads)``, ``ops`` being the namespace of the forward."""
     for namespace in NAMESPACES:
