@@ -333,78 +333,18 @@ PYDL_INLINE double reduce_max(vec<double> v) { return reduce_max_vector<double>(
 
 // ---- rearranging
 
-// Transposes a square of lanes: row i, lane j goes to row j, lane i.
-template <class A>
-PYDL_INLINE void transpose_lanes(vec<A>* rows) {
-  A in[lanes<A>][lanes<A>], out[lanes<A>][lanes<A>];
-  memcpy(in, rows, sizeof in);
-  for (int i = 0; i < lanes<A>; ++i)
-    for (int j = 0; j < lanes<A>; ++j) out[j][i] = in[i][j];
-  memcpy(rows, out, sizeof out);
-}
-PYDL_INLINE void transpose(vec<double>* rows) { transpose_lanes<double>(rows); }
-
 #if defined(PYDL_AVX512)
-PYDL_INLINE void transpose(vec<float>* rows) {
-  __m512 a[16], b[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {  // pairs of lanes
-    a[i] = _mm512_unpacklo_ps((__m512)rows[i], (__m512)rows[i + 1]);
-    a[i + 1] = _mm512_unpackhi_ps((__m512)rows[i], (__m512)rows[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4)  // quads: b[i + j] holds lanes j, j + 4, j + 8, j + 12 of rows i .. i + 3
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const __m512d low = (__m512d)a[i + j], high = (__m512d)a[i + j + 2];
-      b[i + 2 * j] = (__m512)_mm512_unpacklo_pd(low, high);
-      b[i + 2 * j + 1] = (__m512)_mm512_unpackhi_pd(low, high);
-    }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {  // 4 x 4 blocks of quads
-    const __m512 low0 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x88),
-                 low1 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x88);
-    const __m512 high0 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xdd),
-                 high1 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xdd);
-    rows[j] = (vec<float>)_mm512_shuffle_f32x4(low0, low1, 0x88);
-    rows[j + 4] = (vec<float>)_mm512_shuffle_f32x4(high0, high1, 0x88);
-    rows[j + 8] = (vec<float>)_mm512_shuffle_f32x4(low0, low1, 0xdd);
-    rows[j + 12] = (vec<float>)_mm512_shuffle_f32x4(high0, high1, 0xdd);
-  }
-}
 // The even lanes of a followed by those of b.
 PYDL_INLINE vec<float> even_lanes(vec<float> a, vec<float> b) {
   const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   return (vec<float>)_mm512_permutex2var_ps((__m512)a, index, (__m512)b);
 }
 #elif defined(PYDL_AVX2)
-PYDL_INLINE void transpose(vec<float>* rows) {
-  __m256 a[8], b[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    a[i] = _mm256_unpacklo_ps((__m256)rows[i], (__m256)rows[i + 1]);
-    a[i + 1] = _mm256_unpackhi_ps((__m256)rows[i], (__m256)rows[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const __m256d low = (__m256d)a[i + j], high = (__m256d)a[i + j + 2];
-      b[i + 2 * j] = (__m256)_mm256_unpacklo_pd(low, high);
-      b[i + 2 * j + 1] = (__m256)_mm256_unpackhi_pd(low, high);
-    }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    rows[j] = (vec<float>)_mm256_permute2f128_ps(b[j], b[j + 4], 0x20);
-    rows[j + 4] = (vec<float>)_mm256_permute2f128_ps(b[j], b[j + 4], 0x31);
-  }
-}
 PYDL_INLINE vec<float> even_lanes(vec<float> a, vec<float> b) {
   const __m256d mixed = (__m256d)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88);
   return (vec<float>)_mm256_permute4x64_pd(mixed, 0xd8);
 }
 #else
-PYDL_INLINE void transpose(vec<float>* rows) { transpose_lanes<float>(rows); }
 PYDL_INLINE vec<float> even_lanes(vec<float> a, vec<float> b) { return vec<float>{a[0], a[2], b[0], b[2]}; }
 #endif
 PYDL_INLINE vec<double> even_lanes(vec<double> a, vec<double> b) {

@@ -197,7 +197,8 @@ def cross_entropy(
         return F.cross_entropy(
             input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
         )
-    if forward_ad._current_level >= 0:
+    compiling = torch.compiler.is_compiling()  # under which torch looks after transforms itself
+    if not compiling and forward_ad._current_level >= 0:
         _library.refuse_forward_ad("cross_entropy", input, target, weight)
     float_output = torch.is_autocast_enabled(input.device.type)
     if target.dtype != torch.int64 or weight is not None:
@@ -210,7 +211,7 @@ def cross_entropy(
         elif weight is not None:
             weight = _class_weight(input, weight, float_output)
     args = (input, target, weight, number, ignore_index, label_smoothing, z_loss, float_output)
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if not compiling and torch._C._functorch.peek_interpreter_stack() is not None:
         return _Transformable.apply(ops, *args)[0]
     return ops.softmax_cross_entropy_forward(*args)[0]
 
