@@ -144,14 +144,14 @@ def test_empty_cache_leaves_tensors_alone():
 
 def test_footprint_stays_near_the_busiest_moment():
     """Sizes that never fit each other: old ones go back when new ones are mapped."""
-    most = 0
-    for megabytes in range(100, 400, 20):
+    kept_beside = 0
+    for megabytes in range(40, 160, 8):
         y = large(megabytes)
-        del y
         stats = pydl.memory.stats()
-        most = max(most, stats["used"] + stats["idle"])
         assert stats["used"] + stats["idle"] <= stats["peak"] + max(stats["peak"] // 8, 64 * MB)
-    assert most > 100 * MB
+        kept_beside = max(kept_beside, stats["idle"])
+        del y
+    assert kept_beside >= 40 * MB
 
 
 def test_threads_share_the_pool_and_never_a_buffer():
@@ -244,7 +244,7 @@ def test_pooled_tensors_cannot_grow_but_everything_else_works(tmp_path):
 
 
 TRAINING = """
-import resource, sys, torch, torch.nn as nn, pydl
+import re, sys, torch, torch.nn as nn, pydl
 torch.manual_seed(0)
 def block(a, b): return [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), nn.Dropout(0.1)]
 net = nn.Sequential(*block(3, 32), *block(32, 32), nn.MaxPool2d(2), *block(32, 64), *block(64, 64), nn.MaxPool2d(2),
@@ -253,16 +253,18 @@ loss = nn.CrossEntropyLoss()
 if sys.argv[1] == "pydl":
     pydl.swap(net), pydl.swap(loss)
 optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak(): return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+start = peak()
 for step in range(4):
     x, y = torch.randn(64 - 8 * (step % 2), 3, 64, 64), torch.randint(0, 10, (64 - 8 * (step % 2),))
     optimizer.zero_grad()
     loss(net(x), y).backward()
     optimizer.step()
-print(start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, pydl.memory.stats()["reused"])
+print(start, peak(), pydl.memory.stats()["reused"])
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_resident_memory_of_training_stays_near_torchs():
     """Activations of several sizes, two batch sizes in turn: at most 1.2 times the peak of plain torch."""
     peaks = {}
