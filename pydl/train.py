@@ -36,7 +36,7 @@ def train(config, out=None, resume=None, console=None):
         UserError: for all that a user can mend; see :mod:`pydl.errors`.
     """
     console = console or Console()
-    names = models.names("classifier")
+    names = models.names()
     if config.model not in names:
         raise OptionError(f"model: expected the name to be one of {', '.join(names)}, got {config.model!r}")
     config = config.resolved()
