@@ -236,7 +236,7 @@ void set_saved(Params& p, const Tensor& grad_output, const Tensor& norm, const T
 Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                 const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator, int64_t reduction,
                 int64_t ignore_index, double label_smoothing, double z_loss) {
-  Tensor grad_input = torch::stable::empty_like(input);
+  Tensor grad_input = empty_as(input);
   Params p = params_of(input, target, weight, &grad_input, &grad_output, reduction, ignore_index,
                        label_smoothing, z_loss);
   set_saved(p, grad_output, norm, denominator);
@@ -252,7 +252,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
 Tensor backward_target(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                        const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator,
                        int64_t reduction, double label_smoothing) {
-  Tensor grad_target = torch::stable::empty_like(target);
+  Tensor grad_target = empty_as(target);
   Params p = params_of(input, target, weight, &grad_target, &grad_output, reduction, /*ignore_index=*/-100,
                        label_smoothing, 0);
   PYDL_CHECK(p.probabilities, "cross_entropy: expected target to be class probabilities, got shape ",
