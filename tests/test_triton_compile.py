@@ -20,7 +20,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under TRITON_INTERPRET=1", allow_module_level=True)
 triton = pytest.importorskip("triton", minversion="3.4", reason="Triton is not installed")
 
-from pydl.kernels.triton import dropout, launch, softmax_cross_entropy
+from pydl.kernels.triton import batch_norm, conv2d, dropout, launch, softmax_cross_entropy
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -54,9 +54,8 @@ def compiled(request, monkeypatch, tmp_path):
         ),
     )
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # what is cached reports no spills
-    for module in (launch, softmax_cross_entropy):
-        if hasattr(module, "device_of"):
-            monkeypatch.setattr(module, "device_of", lambda _: device)
+    for module in (softmax_cross_entropy, batch_norm, conv2d):
+        monkeypatch.setattr(module, "device_of", lambda _: device)
     monkeypatch.setattr(triton.knobs.nvidia, "dump_ptxas_log", True)
     kernels = []
     run = JITFunction.run
@@ -140,3 +139,71 @@ def test_cross_entropy_probabilities(compiled, dtype):
     cross_entropy(meta(4096, 1000, dtype=dtype), meta(4096, 1000, dtype=dtype), weight, smoothing=0.1)
     cross_entropy(meta(16, 50257, dtype=dtype), meta(16, 50257), z_loss=1e-4)
     cross_entropy(meta(8, 21, 64, 64, dtype=dtype, last=True), meta(8, 21, 64, 64, dtype=dtype))
+
+
+# ---- batch norm
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["NCHW", "channels_last"])
+@pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=str)
+def test_batch_norm(compiled, dtype, last):
+    for shape in ((64, 64, 56, 56), (32, 2048, 7, 7)):
+        x = meta(*shape, dtype=dtype, last=last)
+        parameter = meta(shape[1], dtype=F64 if dtype == F64 else F32)
+        # activation, whether with residual: ReLU, plain, and with a residual before ReLU
+        for activation, residual in ((1, False), (0, False), (1, True)):
+            if activation == 0 and shape[1] == 2048:
+                continue
+            output, mean, var = batch_norm.batch_norm_forward(
+                x, None, None, parameter, parameter, x if residual else None, True, 1e-5, activation
+            )
+            batch_norm.batch_norm_backward(
+                x, x, mean, var, parameter, parameter, output if residual else None, True, 1e-5, activation,
+                True, True, True, residual,
+            )  # fmt: skip
+        batch_norm.batch_norm_update_stats(parameter, parameter, mean, var, 100, 0.1)
+
+
+# ---- conv2d
+
+
+def convolution(shape, outputs, kernel, stride=1, padding=0, groups=1, dtype=BF16, last=True, bias=False):
+    x = meta(*shape, dtype=dtype, last=last)
+    w = meta(outputs, shape[1] // groups, kernel, kernel, dtype=dtype, last=last)
+    b = meta(outputs, dtype=dtype) if bias else None
+    options = ((stride, stride), (padding,) * 4, (1, 1), groups)
+    y = conv2d.conv2d_forward(x, w, b, *options, "relu" if bias else "none", last)
+    conv2d.conv2d_backward_input(y, w, x.shape, *options, last)
+    conv2d.conv2d_backward_weight(y, x, w.shape, *options, last)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["NCHW", "channels_last"])
+@pytest.mark.parametrize("dtype", [F32, BF16, F16, F64], ids=str)
+def test_conv2d(compiled, dtype, last):
+    options = {"dtype": dtype, "last": last}
+    convolution((32, 256, 14, 14), 256, 3, padding=1, **options)
+    convolution((32, 256, 56, 56), 64, 1, bias=True, **options)
+    convolution((2, 512, 7, 7), 512, 3, padding=1, **options)  # few programs: smaller tiles
+    convolution((32, 3, 224, 224), 64, 7, stride=2, padding=3, **options)
+    convolution((32, 32, 28, 28), 32, 3, padding=1, groups=32, **options)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["NCHW", "channels_last"])
+def test_conv2d_tf32(compiled, last, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
+    convolution((32, 256, 14, 14), 256, 3, padding=1, dtype=F32, last=last)
+
+
+def test_ones(compiled):
+    """Triton makes constants of arguments that are 1: sizes of one must compile too."""
+    dropout.dropout(meta(1), 0.5, meta(1, dtype=torch.int64))
+    for rows, classes in ((1, 1), (1, 10), (3, 1)):
+        cross_entropy(meta(rows, classes), indices(rows), smoothing=0.1)
+    for shape in ((2, 1), (1, 1, 5, 7), (1, 3, 1, 2)):
+        x = meta(*shape)
+        output, mean, var = batch_norm.batch_norm_forward(x, None, None, None, None, None, True, 1e-5, 0)
+        batch_norm.batch_norm_backward(output, x, mean, var, None, None, None, True, 1e-5, 0, True, True, True, False)
+    batch_norm.batch_norm_update_stats(meta(1), meta(1), meta(1, dtype=F64), meta(1, dtype=F64), 2, 0.1)
+    convolution((1, 1, 1, 1), 1, 1, dtype=F32, last=False)
+    convolution((1, 2, 5, 5), 2, 1, groups=2, dtype=F32, last=False)
+    convolution((1, 40, 1, 1), 40, 1, dtype=F32)

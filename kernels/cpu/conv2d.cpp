@@ -37,7 +37,7 @@ Algorithm best(const Conv2dParams& p, Conv2dPass pass) {
   for (Algorithm algorithm : by_preference) {
     if (!supported(algorithm, p, pass)) continue;
     if (algorithm == Algorithm::depthwise && p.groups > 1) return algorithm;
-    if (algorithm == Algorithm::winograd && p.in_channels >= 16 && p.out_channels >= 16) return algorithm;
+    if (algorithm == Algorithm::winograd && conv2d_winograd_worthwhile(p, pass)) return algorithm;
     if (algorithm == Algorithm::batch && batch_pays(p, pass)) return algorithm;
   }
   return Algorithm::gemm;

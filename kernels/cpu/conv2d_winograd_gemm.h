@@ -29,11 +29,10 @@ enum class Rows { strided, adjacent };
 
 // How many products are summed before the sum joins the total. The rounding error of a long running sum
 // outweighs that of the transforms: 128 products in one go cost 7.5e-6 of the output's rms, in parts of 32
-// half of that. The joining happens in L1 while the next part's multiplications run.
-#ifndef KPART
-#define KPART 32
-#endif
-constexpr int64_t kPart = KPART;
+// half of that, at 2 to 4 % of the time. The weight gradient, whose sums torch keeps short too, halves once
+// more.
+template <Rows kLayout>
+constexpr int64_t kPart = kLayout == Rows::strided ? 32 : 16;
 
 template <int kRows, int kVectors, Rows kLayout>
 void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
@@ -42,7 +41,7 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
   if constexpr (kLayout == Rows::strided) b_stride = kPanel;
   const float *row0 = a, *row5 = a + 5 * a_stride, *row10 = a + 10 * a_stride;
   const int64_t advance = kLayout == Rows::adjacent ? a_stride : 1;
-  for (int64_t start = 0; start < depth; start += kPart, add = true) {
+  for (int64_t start = 0; start < depth; start += kPart<kLayout>, add = true) {
     vec<float> sum[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
@@ -64,7 +63,7 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
         for (int v = 0; v < kVectors; ++v) sum[r][v] += left * right[v];
       }
     };
-    int64_t k = min_of(kPart, depth - start);
+    int64_t k = min_of(kPart<kLayout>, depth - start);
     for (; k >= 4; k -= 4) {
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u)

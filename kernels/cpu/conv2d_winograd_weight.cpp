@@ -30,7 +30,8 @@ struct Operand {
   int64_t tile, frequency, floats;
 
   Operand(int64_t channels, int64_t tiles) {
-    tile = ceil_div(channels, L) * L;
+    tile =
+        (ceil_div(channels, 16) | 1) * 16;  // an odd number of cache lines: tiles spread over all cache sets
     frequency = tile * tiles + 48;  // no power of two, which would put all frequencies into a few cache sets
     floats = piece(frequency * kFrequencies);
   }
@@ -48,13 +49,13 @@ struct Plan {
   static int64_t tiles_per_pass(const Conv2dParams& p, int64_t tiles) {
     const int64_t per_tile = kFrequencies * (ceil_div(p.in_channels, L) + ceil_div(p.out_channels, L)) * L;
     const int64_t most = max_of(kDepth, kPassFloats / per_tile / kDepth * kDepth);
-    return max_of(1, ceil_div(tiles, ceil_div(tiles, most)));
+    return max_of(1, ceil_div(tiles, max_of(1, ceil_div(tiles, most))));
   }
 
   explicit Plan(const Conv2dParams& p)
       : tiles(p.batch, p.out_height, p.out_width),
         pass_tiles(tiles_per_pass(p, tiles.count())),
-        passes(ceil_div(tiles.count(), pass_tiles)),
+        passes(max_of(1, ceil_div(tiles.count(), pass_tiles))),
         v(p.in_channels, pass_tiles),
         z(p.out_channels, pass_tiles) {
     panels = ceil_div(p.out_channels, kPanel);
@@ -154,11 +155,12 @@ void run(const Conv2dParams& p, const Parallel& parallel) {
         int64_t first, last;
         tiles.range(f / kPoints, f % kPoints, begin, end, first, last);
         float* to = sum + f * plan.d_stride;
-        if (pass == 0) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
+        if (pass == 0 && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
         for (int64_t t = first; t < last; t += Plan::kDepth)
           gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(Plan::kDepth, last - t),
                                v + f * plan.v.frequency + t * plan.v.tile + c, plan.v.tile,
-                               z + f * plan.z.frequency + t * plan.z.tile + o, plan.z.tile, to, kPanel, true);
+                               z + f * plan.z.frequency + t * plan.z.tile + o, plan.z.tile, to, kPanel,
+                               pass > 0 || t > first);
       }
       if (pass == plan.passes - 1) finish<T>(p, plan, c, rows, o, sum);
     });
@@ -168,7 +170,6 @@ void run(const Conv2dParams& p, const Parallel& parallel) {
 }  // namespace
 
 int64_t conv2d_winograd_weight_scratch(const Conv2dParams& p, int64_t threads) {
-  if (p.batch * p.out_height * p.out_width == 0) return 0;
   return Plan(p).scratch_floats(threads) * static_cast<int64_t>(sizeof(float));
 }
 

@@ -91,15 +91,32 @@ PYDL_INLINE To bit_cast(From from) {
 
 // ---- float <-> half, lane by lane
 
-PYDL_INLINE vec<float> widen_bf16(u16h bits) {
-  return bit_cast<vec<float>>(__builtin_convertvector(bits, u32v) << 16);
+// 16-bit lanes to 32 bits, and the low halves of 32-bit lanes back. gcc 12 takes its own vectors apart for
+// both.
+PYDL_INLINE u32v widen_bits(u16h bits) {
+#if defined(PYDL_AVX512)
+  return (u32v)_mm512_cvtepu16_epi32((__m256i)bits);
+#elif defined(PYDL_AVX2)
+  return (u32v)_mm256_cvtepu16_epi32((__m128i)bits);
+#else
+  return __builtin_convertvector(bits, u32v);
+#endif
 }
+PYDL_INLINE u16h narrow_bits(u32v bits) {
+#if defined(PYDL_AVX512)
+  return (u16h)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+  return __builtin_convertvector(bits, u16h);
+#endif
+}
+
+PYDL_INLINE vec<float> widen_bf16(u16h bits) { return bit_cast<vec<float>>(widen_bits(bits) << 16); }
 
 PYDL_INLINE u16h narrow_bf16(vec<float> x) {
   const u32v bits = bit_cast<u32v>(x);
   const u32v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   const u32v quiet_nan = u32v{} + 0x7fc0u;
-  return __builtin_convertvector(x == x ? rounded : quiet_nan, u16h);
+  return narrow_bits(x == x ? rounded : quiet_nan);
 }
 
 #if defined(PYDL_AVX512)
@@ -279,6 +296,7 @@ PYDL_INLINE void stream_fence() {
 }
 
 PYDL_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+PYDL_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // ---- arithmetic
 

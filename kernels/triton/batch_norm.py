@@ -37,13 +37,13 @@ def tile_at(
 ):
     """Indices i [A, 1] and j [1, B] of a tile, its channels, and what is inside; length is of j where not COLUMNS."""
     if COLUMNS:
-        i = tile.to(tl.int64) * A + tl.arange(0, A)[:, None]
-        j = channel_block.to(tl.int64) * B + tl.arange(0, B)[None, :]
+        i = tl.cast(tile, tl.int64) * A + tl.arange(0, A)[:, None]
+        j = tl.cast(channel_block, tl.int64) * B + tl.arange(0, B)[None, :]
         channel = tl.minimum(j, channels - 1)
         j_inside = j < channels
     else:
-        i = (tile // inner_blocks).to(tl.int64) * A + tl.arange(0, A)[:, None]
-        j = (tile % inner_blocks).to(tl.int64) * B + tl.arange(0, B)[None, :]
+        i = tl.cast(tile // inner_blocks, tl.int64) * A + tl.arange(0, A)[:, None]
+        j = tl.cast(tile % inner_blocks, tl.int64) * B + tl.arange(0, B)[None, :]
         channel = tl.full([1, 1], 0, tl.int64) + channel_block
         j_inside = j < length
     return i, j, channel, j_inside
@@ -145,19 +145,19 @@ def batch_norm_stats_kernel(
         x = tl.load(at, mask=inside, other=0.0).to(ACC)
         center = mean.to(ACC)
         deviation = tl.where(inside, x - center, 0.0)
-        number = total(inside.to(ACC), COLUMNS).to(tl.float64)
+        values = total(inside.to(ACC), COLUMNS).to(tl.float64)
         # sums around the mean itself: center differs from it by the rounding to ACC
         delta = mean - center.to(tl.float64)
         sum1 = total(deviation, COLUMNS).to(tl.float64)
         sum2 = total(deviation * deviation, COLUMNS).to(tl.float64)
-        sum2 = sum2 - 2.0 * delta * sum1 + number * delta * delta
-        sum1 = sum1 - number * delta
-        count += number
+        sum2 = sum2 - 2.0 * delta * sum1 + values * delta * delta
+        sum1 = sum1 - values * delta
+        count += values
         safe = tl.maximum(count, 1.0)
         squares += sum2 - sum1 * sum1 / safe
         mean += sum1 / safe
     at = partial_ptr + split * channels + channel
-    step = splits.to(tl.int64) * channels
+    step = tl.cast(splits, tl.int64) * channels
     stored = (j < channels) if COLUMNS else channel < channels
     tl.store(at, count, mask=stored)
     tl.store(at + step, mean, mask=stored)
@@ -179,7 +179,7 @@ def batch_norm_join_kernel(
     split = tl.arange(0, S)[:, None]
     inside = (split < splits) & (channel < channels)
     at = partial_ptr + split * channels + channel
-    step = splits.to(tl.int64) * channels
+    step = tl.cast(splits, tl.int64) * channels
     count = tl.load(at, mask=inside, other=0.0)
     mean = tl.load(at + step, mask=inside, other=0.0)
     squares = tl.load(at + 2 * step, mask=inside, other=0.0)
@@ -334,7 +334,7 @@ def batch_norm_backward_reduce_kernel(
     at = partial_ptr + split * channels + channel
     stored = (j < channels) if COLUMNS else channel < channels
     tl.store(at, sum_grad, mask=stored)
-    tl.store(at + splits.to(tl.int64) * channels, sum_grad_xhat * invstd, mask=stored)
+    tl.store(at + tl.cast(splits, tl.int64) * channels, sum_grad_xhat * invstd, mask=stored)
 
 
 @triton.jit
@@ -354,7 +354,7 @@ def batch_norm_backward_join_kernel(
     inside = (split < splits) & (channel < channels)
     at = partial_ptr + split * channels + channel
     grad = tl.load(at, mask=inside, other=0.0).to(tl.float64)
-    grad_xhat = tl.load(at + splits.to(tl.int64) * channels, mask=inside, other=0.0).to(tl.float64)
+    grad_xhat = tl.load(at + tl.cast(splits, tl.int64) * channels, mask=inside, other=0.0).to(tl.float64)
     sum_grad = tl.sum(grad, axis=0, keep_dims=True)
     sum_grad_xhat = tl.sum(grad_xhat, axis=0, keep_dims=True)
     tl.store(sum_grad_ptr + channel, sum_grad, mask=channel < channels)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic import double_of
-from .launch import ACCUMULATE, double_bits, launch, merged_dims, power_of_2
+from .launch import ACCUMULATE, INTERPRETED, double_bits, launch, merged_dims, power_of_2
 
 
 @triton.jit
@@ -166,10 +166,18 @@ def dropout(input, p, seed, shared_dims=0):
     if not (input.is_contiguous() and output.is_contiguous()):
         _launch_strided(input, output, seed, share, shared_dims, threshold, scale_bits, acc)
     elif share == 1:
-        block = 2048 if numel >= 2**20 else 512
+        block = 16384 if INTERPRETED else 2048 if numel >= 2**20 else 512
         arguments = (input, output, seed, numel, threshold, scale_bits)
         programs = triton.cdiv(numel, block)
-        launch(dropout_contiguous_kernel, programs, input, *arguments, ACC=acc, BLOCK=block, num_warps=block // 512)
+        launch(
+            dropout_contiguous_kernel,
+            programs,
+            input,
+            *arguments,
+            ACC=acc,
+            BLOCK=block,
+            num_warps=4 if block > 512 else 1,
+        )
     else:
         columns = min(power_of_2(share), 1024)
         rows, channels = 2048 // columns, numel // share
@@ -201,7 +209,7 @@ def _launch_strided(input, output, seed, share, shared_dims, threshold, scale_bi
         input_strides[quad] *= 4
         output_strides[quad] *= 4
         numel //= 4
-    block = 512
+    block = 16384 if INTERPRETED else 512
     dims = [tuple(column) for column in (sizes, mask_strides, input_strides, output_strides)]
     arguments = (input, output, seed, numel, *dims, input_step, output_step, threshold, scale_bits)
     index = tl.int32 if numel + block < 2**31 else tl.int64

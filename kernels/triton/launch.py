@@ -6,6 +6,7 @@ starts kernels on the current stream. It never reads device memory, so it can be
 
 import functools
 import os
+import struct
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +63,7 @@ def power_of_2(n):
 
 def double_bits(value):
     """A float64 as an int64: Triton passes a Python float as float32."""
-    return int(torch.tensor(value, dtype=torch.float64).view(torch.int64))
+    return int.from_bytes(struct.pack("<d", value), "little", signed=True)
 
 
 def merged_dims(sizes, *strides):

@@ -117,7 +117,7 @@ def finish(
     reference = tl.where(maximum == -float("inf"), 0.0, maximum)
     log_total = tl.log(total)
     tl.store(norm_ptr + stored, reference, mask=live)
-    tl.store(norm_ptr + rows.to(tl.int64) + stored, log_total, mask=live)
+    tl.store(norm_ptr + tl.cast(rows, tl.int64) + stored, log_total, mask=live)
     loss = tl.zeros_like(total)
     if DENSE:
         loss = q_total * log_total - q_x
@@ -199,12 +199,12 @@ def softmax_cross_entropy_forward_kernel(
     if SPLITS == 1:
         stored = offset_of(row, sizes, row_strides)
         finish(
-            state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, norm_ptr, stored, live, rows, classes,
-            input_class_stride, ignore_index, smoothing, z_loss, PROBABILITIES, DENSE, Z_LOSS, ACC,
+            state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, norm_ptr, stored, live, rows,
+            classes, input_class_stride, ignore_index, smoothing, z_loss, PROBABILITIES, DENSE, Z_LOSS, ACC,
         )  # fmt: skip
     else:
         for k in tl.static_range(4):
-            tl.store(partial_ptr + (k * SPLITS + split) * rows.to(tl.int64) + row, state[k], mask=live)
+            tl.store(partial_ptr + (k * SPLITS + split) * tl.cast(rows, tl.int64) + row, state[k], mask=live)
 
 
 @triton.jit
@@ -241,8 +241,8 @@ def softmax_cross_entropy_join_kernel(
     zero = tl.zeros([R], ACC)
     maximum, total, q_x, q_total = zero - float("inf"), zero, zero, zero
     for split in range(SPLITS):
-        at = partial_ptr + split * rows.to(tl.int64) + row
-        step = SPLITS * rows.to(tl.int64)
+        at = partial_ptr + split * tl.cast(rows, tl.int64) + row
+        step = SPLITS * tl.cast(rows, tl.int64)
         piece_maximum = tl.load(at)
         larger = tl.maximum(maximum, piece_maximum)
         reference = tl.where(larger == -float("inf"), 0.0, larger)
@@ -262,8 +262,8 @@ def softmax_cross_entropy_join_kernel(
     smoothing = double_of(smoothing_bits).to(ACC)
     z_loss = double_of(z_loss_bits).to(ACC)
     finish(
-        state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, norm_ptr, stored, live, rows, classes,
-        input_class_stride, ignore_index, smoothing, z_loss, PROBABILITIES, DENSE, Z_LOSS, ACC,
+        state, input_row_ptr, target_row_ptr, weight_ptr, loss_ptr, row_weight_ptr, norm_ptr, stored, live, rows,
+        classes, input_class_stride, ignore_index, smoothing, z_loss, PROBABILITIES, DENSE, Z_LOSS, ACC,
     )  # fmt: skip
 
 
@@ -291,7 +291,7 @@ def softmax_cross_entropy_reduce_kernel(
     total = tl.sum(loss, axis=0)
     if FINAL:
         if denominator_ptr is not None:
-            denominator = rows.to(tl.float64)
+            denominator = tl.cast(rows, tl.float64)
             if row_weight_ptr is not None:
                 denominator = tl.sum(weight, axis=0)
             tl.store(denominator_ptr, denominator)
@@ -435,7 +435,7 @@ def softmax_cross_entropy_backward_kernel(
     g = row_gradient(grad_output_ptr, denominator_ptr, row, sizes, grad_output_strides, ACC)
     stored = offset_of(row, sizes, row_strides)
     maximum = tl.load(norm_ptr + stored)
-    log_total = tl.load(norm_ptr + rows.to(tl.int64) + stored)
+    log_total = tl.load(norm_ptr + tl.cast(rows, tl.int64) + stored)
     target_row_ptr = target_ptr + offset_of(row, sizes, target_strides)
     ignored = row < 0
     target = row
@@ -506,7 +506,7 @@ def softmax_cross_entropy_backward_target_kernel(
     g = g * (1.0 - double_of(smoothing_bits).to(ACC))
     stored = offset_of(row, sizes, row_strides)
     maximum = tl.load(norm_ptr + stored)
-    log_total = tl.load(norm_ptr + rows.to(tl.int64) + stored)
+    log_total = tl.load(norm_ptr + tl.cast(rows, tl.int64) + stored)
     source = input_ptr + offset_of(row, sizes, input_strides)[:, None] + column[None, :] * input_class_stride
     x = tl.load(source, mask=inside, other=0.0).to(ACC)
     grad = g[:, None] * (maximum[:, None] - x + log_total[:, None])
@@ -622,7 +622,7 @@ def _check(input, target, weight, label_smoothing):
 def softmax_cross_entropy_forward(
     input, target, weight, reduction, ignore_index, label_smoothing, z_loss, float_output=False
 ):
-    """Returns output, norm (what lse is the sum of, for each row) and denominator (float64, what the mean divides by)."""
+    """Returns output, norm (two numbers per row, whose sum is lse) and denominator (what the mean divides by)."""
     _check(input, target, weight, label_smoothing)
     rows = _rows(input, target)
     acc = ACCUMULATE[input.dtype]
