@@ -42,12 +42,13 @@ struct Steps {
   int64_t channel, row, tap, pixel;
 };
 
-// sum[o][x] of `outs` channels and `pixels` pixels; weights are [channel][row][tap][outs].
+// sum[o][x] of `outs` channels and `pixels` pixels; weights are [channel][row][tap][outs], `skipped` elements
+// between the rows of one channel that count and those of the next.
 template <class A, int outs, int pixels>
 void direct_tile(int64_t channels, int64_t rows, int64_t taps, const A* in, const Steps& steps,
-                 const A* weights, A* result) {
+                 const A* weights, int64_t skipped, A* result) {
   vec<A> sum[outs][pixels] = {};
-  for (int64_t c = 0; c < channels; ++c, in += steps.channel) {
+  for (int64_t c = 0; c < channels; ++c, in += steps.channel, weights += skipped) {
     const A* line = in;
     for (int64_t r = 0; r < rows; ++r, line += steps.row) {
       const A* at = line;
@@ -71,7 +72,7 @@ void direct_tile(int64_t channels, int64_t rows, int64_t taps, const A* in, cons
 }
 
 template <class A>
-using DirectTile = void (*)(int64_t, int64_t, int64_t, const A*, const Steps&, const A*, A*);
+using DirectTile = void (*)(int64_t, int64_t, int64_t, const A*, const Steps&, const A*, int64_t, A*);
 
 template <class A, int outs, int pixels>
 DirectTile<A> pick_tile(int64_t wanted_outs, int64_t wanted_pixels) {
@@ -112,15 +113,22 @@ void run_block(const BatchConv<T>& g, int64_t image, const A* weights, Pieces sc
                 row_pixel = by_channel ? g.out_channels * all : all;
   const int64_t per_block = g.block_channels();
   for (int64_t y = 0; y < g.out_height; ++y) {
+    // rows of taps [first, end) lie on rows of the image; the others would add zeros
+    int64_t first = 0, end = g.kernel_height;
+    const int64_t top = y * g.stride_y - g.planes.pad_y;
+    while (first < end && top + first * g.dilation_y < 0) ++first;
+    while (end > first && top + (end - 1) * g.dilation_y >= g.planes.height) --end;
     for (int64_t b = 0; b < g.out_blocks(); ++b) {
       const int64_t o0 = b * per_block, outs = min_of(per_block, g.out_channels - o0);
-      const A* block_weights = weights + b * per_block * g.taps();
+      const int64_t row_weights = g.kernel_width * outs;
+      const A* block_weights = weights + b * per_block * g.taps() + first * row_weights;
+      const A* line = block + (y * g.stride_y + first * g.dilation_y) * width * all;
       for (int64_t x = 0; x < g.out_width; x += kPixels) {
         const int64_t pixels = min_of(kPixels, g.out_width - x);
         A tile[kOut * kPixels * all];
-        pick_tile<A, kOut, kPixels>(outs, pixels)(g.planes.channels, g.kernel_height, g.kernel_width,
-                                                  block + (y * g.stride_y * width + x * g.stride_x) * all,
-                                                  steps, block_weights, tile);
+        pick_tile<A, kOut, kPixels>(outs, pixels)(g.planes.channels, end - first, g.kernel_width,
+                                                  line + x * g.stride_x * all, steps, block_weights,
+                                                  (g.kernel_height - (end - first)) * row_weights, tile);
         for (int64_t o = 0; o < outs; ++o) {
           const vec<A> bias = g.bias ? splat(load_n(g.bias + o0 + o, 1)[0]) : vec<A>{};
           for (int64_t i = 0; i < pixels; ++i)

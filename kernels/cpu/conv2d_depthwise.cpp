@@ -61,7 +61,8 @@ struct Shape {
   int64_t slot_bytes() const {
     return Pieces::bytes<A>(input_elements()) + Pieces::bytes<A>(multiplier * grad_elements()) +
            Pieces::bytes<A>(pitch + grad_pitch) + Pieces::bytes<Tap<A>>(taps() * multiplier) +
-           Pieces::bytes<A>(taps() * lanes<A>);
+           Pieces::bytes<A>(taps() * lanes<A>) + Pieces::bytes<A>(taps() * multiplier) +
+           Pieces::bytes<int64_t>(p.kernel_width);
   }
 };
 
@@ -108,11 +109,22 @@ void store_row(const A* from, T* to, int64_t stride, int64_t count, A bias, Acti
   }
 }
 
+// The weights of `channels` channels, [channel][row][tap].
+template <class T, class A>
+void load_weights(const Conv2dParams& p, int64_t channel, int64_t channels, A* to) {
+  const T* from = static_cast<const T*>(p.weight) + channel * p.weight_stride[0];
+  for (int64_t c = 0; c < channels; ++c, from += p.weight_stride[0])
+    for (int64_t r = 0; r < p.kernel_height; ++r, to += p.kernel_width)
+      copy_strided(to, from + r * p.weight_stride[2], p.weight_stride[3], p.kernel_width);
+}
+
+// Where tap t begins within a row of the input's plane.
 template <class T>
-typename Shape<T>::A weight_at(const Conv2dParams& p, int64_t channel, int64_t r, int64_t t) {
-  return load_n(static_cast<const T*>(p.weight) + channel * p.weight_stride[0] + r * p.weight_stride[2] +
-                    t * p.weight_stride[3],
-                1)[0];
+void input_offsets(const Shape<T>& s, int64_t* offset) {
+  for (int64_t t = 0; t < s.p.kernel_width; ++t) {
+    const int64_t at = t * s.p.dilation_width;
+    offset[t] = at % s.p.stride_width * s.pitch + at / s.p.stride_width;
+  }
 }
 
 template <class T>
@@ -122,9 +134,14 @@ void forward_plane(const Shape<T>& s, int64_t image, int64_t group, Pieces scrat
   A* plane = scratch.take<A>(s.input_elements());
   A* row = scratch.take<A>(s.pitch + s.grad_pitch);
   Tap<A>* taps = scratch.take<Tap<A>>(s.taps());
+  A* weights = scratch.take<A>(s.taps() * s.multiplier);
+  int64_t* offset = scratch.take<int64_t>(p.kernel_width);
+  load_weights<T>(p, group * s.multiplier, s.multiplier, weights);
+  input_offsets(s, offset);
   pack_input(s, static_cast<const T*>(p.input) + image * p.input_stride[0] + group * p.input_stride[1],
              plane);
-  for (int64_t channel = group * s.multiplier; channel < (group + 1) * s.multiplier; ++channel) {
+  for (int64_t m = 0; m < s.multiplier; ++m) {
+    const int64_t channel = group * s.multiplier + m;
     const A bias = p.bias ? load_n(static_cast<const T*>(p.bias) + channel, 1)[0] : A(0);
     T* to = static_cast<T*>(p.output) + image * p.output_stride[0] + channel * p.output_stride[1];
     for (int64_t y = 0; y < p.out_height; ++y) {
@@ -132,12 +149,9 @@ void forward_plane(const Shape<T>& s, int64_t image, int64_t group, Pieces scrat
       for (int64_t r = 0; r < p.kernel_height; ++r) {
         const int64_t in = tap_input(y, r, p.stride_height, p.pad_top, p.dilation_height, p.in_height);
         if (in < 0) continue;
-        for (int64_t t = 0; t < p.kernel_width; ++t) {
-          const int64_t at = t * p.dilation_width;
-          taps[count++] = {
-              plane + (in * p.stride_width + at % p.stride_width) * s.pitch + at / p.stride_width,
-              weight_at<T>(p, channel, r, t)};
-        }
+        const A *line = plane + in * p.stride_width * s.pitch,
+                *w = weights + m * s.taps() + r * p.kernel_width;
+        for (int64_t t = 0; t < p.kernel_width; ++t) taps[count++] = {line + offset[t], w[t]};
       }
       sum_taps(taps, count, p.out_width, row);
       store_row(row, to + y * p.output_stride[2], p.output_stride[3], p.out_width, bias, p.activation);
@@ -152,32 +166,38 @@ void backward_plane(const Shape<T>& s, int64_t image, int64_t group, Pieces scra
   A* planes = scratch.take<A>(s.multiplier * s.grad_elements());
   A* row = scratch.take<A>(s.pitch + s.grad_pitch);
   Tap<A>* taps = scratch.take<Tap<A>>(s.taps() * s.multiplier);
+  A* weights = scratch.take<A>(s.taps() * s.multiplier);
+  int64_t* offset = scratch.take<int64_t>(p.kernel_width);
+  load_weights<T>(p, group * s.multiplier, s.multiplier, weights);
   for (int64_t m = 0; m < s.multiplier; ++m)
     pack_gradient(s,
                   static_cast<const T*>(p.output) + image * p.output_stride[0] +
                       (group * s.multiplier + m) * p.output_stride[1],
                   planes + m * s.grad_elements());
-  T* to = static_cast<T*>(p.input) + image * p.input_stride[0] + group * p.input_stride[1];
-  for (int64_t y = 0; y < p.in_height; ++y, to += p.input_stride[2])
-    for (int64_t phase = 0; phase < min_of(p.stride_width, p.in_width); ++phase) {
+  T* image_to = static_cast<T*>(p.input) + image * p.input_stride[0] + group * p.input_stride[1];
+  for (int64_t phase = 0; phase < min_of(p.stride_width, p.in_width); ++phase) {
+    const int64_t pixels = ceil_div(p.in_width - phase, p.stride_width);
+    for (int64_t t = 0; t < p.kernel_width; ++t) {  // where tap t begins within a row of the gradient's plane
+      const int64_t scaled = phase + p.pad_left - t * p.dilation_width;
+      offset[t] = scaled % p.stride_width == 0 ? s.border + scaled / p.stride_width : -1;
+    }
+    T* to = image_to + phase * p.input_stride[3];
+    for (int64_t y = 0; y < p.in_height; ++y, to += p.input_stride[2]) {
       int64_t count = 0;
       for (int64_t r = 0; r < p.kernel_height; ++r) {
         const int64_t out = tap_output(y, r, p.stride_height, p.pad_top, p.dilation_height, p.out_height);
         if (out < 0) continue;
-        for (int64_t t = 0; t < p.kernel_width; ++t) {
-          const int64_t scaled = phase + p.pad_left - t * p.dilation_width;
-          if (scaled % p.stride_width != 0) continue;
-          for (int64_t m = 0; m < s.multiplier; ++m)
-            taps[count++] = {
-                planes + m * s.grad_elements() + out * s.grad_pitch + s.border + scaled / p.stride_width,
-                weight_at<T>(p, group * s.multiplier + m, r, t)};
+        for (int64_t m = 0; m < s.multiplier; ++m) {
+          const A* line = planes + m * s.grad_elements() + out * s.grad_pitch;
+          const A* w = weights + m * s.taps() + r * p.kernel_width;
+          for (int64_t t = 0; t < p.kernel_width; ++t)
+            if (offset[t] >= 0) taps[count++] = {line + offset[t], w[t]};
         }
       }
-      const int64_t pixels = ceil_div(p.in_width - phase, p.stride_width);
       sum_taps(taps, count, pixels, row);
-      store_row(row, to + phase * p.input_stride[3], p.stride_width * p.input_stride[3], pixels, A(0),
-                Activation::none);
+      store_row(row, to, p.stride_width * p.input_stride[3], pixels, A(0), Activation::none);
     }
+  }
 }
 
 // sums[t] += over pixels of gradient * input, lane by lane, for `taps` taps of one kernel row.
@@ -202,6 +222,8 @@ void weight_group(const Shape<T>& s, int64_t group, Pieces scratch) {
   A* plane = scratch.take<A>(s.input_elements());
   A* grad = scratch.take<A>(s.grad_elements());
   A* sums = scratch.take<A>(s.taps() * lanes<A>);
+  int64_t* offset = scratch.take<int64_t>(p.kernel_width);
+  input_offsets(s, offset);
   for (int64_t channel = group * s.multiplier; channel < (group + 1) * s.multiplier; ++channel) {
     memset(sums, 0, static_cast<size_t>(s.taps() * lanes<A>) * sizeof(A));
     for (int64_t image = 0; image < p.batch; ++image) {
@@ -217,10 +239,7 @@ void weight_group(const Shape<T>& s, int64_t group, Pieces scratch) {
           for (int64_t t = 0; t < p.kernel_width; t += 4) {
             const A* from[4];
             const int64_t n = min_of(4, p.kernel_width - t);
-            for (int64_t i = 0; i < n; ++i) {
-              const int64_t at = (t + i) * p.dilation_width;
-              from[i] = plane + (in * p.stride_width + at % p.stride_width) * s.pitch + at / p.stride_width;
-            }
+            for (int64_t i = 0; i < n; ++i) from[i] = plane + in * p.stride_width * s.pitch + offset[t + i];
             const A* g = grad + y * s.grad_pitch + s.border;
             A* to = sums + (r * p.kernel_width + t) * lanes<A>;
             if (n == 4) weight_row<A, 4>(p.out_width, g, from, to);
