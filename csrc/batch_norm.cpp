@@ -111,6 +111,7 @@ struct Call {
     PYDL_CHECK(dtype_of(name, t) == params.dtype, name, ": expected ", what,
                " to have input's dtype, got scalar type ", static_cast<int>(t.scalar_type()));
     BatchNormView view{};
+    if (empty()) return view;
     if (all_expanded(t)) {
       const int64_t run = params.channels_last ? params.channels : params.spatial;
       Tensor repeated = pydl::empty(t, t.scalar_type(), {run});
@@ -263,8 +264,10 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const
   const void* given_mean = call.param("running_mean", running_mean, first);
   const void* given_var = call.param("running_var", running_var, first);
   if (!training) {
-    PYDL_CHECK(given_mean, "batch_norm: expected running_mean to be given in evaluation mode, got None");
-    PYDL_CHECK(given_var, "batch_norm: expected running_var to be given in evaluation mode, got None");
+    PYDL_CHECK(running_mean.has_value(),
+               "batch_norm: expected running_mean to be given in evaluation mode, got None");
+    PYDL_CHECK(running_var.has_value(),
+               "batch_norm: expected running_var to be given in evaluation mode, got None");
     p.running_mean = const_cast<void*>(given_mean);
     p.running_var = const_cast<void*>(given_var);
   }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from pydl import _C
+from pydl.ops import _triton
 
 NAMES = ("torch", "cpu", "cuda", "triton")
 
@@ -34,7 +35,9 @@ def _cuda_status():
 
 
 def _triton_status():
-    return Status(False, "pydl's Triton kernels are not registered")
+    why_not = _triton.why_not()
+    how = "interpreted on CPU tensors" if _triton.interpreted() else "compiled at the first call"
+    return Status(why_not is None, why_not or f"triton {_triton.version()}, {how}")
 
 
 def available():

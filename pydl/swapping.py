@@ -103,8 +103,9 @@ def _bind(module):
 
 
 def is_swapped(module):
-    """Whether our forward is bound to this very layer."""
-    return isinstance(module.__dict__.get("forward"), SwappedForward)
+    """Whether our forward is bound to this very layer: not to another, from which its ``__dict__`` was taken over."""
+    forward = module.__dict__.get("forward")
+    return isinstance(forward, SwappedForward) and forward._module() is module
 
 
 def swap(module):
@@ -152,7 +153,7 @@ def _why_left(layer):
     cls = type_before_parametrizations(layer)
     if cls not in _SERVED:
         return _why_not_served(layer, cls)
-    if "forward" in layer.__dict__ and not is_swapped(layer):
+    if not isinstance(layer.__dict__.get("forward"), SwappedForward | None):
         return "its forward was replaced on the instance"
     return _why_not_dtype(layer)
 

@@ -1,8 +1,26 @@
 """Fixtures: a seed before each test, and the backends as a parameter."""
 
+import os
+
 import pytest
 import torch
 from testing import BACKENDS, running
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreter
+
+    interpreter.install()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Takes the large sizes out of what Triton's interpreter runs: it needs seconds for a million elements."""
+    slow = [
+        item
+        for item in items
+        if "triton-interpreted" in item.nodeid and any(map(item.get_closest_marker, ("large", "slow")))
+    ]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(autouse=True)

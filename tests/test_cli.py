@@ -61,7 +61,7 @@ def test_info(pydl):
     "arguments, code, message",
     [
         ("train", 2, "pydl: train: expected the name of a model, got none"),
-        ("train leenet", 2, "pydl: model: expected the name to be one of lenet, "),
+        ("train leenet", 2, "pydl: model: expected the name to be one of alexnet, "),
         ("train lenet --data imagenet", 2, "pydl: data: expected the name to be one of digits, "),
         ("train lenet --lr 0", 2, "pydl: --lr: expected a finite number above 0"),
         ("train lenet --lr fast", 2, "--lr"),

@@ -44,7 +44,7 @@ SHAPES = {
     "valid": ((2, 3, 8, 9), (4, 3, 3), {"padding": "valid"}),
     "empty batch": ((0, 3, 8, 9), (4, 3, 3), {"padding": 1}),
 }
-ALGORITHMS = ["auto", "gemm"]
+ALGORITHMS = ["auto", "gemm", "batch", "winograd", "depthwise"]
 
 
 def make(name, dtype=torch.float32, bias=True):
@@ -374,5 +374,5 @@ def test_autocast(dtype):
 
 
 def test_no_kernel_is_bound_to_one_algorithm_name():
-    assert set(ALGORITHMS) <= {"auto", "gemm", "winograd", "depthwise", "direct"}
+    assert set(ALGORITHMS) <= {"auto", "gemm", "winograd", "depthwise", "batch"}
     assert pydl.functional.conv2d is conv2d

@@ -83,6 +83,7 @@ def test_probabilities(device, dtype, p):
     same_bits(PF.dropout(x, p, seed=seed_tensor(device=device)), dropout_reference(x, p, SEED))
 
 
+@pytest.mark.large
 def test_extreme_p_keeps_the_expected_number(device):
     n = 1 << 24
     dropped = (PF.dropout(torch.ones(n, device=device), 1e-6, seed=seed_tensor(device=device)) == 0).sum().item()
@@ -198,6 +199,7 @@ def test_storage_offset_breaks_no_alignment(device):
         )
 
 
+@pytest.mark.large
 def test_large_outputs_past_the_caches(device):
     # 16 MB and more are written by non-temporal stores; odd sizes leave a remainder
     for shape in [((1 << 22) + 13,), (4, 64, 128, 130)]:
@@ -234,6 +236,7 @@ def test_mask_does_not_depend_on_dtype(device):
         assert torch.equal(mask, masks[0])
 
 
+@pytest.mark.large
 def test_keep_rate_and_independence(device):
     n, p = 1 << 20, 0.3
     sigma = math.sqrt(p * (1 - p) / n)

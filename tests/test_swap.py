@@ -427,6 +427,15 @@ def test_a_forward_replaced_on_the_instance_is_kept():
     assert not any(isinstance(value, SwappedForward) for value in layer.__dict__.values())
 
 
+def test_a_dict_taken_over_from_another_layer_is_repaired_by_swap():
+    layer = pydl.swap(nn.Dropout(0.5))
+    twin = nn.Dropout.__new__(nn.Dropout)
+    twin.__dict__ = layer.__dict__.copy()
+    assert pydl.report(twin).rows[0].reason == "not swapped"
+    assert pydl.swap(twin).forward.module() is twin
+    assert layer.forward.module() is layer
+
+
 def test_shared_layers_and_slices():
     shared = nn.Conv2d(2, 2, 3, padding=1)
     net = pydl.swap(nn.Sequential(shared, nn.ReLU(), shared))

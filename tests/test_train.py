@@ -56,6 +56,18 @@ def learner(model="lenet", backend="cpu", device="cpu", **options):
 
 
 @pytest.fixture(autouse=True)
+def _no_pictures(request, monkeypatch):
+    """Drawing takes longer than a test's training; tests that look at pictures ask for ``pictures``."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(curves, "available", lambda: False)
+
+
+@pytest.fixture
+def pictures():
+    """Asks for the pictures of a run."""
+
+
+@pytest.fixture(autouse=True)
 def _one_thread():
     """Models this small gain nothing from a second core, and lose much where another process holds it."""
     threads = torch.get_num_threads()
@@ -145,8 +157,7 @@ def test_training_leaves_the_callers_random_state_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# epochs end at steps 23, 46, …: resumed at an epoch's end, and inside one
-@pytest.mark.parametrize("stop", [{"epochs": 1}, {"max_steps": 30}])
+@pytest.mark.parametrize("stop", [23, 30])  # epochs end at steps 23, 46, …: at an epoch's end, and inside one
 @pytest.mark.parametrize(
     "model, optimizer",
     [("mlp", "adam"), ("lenet_bn", "momentum")],  # dropout's seeds; running statistics
@@ -154,8 +165,8 @@ def test_training_leaves_the_callers_random_state_alone(tmp_path):
 def test_resumed_equals_unbroken_bit_for_bit(tmp_path, model, optimizer, stop):
     options = {"epochs": 3, "optimizer": optimizer, "lr": 0.01, "schedule": "cosine", "warmup": 5, "clip": 1.0}
     unbroken, _ = run(tmp_path / "unbroken", model, **options)
-    run(tmp_path / "parts", model, **options | stop)
-    result, _ = run(None, resume=tmp_path / "parts", epochs=3, max_steps=None)
+    run(tmp_path / "parts", model, max_steps=stop, **options)
+    result, _ = run(None, resume=tmp_path / "parts", max_steps=None)
     assert numbers(result.history) == numbers(unbroken.history)
     assert_same_state(tmp_path / "unbroken", tmp_path / "parts")
     rows = [json.loads(line) for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
@@ -173,7 +184,7 @@ def interrupt_in_step(monkeypatch, number):
     monkeypatch.setattr(Learner, "_one", one)
 
 
-def test_ctrl_c_keeps_the_last_finished_epoch(tmp_path, monkeypatch):
+def test_ctrl_c_keeps_the_last_finished_epoch(tmp_path, monkeypatch, pictures):
     unbroken, _ = run(tmp_path / "unbroken", epochs=3)
     with monkeypatch.context() as patch:
         interrupt_in_step(patch, 40)
@@ -205,7 +216,7 @@ def test_resume_refuses_another_data_set_of_the_same_name(tmp_path, monkeypatch)
     digits = data.get("digits")
     digits.train = data.Split(digits.train.images[:100], digits.train.targets[:100])
     monkeypatch.setattr(data, "get", lambda *arguments, **options: digits)
-    with pytest.raises(CheckpointError, match="expected the 1,438 training examples and 10 classes .* got 100 and 10"):
+    with pytest.raises(CheckpointError, match=r"expected the 1,438 training examples and 10 classes .* got 100 and 10"):
         run(None, resume=tmp_path)
 
 
@@ -264,7 +275,7 @@ def test_compare_is_resumed_exactly(tmp_path):
     assert numbers(result.history) == numbers(unbroken.history)
 
 
-def test_what_a_run_writes_and_prints(tmp_path):
+def test_what_a_run_writes_and_prints(tmp_path, pictures):
     result, text = run(tmp_path, "lenet", epochs=2, max_steps=40)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == result.history
@@ -319,7 +330,7 @@ def test_schedule_clip_and_weight_decay_reach_the_optimizer():
     torch.testing.assert_close(ours.model[1].weight.double(), weight, rtol=1e-4, atol=1e-6)
 
 
-def test_tensorboard_file_holds_scalars_and_pictures(tmp_path):
+def test_tensorboard_file_holds_scalars_and_pictures(tmp_path, pictures):
     result, _ = run(tmp_path, epochs=2, tensorboard=True)
     (path,) = tmp_path.glob("events.out.tfevents.*")
     raw, records = path.read_bytes(), []
@@ -361,8 +372,7 @@ def test_an_out_folder_with_a_run_is_refused(tmp_path):
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
-def test_without_matplotlib_training_works_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(curves, "available", lambda: False)
+def test_without_matplotlib_training_works_and_says_so(tmp_path):
     _, text = run(tmp_path, max_steps=1)
     assert 'curves.png needs matplotlib, which is not installed; run pip install "pydl-kernels[train]"' in text
     assert not (tmp_path / "curves.png").exists()

@@ -17,23 +17,28 @@ TOLERANCE = {
 }
 DTYPES = list(TOLERANCE)
 
-_BACKENDS = [f"cpu-{isa}" for isa in ("baseline", "avx2", "avx512")] + ["cuda"]
+# triton-interpreted runs the Triton kernels on CPU tensors: TRITON_INTERPRET=1 pytest -m triton, a process of its own
+_BACKENDS = [f"cpu-{isa}" for isa in ("baseline", "avx2", "avx512")] + ["cuda", "triton", "triton-interpreted"]
 
 
 def _why_not(name):
     if name.startswith("cpu-"):
         isa = name.removeprefix("cpu-")
         return None if isa in pydl.backend.isas() else f"this CPU has no {isa}"
+    if name == "triton-interpreted":
+        return None
     if not torch.cuda.is_available():
         return "no GPU on this machine"
     status = pydl.backend.available()[name]
     return None if status else status.reason
 
 
-BACKENDS = [
-    pytest.param(name, marks=pytest.mark.skipif(_why_not(name) is not None, reason=str(_why_not(name))))
-    for name in _BACKENDS
-]
+def _marks(name):
+    skip = pytest.mark.skipif(_why_not(name) is not None, reason=str(_why_not(name)))
+    return [skip, pytest.mark.triton] if name == "triton-interpreted" else [skip]
+
+
+BACKENDS = [pytest.param(name, marks=_marks(name)) for name in _BACKENDS]
 
 
 @contextlib.contextmanager
@@ -41,6 +46,9 @@ def running(name):
     """Runs a block under a backend of ``BACKENDS``; yields the device to put tensors on."""
     if name.startswith("cpu-"):
         with pydl.backend.use("cpu"), pydl.backend.isa(name.removeprefix("cpu-")):
+            yield torch.device("cpu")
+    elif name == "triton-interpreted":
+        with pydl.backend.use("triton"):
             yield torch.device("cpu")
     else:
         with pydl.backend.use(name):

@@ -5,8 +5,9 @@ namespace pydl::cpu::PYDL_ISA {
 namespace {
 
 template <class A, int rows, int vectors, Rows layout>
-void microkernel(int64_t depth, const A* a, const A* b, A* tile, bool accumulate) {
-  constexpr int64_t step = layout == Rows::pitched ? 1 : kRows, row = layout == Rows::pitched ? kPitch : 1;
+void microkernel(int64_t depth, const A* a, int64_t pitch, const A* b, A* tile, bool accumulate) {
+  constexpr int64_t row = layout == Rows::pitched ? kPitch : 1;
+  const int64_t step = layout == Rows::pitched ? 1 : pitch;
   vec<A> sum[rows][vectors];
 #pragma GCC unroll 16
   for (int m = 0; m < rows; ++m)
@@ -31,7 +32,7 @@ void microkernel(int64_t depth, const A* a, const A* b, A* tile, bool accumulate
 }
 
 template <class A>
-using Microkernel = void (*)(int64_t, const A*, const A*, A*, bool);
+using Microkernel = void (*)(int64_t, const A*, int64_t, const A*, A*, bool);
 
 template <class A, Rows layout, int rows>
 Microkernel<A> pick(int64_t wanted, int64_t columns) {
@@ -47,13 +48,15 @@ Microkernel<A> pick(int64_t wanted, int64_t columns) {
 }  // namespace
 
 template <class A>
-void gemm_tile(Rows layout, int64_t rows, int64_t columns, int64_t depth, const A* a, const A* b, A* tile,
-               bool accumulate) {
+void gemm_tile(Rows layout, int64_t rows, int64_t columns, int64_t depth, const A* a, int64_t pitch,
+               const A* b, A* tile, bool accumulate) {
   const Microkernel<A> kernel = layout == Rows::pitched ? pick<A, Rows::pitched, kRows>(rows, columns)
                                                         : pick<A, Rows::interleaved, kRows>(rows, columns);
-  kernel(depth, a, b, tile, accumulate);
+  kernel(depth, a, pitch, b, tile, accumulate);
 }
-template void gemm_tile<float>(Rows, int64_t, int64_t, int64_t, const float*, const float*, float*, bool);
-template void gemm_tile<double>(Rows, int64_t, int64_t, int64_t, const double*, const double*, double*, bool);
+template void gemm_tile<float>(Rows, int64_t, int64_t, int64_t, const float*, int64_t, const float*, float*,
+                               bool);
+template void gemm_tile<double>(Rows, int64_t, int64_t, int64_t, const double*, int64_t, const double*,
+                                double*, bool);
 
 }  // namespace pydl::cpu::PYDL_ISA

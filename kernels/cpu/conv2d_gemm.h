@@ -4,7 +4,7 @@
 //   tile[m][j] (+)= sum_k a(m, k) * b[k][j]          m < rows <= kRows,  j < kColumns
 //
 // b is a panel of kColumns (two vectors) side by side for each k. a is one number per (m, k), broadcast:
-// either as k-major (a[k * kRows + m]) or as rows of a fixed pitch (a[m * kPitch + k]), whichever its packing
+// either as k-major (a[k * pitch + m]) or as rows of a fixed pitch (a[m * kPitch + k]), whichever its packing
 // writes in runs. Accumulators fill the register file: kRows * 2 vectors, two vectors of b and one broadcast.
 // The fixed pitch turns every address into one pointer plus a constant; it is no power of two, so that the
 // rows fall into different cache sets.
@@ -28,12 +28,12 @@ static constexpr int64_t kDepth = 256;  // k per panel: a block of a (14 KB) sta
 static constexpr int64_t kPitch = 272;  // elements between rows of a
 
 // How a holds its numbers.
-enum class Rows { pitched, interleaved };  // a[m * kPitch + k], a[k * kRows + m]
+enum class Rows { pitched, interleaved };  // a[m * kPitch + k], a[k * pitch + m]
 
 // rows <= kRows and columns <= kColumns say how much of the tile is wanted; the rest of it may hold anything.
 // accumulate: add to the tile rather than overwrite it. Defined for A = float and double in conv2d_gemm.cpp.
 template <class A>
-void gemm_tile(Rows layout, int64_t rows, int64_t columns, int64_t depth, const A* a, const A* b, A* tile,
-               bool accumulate);
+void gemm_tile(Rows layout, int64_t rows, int64_t columns, int64_t depth, const A* a, int64_t pitch,
+               const A* b, A* tile, bool accumulate);
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -11,6 +11,7 @@
 // and runs the microkernel over all channels; partial tiles live in the task's own scratch, so nothing but
 // results is written. The vector axis is the one along which the result is contiguous: pixels (NCHW) or
 // channels (channels_last).
+#include "kernels/cpu/conv2d_finish.h"
 #include "kernels/cpu/conv2d_gemm.h"
 #include "kernels/cpu/conv2d_im2col.h"
 
@@ -38,7 +39,8 @@ struct Gather {
   bool channels_contiguous() const { return result_stride[1] == 1 && channels > 1; }
 };
 
-constexpr int64_t kBlockTiles = 4;  // tiles of columns, or blocks of rows, that one task packs
+constexpr int64_t kMaxBlocks = 32;            // tiles of columns, or blocks of rows, that one task packs:
+constexpr int64_t kPackedElements = 1 << 15;  // as many as make 128 KB of windows, half of a small L2
 
 // Sizes that both the caller of scratch and the run must agree on.
 template <class A>
@@ -47,27 +49,33 @@ struct Plan {
   int64_t depth, depth_blocks;
   int64_t weight_tiles;  // blocks of rows (or tiles of columns) that the channels fill
   int64_t weight_rows;   // channels per block of rows
-  int64_t task_pixels, tasks_per_group;
+  int64_t blocks, task_pixels, tasks_per_group;
 
   Plan(bool by_channel, int64_t depth, int64_t channels, int64_t pixels)
       : by_channel(by_channel), depth(depth), depth_blocks(max_of(ceil_div(depth, kDepth), 1)) {
     weight_tiles = by_channel ? ceil_div(channels, kColumns<A>) : ceil_div(channels, kRows);
     weight_rows = ceil_div(channels, weight_tiles);
-    task_pixels = kBlockTiles * (by_channel ? kRows : kColumns<A>);
+    // a long row of results per channel spares the store side (pages, DRAM rows), so shallow sums take more
+    // pixels
+    blocks = max_of(4, min_of(kMaxBlocks, kPackedElements / (max_of(min_of(depth, kDepth), 1) * unit())));
+    blocks =
+        max_of(1, min_of(blocks, pixels / (8 * unit())));  // and small problems leave tasks for every thread
+    task_pixels = blocks * unit();
     tasks_per_group = ceil_div(pixels, task_pixels);
   }
+  int64_t unit() const { return by_channel ? kRows : kColumns<A>; }  // pixels per block
   int64_t weight_unit() const { return by_channel ? kColumns<A> : kRows; }
   int64_t weight_panel() const { return min_of(depth, kDepth) * weight_unit(); }
   int64_t weight_elements(int64_t groups) const {
     return groups * depth_blocks * weight_tiles * weight_panel();
   }
   int64_t window_panel() const { return by_channel ? kRows * kPitch : kDepth * kColumns<A>; }
-  int64_t tiles() const { return depth_blocks == 1 ? 1 : weight_tiles * kBlockTiles; }
+  int64_t tiles() const { return depth_blocks == 1 ? 1 : weight_tiles * blocks; }
   int64_t bytes(int64_t groups, int64_t threads) const {
     return Pieces::bytes<A>(weight_elements(groups)) + threads * slot_bytes();
   }
   int64_t slot_bytes() const {
-    return Pieces::bytes<A>(kBlockTiles * window_panel()) + Pieces::bytes<A>(tiles() * kTile<A>) +
+    return Pieces::bytes<A>(blocks * window_panel()) + Pieces::bytes<A>(tiles() * kTile<A>) +
            Pieces::bytes<Run>(task_pixels);
   }
 };
@@ -84,11 +92,13 @@ void pack_weights(const Gather<T>& g, const Plan<A>& plan, A* packed, const Para
   const int64_t per_tile = plan.by_channel ? unit : plan.weight_rows;
   parallel(panels, ceil_div(4096, max_of(plan.weight_panel(), 1)), [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; ++p) {
-      const int64_t tile = p % plan.weight_tiles, block = p / plan.weight_tiles % plan.depth_blocks;
+      // all blocks of a tile in succession: they reread the same cache lines when the weights are (O, I, H,
+      // W)
+      const int64_t block = p % plan.depth_blocks, tile = p / plan.depth_blocks % plan.weight_tiles;
       const int64_t group = p / plan.weight_tiles / plan.depth_blocks;
       const int64_t m0 = tile * per_tile, count = min_of(per_tile, g.channels - m0);
       const T* from = g.weight + group * g.weight_group + m0 * g.weight_m;
-      A* to = packed + p * plan.weight_panel();
+      A* to = packed + ((group * plan.depth_blocks + block) * plan.weight_tiles + tile) * plan.weight_panel();
       each_tap(g.windows, block * kDepth, min_of((block + 1) * kDepth, plan.depth),
                [&](int64_t ty, int64_t tx, int64_t channel, int64_t channels, int64_t at) {
                  const T* tap = from + ty * g.weight_y + tx * g.weight_x + channel * g.weight_channel;
@@ -100,23 +110,6 @@ void pack_weights(const Gather<T>& g, const Plan<A>& plan, A* packed, const Para
                });
     }
   });
-}
-
-template <class A>
-PYDL_INLINE vec<A> activate(vec<A> x, Activation activation) {
-  switch (activation) {
-    case Activation::none:
-      break;
-    case Activation::relu:
-      return x < vec<A>{} ? vec<A>{} : x;  // nan stays nan, as in torch
-    case Activation::sigmoid: {
-      A lane[lanes<A>];
-      store(lane, x);
-      for (A& value : lane) value = A(1) / (A(1) + static_cast<A>(__builtin_exp(-value)));
-      return load(lane);
-    }
-  }
-  return x;
 }
 
 // to[i * stride] = act(from[i] + bias), where bias is one number or a vector of them.
@@ -166,11 +159,11 @@ void run_task(const Gather<T>& g, const Plan<A>& plan, const A* packed, int64_t 
               int64_t count, Pieces scratch) {
   Windows<T> windows = g.windows;
   windows.data += group * g.window_group;
-  A* panels = scratch.take<A>(kBlockTiles * plan.window_panel());
+  A* panels = scratch.take<A>(plan.blocks * plan.window_panel());
   A* tiles = scratch.take<A>(plan.tiles() * kTile<A>);
   Run* runs = scratch.take<Run>(plan.task_pixels);
-  const int64_t unit = plan.by_channel ? kRows : kColumns<A>, blocks = ceil_div(count, unit);
-  int64_t first_run[kBlockTiles + 1] = {0};
+  const int64_t unit = plan.unit(), blocks = ceil_div(count, unit);
+  int64_t first_run[kMaxBlocks + 1] = {0};
   for (int64_t b = 0; b < blocks; ++b)
     first_run[b + 1] = first_run[b] + cut_runs(begin + b * unit, min_of(unit, count - b * unit),
                                                windows.y.out_size, windows.x.out_size, runs + first_run[b]);
@@ -189,12 +182,12 @@ void run_task(const Gather<T>& g, const Plan<A>& plan, const A* packed, int64_t 
           packed + ((group * plan.depth_blocks + d) * plan.weight_tiles + t) * plan.weight_panel();
       const int64_t channels = min_of(per_tile, g.channels - t * per_tile);
       for (int64_t b = 0; b < blocks; ++b) {
-        A* tile = tiles + (plan.depth_blocks == 1 ? 0 : t * kBlockTiles + b) * kTile<A>;
+        A* tile = tiles + (plan.depth_blocks == 1 ? 0 : t * plan.blocks + b) * kTile<A>;
         const A* panel = panels + b * plan.window_panel();
         const int64_t pixels = min_of(unit, count - b * unit);
         plan.by_channel
-            ? gemm_tile<A>(Rows::pitched, pixels, channels, k1 - k0, panel, weights, tile, d > 0)
-            : gemm_tile<A>(Rows::interleaved, channels, pixels, k1 - k0, weights, panel, tile, d > 0);
+            ? gemm_tile<A>(Rows::pitched, pixels, channels, k1 - k0, panel, 0, weights, tile, d > 0)
+            : gemm_tile<A>(Rows::interleaved, channels, pixels, k1 - k0, weights, kRows, panel, tile, d > 0);
         if (d == plan.depth_blocks - 1)
           finish_tile(g, plan.by_channel, tile, group, t * per_tile, channels, runs + first_run[b],
                       first_run[b + 1] - first_run[b]);

@@ -12,20 +12,25 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int64_t kTaskRowBlocks = 4;         // blocks of rows that share one packed panel of the gradient
+constexpr int64_t kMaxRowBlocks =
+    16;  // blocks of rows that share a packed panel of the gradient: 224 KB of windows
 constexpr int64_t kWantedTasks = 32;          // tasks to aim at, so that 16 threads are kept busy
 constexpr int64_t kMaxSplitBytes = 32 << 20;  // of partial sums
 
 template <class A>
 struct WeightPlan {
   int64_t rows, columns, pixels, groups;  // of one group: numbers of a window, output channels
-  int64_t task_rows, row_tasks, column_tiles, pixel_blocks, splits;
+  bool by_pixel;  // windows lie in memory with channels together: rows are interleaved rather than pitched
+  int64_t task_blocks, task_rows, row_tasks, column_tiles, pixel_blocks, splits;
 
   explicit WeightPlan(const Conv2dParams& p) : groups(p.groups) {
     rows = p.kernel_height * p.kernel_width * (p.in_channels / p.groups);
     columns = p.out_channels / p.groups;
     pixels = p.batch * p.out_height * p.out_width;
-    task_rows = kTaskRowBlocks * kRows;
+    by_pixel = p.input_stride[1] == 1 && p.in_channels / p.groups >= 4;
+    const int64_t row_blocks = ceil_div(rows, kRows);
+    task_blocks = ceil_div(row_blocks, ceil_div(row_blocks, kMaxRowBlocks));
+    task_rows = task_blocks * kRows;
     row_tasks = ceil_div(rows, task_rows);
     column_tiles = ceil_div(columns, kColumns<A>);
     pixel_blocks = ceil_div(pixels, kDepth);
@@ -34,10 +39,10 @@ struct WeightPlan {
         max_of(1, min_of(splits, kMaxSplitBytes / max_of(1, partial() * static_cast<int64_t>(sizeof(A)))));
   }
   int64_t tasks() const { return groups * row_tasks * splits; }
-  int64_t task_partial() const { return kTaskRowBlocks * column_tiles * kTile<A>; }
+  int64_t task_partial() const { return task_blocks * column_tiles * kTile<A>; }
   int64_t partial() const { return groups * row_tasks * task_partial(); }  // elements of one split's sums
   int64_t slot_bytes() const {
-    return Pieces::bytes<A>(kTaskRowBlocks * kRows * kPitch) + Pieces::bytes<A>(kDepth * kColumns<A>) +
+    return Pieces::bytes<A>(task_rows * kPitch) + Pieces::bytes<A>(kDepth * kColumns<A>) +
            Pieces::bytes<Run>(kDepth);
   }
   int64_t bytes(int64_t threads) const {
@@ -56,12 +61,20 @@ void pack_gradient(const T* data, const int64_t* stride, const Run* runs, int64_
     if (stride[1] == 1 || run.count < 4) {
       for (int64_t j = 0; j < run.count; ++j)
         copy_strided(to + j * kColumns<A>, from + j * stride[3], stride[1], channels);
+    } else if (stride[3] == 1) {
+      for (int64_t c = 0; c < channels; c += lanes<A>)
+        for (int64_t j = 0; j < run.count; j += lanes<A>) {
+          const int64_t n = min_of(lanes<A>, run.count - j), some = min_of(lanes<A>, channels - c);
+          vec<A> square[lanes<A>];
+          for (int64_t r = 0; r < lanes<A>; ++r)
+            square[r] = r < some ? load_between(from + (c + r) * stride[1] + j, 0, n) : vec<A>{};
+          transpose(square);
+          for (int64_t r = 0; r < n; ++r) store(to + (j + r) * kColumns<A> + c, square[r]);
+        }
     } else {
-      A some[kDepth];
-      for (int64_t c = 0; c < channels; ++c) {
-        copy_strided(some, from + c * stride[1], stride[3], run.count);
-        for (int64_t j = 0; j < run.count; ++j) to[j * kColumns<A> + c] = some[j];
-      }
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t j = 0; j < run.count; ++j)
+          to[j * kColumns<A> + c] = load_n(from + c * stride[1] + j * stride[3], 1)[0];
     }
   }
 }
@@ -78,7 +91,7 @@ void run_weight_task(const Conv2dParams& p, const WeightPlan<A>& plan, int64_t t
       {p.kernel_height, p.stride_height, -p.pad_top, p.dilation_height, p.in_height, p.out_height},
       {p.kernel_width, p.stride_width, -p.pad_left, p.dilation_width, p.in_width, p.out_width}};
   const T* gradient = static_cast<const T*>(p.output) + group * plan.columns * p.output_stride[1];
-  A* left = scratch.take<A>(kTaskRowBlocks * kRows * kPitch);
+  A* left = scratch.take<A>(plan.task_rows * kPitch);
   A* right = scratch.take<A>(kDepth * kColumns<A>);
   Run* runs = scratch.take<Run>(kDepth);
   const int64_t row0 = row_task * plan.task_rows, rows = min_of(plan.task_rows, plan.rows - row0);
@@ -87,44 +100,64 @@ void run_weight_task(const Conv2dParams& p, const WeightPlan<A>& plan, int64_t t
   for (int64_t block = block0; block < block1; ++block) {
     const int64_t begin = block * kDepth, count = min_of(kDepth, plan.pixels - begin);
     const int64_t n_runs = cut_runs(begin, count, p.out_height, p.out_width, runs);
-    pack_windows_by_depth(windows, runs, n_runs, row0, row0 + rows, left, kPitch);
+    plan.by_pixel ? pack_windows_by_pixel(windows, runs, n_runs, row0, row0 + rows, left, plan.task_rows)
+                  : pack_windows_by_depth(windows, runs, n_runs, row0, row0 + rows, left, kPitch);
     for (int64_t t = 0; t < plan.column_tiles; ++t) {
       const int64_t column0 = t * kColumns<A>, columns = min_of(kColumns<A>, plan.columns - column0);
       pack_gradient(gradient + column0 * p.output_stride[1], p.output_stride, runs, n_runs, columns, right);
       for (int64_t b = 0; b * kRows < rows; ++b)
-        gemm_tile<A>(Rows::pitched, min_of(kRows, rows - b * kRows), columns, count,
-                     left + b * kRows * kPitch, right, partial + (b * plan.column_tiles + t) * kTile<A>,
-                     block > block0);
+        gemm_tile<A>(plan.by_pixel ? Rows::interleaved : Rows::pitched, min_of(kRows, rows - b * kRows),
+                     columns, count, left + b * kRows * (plan.by_pixel ? 1 : kPitch), plan.task_rows, right,
+                     partial + (b * plan.column_tiles + t) * kTile<A>, block > block0);
     }
   }
 }
 
-// Adds the splits in order and puts the sums where the weights are.
+// Adds the splits in order and puts the sums where the weights are: squares of channels by output channels,
+// transposed, all taps of a square in succession, so that (O, I, H, W) weights are written a few cache lines
+// at a time.
 template <class T, class A>
 void combine(const Conv2dParams& p, const WeightPlan<A>& plan, const A* partials, const Parallel& parallel) {
-  const int64_t channels = p.in_channels / p.groups, rows = plan.groups * plan.rows;
-  parallel(rows, ceil_div(4096, plan.columns * plan.splits), [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) {
-      const int64_t group = r / plan.rows, row = r % plan.rows, channel = row % channels,
-                    tap = row / channels;
-      T* to = static_cast<T*>(p.weight) + group * plan.columns * p.weight_stride[0] +
-              channel * p.weight_stride[1] + tap / p.kernel_width * p.weight_stride[2] +
-              tap % p.kernel_width * p.weight_stride[3];
-      const int64_t row_task = row / plan.task_rows, block = row % plan.task_rows / kRows,
-                    m = row % plan.task_rows % kRows;
-      for (int64_t o = 0; o < plan.columns; o += lanes<A>) {
-        const int64_t n = min_of(lanes<A>, plan.columns - o);
-        const A* from = partials + (group * plan.row_tasks + row_task) * plan.splits * plan.task_partial() +
-                        (block * plan.column_tiles + o / kColumns<A>)*kTile<A> + m * kColumns<A> +
-                        o % kColumns<A>;
-        vec<A> sum = load(from);
-        for (int64_t s = 1; s < plan.splits; ++s) sum += load(from + s * plan.task_partial());
-        T some[lanes<A>];
-        store(some, sum);
-        for (int64_t j = 0; j < n; ++j) to[(o + j) * p.weight_stride[0]] = some[j];
-      }
-    }
-  });
+  constexpr int64_t all = lanes<A>;
+  const int64_t channels = p.in_channels / p.groups, taps = p.kernel_height * p.kernel_width;
+  const int64_t channel_blocks = ceil_div(channels, all), out_blocks = ceil_div(plan.columns, all);
+  const int64_t* stride = p.weight_stride;
+  parallel(plan.groups * out_blocks * channel_blocks, ceil_div(64, taps * plan.splits),
+           [&](int64_t first, int64_t last) {
+             for (int64_t item = first; item < last; ++item) {
+               const int64_t c0 = item % channel_blocks * all, o0 = item / channel_blocks % out_blocks * all;
+               const int64_t group = item / channel_blocks / out_blocks;
+               const int64_t some_channels = min_of(all, channels - c0),
+                             outs = min_of(all, plan.columns - o0);
+               for (int64_t tap = 0; tap < taps; ++tap) {
+                 vec<A> square[all];
+                 for (int64_t i = 0; i < all; ++i) {
+                   square[i] = vec<A>{};
+                   if (i >= some_channels) continue;
+                   const int64_t row = tap * channels + c0 + i,
+                                 task = group * plan.row_tasks + row / plan.task_rows;
+                   const int64_t block = row % plan.task_rows / kRows, m = row % plan.task_rows % kRows;
+                   const A* from = partials + task * plan.splits * plan.task_partial() +
+                                   (block * plan.column_tiles + o0 / kColumns<A>)*kTile<A> + m * kColumns<A> +
+                                   o0 % kColumns<A>;
+                   for (int64_t s = 0; s < plan.splits; ++s)
+                     square[i] += load(from + s * plan.task_partial());
+                 }
+                 transpose(square);
+                 T* to = static_cast<T*>(p.weight) + (group * plan.columns + o0) * stride[0] +
+                         c0 * stride[1] + tap / p.kernel_width * stride[2] + tap % p.kernel_width * stride[3];
+                 for (int64_t j = 0; j < outs; ++j, to += stride[0]) {
+                   if (stride[1] == 1) {
+                     store_n(to, square[j], some_channels);
+                   } else {
+                     T some[all];
+                     store(some, square[j]);
+                     for (int64_t i = 0; i < some_channels; ++i) to[i * stride[1]] = some[i];
+                   }
+                 }
+               }
+             }
+           });
 }
 
 template <class T>

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/conv2d_algorithms.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_transpose.h"
 
 namespace pydl::cpu::PYDL_ISA {
 
@@ -105,11 +106,31 @@ static PYDL_INLINE void each_tap(const Windows<T>& w, int64_t begin, int64_t end
   }
 }
 
-// panel[k][pixel], `pitch` elements between k: numbers [begin, end) of the windows of `count` pixels in
-// `runs`.
+// to[i] = from[i * kStep] for i in [low, high), 0 for the other i < count. kStep: 1, 2 or 4.
+template <int kStep, class T, class A>
+static PYDL_INLINE void copy_span(A* to, const T* from, int64_t low, int64_t high, int64_t count) {
+  constexpr int64_t all = lanes<A>;
+  for (int64_t i = 0; i < count; i += all) {
+    const T* at = from + i * kStep;
+    const int64_t first = (low - i) * kStep, end = (high - i - 1) * kStep + 1;  // of the elements at `at`
+    vec<A> x;
+    if constexpr (kStep == 1) {
+      x = load_between(at, first, end);
+    } else {
+      x = even_lanes(load_between(at, first, end), load_between(at + all, first - all, end - all));
+      if constexpr (kStep == 4)
+        x = even_lanes(x, even_lanes(load_between(at + 2 * all, first - 2 * all, end - 2 * all),
+                                     load_between(at + 3 * all, first - 3 * all, end - 3 * all)));
+    }
+    count - i >= all ? store(to + i, x) : store_n(to + i, x, count - i);
+  }
+}
+
+// panel[k][pixel], `pitch` elements between k: numbers [begin, end) of the windows of the pixels in `runs`.
 template <class T, class A>
 static void pack_windows_by_depth(const Windows<T>& w, const Run* runs, int64_t n_runs, int64_t begin,
                                   int64_t end, A* panel, int64_t pitch) {
+  const int64_t step = w.x.step * w.stride[3];
   each_tap(w, begin, end, [&](int64_t ty, int64_t tx, int64_t channel, int64_t channels, int64_t at) {
     for (int64_t i = 0; i < n_runs; ++i) {
       const Run& run = runs[i];
@@ -119,15 +140,19 @@ static void pack_windows_by_depth(const Windows<T>& w, const Run* runs, int64_t 
       const Span span =
           row >= 0 && row < w.y.in_size ? inside(w.x, run.column, run.count, offset) : Span{0, 0};
       const T* from = w.data + run.image * w.stride[0] + channel * w.stride[1] + row * w.stride[2] +
-                      ((run.column + span.low) * w.x.step + offset) * w.stride[3];
-      if (span.low == span.high) {
-        for (int64_t c = 0; c < channels; ++c) fill_zero(to + c * pitch, run.count);
-        continue;
-      }
+                      (run.column * w.x.step + offset) * w.stride[3];  // of the run's first pixel
       for (int64_t c = 0; c < channels; ++c, to += pitch, from += w.stride[1]) {
-        fill_zero(to, span.low);
-        copy_strided(to + span.low, from, w.x.step * w.stride[3], span.high - span.low);
-        fill_zero(to + span.high, run.count - span.high);
+        if (step == 1) {
+          copy_span<1>(to, from, span.low, span.high, run.count);
+        } else if (step == 2) {
+          copy_span<2>(to, from, span.low, span.high, run.count);
+        } else if (step == 4) {
+          copy_span<4>(to, from, span.low, span.high, run.count);
+        } else {
+          fill_zero(to, span.low);
+          copy_strided(to + span.low, from + span.low * step, step, span.high - span.low);
+          fill_zero(to + span.high, run.count - span.high);
+        }
       }
     }
   });
@@ -137,6 +162,31 @@ static void pack_windows_by_depth(const Windows<T>& w, const Run* runs, int64_t 
 template <class T, class A>
 static void pack_windows_by_pixel(const Windows<T>& w, const Run* runs, int64_t n_runs, int64_t begin,
                                   int64_t end, A* panel, int64_t pitch) {
+  if (w.stride[1] == 1 && (w.x.taps == 1 || w.x.spacing * w.stride[3] == w.channels)) {
+    // a row of a window is one stretch of memory, taps and channels together; the image's edge clips it
+    const int64_t length = w.x.taps * w.channels, pixel = w.x.taps == 1 ? w.stride[3] : w.channels;
+    for (int64_t k = begin; k < end;) {
+      const int64_t ty = k / length, q0 = k % length, q1 = min_of(length, q0 + end - k);
+      for (int64_t i = 0; i < n_runs; ++i) {
+        const Run& run = runs[i];
+        const int64_t row = run.row * w.y.step + w.y.first + ty * w.y.spacing;
+        const bool row_inside = row >= 0 && row < w.y.in_size;
+        const T* line = w.data + run.image * w.stride[0] + row * w.stride[2];
+        A* to = panel + run.at * pitch + (k - begin);
+        for (int64_t j = 0; j < run.count; ++j, to += pitch) {
+          const int64_t column = (run.column + j) * w.x.step + w.x.first;
+          // with one tap a pixel is all in or all out; else tap t is inside for column + t in [0, in_size)
+          const int64_t low = w.x.taps == 1 ? (column < 0 ? length : 0) : -column * w.channels;
+          const int64_t high =
+              w.x.taps == 1 ? (column < w.x.in_size ? length : 0) : (w.x.in_size - column) * w.channels;
+          const bool any = row_inside && low < high;
+          copy_span<1>(to, line + column * pixel + q0, any ? low - q0 : 0, any ? high - q0 : 0, q1 - q0);
+        }
+      }
+      k += q1 - q0;
+    }
+    return;
+  }
   each_tap(w, begin, end, [&](int64_t ty, int64_t tx, int64_t channel, int64_t channels, int64_t at) {
     for (int64_t i = 0; i < n_runs; ++i) {
       const Run& run = runs[i];

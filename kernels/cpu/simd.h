@@ -74,7 +74,8 @@ PYDL_INLINE vec<A> broadcast(A a) {
   return vec<A>{} + a;  // -0.0 becomes +0.0, which no caller tells apart
 }
 
-// The same without the addition that -0.0 forces on the compiler: x - 0.0 is x, so one broadcast remains. For inner loops.
+// The same without the addition that -0.0 forces on the compiler: x - 0.0 is x, so one broadcast remains. For
+// inner loops.
 template <class A>
 PYDL_INLINE vec<A> splat(A a) {
   return a - vec<A>{};
@@ -214,6 +215,36 @@ PYDL_INLINE vec<float> load_n(const f16* p, int64_t n) { return widen_f16(load_b
 PYDL_INLINE void store_n(bf16* p, vec<float> v, int64_t n) { store_bits_n(p, narrow_bf16(v), n); }
 PYDL_INLINE void store_n(f16* p, vec<float> v, int64_t n) { store_bits_n(p, narrow_f16(v), n); }
 
+// Lanes [low, high) of what lies at p; the others read as zero and their memory is not touched.
+#if defined(PYDL_AVX512)
+PYDL_INLINE uint32_t between_mask(int64_t low, int64_t high) {
+  return lane_mask(max_of(high, 0)) & ~lane_mask(max_of(low, 0));
+}
+PYDL_INLINE vec<float> load_between(const float* p, int64_t low, int64_t high) {
+  return (vec<float>)_mm512_maskz_loadu_ps((__mmask16)between_mask(low, high), p);
+}
+PYDL_INLINE vec<double> load_between(const double* p, int64_t low, int64_t high) {
+  return (vec<double>)_mm512_maskz_loadu_pd((__mmask8)between_mask(low, high), p);
+}
+PYDL_INLINE vec<float> load_between(const bf16* p, int64_t low, int64_t high) {
+  return widen_bf16((u16h)_mm256_maskz_loadu_epi16((__mmask16)between_mask(low, high), p));
+}
+PYDL_INLINE vec<float> load_between(const f16* p, int64_t low, int64_t high) {
+  return widen_f16((u16h)_mm256_maskz_loadu_epi16((__mmask16)between_mask(low, high), p));
+}
+#else
+template <class T>
+PYDL_INLINE vec<acc_t<T>> load_between(const T* p, int64_t low, int64_t high) {
+  constexpr int64_t all = lanes<acc_t<T>>;
+  low = max_of(low, 0);
+  high = min_of(high, all);
+  if (low == 0 && high == all) return load(p);
+  T some[all] = {};
+  for (int64_t i = low; i < high; ++i) some[i] = p[i];
+  return load(some);
+}
+#endif
+
 // Non-temporal stores save the read of the line that is about to be overwritten; call stream_fence() once
 // after the last one. They pay when the output is larger than about half of the last-level cache and cost 5×
 // when it fits.
@@ -299,6 +330,31 @@ PYDL_INLINE double reduce_add(vec<double> v) { return reduce_add_vector<double>(
 PYDL_INLINE float reduce_max(vec<float> v) { return reduce_max_vector<float>(v); }
 PYDL_INLINE double reduce_max(vec<double> v) { return reduce_max_vector<double>(v); }
 #endif
+
+// ---- rearranging
+
+#if defined(PYDL_AVX512)
+// The even lanes of a followed by those of b.
+PYDL_INLINE vec<float> even_lanes(vec<float> a, vec<float> b) {
+  const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return (vec<float>)_mm512_permutex2var_ps((__m512)a, index, (__m512)b);
+}
+#elif defined(PYDL_AVX2)
+PYDL_INLINE vec<float> even_lanes(vec<float> a, vec<float> b) {
+  const __m256d mixed = (__m256d)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88);
+  return (vec<float>)_mm256_permute4x64_pd(mixed, 0xd8);
+}
+#else
+PYDL_INLINE vec<float> even_lanes(vec<float> a, vec<float> b) { return vec<float>{a[0], a[2], b[0], b[2]}; }
+#endif
+PYDL_INLINE vec<double> even_lanes(vec<double> a, vec<double> b) {
+  vec<double> even{};
+  for (int i = 0; i < lanes<double> / 2; ++i) {
+    even[i] = a[2 * i];
+    even[lanes<double> / 2 + i] = b[2 * i];
+  }
+  return even;
+}
 
 // ---- integers, for the random generator
 

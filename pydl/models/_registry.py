@@ -31,8 +31,8 @@ def get(name, **options):
     Args:
         name: one of :func:`names`.
         options: arguments of the model's own function. Every image classifier takes ``num_classes`` (outputs of the
-            last layer, 10 by default) and ``in_channels`` (channels of its input, 1 by default); the regressions take
-            their number of inputs instead.
+            last layer, 10 by default) and ``in_channels`` (channels of its input; 1 by default, 3 for the models of
+            small colour images); the regressions take their number of inputs instead.
 
     Returns:
         A ``torch.nn.Module`` built from ``pydl.nn``, in training mode, with torch's default initial weights.

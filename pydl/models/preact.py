@@ -70,7 +70,7 @@ def preact_resnet18(num_classes=10, in_channels=1):
 
 
 @register
-def wide_resnet(num_classes=10, in_channels=1, depth=16, width=4, dropout=0.0):
+def wide_resnet(num_classes=10, in_channels=3, depth=16, width=4, dropout=0.0):
     """Wide residual network WRN-depth-width: few blocks of many channels, for small images.
 
     Source: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016; the paper's best is ``depth=28, width=10``

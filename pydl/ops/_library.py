@@ -7,6 +7,8 @@ kernel runs, and lets a backward call the implementation that its forward chose.
 import torch
 from torch.autograd import forward_ad
 
+from pydl.ops import _triton
+
 NAMESPACES = ("pydl", "pydl_triton")
 
 
@@ -14,6 +16,7 @@ def define(name, schema):
     """Declares ``name`` with ``schema``, e.g. ``define("dropout", "(Tensor input, float p) -> Tensor")``."""
     for namespace in NAMESPACES:
         torch.library.define(f"{namespace}::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _triton.implement(name)  # the compiled implementations of ``pydl`` register themselves, in csrc/<op>.cpp
 
 
 def fake(name):

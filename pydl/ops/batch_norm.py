@@ -351,7 +351,9 @@ def batch_norm(
     ops = backend.ops_for(input) if input.dtype in _SUPPORTED else None
     if ops is None:
         return _by_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation)
-    if running_mean is not None and (running_mean.requires_grad or running_var.requires_grad):
+    if (running_mean is not None and running_mean.requires_grad) or (
+        running_var is not None and running_var.requires_grad
+    ):
         raise RuntimeError("batch_norm: expected the running statistics not to require grad, got one that does")
     args = input, running_mean, running_var, weight, bias, residual, training, eps, ACTIVATIONS[activation]
     if _library.transforms_active():

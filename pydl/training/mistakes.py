@@ -20,7 +20,7 @@ def draw_confusion(path, counts, names):
     side = min(3 + 0.4 * len(names), 14)
     figure = Figure(figsize=(side, side), dpi=110, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     if len(names) <= NUMBERED:
         for row, column in counts.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
@@ -58,8 +58,8 @@ def draw_mistakes(path, test, targets, probabilities, names):
     pictures = test.preprocessing.undo(test[wrong.to(test.device)][0].cpu())
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for axes, index, image in zip(grid, wrong.tolist(), pictures, strict=False):
-        image = image.clamp(0, 1)
-        axes.imshow(image.permute(1, 2, 0) if len(image) == 3 else image[0], cmap="gray", vmin=0, vmax=1)
+        image = image.clamp(0, 1).permute(1, 2, 0).numpy()
+        axes.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
         axes.set_title(f"{names[targets[index]]} as {names[predicted[index]]}\n{float(sure[index]):.0%}", fontsize=9)
     for axes in figure.axes:
         axes.axis("off")

@@ -1,0 +1,1 @@
+"""Installed as ``pydl.kernels`` for its Triton kernels; the C++ kernels are compiled into ``pydl._C``."""

@@ -1,0 +1,56 @@
+"""Registers the Triton kernels as ``pydl_triton``'s implementations, where Triton is present.
+
+The kernels are imported at the first call, not here: ``import pydl`` does not wait for Triton.
+"""
+
+import functools
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import torch
+
+OLDEST = (3, 4)
+
+
+@functools.cache
+def version():
+    """Triton's version as text, or None without Triton; read from its files, without importing it."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return None
+    found = re.search(r"__version__ = ['\"]([^'\"]+)", Path(spec.origin).read_text())
+    return found.group(1) if found else None
+
+
+@functools.cache
+def why_not():
+    """Why the Triton backend cannot be used, in words; None when it can."""
+    if version() is None:
+        return "triton is not installed (or does not state its version)"
+    if tuple(int(part) for part in re.findall(r"\d+", version())[:2]) < OLDEST:
+        return f"triton {version()} is too old; install triton {'.'.join(map(str, OLDEST))} or newer"
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no GPU (TRITON_INTERPRET=1 runs the Triton kernels on CPU tensors, slowly)"
+    return None
+
+
+def interpreted():
+    """Whether Triton runs kernels by its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def implement(name):
+    """Registers the launcher of ``pydl.kernels.triton`` that has the op's name."""
+
+    def run(*arguments, **options):
+        from pydl.kernels.triton import launcher
+
+        return launcher(name)(*arguments, **options)
+
+    torch.library.impl(f"pydl_triton::{name}", "cuda", run)
+    if interpreted():
+        torch.library.impl(f"pydl_triton::{name}", "cpu", run)

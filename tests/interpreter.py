@@ -1,0 +1,48 @@
+"""Triton's interpreter, made to round as GPUs do, so that its results can be held to the ordinary tolerances.
+
+The interpreter converts float32 to bfloat16 by cutting bits off, and multiplies the bit patterns of bfloat16 matrices
+as if they were integers (seen in Triton 3.6), and its loops with bounds known at run time fail under NumPy 2.4, which
+turns only 0-dimensional arrays into integers. Imported by conftest.py where TRITON_INTERPRET=1, before any kernel runs.
+"""
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+def to_bfloat16(values):
+    """The bits of float32 ``values`` rounded to nearest even; nan stays nan."""
+    bits = values.view(np.uint32)
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def from_bfloat16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def install():
+    """Replaces the two conversions, the matrix product and the conversion of a scalar to an integer."""
+    convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def convert_float(values, source, target, rounding_mode):
+        if source == tl.float32 and target == tl.bfloat16:
+            return to_bfloat16(np.ascontiguousarray(values)).reshape(values.shape)
+        if source == tl.bfloat16 and target == tl.float32:
+            return from_bfloat16(np.ascontiguousarray(values)).reshape(values.shape)
+        return convert(values, source, target, rounding_mode)
+
+    def create_dot(self, a, b, accumulator, *options):
+        def widened(x):
+            return interpreter.TensorHandle(from_bfloat16(x.data), tl.float32) if x.dtype == tl.bfloat16 else x
+
+        return dot(self, widened(a), widened(b), accumulator, *options)
+
+    def patch_lang_tensor(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
+    interpreter._convert_float = convert_float
+    interpreter.InterpreterBuilder.create_dot = create_dot
