@@ -331,7 +331,7 @@ bool conv2d_winograd_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
   const int64_t fewest = min_of(p.in_channels, p.out_channels), pairs = p.in_channels * p.out_channels;
   const int64_t tiles = p.batch * ceil_div(p.out_height, kTile) * ceil_div(p.out_width, kTile);
   if (tiles < 24 && pairs < 128 * 128) return false;
-  return pass == Conv2dPass::backward_weight ? fewest >= 16 : fewest >= 8 && pairs >= 256;
+  return pass == Conv2dPass::backward_weight ? fewest >= 16 && pairs >= 1024 : fewest >= 8 && pairs >= 256;
 }
 
 int64_t conv2d_winograd_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
