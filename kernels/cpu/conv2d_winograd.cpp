@@ -322,8 +322,16 @@ bool conv2d_winograd_supported(const Conv2dParams& p, Conv2dPass) {
          p.in_channels > 0 && p.out_channels > 0;
 }
 
+// Measured on Zen 5 against implicit GEMM. The transforms cost the same whatever the number of channels on
+// the other side, so with few channels they outweigh what the products save; the weight gradient has two of
+// them per pair of channels. With few tiles and few channels the transform of the weights does not pay for
+// itself.
 bool conv2d_winograd_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
-  return conv2d_winograd_supported(p, pass) && p.in_channels >= 16 && p.out_channels >= 16;
+  if (!conv2d_winograd_supported(p, pass)) return false;
+  const int64_t fewest = min_of(p.in_channels, p.out_channels), pairs = p.in_channels * p.out_channels;
+  const int64_t tiles = p.batch * ceil_div(p.out_height, kTile) * ceil_div(p.out_width, kTile);
+  if (tiles < 24 && pairs < 128 * 128) return false;
+  return pass == Conv2dPass::backward_weight ? fewest >= 16 && pairs >= 1024 : fewest >= 8 && pairs >= 256;
 }
 
 int64_t conv2d_winograd_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {

@@ -34,9 +34,15 @@ enum class Rows { strided, adjacent };
 template <Rows kLayout>
 constexpr int64_t kPart = kLayout == Rows::strided ? 32 : 16;
 
+// Where the next product's numbers lie, as distances from this one's: adjacent rows are fetched while these
+// are multiplied, since they come from L3 in pieces too short for the hardware to follow.
+struct Ahead {
+  int64_t a, b;
+};
+
 template <int kRows, int kVectors, Rows kLayout>
 void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
-                int64_t c_stride, bool add) {
+                int64_t c_stride, bool add, [[maybe_unused]] const Ahead* ahead) {
   constexpr int L = lanes<float>;
   if constexpr (kLayout == Rows::strided) b_stride = kPanel;
   const float *row0 = a, *row5 = a + 5 * a_stride, *row10 = a + 10 * a_stride;
@@ -50,6 +56,11 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
     auto step = [&](const float* row0, const float* row5, const float* row10,
                     const float* panel) __attribute__((always_inline)) {
       vec<float> right[kVectors];
+      if constexpr (kLayout == Rows::adjacent) {
+        prefetch(row0 + ahead->a);
+        prefetch(panel + ahead->b);
+        prefetch(panel + ahead->b + L);
+      }
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) right[v] = load(panel + v * L);
 #pragma GCC unroll 16
@@ -90,7 +101,8 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
   }
 }
 
-using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool,
+                           const Ahead*);
 
 template <int kRows, int kVectors, Rows kLayout>
 constexpr GemmBlock gemm_block_of(int64_t rows) {
@@ -104,7 +116,7 @@ constexpr GemmBlock gemm_block_of(int64_t rows) {
 // channels: how many columns are wanted; a panel of at most one vector costs half.
 template <Rows kLayout>
 void gemm(int64_t rows, int64_t channels, int64_t depth, const float* a, int64_t a_stride, const float* b,
-          int64_t b_stride, float* c, int64_t c_stride, bool add) {
+          int64_t b_stride, float* c, int64_t c_stride, bool add, const Ahead* ahead = nullptr) {
   if (rows <= 0) return;
   const int64_t parts = ceil_div(rows, kMaxRows), less = rows / parts, more = rows % parts;
   const int64_t a_row = kLayout == Rows::adjacent ? 1 : a_stride;
@@ -112,7 +124,7 @@ void gemm(int64_t rows, int64_t channels, int64_t depth, const float* a, int64_t
     const int64_t n = less + (part < more);
     const GemmBlock block = channels > lanes<float> ? gemm_block_of<kMaxRows, 2, kLayout>(n)
                                                     : gemm_block_of<kMaxRows, 1, kLayout>(n);
-    block(depth, a, a_stride, b, b_stride, c, c_stride, add);
+    block(depth, a, a_stride, b, b_stride, c, c_stride, add, ahead);
     a += n * a_row;
     c += n * c_stride;
   }

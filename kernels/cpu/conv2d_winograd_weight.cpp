@@ -25,11 +25,11 @@ namespace {
 
 constexpr int L = lanes<float>;
 
-// A frequency-major operand: channels of tile t at t * tile, frequency f at f * frequency.
-struct Operand {
+// A frequency-major array: channels of tile t at t * tile, frequency f at f * frequency.
+struct Transformed {
   int64_t tile, frequency, floats;
 
-  Operand(int64_t channels, int64_t tiles) {
+  Transformed(int64_t channels, int64_t tiles) {
     tile =
         (ceil_div(channels, 16) | 1) * 16;  // an odd number of cache lines: tiles spread over all cache sets
     frequency = tile * tiles + 48;  // no power of two, which would put all frequencies into a few cache sets
@@ -44,7 +44,7 @@ struct Plan {
   int64_t blocks, panels;
   int64_t d_stride;  // between frequencies of D
   int64_t d_floats;  // of one task
-  Operand v, z;
+  Transformed v, z;
 
   static int64_t tiles_per_pass(const Conv2dParams& p, int64_t tiles) {
     const int64_t per_tile = kFrequencies * (ceil_div(p.in_channels, L) + ceil_div(p.out_channels, L)) * L;
@@ -151,6 +151,7 @@ void run(const Conv2dParams& p, const Parallel& parallel) {
       const int64_t c = task / plan.panels * plan.rows, o = task % plan.panels * kPanel;
       const int64_t rows = min_of(plan.rows, p.in_channels - c);
       float* sum = d + (plan.passes > 1 ? task : worker) * plan.d_floats;
+      const Ahead ahead{plan.v.frequency, plan.z.frequency};
       for (int f = 0; f < kFrequencies; ++f) {
         int64_t first, last;
         tiles.range(f / kPoints, f % kPoints, begin, end, first, last);
@@ -160,7 +161,7 @@ void run(const Conv2dParams& p, const Parallel& parallel) {
           gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(Plan::kDepth, last - t),
                                v + f * plan.v.frequency + t * plan.v.tile + c, plan.v.tile,
                                z + f * plan.z.frequency + t * plan.z.tile + o, plan.z.tile, to, kPanel,
-                               pass > 0 || t > first);
+                               pass > 0 || t > first, &ahead);
       }
       if (pass == plan.passes - 1) finish<T>(p, plan, c, rows, o, sum);
     });
