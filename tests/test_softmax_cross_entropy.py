@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from testing import DTYPES, assert_close
 
+import pydl
 import pydl.functional as pf
 import pydl.ops.softmax_cross_entropy as op
 
@@ -397,8 +398,15 @@ def test_bad_target_leaves_inputs_alone(device):
     input, target = make((3, 4), "classes", device=device)
     target[1] = 4
     before = input.clone()
-    with pytest.raises(IndexError, match="got 4"):
-        pf.cross_entropy(input, target)
+    if pydl.backend.current(device) == "cpu":
+        with pytest.raises(IndexError, match="got 4"):
+            pf.cross_entropy(input, target)
+    else:  # a GPU cannot raise without being waited for: nan for the row, and no access outside the logits
+        loss = pf.cross_entropy(input.requires_grad_(), target, reduction="none")
+        (grad,) = torch.autograd.grad(loss.sum(), input)
+        assert loss.isnan().tolist() == [False, True, False]
+        assert grad.isnan().all(1).tolist() == [False, True, False]
+        input = input.detach()
     assert torch.equal(input, before)
 
 
@@ -641,6 +649,7 @@ def test_long_rows(device):
         compare(input, target, reduction="none", label_smoothing=0.1, weight=torch.rand(50257, device=device))
 
 
+@pytest.mark.large
 def test_large_gradient_past_the_caches(device):
     """16 MB and more are written by another kind of store; rows that start off its alignment too."""
     for classes in (5003, 5008):

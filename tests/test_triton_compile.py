@@ -75,7 +75,9 @@ def compiled(request, monkeypatch, tmp_path):
         registers = re.findall(r"Used (\d+) registers|\.vgpr_count:\s*(\d+)", report)[0]
         print(f"{kernel.name}: {''.join(registers)} registers, {used} bytes, {kernel.metadata.num_warps} warps")
         assert used <= most, f"{kernel.name}: {used} bytes of shared memory, {request.param} has {most}"
-        assert spilled(kernel, log) == 0, f"{kernel.name} spills {spilled(kernel, log)} registers or bytes:\n{log}"
+        assert spilled(kernel, log) == 0, (
+            f"{kernel.name} spills {spilled(kernel, log)} registers or bytes:\n{report[-3000:]}"
+        )
 
 
 def spilled(kernel, log):

@@ -15,7 +15,7 @@ The statistics survive a mean far above the standard deviation: each tile is sum
 which a tile can miss only by what is variance itself, and the state between tiles is float64.
 
 Two walks, of tiles [A, B], serve every layout. columns (channels_last, and (N, C)): A values of B channels. rows
-(N, C, spatial): one channel, A batch entries by B positions. Values of a channel have shape [1, B] or [1, 1].
+(N, C, spatial): one channel, A batch entries by B positions. What belongs to a channel is [1, B], or a scalar.
 """
 
 import math
@@ -44,7 +44,7 @@ def tile_at(
     else:
         i = tl.cast(tile // inner_blocks, tl.int64) * A + tl.arange(0, A)[:, None]
         j = tl.cast(tile % inner_blocks, tl.int64) * B + tl.arange(0, B)[None, :]
-        channel = tl.full([1, 1], 0, tl.int64) + channel_block
+        channel = tl.cast(channel_block, tl.int64)
         j_inside = j < length
     return i, j, channel, j_inside
 
@@ -63,7 +63,16 @@ def total(x, COLUMNS: tl.constexpr):
     if COLUMNS:
         return tl.sum(x, axis=0, keep_dims=True)
     else:
-        return tl.sum(tl.sum(x, axis=1, keep_dims=True), axis=0, keep_dims=True)
+        return tl.sum(tl.sum(x, axis=1), axis=0)
+
+
+@triton.jit
+def nothing(DTYPE: tl.constexpr, COLUMNS: tl.constexpr, B: tl.constexpr):
+    """Zero for each channel."""
+    if COLUMNS:
+        return tl.zeros([1, B], DTYPE)
+    else:
+        return tl.cast(0.0, DTYPE)
 
 
 @triton.jit
@@ -78,7 +87,7 @@ def statistics(mean_ptr, var_ptr, channel, eps_bits, ACC: tl.constexpr):
 @triton.jit
 def parameter(ptr, channel, default: tl.constexpr, ACC: tl.constexpr):
     if ptr is None:
-        return tl.full(channel.shape, default, ACC)
+        return tl.cast(channel * 0 + default, ACC)
     else:
         return tl.load(ptr + channel).to(ACC)
 
@@ -136,8 +145,8 @@ def batch_norm_stats_kernel(
     x = tl.load(at, mask=inside, other=0.0).to(ACC)
     number = tl.maximum(total(inside.to(ACC), COLUMNS), 1.0)
     mean = (total(x, COLUMNS) / number).to(tl.float64)
-    squares = tl.zeros_like(mean)
-    count = tl.zeros_like(mean)
+    squares = nothing(tl.float64, COLUMNS, B)
+    count = nothing(tl.float64, COLUMNS, B)
     for tile in range(first, last):
         i, j, channel, j_inside = tile_at(tile, channel_block, length, channels, inner_blocks, COLUMNS, A, B)
         inside = (i < outer) & j_inside
@@ -315,8 +324,8 @@ def batch_norm_backward_reduce_kernel(
     mean_high, mean_low, invstd = statistics(mean_ptr, var_ptr, channel, eps_bits, ACC)
     scale = invstd * parameter(weight_ptr, channel, 1.0, ACC)
     bias = parameter(bias_ptr, channel, 0.0, ACC)
-    sum_grad = tl.zeros_like(invstd)
-    sum_grad_xhat = tl.zeros_like(invstd)
+    sum_grad = nothing(ACC, COLUMNS, B)
+    sum_grad_xhat = nothing(ACC, COLUMNS, B)
     for tile in range(first, last):
         i, j, channel, j_inside = tile_at(tile, channel_block, length, channels, inner_blocks, COLUMNS, A, B)
         inside = (i < outer) & j_inside
@@ -425,7 +434,7 @@ def batch_norm_backward_apply_kernel(
     gz = gradient_of_z(grad, deviation, scale, bias, output, GRADIENT)
     # grad_input and grad_residual have one layout
     target = pointers(
-        tl.full([1, 1], 0, tl.int64), i, j, channel, grad_input_strides[0], grad_input_strides[1],
+        0, i, j, channel, grad_input_strides[0], grad_input_strides[1],
         grad_input_strides[2], COLUMNS,
     )  # fmt: skip
     if grad_residual_ptr is not None:
@@ -496,10 +505,12 @@ class Walk:
             strides = self.strides(t)
         return t, strides
 
-    def tile(self, elements, acc):
+    def tile(self, elements, acc, device):
         """A, B, how many tiles there are along i and j, and how many blocks of channels."""
         if acc == tl.float64:
             elements //= 4
+        if 0 < device.capability < 80:  # larger tiles spill
+            elements //= 2
         if self.columns:
             b = min(power_of_2(self.channels), 64)
             a = min(max(elements // b, 1), power_of_2(self.outer))
@@ -556,7 +567,7 @@ def batch_norm_stats(input):
         return mean.fill_(math.nan), var.fill_(math.nan)
     acc = ACCUMULATE[input.dtype]
     input, strides = walk.read("input", input, input)
-    a, b, outer_tiles, inner_tiles, blocks = walk.tile(4096, acc)
+    a, b, outer_tiles, inner_tiles, blocks = walk.tile(4096, acc, device_of(input))
     tiles = outer_tiles * inner_tiles
     splits, each = _split(tiles, blocks, input)
     partial = input.new_empty((3, splits, walk.channels), dtype=torch.float64)
@@ -581,7 +592,7 @@ def batch_norm_apply(input, mean, var, weight, bias, residual, eps, activation):
     residual, residual_strides = walk.read("residual", residual, input)
     if input.numel() == 0:
         return output
-    a, b, outer_tiles, inner_tiles, blocks = walk.tile(2048, acc)
+    a, b, outer_tiles, inner_tiles, blocks = walk.tile(2048, acc, device_of(input))
     tiles = outer_tiles * inner_tiles
     launch(
         batch_norm_apply_kernel, tiles * blocks, input, input, residual, output, mean, var, weight, bias, walk.outer,
@@ -646,7 +657,7 @@ def _backward_sums(grad_output, input, mean, var, weight, bias, output, eps, act
     grad_output, grad_strides = walk.read("grad_output", grad_output, input)
     output, output_strides = walk.read("output", output if gradient >= 2 else None, input)
     input, input_strides = walk.read("input", input, input)
-    a, b, outer_tiles, inner_tiles, blocks = walk.tile(2048, acc)
+    a, b, outer_tiles, inner_tiles, blocks = walk.tile(2048, acc, device_of(input))
     tiles = outer_tiles * inner_tiles
     splits, each = _split(tiles, blocks, input)
     kept = torch.float64 if acc == tl.float64 else torch.float32
@@ -679,7 +690,7 @@ def _backward_gradients(
     grad_output, grad_strides = walk.read("grad_output", grad_output, input)
     output, output_strides = walk.read("output", output if gradient >= 2 else None, input)
     input, input_strides = walk.read("input", input, input)
-    a, b, outer_tiles, inner_tiles, blocks = walk.tile(2048, acc)
+    a, b, outer_tiles, inner_tiles, blocks = walk.tile(2048, acc, device_of(input))
     tiles = outer_tiles * inner_tiles
     target_strides = walk.strides(grad_input if need_input else grad_residual)
     launch(

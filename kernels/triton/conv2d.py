@@ -478,10 +478,14 @@ def _tile(m, n, dtype, device, precision, last, flat):
     if dtype == torch.float64:
         return Tile(32, 32, 16, 4, 1)
     small_n = min(max(power_of_2(n), 16), 128)
-    if dtype == torch.float32 and (precision == "ieee" or 0 < device.capability < 80):
+    if 0 < device.capability < 80:  # Triton multiplies without tensor cores here
+        return Tile(32, min(small_n, 32), 16, 4, 1)
+    if dtype == torch.float32 and precision == "ieee":
         return Tile(64, min(small_n, 64), 16, 4, 2)  # no tensor core: sums and operands share the registers
     k = 32 if dtype == torch.float32 else 64  # 128 bytes
-    if flat or 0 < device.capability < 80:
+    if flat:
+        return Tile(64, min(small_n, 64), k // 2, 4, 2)
+    if device.capability == 0:  # AMD: 64 KB of shared memory, and larger tiles spill
         return Tile(64, min(small_n, 64), k // 2, 4, 2)
     wide = device.shared_bytes >= 160 << 10
     stages = 3 if wide else 2

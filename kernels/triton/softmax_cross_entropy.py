@@ -18,6 +18,7 @@ up they would lose places that every gradient needs. Sums over rows are taken in
 fixed order.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -669,7 +670,9 @@ def softmax_cross_entropy_forward(
             softmax_cross_entropy_join_kernel, programs, input, *pointers, rows.count, rows.classes, *walk, *scalars,
             **options,
         )  # fmt: skip
-    if reduction != NONE:
+    if rows.classes == 0 and rows.probabilities:  # sums of nothing, and torch's mean of nothing
+        output.fill_(math.nan if reduction == MEAN else 0.0)
+    elif reduction != NONE:
         _reduce(loss, row_weight, output, denominator if reduction == MEAN else None, rows.count)
     return output, norm, denominator
 
