@@ -667,10 +667,10 @@ def test_mean_of_many_rows_in_bf16():
 @pytest.mark.slow
 def test_beyond_31_bits():
     """2³¹ + 5 elements: the last logits lie beyond what 32-bit offsets reach."""
-    classes = 5
+    classes = 4099
     rows = (2**31 + 5) // classes + 1
     input = torch.zeros(rows, classes, dtype=torch.bfloat16)
-    input[-1] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    input[-1] = torch.linspace(-5.0, 5.0, classes)
     target = torch.zeros(rows, dtype=torch.int64)
     target[-1] = 4
     input.requires_grad_()
