@@ -29,6 +29,8 @@
 #endif
 
 #define PYDL_INLINE inline __attribute__((always_inline))
+// [&](int64_t i) PYDL_INLINE_LAMBDA { ... }: a body called from several places of a hot loop stays part of it
+#define PYDL_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace pydl::cpu::PYDL_ISA {
 
@@ -299,6 +301,18 @@ PYDL_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 PYDL_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // ---- arithmetic
+
+// v itself, computed here whatever follows. `m ? load(p) : 0` becomes a masked load that waits for m, and
+// with it a miss in the cache for the one before; `m ? pin(load(p)) : 0` keeps the loads independent.
+template <class V>
+PYDL_INLINE V pin(V v) {
+#if defined(PYDL_AVX512)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
 
 // a > b ? a : b in each lane; b where either is nan, as the hardware does.
 #if defined(PYDL_AVX512)

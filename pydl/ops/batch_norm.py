@@ -393,10 +393,8 @@ def batch_norm(
         RuntimeError: for parameters whose size or dtype does not fit, and for evaluation without running statistics.
     """
     if training:
-        values = 1
-        for d, size in enumerate(input.shape):
-            if d != 1:
-                values *= size
+        channels = input.shape[1] if input.dim() > 1 else 1
+        values = input.numel() // channels if channels else 0  # per channel
         if values == 1:
             raise ValueError(
                 "batch_norm: expected input to have more than 1 value per channel when training, "
