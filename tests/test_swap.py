@@ -493,8 +493,9 @@ def test_report_of_pydl_nn_and_of_meta_tensors():
 
 
 def test_report_on_a_device_that_no_backend_serves():
+    layer = pydl.swap(nn.Conv2d(1, 2, 3, bias=False))
     with FakeTensorMode():
-        layer = pydl.swap(nn.Conv2d(1, 2, 3, device="mps"))
+        layer.weight = nn.Parameter(torch.empty(2, 1, 3, 3, device="mps"))
     row = pydl.report(layer).rows[0]
     assert row.served_by == "nothing"
     assert "got one on 'mps'; use('torch') serves it" in row.reason
