@@ -169,7 +169,7 @@ def test_predict_labels_saved_digits(pydl, tmp_path, trained):
         assert probabilities == sorted(probabilities, reverse=True)
         name, probability = prediction.ranking[0]
         assert f"{probability:.4f}" in out
-        assert (tmp_path / "labelled").glob(f"*-{prediction.path.stem}-{name}.png")
+        assert len(list((tmp_path / "labelled").glob(f"*-{prediction.path.stem}-{name}.png"))) == 1
     assert len(list((tmp_path / "labelled").iterdir())) == len(paths)
 
 
