@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+# beside the package in an editable install; else where `pip install .` was typed
+_PLACES = [Path(__file__).resolve().parent.parent / "benchmarks", Path("benchmarks").resolve()]
+FOLDER = next((place for place in _PLACES if (place / "bench_dropout.py").is_file()), _PLACES[0])
 
 
 def command(ops=None, quick=False, json=None):
@@ -25,8 +27,7 @@ def command(ops=None, quick=False, json=None):
     """
     if not (FOLDER / "conftest.py").is_file():
         raise RuntimeError(
-            "bench: expected the source tree's folder benchmarks beside the package, got an installed package without "
-            "it; get pydl's source and install it from there: pip install -e '.[test]'"
+            f"bench: expected to be started in pydl's source tree, which has the folder benchmarks, got {Path.cwd()}"
         )
     if importlib.util.find_spec("pytest_benchmark") is None:
         raise RuntimeError("bench: expected pytest-benchmark to be installed, got none; pip install pytest-benchmark")

@@ -125,7 +125,22 @@ def info():
     about.show()
 
 
-# `pydl bench` (pydl/bench.py) is registered here.
+@app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Option("--ops", help="An op to time; repeat it for more. All ops.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few cases of each op, in under two minutes.")] = False,
+    json: Annotated[Path | None, typer.Option(help="File that keeps the figures.")] = None,
+):
+    """Time the ops beside torch eager and torch.compile on this machine."""
+    from pydl import bench as suite
+
+    try:
+        code = suite.command(ops, quick, json)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    except RuntimeError as error:
+        raise UserError(str(error)) from None
+    sys.exit(code)
 
 
 def main():

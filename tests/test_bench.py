@@ -103,7 +103,7 @@ def test_unknown_op_names_those_there_are():
 
 def test_without_the_source_tree(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "FOLDER", tmp_path / "benchmarks")
-    with pytest.raises(RuntimeError, match="bench: expected the source tree's folder benchmarks"):
+    with pytest.raises(RuntimeError, match="bench: expected to be started in pydl's source tree"):
         bench.command()
 
 

@@ -119,7 +119,12 @@ def test_loss_that_is_not_finite_exits_with_1(pydl):
 def test_ctrl_c_exits_with_130_and_the_run_can_be_resumed(tmp_path):
     command = [sys.executable, "-m", "pydl", "train", "softmax_regression", "--epochs", "100000", "--threads", "1"]
     command += ["--out", "run"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def listen():  # a shell starts background jobs, this test run perhaps, with SIGINT ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=listen, **pipes) as process:
         for _ in range(2):
             assert process.stdout.readline().startswith("epoch ")
         process.send_signal(signal.SIGINT)
