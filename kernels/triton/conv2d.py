@@ -551,8 +551,11 @@ def _gather(source, weight, bias, result, depth, columns, groups, weight_strides
         )  # fmt: skip
         return
     flat = _flat(depth)
-    t = _tile(count, columns, source.dtype, device_of(source), precision, last, flat)
+    device = device_of(source)
+    t = _tile(count, columns, source.dtype, device, precision, last, flat)
     k = min(t.k, max(power_of_2(depth * max(taps[0] * taps[1], 1) if flat else depth), 16))
+    if device.capability >= 100 and source.dtype == torch.float32:
+        options["maxnreg"] = 168  # left alone, ptxas aims at fewer and spills a few bytes
     index = tl.int32 if count + t.m < 2**31 else tl.int64
     programs = triton.cdiv(count, t.m) * triton.cdiv(columns, t.n) * groups
     launch(
