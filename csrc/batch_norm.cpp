@@ -250,28 +250,35 @@ Tensor batch_norm_apply(const Tensor& input, const Tensor& mean, const Tensor& v
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& running_mean,
-                                                      const OptionalTensor& running_var,
-                                                      const OptionalTensor& weight,
-                                                      const OptionalTensor& bias,
-                                                      const OptionalTensor& residual, bool training,
-                                                      double eps, int64_t activation) {
+// update: write the running statistics of a training call, which must be contiguous.
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const OptionalTensor& running_mean,
+                                           const OptionalTensor& running_var, const OptionalTensor& weight,
+                                           const OptionalTensor& bias, const OptionalTensor& residual,
+                                           bool training, bool update, double momentum, double eps,
+                                           int64_t activation) {
+  // torch's own kinds of error for too few dimensions
+  PYDL_CHECK_INDEX(input.dim() >= 2 || !training || running_mean.has_value(),
+                   "batch_norm: expected input to have at least 2 dimensions (N, C, ...), got shape ",
+                   shape_of(input));
   Call call("batch_norm", input);
   BatchNormParams& p = call.params;
   bool first = true;
   p.weight = call.param("weight", weight, first);
   p.bias = call.param("bias", bias, first);
-  const void* given_mean = call.param("running_mean", running_mean, first);
-  const void* given_var = call.param("running_var", running_var, first);
+  void* given_mean = call.param("running_mean", running_mean, first);
+  void* given_var = call.param("running_var", running_var, first);
   if (!training) {
     PYDL_CHECK(running_mean.has_value(),
                "batch_norm: expected running_mean to be given in evaluation mode, got None");
     PYDL_CHECK(running_var.has_value(),
                "batch_norm: expected running_var to be given in evaluation mode, got None");
-    p.running_mean = const_cast<void*>(given_mean);
-    p.running_var = const_cast<void*>(given_var);
+  }
+  if (update || !training) {
+    p.running_mean = given_mean;
+    p.running_var = given_var;
   }
   p.training = training;
+  p.momentum = momentum;
   p.eps = eps;
   p.activation = activation_of(call.name, activation);
   Tensor output = call.allocate(input, p.output);
@@ -286,6 +293,16 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const
   call.allocate_scratch();
   PYDL_CPU_CALL(batch_norm_forward)(p, torch_threads());
   return {std::move(output), std::move(mean), std::move(var)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& running_mean,
+                                                      const OptionalTensor& running_var,
+                                                      const OptionalTensor& weight,
+                                                      const OptionalTensor& bias,
+                                                      const OptionalTensor& residual, bool training,
+                                                      double eps, int64_t activation) {
+  return forward(input, running_mean, running_var, weight, bias, residual, training, false, 0, eps,
+                 activation);
 }
 
 // running = (1 - momentum) * running + momentum * batch; the variance unbiased, from count values.
@@ -326,6 +343,21 @@ void batch_norm_update_stats(Tensor running_mean, Tensor running_var, const Tens
         break;
     }
   }
+}
+
+// batch_norm_forward in training and batch_norm_update_stats, in one call.
+std::tuple<Tensor, Tensor, Tensor> batch_norm_train(const Tensor& input, Tensor running_mean,
+                                                    Tensor running_var, const OptionalTensor& weight,
+                                                    const OptionalTensor& bias,
+                                                    const OptionalTensor& residual, double momentum,
+                                                    double eps, int64_t activation) {
+  const bool direct = running_mean.is_contiguous() && running_var.is_contiguous();
+  auto results = forward(input, running_mean, running_var, weight, bias, residual, true, direct, momentum,
+                         eps, activation);
+  if (!direct && input.numel() > 0)
+    batch_norm_update_stats(running_mean, running_var, std::get<1>(results), std::get<2>(results),
+                            input.numel() / input.size(1), momentum);
+  return results;
 }
 
 // What both backward ops read.
@@ -430,6 +462,7 @@ STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
   m.impl("batch_norm_stats", TORCH_BOX(&batch_norm_stats));
   m.impl("batch_norm_apply", TORCH_BOX(&batch_norm_apply));
   m.impl("batch_norm_forward", TORCH_BOX(&batch_norm_forward));
+  m.impl("batch_norm_train", TORCH_BOX(&batch_norm_train));
   m.impl("batch_norm_update_stats", TORCH_BOX(&batch_norm_update_stats));
   m.impl("batch_norm_backward_reduce", TORCH_BOX(&batch_norm_backward_reduce));
   m.impl("batch_norm_backward_apply", TORCH_BOX(&batch_norm_backward_apply));

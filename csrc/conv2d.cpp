@@ -63,14 +63,14 @@ void read_environment(Conv2dParams& p) {
                                                            {"gemm", Conv2dAlgorithm::gemm},
                                                            {"winograd", Conv2dAlgorithm::winograd},
                                                            {"depthwise", Conv2dAlgorithm::depthwise},
-                                                           {"direct", Conv2dAlgorithm::direct}};
+                                                           {"batch", Conv2dAlgorithm::batch}};
   for (const auto& [name, algorithm] : names)
     if (std::strcmp(value, name) == 0) {
       p.algorithm = algorithm;
       return;
     }
   PYDL_CHECK_VALUE(
-      false, "conv2d: expected PYDL_CONV2D_ALGO to be one of auto, gemm, winograd, depthwise, direct, got ",
+      false, "conv2d: expected PYDL_CONV2D_ALGO to be one of auto, gemm, winograd, depthwise, batch, got ",
       value);
 }
 

@@ -51,7 +51,7 @@ Tensor dropout(const Tensor& input, double p, const Tensor& seed, int64_t shared
              input.dim(), "], got ", shared_dims);
   DropoutParams params{};
   params.dtype = dtype_of("dropout", input);
-  Tensor output = torch::stable::empty_like(input);  // keeps the memory format, as torch's dropout does
+  Tensor output = empty_as(input);  // keeps the memory format, as torch's dropout does
   params.numel = input.numel();
   if (params.numel == 0) return output;
   if (!describe(input, output, shared_dims, params)) {

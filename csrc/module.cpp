@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "csrc/memory.h"
 #include "kernels/cpu/isa.h"
 
 namespace py = pybind11;
@@ -32,4 +33,19 @@ PYBIND11_MODULE(_C, m) {
       if (name == isa_name(isa) && isa_select(isa)) return;
     throw std::invalid_argument("isa: expected the instruction set to be one of this CPU's, got " + name);
   });
+  m.def("memory_stats", [] {
+    const pydl::MemoryStats stats = pydl::memory::stats();
+    py::dict d;
+    d["enabled"] = stats.enabled;
+    d["used"] = stats.used;
+    d["idle"] = stats.idle;
+    d["peak"] = stats.peak;
+    d["limit"] = stats.limit;
+    d["fresh"] = stats.fresh;
+    d["reused"] = stats.reused;
+    d["given_back"] = stats.given_back;
+    return d;
+  });
+  m.def("memory_empty_cache", &pydl::memory::empty_cache);
+  m.def("memory_set_limit", &pydl::memory::set_limit);
 }

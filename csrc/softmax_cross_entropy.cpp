@@ -188,24 +188,25 @@ Params params_of(const Tensor& input, const Tensor& target, const MaybeTensor& w
 }
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
+using OutputsAndGradient = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// -> output, norm (2, *rows: max and log_sum of each row), denominator (float64, one element; what mean
-// divides by). float_output: the loss of half inputs in float32, as under autocast.
-Outputs forward(const Tensor& input, const Tensor& target, const MaybeTensor& weight, int64_t reduction,
-                int64_t ignore_index, double label_smoothing, double z_loss, bool float_output) {
+// grad_input: null, or where to leave the gradient for an upstream gradient of 1.
+Outputs run_forward(const Tensor& input, const Tensor& target, const MaybeTensor& weight, int64_t reduction,
+                    int64_t ignore_index, double label_smoothing, double z_loss, bool float_output,
+                    const Tensor* grad_input) {
   Params p =
-      params_of(input, target, weight, nullptr, nullptr, reduction, ignore_index, label_smoothing, z_loss);
+      params_of(input, target, weight, grad_input, nullptr, reduction, ignore_index, label_smoothing, z_loss);
   const ScalarType type = float_output ? accumulate_type(input.scalar_type()) : input.scalar_type();
   p.output_dtype = float_output && p.dtype != DType::f64 ? DType::f32 : p.dtype;
-  const std::vector<int64_t> rows = row_sizes(input);
-  Tensor output = empty(input, type, p.reduction == Reduction::none ? rows : std::vector<int64_t>{});
-  std::vector<int64_t> norm_sizes = rows;
-  norm_sizes.insert(norm_sizes.begin(), 2);
-  Tensor norm = empty(input, accumulate_type(input.scalar_type()), norm_sizes);
+  std::vector<int64_t> sizes = row_sizes(input);
+  Tensor output = empty(input, type, p.reduction == Reduction::none ? sizes : std::vector<int64_t>{});
+  sizes.insert(sizes.begin(), 2);
+  Tensor norm = empty(input, accumulate_type(input.scalar_type()), sizes);
   Tensor denominator = empty(input, ScalarType::Double, {});
   p.output = output.mutable_data_ptr();
   p.norm = norm.mutable_data_ptr();
   p.denominator = static_cast<double*>(denominator.mutable_data_ptr());
+  p.grad_input = grad_input ? grad_input->mutable_data_ptr() : nullptr;
   const Parallel threads = torch_threads();
   Scratch scratch;
   p.scratch = scratch.get(input, PYDL_CPU_CALL(softmax_cross_entropy_scratch)(p, threads.threads));
@@ -213,6 +214,25 @@ Outputs forward(const Tensor& input, const Tensor& target, const MaybeTensor& we
   PYDL_CHECK_INDEX(status.ok, "cross_entropy: expected target to be in [0, ", p.classes,
                    ") or ignore_index (", ignore_index, "), got ", status.bad_target);
   return {output, norm, denominator};
+}
+
+// -> output, norm (2, *rows: max and log_sum of each row), denominator (float64, one element; what mean
+// divides by). float_output: the loss of half inputs in float32, as under autocast.
+Outputs forward(const Tensor& input, const Tensor& target, const MaybeTensor& weight, int64_t reduction,
+                int64_t ignore_index, double label_smoothing, double z_loss, bool float_output) {
+  return run_forward(input, target, weight, reduction, ignore_index, label_smoothing, z_loss, float_output,
+                     nullptr);
+}
+
+OutputsAndGradient forward_backward(const Tensor& input, const Tensor& target, const MaybeTensor& weight,
+                                    int64_t reduction, int64_t ignore_index, double label_smoothing,
+                                    double z_loss, bool float_output) {
+  PYDL_CHECK_VALUE(reduction_of(reduction) != Reduction::none,
+                   "cross_entropy: expected reduction to be mean or sum, got none");
+  Tensor grad_input = empty_as(input);
+  auto [output, norm, denominator] = run_forward(input, target, weight, reduction, ignore_index,
+                                                 label_smoothing, z_loss, float_output, &grad_input);
+  return {output, norm, denominator, grad_input};
 }
 
 void check_saved(const Params& p, const Tensor& grad_output, const Tensor& norm, const Tensor& denominator) {
@@ -236,7 +256,7 @@ void set_saved(Params& p, const Tensor& grad_output, const Tensor& norm, const T
 Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                 const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator, int64_t reduction,
                 int64_t ignore_index, double label_smoothing, double z_loss) {
-  Tensor grad_input = torch::stable::empty_like(input);
+  Tensor grad_input = empty_as(input);
   Params p = params_of(input, target, weight, &grad_input, &grad_output, reduction, ignore_index,
                        label_smoothing, z_loss);
   set_saved(p, grad_output, norm, denominator);
@@ -252,7 +272,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
 Tensor backward_target(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                        const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator,
                        int64_t reduction, double label_smoothing) {
-  Tensor grad_target = torch::stable::empty_like(target);
+  Tensor grad_target = empty_as(target);
   Params p = params_of(input, target, weight, &grad_target, &grad_output, reduction, /*ignore_index=*/-100,
                        label_smoothing, 0);
   PYDL_CHECK(p.probabilities, "cross_entropy: expected target to be class probabilities, got shape ",
@@ -267,6 +287,7 @@ Tensor backward_target(const Tensor& grad_output, const Tensor& input, const Ten
 
 STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
   m.impl("softmax_cross_entropy_forward", TORCH_BOX(&forward));
+  m.impl("softmax_cross_entropy_forward_backward", TORCH_BOX(&forward_backward));
   m.impl("softmax_cross_entropy_backward", TORCH_BOX(&backward));
   m.impl("softmax_cross_entropy_backward_target", TORCH_BOX(&backward_target));
 }

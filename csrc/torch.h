@@ -7,9 +7,11 @@
 
 #include <initializer_list>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "csrc/errors.h"
+#include "csrc/memory.h"
 #include "kernels/common.h"
 
 namespace pydl {
@@ -54,19 +56,63 @@ inline ScalarType accumulate_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// An uninitialised tensor on the device of `like`, with the strides given. Several times cheaper than torch's
-// empty() through the dispatcher, which counts for small outputs.
+inline int32_t to_shim(ScalarType type) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+}
+
+inline int64_t bytes_per_element(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+    case ScalarType::Long:
+      return 8;
+    case ScalarType::Float:
+    case ScalarType::Int:
+      return 4;
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
+// A tensor over memory of the pool, or none when the pool has none; strides are dense.
+inline std::optional<Tensor> empty_pooled(ScalarType type, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                                          torch::headeronly::IntHeaderOnlyArrayRef strides, int64_t bytes,
+                                          int32_t device_type, int32_t device_index) {
+  int64_t got = 0;
+  void* data = memory::allocate(bytes, &got);
+  if (data == nullptr) return std::nullopt;
+  AtenTensorHandle handle = nullptr;
+  const auto give_back = [](void* data, void* size) {
+    memory::release(data, reinterpret_cast<intptr_t>(size));
+  };
+  const auto error =
+      torch_from_blob(data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
+                      to_shim(type), device_type, device_index, &handle, aoti_torch_layout_strided(), nullptr,
+                      0, give_back, reinterpret_cast<void*>(got));
+  if (error != AOTI_TORCH_SUCCESS) memory::release(data, got);
+  STABLE_TORCH_ERROR_CODE_CHECK(error);
+  return Tensor(handle);
+}
+
+// An uninitialised tensor on the device of `like`, with the strides given, which are dense. Several times
+// cheaper than torch's empty() through the dispatcher, which counts for small outputs; large ones come from
+// the pool.
 inline Tensor empty_strided(const Tensor& like, ScalarType type,
                             torch::headeronly::IntHeaderOnlyArrayRef sizes,
                             torch::headeronly::IntHeaderOnlyArrayRef strides) {
   int32_t device_type = 0, device_index = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  int64_t bytes = bytes_per_element(type);
+  for (int64_t size : sizes) bytes *= size;
+  if (bytes >= memory::kThreshold && device_type == aoti_torch_device_type_cpu() && memory::enabled())
+    if (auto pooled = empty_pooled(type, sizes, strides, bytes, device_type, device_index)) return *pooled;
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                               device_type, device_index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), to_shim(type), device_type,
+                                                         device_index, &handle));
   return Tensor(handle);
 }
 
@@ -94,6 +140,43 @@ inline std::vector<int64_t> channels_last_strides(const std::vector<int64_t>& si
   }
   strides[0] = stride;
   return strides;
+}
+
+// Strides of torch.empty_like(t): those of t when it is dense; else dense ones in the order of t's strides,
+// where a stride of 0 says nothing and leaves its dimension in place, as torch does.
+inline std::vector<int64_t> strides_like(const Tensor& t) {
+  const int64_t dims = t.dim();
+  std::vector<int64_t> order, strides(t.strides().begin(), t.strides().end());  // order: innermost first
+  for (int64_t d = dims - 1; d >= 0; --d) order.push_back(d);
+  // -1: a belongs inside b, 1: outside, 0: no opinion
+  const auto compare = [&](int64_t a, int64_t b) {
+    const int64_t x = t.stride(a), y = t.stride(b);
+    if (x == 0 || y == 0) return 0;
+    return x < y ? -1 : x > y || t.size(a) > t.size(b) ? 1 : 0;
+  };
+  for (int64_t i = 1; i < dims; ++i)
+    for (int64_t at = i, before = i - 1; before >= 0; --before) {
+      const int opinion = compare(order[before], order[at]);
+      if (opinion < 0) break;
+      if (opinion > 0) {
+        std::swap(order[before], order[at]);
+        at = before;
+      }
+    }
+  std::vector<int64_t> dense(strides.size());
+  int64_t stride = 1;
+  bool is_dense = true;
+  for (int64_t d : order) {
+    dense[d] = stride;
+    is_dense &= t.size(d) == 1 || t.stride(d) == stride;
+    stride *= max_of(t.size(d), 1);
+  }
+  return is_dense ? strides : dense;
+}
+
+// torch.empty_like(t), from the pool where t is large.
+inline Tensor empty_as(const Tensor& t) {
+  return empty_strided(t, t.scalar_type(), t.sizes(), strides_like(t));
 }
 
 // Whether the strides of t are these, where they matter (a dimension of size 1 may have any).

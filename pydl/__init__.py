@@ -15,8 +15,8 @@ if _find_spec("pydl._C") is None:
         "start Python in another folder, or install with: pip install -e ."
     )
 
-from pydl import backend, functional, models, nn
+from pydl import backend, functional, memory, models, nn
 from pydl.swapping import report, swap, unswap
 
 __version__ = "0.1.0"
-__all__ = ["backend", "functional", "models", "nn", "report", "swap", "unswap"]
+__all__ = ["backend", "functional", "memory", "models", "nn", "report", "swap", "unswap"]

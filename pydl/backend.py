@@ -101,6 +101,8 @@ def current(device="cpu"):
         RuntimeError: when no backend of ours serves that device, or the one asked for does not.
     """
     kind = torch.device(device).type
+    if kind == "meta":  # shapes without data: there is nothing to compute
+        return "torch"
     if _asked is not None:
         if _asked == "torch" or (_asked == "cpu") == (kind == "cpu"):
             return _asked

@@ -29,7 +29,7 @@ def _pydl():
 def train(
     context: typer.Context,
     model: Annotated[str | None, typer.Argument(help="Model to train; `pydl info` lists them.")] = None,
-    data: Annotated[str, typer.Option(help="Data set; `pydl info` lists them.")] = "digits",
+    data: Annotated[str | None, typer.Option(help="Data set; `pydl info` lists them. Most models: digits.")] = None,
     root: Annotated[str, typer.Option(help="Folder with the files of data sets that are not bundled.")] = "data",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps, inside an epoch too.")] = None,
@@ -42,6 +42,7 @@ def train(
     clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order of the data and dropout.")] = 0,
     size: Annotated[int | None, typer.Option(help="Height and width of the model's input.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the model's own, such as ratio=1.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default torch's.")] = None,
@@ -57,22 +58,40 @@ def train(
     from pydl import train as training  # torch's import takes a second, which --help need not wait for
     from pydl.training.config import RESUME_MAY_CHANGE, Config
 
-    options = {k: v for k, v in context.params.items() if k not in ("out", "resume")}
+    options = {k: v for k, v in context.params.items() if k not in ("out", "resume", "option")}
+    options["options"] = _model_options(option)
     if resume is None:
         if model is None:
             raise OptionError("train: expected the name of a model, got none; `pydl info` lists them")
         training.train(Config(**options), out=out)
         return
-    given = {name for name in options if context.get_parameter_source(name).name == "COMMANDLINE"}
+    source = {**{name: name for name in options}, "options": "option"}
+    given = {name for name in options if context.get_parameter_source(source[name]).name == "COMMANDLINE"}
     config, content = training.resumed(resume, **{k: options[k] for k in given & set(RESUME_MAY_CHANGE)})
     for name in sorted(given - set(RESUME_MAY_CHANGE)):
         if options[name] != getattr(config, name):
-            option = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+            named = "MODEL" if name == "model" else f"--{source[name].replace('_', '-')}"
             raise OptionError(
-                f"{option}: expected {getattr(config, name)!r} as in the checkpoint that is resumed, "
+                f"{named}: expected {getattr(config, name)!r} as in the checkpoint that is resumed, "
                 f"got {options[name]!r}"
             )
     training.train(config, out=out, resume=content)
+
+
+def _model_options(pairs):
+    """``["ratio=4"]`` as ``{"ratio": 4}``: numbers as numbers, the rest as text."""
+    options = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not (name and equals):
+            raise OptionError(f"--option: expected NAME=VALUE, got {pair!r}")
+        for kind in (int, float, str):
+            try:
+                options[name.replace("-", "_")] = kind(text)
+                break
+            except ValueError:
+                continue
+    return options
 
 
 @app.command()

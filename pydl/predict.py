@@ -8,8 +8,8 @@ import torch
 from pydl import backend, data
 from pydl.errors import CheckpointError, MissingExtra
 from pydl.training import checkpoint
+from pydl.training.build import build
 from pydl.training.config import Config
-from pydl.training.learner import build
 from pydl.training.place import place
 
 BATCH = 64
@@ -32,9 +32,12 @@ class Predictor:
         try:
             config = Config(**content["config"])
             self.classes = tuple(content["classes"])
-            self.preprocessing = data.Preprocessing(**{k: tuple(v) for k, v in content["preprocessing"].items()})
+            preprocessing = content["preprocessing"] or {"size": (), "mean": (), "std": ()}  # none of a regression
+            self.preprocessing = data.Preprocessing(**{k: tuple(v) for k, v in preprocessing.items()})
         except (TypeError, KeyError):
             raise CheckpointError(f"{path}: the checkpoint was written by another version of pydl") from None
+        if not self.classes:
+            raise CheckpointError(f"{path}: expected the checkpoint of a classifier, got one of {config.model}")
         config.device, config.backend = device, backend_name
         self.backend, self.device = place(config)
         with torch.random.fork_rng(devices=[]), backend.use(self.backend):

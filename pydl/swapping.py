@@ -263,5 +263,5 @@ def _serving(device):
     except RuntimeError as error:  # no backend for this device: a call would raise the same
         return "nothing", str(error)
     if name == "torch":
-        return name, "the backend torch was asked for"
+        return name, "meta tensors hold no data" if device.type == "meta" else "the backend torch was asked for"
     return (f"cpu {backend.current_isa()}" if name == "cpu" else name), ""

@@ -12,6 +12,7 @@ import pydl
 from pydl import data, models
 from pydl.errors import CheckpointError, OptionError
 from pydl.training import checkpoint
+from pydl.training.build import check
 from pydl.training.config import Config
 from pydl.training.folder import Folder
 from pydl.training.learner import Learner
@@ -35,8 +36,9 @@ def train(config, out=None, resume=None, console=None):
         UserError: for all that a user can mend; see :mod:`pydl.errors`.
     """
     console = console or Console()
-    if config.model not in models.names():
-        raise OptionError(f"model: expected the name to be one of {', '.join(models.names())}, got {config.model!r}")
+    names = models.names()
+    if config.model not in names:
+        raise OptionError(f"model: expected the name to be one of {', '.join(names)}, got {config.model!r}")
     config = config.resolved()
     name, device = place(config)
     if config.compare and name == "torch":
@@ -47,10 +49,13 @@ def train(config, out=None, resume=None, console=None):
 
     options = {"size": (config.size, config.size)} if config.data == "folder" else {}
     dataset = data.get(config.data, root=config.root, **options)
-    if resume is None:
-        preprocessing = data.Preprocessing.fit(dataset.train.images, (config.size, config.size))
-    else:
+    check(config, dataset)
+    if resume is not None:
         preprocessing = _same_data(dataset, resume)
+    elif dataset.regression:
+        preprocessing = None
+    else:
+        preprocessing = data.Preprocessing.fit(dataset.train.images, (config.size, config.size))
     splits = [data.Batches(split, preprocessing, device) for split in (dataset.train, dataset.test)]
     learners = [
         Learner(config, *splits, len(dataset.classes), learner_backend, device)
@@ -62,7 +67,8 @@ def train(config, out=None, resume=None, console=None):
         "config": config.to_dict(),
         "classes": list(dataset.classes),
         "examples": len(dataset.train),
-        "preprocessing": {key: list(value) for key, value in dataclasses.asdict(preprocessing).items()},
+        "preprocessing": preprocessing
+        and {key: list(value) for key, value in dataclasses.asdict(preprocessing).items()},
         "pydl": pydl.__version__,
     }
     result = Result(config, folder, learners[0].model, name, history)
@@ -96,7 +102,8 @@ def _same_data(dataset, content):
             f"{content['folder']}: expected the {expected[0]:,} training examples and {len(expected[1])} classes of "
             f"the checkpoint in data set {dataset.name!r}, got {len(dataset.train):,} and {len(dataset.classes)}"
         )
-    return data.Preprocessing(**{key: tuple(value) for key, value in content["preprocessing"].items()})
+    saved = content["preprocessing"]
+    return saved and data.Preprocessing(**{key: tuple(value) for key, value in saved.items()})
 
 
 def _restore(learners, content):

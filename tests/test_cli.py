@@ -43,6 +43,16 @@ def test_resume_needs_no_model_and_may_change_how_far(pydl):
     assert "step 5 " in out
 
 
+def test_model_options_are_kept_for_a_resumed_run(pydl, tmp_path):
+    code, _, _ = pydl("train", "polynomial_regression", "--option", "degree=5", "--max-steps", 2, "--out", "run")
+    assert code == 0
+    assert torch.load("run/checkpoint.pt", weights_only=True)["config"]["options"] == {"degree": 5}
+    code, _, err = pydl("train", "--resume", "run", "--option", "degree=6")
+    assert code == 2
+    assert "--option: expected {'degree': 5} as in the checkpoint" in err
+    assert pydl("train", "--resume", "run", "--max-steps", 3)[0] == 0
+
+
 def test_compare_prints_both(pydl):
     code, out, _ = pydl("train", "softmax_regression", "--max-steps", 4, "--compare")
     assert code == 0
@@ -71,6 +81,8 @@ def test_info(pydl):
         ("train lenet --backend metal", 2, "pydl: --backend: expected one of torch, cpu, cuda, triton"),
         ("train lenet --device cuda:77", 2, "pydl: --device: expected a device of this machine"),
         ("train lenet --resume nowhere", 1, "pydl: nowhere: there is no such checkpoint"),
+        ("train vgg11 --option ratio", 2, "pydl: --option: expected NAME=VALUE, got 'ratio'"),
+        ("train vgg11 --option rate=1", 2, "pydl: --option: expected one of vgg11's (ratio), got 'rate'"),
         ("train lenet --wings", 2, "--wings"),
         ("fly", 2, "fly"),
     ],
@@ -157,7 +169,7 @@ def test_predict_labels_saved_digits(pydl, tmp_path, trained):
         assert probabilities == sorted(probabilities, reverse=True)
         name, probability = prediction.ranking[0]
         assert f"{probability:.4f}" in out
-        assert (tmp_path / "labelled").glob(f"*-{prediction.path.stem}-{name}.png")
+        assert len(list((tmp_path / "labelled").glob(f"*-{prediction.path.stem}-{name}.png"))) == 1
     assert len(list((tmp_path / "labelled").iterdir())) == len(paths)
 
 

@@ -58,8 +58,25 @@ def test_synthetic_is_reproducible_and_separable():
     assert (nearest == one.test.targets).float().mean() > 0.95
 
 
+def test_regression_sets_are_made_by_their_formulas():
+    linear = data.get("linear")
+    x, y = linear.train.images.double(), linear.train.targets.double()
+    assert linear.regression
+    assert (len(linear.train), len(linear.test)) == (1000, 1000)
+    noise = y - (x @ torch.tensor([[2.0], [-3.4]], dtype=torch.float64) + 4.2)
+    assert noise.std() == pytest.approx(0.01, rel=0.1)
+    polynomial = data.get("polynomial")
+    x, y = polynomial.test.images.double(), polynomial.test.targets.double()
+    noise = y - (5 + 1.2 * x - 3.4 * x**2 / 2 + 5.6 * x**3 / 6)
+    assert noise.std() == pytest.approx(0.1, rel=0.3)
+    decay = data.get("weight-decay")
+    assert decay.train.images.shape == (20, 200)
+    noise = decay.test.targets.double() - (0.05 + 0.01 * decay.test.images.double().sum(1, keepdim=True))
+    assert noise.std() == pytest.approx(0.01, rel=0.3)
+
+
 def test_unknown_name_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"data: expected the name to be one of digits, .*synthetic, got 'digit'"):
+    with pytest.raises(ValueError, match=r"data: expected the name to be one of digits, .*synthetic, .*got 'digit'"):
         data.get("digit")
 
 

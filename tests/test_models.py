@@ -9,12 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import pydl
 
 NAMES = pydl.models.names()
-REGRESSIONS = ["linear_regression", "polynomial_regression", "weight_decay"]
-CLASSIFIERS = [name for name in NAMES if name not in REGRESSIONS]
+CLASSIFIERS = pydl.models.names("classifier")
 # options and input that keep a step of the large ones short
 SMALL = {
-    "alexnet": ({"input_size": 65}, (1, 65, 65)),
-    "vgg11": ({"input_size": 32, "ratio": 16}, (1, 32, 32)),
+    "alexnet": ({}, (1, 65, 65)),
+    "vgg11": ({"ratio": 16}, (1, 32, 32)),
     "nin": ({}, (1, 67, 67)),
     "googlenet": ({}, (1, 32, 32)),
     "resnet18": ({}, (1, 32, 32)),
@@ -49,7 +48,7 @@ def small(name, batch=2, **options):
     """A model cheap enough to run, and an input for it."""
     small_options, shape = SMALL.get(name, ({}, documented_input(name)))
     if name in CLASSIFIERS:
-        options.setdefault("in_channels", shape[0])
+        options = {"in_channels": shape[0], "input_size": shape[-1], **options}
     return pydl.models.get(name, **small_options, **options), torch.randn(batch, *shape)
 
 
@@ -60,6 +59,8 @@ def count(net):
 def test_names():
     assert {"softmax_regression", "mlp", "lenet", "lenet_bn"} <= set(NAMES)
     assert sorted(NAMES) == NAMES
+    assert pydl.models.names("regression") == ["linear_regression", "polynomial_regression", "weight_decay"]
+    assert sorted([*CLASSIFIERS, *pydl.models.names("regression")]) == NAMES
 
 
 def test_an_unknown_name_lists_those_there_are():
@@ -256,6 +257,14 @@ BAD_OPTIONS = [
     ("wide_resnet", {"depth": 17}, "6 n"),
     ("wide_resnet", {"width": 0}, "width"),
     ("polynomial_regression", {"degree": -1}, "degree"),
+    ("lenet", {"input_size": 11}, "input_size to be at least 12, got 11"),
+    ("cifar_net", {"input_size": 7}, "input_size to be at least 8"),
+    ("nin", {"input_size": 66}, "input_size to be at least 67"),
+    *((name, {"input_size": 0}, "input_size to be at least 1") for name in ("googlenet", "resnet18", "resnet50")),
+    *(
+        (name, {"input_size": 0}, "input_size to be at least 1")
+        for name in ("resnext50", "preact_resnet18", "wide_resnet")
+    ),
 ]
 
 

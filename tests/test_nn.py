@@ -228,3 +228,15 @@ def test_compile_fullgraph(training):
         assert_close(q.grad, p.grad.double())
     for p, q in zip(net.buffers(), twin.buffers(), strict=True):
         assert_close(q.double(), p.double(), torch.float32)
+
+
+def test_meta_tensors_give_shapes():
+    with torch.device("meta"):
+        net = nn.Sequential(pydl.nn.LazyConv2d(4, 3), pydl.nn.LazyBatchNorm2d(), pydl.nn.Dropout(0.5), nn.Flatten())
+        output = net(torch.empty(2, 3, 6, 8))
+        loss = pydl.nn.CrossEntropyLoss()(output, torch.empty(2, dtype=torch.int64))
+    assert output.shape == (2, 4 * 4 * 6)
+    assert loss.shape == ()
+    assert output.is_meta
+    loss.backward()
+    assert net[0].weight.grad.shape == (4, 3, 3, 3)

@@ -9,6 +9,7 @@ from testing import DTYPES, assert_close
 
 import pydl
 import pydl.functional as pf
+import pydl.ops.softmax_cross_entropy as op
 
 REDUCTIONS = ["none", "mean", "sum"]
 
@@ -438,6 +439,61 @@ def test_backward_twice(device):
     assert grads[0].data_ptr() != grads[2].data_ptr()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 30), (2, 9, 5), (3, 20000)], ids=str)
+def test_gradient_made_in_the_forward(device, dtype, shape):
+    """It has the bits of the one that the backward makes, and is handed out for an upstream gradient of 1 alone."""
+    input, target = make(shape, "classes", dtype, device, ignored=True)
+    input.requires_grad_()
+    options = {"label_smoothing": 0.1, "z_loss": 1e-3, "weight": torch.rand(shape[1], device=device).to(dtype)}
+    for reduction in ("mean", "sum"):
+        grads = []
+        for early in (True, False):
+            op._Eager.early = early
+            loss = pf.cross_entropy(input, target, reduction=reduction, **options)
+            grads.append(torch.autograd.grad(loss, input)[0])
+            assert op._Eager.early  # an upstream gradient of 1: the next forward makes it again
+        assert torch.equal(*grads)
+        compare(input, target, reduction=reduction, **options)  # upstream -1.75
+        assert not op._Eager.early
+
+
+def test_gradient_of_a_scaled_half_loss(device):
+    """Gradients below the smallest half survive a loss scale, as the scaled loss asks for: rounding comes last."""
+    input, target = make((4096, 8), "classes", torch.float16, device)
+    input.requires_grad_()
+    scale = 2.0**14
+    loss = pf.cross_entropy(input, target, reduction="mean") * scale
+    (grad,) = torch.autograd.grad(loss, input)
+    input64 = input.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(F.cross_entropy(input64, target) * scale, input64)
+    assert_close(grad, expected)
+
+
+def test_checkpoint(device):
+    input, target = make((5, 30), "classes", device=device)
+    input.requires_grad_()
+
+    def loss(x):
+        return pf.cross_entropy(x * 2.0, target)
+
+    (expected,) = torch.autograd.grad(loss(input), input)
+    for reentrant in (False, True):
+        kept = torch.utils.checkpoint.checkpoint(loss, input, use_reentrant=reentrant)
+        kept.backward()
+        assert torch.equal(input.grad, expected)
+        input.grad = None
+
+
+def test_gradient_accumulates(device):
+    input, target = make((5, 30), "classes", device=device)
+    input.requires_grad_()
+    for _ in range(2):
+        pf.cross_entropy(input, target).backward()
+    (once,) = torch.autograd.grad(pf.cross_entropy(input, target), input)
+    assert_close(input.grad, 2 * once)
+
+
 def test_logits_changed_before_backward(device):
     """Either the right gradient or an error, never a wrong one."""
     input, target = make((5, 30), "classes", device=device)
@@ -492,6 +548,9 @@ def test_opcheck(kind, shape):
         options = (reduction, -100, 0.1, 0.01)
         args = (input, target, torch.rand(5), *options, False)
         torch.library.opcheck(torch.ops.pydl.softmax_cross_entropy_forward, args)
+        if reduction:
+            detached = (input.detach(), target.detach(), *args[2:])
+            torch.library.opcheck(torch.ops.pydl.softmax_cross_entropy_forward_backward, detached)
         output, norm, denominator = torch.ops.pydl.softmax_cross_entropy_forward(*args)
         saved = (torch.ones_like(output).detach(), input.detach(), target.detach(), None, norm, denominator)
         torch.library.opcheck(torch.ops.pydl.softmax_cross_entropy_backward, (*saved, *options))
@@ -608,10 +667,10 @@ def test_mean_of_many_rows_in_bf16():
 @pytest.mark.slow
 def test_beyond_31_bits():
     """2³¹ + 5 elements: the last logits lie beyond what 32-bit offsets reach."""
-    classes = 5
+    classes = 4099
     rows = (2**31 + 5) // classes + 1
     input = torch.zeros(rows, classes, dtype=torch.bfloat16)
-    input[-1] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    input[-1] = torch.linspace(-5.0, 5.0, classes)
     target = torch.zeros(rows, dtype=torch.int64)
     target[-1] = 4
     input.requires_grad_()

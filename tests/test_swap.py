@@ -11,6 +11,7 @@ import pytest
 import torch
 from testing import assert_close
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -479,16 +480,25 @@ def test_report():
     assert [(row.layer, row.reason) for row in loss.rows] == [("CrossEntropyLoss", "")]
 
 
-def test_report_of_pydl_nn_and_of_devices_without_a_backend():
+def test_report_of_pydl_nn_and_of_meta_tensors():
     class Own(pydl.nn.Conv2d):
         def forward(self, input):
             return super().forward(input) + 1
 
     rows = pydl.report(nn.Sequential(pydl.nn.Conv2d(1, 2, 3), Own(1, 1, 1), nn.Sequential())).rows
     assert [row.reason for row in rows] == ["", "its forward is its own"]
-    row = pydl.report(pydl.swap(nn.Conv2d(1, 2, 3, device="meta"))).rows[0]
+    with pydl.backend.use("cpu"):
+        row = pydl.report(pydl.swap(nn.Conv2d(1, 2, 3, device="meta"))).rows[0]
+    assert (row.served_by, row.reason) == ("torch", "meta tensors hold no data")
+
+
+def test_report_on_a_device_that_no_backend_serves():
+    layer = pydl.swap(nn.Conv2d(1, 2, 3, bias=False))
+    with FakeTensorMode():
+        layer.weight = nn.Parameter(torch.empty(2, 1, 3, 3, device="mps"))
+    row = pydl.report(layer).rows[0]
     assert row.served_by == "nothing"
-    assert "'meta'" in row.reason
+    assert "got one on 'mps'; use('torch') serves it" in row.reason
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -9,11 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from pydl import data, train
+from pydl import data, models, train
 from pydl.errors import CheckpointError, OptionError, TrainingError
 from pydl.training import checkpoint, curves, events, mistakes, schedule
 from pydl.training.config import Config
 from pydl.training.learner import Learner, NotFinite
+from pydl.training.recipes import RECIPES
 
 MODELS = ["softmax_regression", "mlp", "lenet", "lenet_bn"]
 # what a row measures and no rule decides
@@ -114,6 +115,76 @@ def test_pydl_and_torch_agree_over_20_steps(model):
         assert torch.equal(one, other)
     ours.run(20), torchs.run(20)
     torch.testing.assert_close(ours._losses[:20], torchs._losses[:20], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["linear_regression", "polynomial_regression", "weight_decay"])
+def test_regressions(tmp_path, model, pictures):
+    steps = {"linear_regression": 200, "polynomial_regression": 200, "weight_decay": 12}[model]
+    result, text = run(tmp_path, model, max_steps=steps)
+    first, last = result.history[0], result.history[-1]
+    assert last["loss"] < 0.5 * first["loss"]
+    assert "test_accuracy" not in last
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "confusion.png").exists()
+    assert "test loss" in text
+    assert "MSELoss" in text
+    if model == "linear_regression":
+        torch.testing.assert_close(result.model[0].weight[0], torch.tensor([2.0, -3.4]), rtol=0, atol=0.01)
+    again, _ = run(None, resume=tmp_path, max_steps=steps + 4)
+    assert again.history[-1]["step"] == steps + 4
+
+
+# the deep ones with the narrowest option, one step of a small batch each, on either backend
+DEEP = {
+    "alexnet": {"size": 67},
+    "cifar_net": {},
+    "vgg11": {"size": 32, "options": {"ratio": 16}},
+    "nin": {"size": 67},
+    "googlenet": {"size": 32},
+    "resnet18": {"size": 16},
+    "resnet50": {"size": 16},
+    "resnext50": {"size": 16},
+    "preact_resnet18": {"size": 16},
+    "wide_resnet": {"size": 8, "options": {"depth": 10, "width": 1}},
+}
+
+
+def test_every_model_has_a_recipe_and_a_test():
+    assert set(RECIPES) == set(models.names())
+    assert set(RECIPES) == {*MODELS, *DEEP, "linear_regression", "polynomial_regression", "weight_decay"}
+
+
+@pytest.mark.parametrize("model", sorted(DEEP))
+def test_deep_models_take_a_step_as_torch_does(model):
+    # not Adam, whose first step is the sign of the gradient: rounding decides it where a gradient is nearly zero
+    losses = {}
+    for backend in ("cpu", "torch"):
+        one = learner(model, backend, batch_size=8, optimizer="sgd", lr=0.01, **DEEP[model])
+        torch.manual_seed(0)
+        for layer in one.model.modules():
+            if isinstance(layer, torch.nn.Dropout):  # its masks are not torch's
+                layer.p = 0.0
+        one.run(2)
+        losses[backend] = one._losses[:2]
+    assert losses["cpu"].isfinite().all()
+    # Fifty layers of batch norm over few values are chaotic: torch's own second loss moves by a tenth when its weights
+    # are changed by 1e-7, so only the first can be compared.
+    same = 1 if model in ("resnet50", "resnext50") else 2
+    torch.testing.assert_close(losses["cpu"][:same], losses["torch"][:same], rtol=1e-3, atol=1e-4)
+
+
+def test_model_options_and_sizes_that_do_not_fit_are_said(tmp_path):
+    for options, message in (
+        ({"model": "vgg11", "options": {"depth": 3}}, r"--option: expected one of vgg11's \(ratio\), got 'depth'"),
+        ({"model": "lenet", "options": {"depth": 3}}, r"--option: expected one of lenet's \(none\), got 'depth'"),
+        ({"model": "polynomial_regression", "options": {"degree": -1}}, "cannot be built with its options: .*degree"),
+        ({"model": "lenet", "size": 3}, "lenet cannot be built with --size 3: "),
+        ({"model": "lenet", "data": "linear"}, "--data: expected a set that fits lenet, got 'linear', which is a regr"),
+        ({"model": "weight_decay", "data": "digits"}, "fits weight_decay, got 'digits', which is a classification"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            run(tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
 
 
 def test_an_epoch_sees_every_example_once_in_another_order_each_time():

@@ -142,10 +142,10 @@ void segment_moments(const BatchNormParams& p, const Columns& k, int64_t segment
   const int64_t rows = k.rows_of(segment), first_row = segment * k.segment_rows, columns = end - begin;
   for (int64_t r = 0; r < rows; r += kSubRows) {
     const int64_t count = min_of(kSubRows, rows - r), sample = min_of(kShiftRows, count);
-    over_columns<A>(0, columns, [&](auto tag, int64_t j, int64_t tail) {
+    over_columns<A>(0, columns, [&](auto tag, int64_t j, int64_t tail) PYDL_INLINE_LAMBDA {
       constexpr int kVectors = decltype(tag)::group;
       vec<A> about[kVectors], s[kVectors]{}, s2[kVectors]{};
-      auto x_at = [&](int64_t row, int v) {
+      auto x_at = [&](int64_t row, int v) PYDL_INLINE_LAMBDA {
         return load_some(row_of<const T>(p.input, k, first_row + r + row) + begin + j + v * lanes<A>, tail);
       };
       if (r == 0) {
@@ -249,18 +249,18 @@ void over_rows(const BatchNormParams& p, const Columns& k, const Parallel& paral
 }
 
 template <Activation kActivation, class T>
-void apply_row(const BatchNormParams& p, const Columns& k, const Coefficients<acc_t<T>>& co, int64_t row,
+void apply_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t row,
                int64_t width) {
   const T* x = row_of<const T>(p.input, k, row);
   T* y = row_of<T>(p.output, k, row);
   if (p.residual.data) {
     const T* r = row_of<const T>(p.residual, k, row);
-    store_row(y, width, p.stream, [&](int64_t j, int64_t count) {
+    store_row(y, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
       return activate<kActivation>(normalise(load_some(x + j, count), co, j, count) +
                                    load_some(r + j, count));
     });
   } else {
-    store_row(y, width, p.stream, [&](int64_t j, int64_t count) {
+    store_row(y, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
       return activate<kActivation>(normalise(load_some(x + j, count), co, j, count));
     });
   }
@@ -269,9 +269,9 @@ void apply_row(const BatchNormParams& p, const Columns& k, const Coefficients<ac
 // ---- gradient
 
 template <BatchNormGradient kGradient, class T>
-PYDL_INLINE vec<acc_t<T>> gradient_at(const T* g, const T* y, vec<acc_t<T>> x,
-                                      const Coefficients<acc_t<T>>& co, int64_t j, int64_t count) {
-  const vec<acc_t<T>> grad = load_some(g, count);
+PYDL_INLINE vec<acc_t<T>> gradient_at(const T* g, const T* y, vec<acc_t<T>> x, Coefficients<acc_t<T>> co,
+                                      int64_t j, int64_t count) {
+  const vec<acc_t<T>> grad = pin(load_some(g, count));
   if constexpr (kGradient == BatchNormGradient::relu_input)
     return activation_gradient<kGradient>(grad, normalise(x, co, j, count));
   if constexpr (reads_output(kGradient)) return activation_gradient<kGradient>(grad, load_some(y, count));
@@ -280,8 +280,8 @@ PYDL_INLINE vec<acc_t<T>> gradient_at(const T* g, const T* y, vec<acc_t<T>> x,
 
 // Partial sums of gz and gz * (x - shift) for columns [begin, end) of a segment.
 template <BatchNormGradient kGradient, class T>
-void segment_gradient(const BatchNormParams& p, const Columns& k, const Coefficients<acc_t<T>>& co,
-                      int64_t segment, int64_t begin, int64_t end) {
+void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t segment,
+                      int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const Scratch scratch(p, k);
   double* sum = scratch.first + segment * k.width;
@@ -289,7 +289,7 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, const Coeffici
   const int64_t rows = k.rows_of(segment), first_row = segment * k.segment_rows;
   for (int64_t r = 0; r < rows; r += kSubRows) {
     const int64_t count = min_of(kSubRows, rows - r);
-    over_columns<A>(begin, end, [&](auto tag, int64_t j, int64_t tail) {
+    over_columns<A>(begin, end, [&](auto tag, int64_t j, int64_t tail) PYDL_INLINE_LAMBDA {
       constexpr int kVectors = decltype(tag)::group;
       vec<A> s[kVectors]{}, sx[kVectors]{};
       for (int64_t row = first_row + r; row < first_row + r + count; ++row) {
@@ -314,7 +314,7 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, const Coeffici
 }
 
 template <BatchNormGradient kGradient, class T>
-void combine_gradient(const BatchNormParams& p, const Columns& k, const Coefficients<acc_t<T>>& co) {
+void combine_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co) {
   using A = acc_t<T>;
   const Scratch scratch(p, k);
   double *sum = p.sum_grad, *shifted = p.sum_grad_xhat;
@@ -336,20 +336,21 @@ void combine_gradient(const BatchNormParams& p, const Columns& k, const Coeffici
 }
 
 template <BatchNormGradient kGradient, class T>
-void gradient_row(const BatchNormParams& p, const Columns& k, const Coefficients<acc_t<T>>& co, int64_t row,
+void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t row,
                   int64_t width) {
   using A = acc_t<T>;
   const T* x = row_of<const T>(p.input, k, row);
   const T* g = row_of<const T>(p.grad_output, k, row);
   const T* y = p.output.data ? row_of<const T>(p.output, k, row) : nullptr;
   if (p.grad_residual.data)
-    store_row(row_of<T>(p.grad_residual, k, row), width, p.stream, [&](int64_t j, int64_t count) {
-      return gradient_at<kGradient>(g + j, y + j, load_some(x + j, count), co, j, count);
-    });
+    store_row(row_of<T>(p.grad_residual, k, row), width, p.stream,
+              [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
+                return gradient_at<kGradient>(g + j, y + j, load_some(x + j, count), co, j, count);
+              });
   if (p.grad_input.data == nullptr) return;
   T* out = row_of<T>(p.grad_input, k, row);
   if (p.training) {
-    store_row(out, width, p.stream, [&](int64_t j, int64_t count) {
+    store_row(out, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
       const vec<A> xs = load_some(x + j, count);
       const vec<A> gz = gradient_at<kGradient>(g + j, y + j, xs, co, j, count);
       return gz * load_some(co.scale + j, count) +
@@ -357,7 +358,7 @@ void gradient_row(const BatchNormParams& p, const Columns& k, const Coefficients
               load_some(co.constant + j, count));
     });
   } else {
-    store_row(out, width, p.stream, [&](int64_t j, int64_t count) {
+    store_row(out, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
       return gradient_at<kGradient>(g + j, y + j, load_some(x + j, count), co, j, count) *
              load_some(co.scale + j, count);
     });

@@ -84,7 +84,7 @@ Moments block_moments(const BatchNormParams& p, int64_t c, const Block& block) {
   for (int64_t n = block.row; n < block.row + block.rows; ++n) {
     const T* x = run_of<const T>(p.input, n, c) + block.begin;
     int64_t i = 0;
-    auto add = [&](int u, vec<A> d) {
+    auto add = [&](int u, vec<A> d) PYDL_INLINE_LAMBDA {
       sum[u] += d;
       squares[u] += d * d;
     };
@@ -108,21 +108,22 @@ PYDL_INLINE vec<A> normalise(vec<A> x, const Affine<A>& f) {
   return (x - f.shift) * f.scale + f.offset;
 }
 
-// Stores of one run, non-temporal where the output leaves the cache: y is first brought to a vector boundary.
+// Stores of one run from its end, which is the part that may still be in the cache. Where the output leaves
+// the cache they are non-temporal, so that whole vectors begin at a vector's boundary.
 template <class T, class F>
 PYDL_INLINE void store_run(T* y, int64_t n, bool past_cache, const F& value) {
   using A = acc_t<T>;
-  int64_t i = 0;
-  if (past_cache) {
-    constexpr uintptr_t align = lanes<A> * sizeof(T);
-    const int64_t head =
-        min_of(n, static_cast<int64_t>((align - reinterpret_cast<uintptr_t>(y) % align) % align / sizeof(T)));
-    if (head > 0) store_n(y, value(i, head), head);
-    for (i = head; i + lanes<A> <= n; i += lanes<A>) stream(y + i, value(i, 0));
-  } else {
-    for (; i + lanes<A> <= n; i += lanes<A>) store(y + i, value(i, 0));
-  }
+  constexpr uintptr_t align = lanes<A> * sizeof(T);
+  const uintptr_t off = past_cache ? reinterpret_cast<uintptr_t>(y) % align : 0;
+  const int64_t head = min_of(n, static_cast<int64_t>((align - off) % align / sizeof(T)));
+  int64_t i = head + (n - head) / lanes<A> * lanes<A>;
   if (i < n) store_n(y + i, value(i, n - i), n - i);
+  if (past_cache) {
+    for (; i > head; i -= lanes<A>) stream(y + i - lanes<A>, value(i - lanes<A>, 0));
+  } else {
+    for (; i > head; i -= lanes<A>) store(y + i - lanes<A>, value(i - lanes<A>, 0));
+  }
+  if (head > 0) store_n(y, value(0, head), head);
 }
 
 // count = 0 reads a whole vector, else the first count lanes.
@@ -138,11 +139,11 @@ void apply_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin, in
   T* y = run_of<T>(p.output, n, c) + begin;
   if (p.residual.data) {
     const T* r = run_of<const T>(p.residual, n, c) + begin;
-    store_run(y, length, p.stream, [&](int64_t i, int64_t count) {
+    store_run(y, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
       return activate<kActivation>(normalise(load_some(x + i, count), affine) + load_some(r + i, count));
     });
   } else {
-    store_run(y, length, p.stream, [&](int64_t i, int64_t count) {
+    store_run(y, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
       return activate<kActivation>(normalise(load_some(x + i, count), affine));
     });
   }
@@ -157,7 +158,7 @@ struct GradientSums {
 template <BatchNormGradient kGradient, class T>
 PYDL_INLINE vec<acc_t<T>> gradient_at(const T* g, const T* y, vec<acc_t<T>> x, const Affine<acc_t<T>>& affine,
                                       int64_t count) {
-  const vec<acc_t<T>> grad = load_some(g, count);
+  const vec<acc_t<T>> grad = pin(load_some(g, count));
   if constexpr (kGradient == BatchNormGradient::relu_input)
     return activation_gradient<kGradient>(grad, normalise(x, affine));
   if constexpr (reads_output(kGradient)) return activation_gradient<kGradient>(grad, load_some(y, count));
@@ -180,7 +181,7 @@ GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& bl
     const T* g = run_of<const T>(p.grad_output, n, c) + block.begin;
     const T* y = output_run<T>(p, n, c, block.begin);
     int64_t i = 0;
-    auto add = [&](int u, int64_t i, int64_t count) {
+    auto add = [&](int u, int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
       const vec<A> xs = load_some(x + i, count);
       const vec<A> gz = gradient_at<kGradient>(g + i, y + i, xs, affine, count);
       const vec<A> product = gz * (xs - affine.shift);
@@ -204,20 +205,21 @@ void gradient_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin,
   const T* g = run_of<const T>(p.grad_output, n, c) + begin;
   const T* y = output_run<T>(p, n, c, begin);
   if (p.grad_residual.data) {
-    store_run(run_of<T>(p.grad_residual, n, c) + begin, length, p.stream, [&](int64_t i, int64_t count) {
-      return gradient_at<kGradient>(g + i, y + i, load_some(x + i, count), affine, count);
-    });
+    store_run(run_of<T>(p.grad_residual, n, c) + begin, length, p.stream,
+              [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
+                return gradient_at<kGradient>(g + i, y + i, load_some(x + i, count), affine, count);
+              });
   }
   if (p.grad_input.data == nullptr) return;
   T* out = run_of<T>(p.grad_input, n, c) + begin;
   if (p.training) {
-    store_run(out, length, p.stream, [&](int64_t i, int64_t count) {
+    store_run(out, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
       const vec<A> xs = load_some(x + i, count);
       const vec<A> gz = gradient_at<kGradient>(g + i, y + i, xs, affine, count);
       return gz * affine.scale + ((xs - affine.shift) * affine_gradient.slope + affine_gradient.constant);
     });
   } else {
-    store_run(out, length, p.stream, [&](int64_t i, int64_t count) {
+    store_run(out, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
       return gradient_at<kGradient>(g + i, y + i, load_some(x + i, count), affine, count) * affine.scale;
     });
   }

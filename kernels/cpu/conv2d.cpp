@@ -3,15 +3,45 @@
 #include "kernels/conv2d.h"
 
 #include "kernels/cpu/conv2d_algorithms.h"
+#include "kernels/cpu/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-bool supported(Conv2dAlgorithm algorithm, const Conv2dParams&, Conv2dPass) {
-  return algorithm == Conv2dAlgorithm::gemm;
+using Algorithm = Conv2dAlgorithm;
+
+bool supported(Algorithm algorithm, const Conv2dParams& p, Conv2dPass pass) {
+  if (algorithm == Algorithm::winograd) return p.allow_winograd && conv2d_winograd_supported(p, pass);
+  if (algorithm == Algorithm::batch) return conv2d_batch_supported(p, pass);
+  if (algorithm == Algorithm::depthwise) return conv2d_depthwise_supported(p, pass);
+  return true;
 }
 
-Conv2dAlgorithm best(const Conv2dParams&, Conv2dPass) { return Conv2dAlgorithm::gemm; }
+// Direct over batch lanes where images fill the vectors and fit the second-level cache. Measured on Zen 5
+// against implicit GEMM: 1.2 to 3 times as fast below 32 channels, 1.1 to 1.5 up to 64; deeper sums belong to
+// GEMM.
+bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
+  const int64_t vector = p.dtype == DType::f64 ? kVectorBytes / 8 : kVectorBytes / 4;
+  const bool full = p.batch >= vector && 8 * p.batch >= 7 * vector * ceil_div(p.batch, vector);
+  const int64_t taps = p.kernel_height * p.kernel_width, weights = p.out_channels * p.in_channels * taps;
+  const int64_t in_block = p.in_channels * (p.in_height + p.kernel_height) * (p.in_width + p.kernel_width);
+  const int64_t out_block = p.out_channels * p.out_height * p.out_width;
+  if (!full || taps == 1) return false;
+  if (pass == Conv2dPass::forward) return in_block <= 1 << 14;
+  if (pass == Conv2dPass::backward_input) return out_block <= 1 << 14 && p.in_channels > 0;
+  return in_block <= 1 << 14 && weights <= 1 << 16;
+}
+
+Algorithm best(const Conv2dParams& p, Conv2dPass pass) {
+  const Algorithm by_preference[] = {Algorithm::depthwise, Algorithm::winograd, Algorithm::batch};
+  for (Algorithm algorithm : by_preference) {
+    if (!supported(algorithm, p, pass)) continue;
+    if (algorithm == Algorithm::depthwise && p.groups > 1) return algorithm;
+    if (algorithm == Algorithm::winograd && conv2d_winograd_worthwhile(p, pass)) return algorithm;
+    if (algorithm == Algorithm::batch && batch_pays(p, pass)) return algorithm;
+  }
+  return Algorithm::gemm;
+}
 
 // A 1x1 kernel of stride 1 sees no neighbours: rows, and with channels_last images too, are one long row of
 // pixels.
@@ -36,41 +66,46 @@ Conv2dParams merged(Conv2dParams p) {
 }  // namespace
 
 Conv2dAlgorithm conv2d_algorithm(const Conv2dParams& p, Conv2dPass pass) {
-  const Conv2dAlgorithm wanted = p.algorithm == Conv2dAlgorithm::automatic ? best(p, pass) : p.algorithm;
-  return supported(wanted, p, pass) ? wanted : Conv2dAlgorithm::gemm;
+  const Algorithm wanted = p.algorithm == Algorithm::automatic ? best(p, pass) : p.algorithm;
+  return supported(wanted, p, pass) ? wanted : Algorithm::gemm;
 }
 
 int64_t conv2d_scratch_bytes(const Conv2dParams& params, Conv2dPass pass, int64_t threads) {
   const Conv2dParams p = merged(params);
-  switch (conv2d_algorithm(p, pass)) {
-    default:
-      return pass == Conv2dPass::backward_weight ? conv2d_gemm_weight_scratch(p, threads)
-                                                 : conv2d_gemm_gather_scratch(p, pass, threads);
-  }
+  const bool weight = pass == Conv2dPass::backward_weight;
+  const Algorithm algorithm = conv2d_algorithm(p, pass);
+  if (algorithm == Algorithm::winograd) return conv2d_winograd_scratch(p, pass, threads);
+  if (algorithm == Algorithm::depthwise) return conv2d_depthwise_scratch(p, pass, threads);
+  if (algorithm == Algorithm::batch)
+    return weight ? conv2d_batch_weight_scratch(p, threads) : conv2d_batch_gather_scratch(p, pass, threads);
+  return weight ? conv2d_gemm_weight_scratch(p, threads) : conv2d_gemm_gather_scratch(p, pass, threads);
 }
 
 void conv2d_forward(const Conv2dParams& params, const Parallel& parallel) {
   const Conv2dParams p = merged(params);
-  switch (conv2d_algorithm(p, Conv2dPass::forward)) {
-    default:
-      return conv2d_gemm_forward(p, parallel);
-  }
+  const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::forward);
+  if (algorithm == Algorithm::winograd) return conv2d_winograd_forward(p, parallel);
+  if (algorithm == Algorithm::depthwise) return conv2d_depthwise_forward(p, parallel);
+  if (algorithm == Algorithm::batch) return conv2d_batch_forward(p, parallel);
+  conv2d_gemm_forward(p, parallel);
 }
 
 void conv2d_backward_input(const Conv2dParams& params, const Parallel& parallel) {
   const Conv2dParams p = merged(params);
-  switch (conv2d_algorithm(p, Conv2dPass::backward_input)) {
-    default:
-      return conv2d_gemm_backward_input(p, parallel);
-  }
+  const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_input);
+  if (algorithm == Algorithm::winograd) return conv2d_winograd_backward_input(p, parallel);
+  if (algorithm == Algorithm::depthwise) return conv2d_depthwise_backward_input(p, parallel);
+  if (algorithm == Algorithm::batch) return conv2d_batch_backward_input(p, parallel);
+  conv2d_gemm_backward_input(p, parallel);
 }
 
 void conv2d_backward_weight(const Conv2dParams& params, const Parallel& parallel) {
   const Conv2dParams p = merged(params);
-  switch (conv2d_algorithm(p, Conv2dPass::backward_weight)) {
-    default:
-      return conv2d_gemm_backward_weight(p, parallel);
-  }
+  const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_weight);
+  if (algorithm == Algorithm::winograd) return conv2d_winograd_backward_weight(p, parallel);
+  if (algorithm == Algorithm::depthwise) return conv2d_depthwise_backward_weight(p, parallel);
+  if (algorithm == Algorithm::batch) return conv2d_batch_backward_weight(p, parallel);
+  conv2d_gemm_backward_weight(p, parallel);
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

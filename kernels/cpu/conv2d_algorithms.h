@@ -20,6 +20,22 @@ void conv2d_gemm_forward(const Conv2dParams& params, const Parallel& parallel);
 void conv2d_gemm_backward_input(const Conv2dParams& params, const Parallel& parallel);
 void conv2d_gemm_backward_weight(const Conv2dParams& params, const Parallel& parallel);
 
+// Direct, with a vector across the images of a batch: few channels and large batches.
+bool conv2d_batch_supported(const Conv2dParams& params, Conv2dPass pass);
+int64_t conv2d_batch_gather_scratch(const Conv2dParams& params, Conv2dPass pass,
+                                    int64_t threads);  // not weight
+int64_t conv2d_batch_weight_scratch(const Conv2dParams& params, int64_t threads);
+void conv2d_batch_forward(const Conv2dParams& params, const Parallel& parallel);
+void conv2d_batch_backward_input(const Conv2dParams& params, const Parallel& parallel);
+void conv2d_batch_backward_weight(const Conv2dParams& params, const Parallel& parallel);
+
+// One input channel per group.
+bool conv2d_depthwise_supported(const Conv2dParams& params, Conv2dPass pass);
+int64_t conv2d_depthwise_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
+void conv2d_depthwise_forward(const Conv2dParams& params, const Parallel& parallel);
+void conv2d_depthwise_backward_input(const Conv2dParams& params, const Parallel& parallel);
+void conv2d_depthwise_backward_weight(const Conv2dParams& params, const Parallel& parallel);
+
 // Winograd's minimal filtering for 3x3 kernels of stride 1 (kernels/cpu/conv2d_winograd*.cpp).
 bool conv2d_winograd_supported(const Conv2dParams& params, Conv2dPass pass);
 bool conv2d_winograd_worthwhile(const Conv2dParams& params, Conv2dPass pass);  // measured to be the quickest

@@ -11,6 +11,7 @@
 // and runs the microkernel over all channels; partial tiles live in the task's own scratch, so nothing but
 // results is written. The vector axis is the one along which the result is contiguous: pixels (NCHW) or
 // channels (channels_last).
+#include "kernels/cpu/conv2d_finish.h"
 #include "kernels/cpu/conv2d_gemm.h"
 #include "kernels/cpu/conv2d_im2col.h"
 
@@ -109,23 +110,6 @@ void pack_weights(const Gather<T>& g, const Plan<A>& plan, A* packed, const Para
                });
     }
   });
-}
-
-template <class A>
-PYDL_INLINE vec<A> activate(vec<A> x, Activation activation) {
-  switch (activation) {
-    case Activation::none:
-      break;
-    case Activation::relu:
-      return x < vec<A>{} ? vec<A>{} : x;  // nan stays nan, as in torch
-    case Activation::sigmoid: {
-      A lane[lanes<A>];
-      store(lane, x);
-      for (A& value : lane) value = A(1) / (A(1) + static_cast<A>(__builtin_exp(-value)));
-      return load(lane);
-    }
-  }
-  return x;
 }
 
 // to[i * stride] = act(from[i] + bias), where bias is one number or a vector of them.

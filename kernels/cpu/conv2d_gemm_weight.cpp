@@ -12,7 +12,8 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int64_t kMaxRowBlocks = 16;  // blocks of rows that share a packed panel of the gradient: 224 KB of windows
+constexpr int64_t kMaxRowBlocks =
+    16;  // blocks of rows that share a packed panel of the gradient: 224 KB of windows
 constexpr int64_t kWantedTasks = 32;          // tasks to aim at, so that 16 threads are kept busy
 constexpr int64_t kMaxSplitBytes = 32 << 20;  // of partial sums
 
@@ -112,32 +113,51 @@ void run_weight_task(const Conv2dParams& p, const WeightPlan<A>& plan, int64_t t
   }
 }
 
-// Adds the splits in order and puts the sums where the weights are.
+// Adds the splits in order and puts the sums where the weights are: squares of channels by output channels,
+// transposed, all taps of a square in succession, so that (O, I, H, W) weights are written a few cache lines
+// at a time.
 template <class T, class A>
 void combine(const Conv2dParams& p, const WeightPlan<A>& plan, const A* partials, const Parallel& parallel) {
-  const int64_t channels = p.in_channels / p.groups, rows = plan.groups * plan.rows;
-  parallel(rows, ceil_div(4096, plan.columns * plan.splits), [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) {
-      const int64_t group = r / plan.rows, row = r % plan.rows, channel = row % channels,
-                    tap = row / channels;
-      T* to = static_cast<T*>(p.weight) + group * plan.columns * p.weight_stride[0] +
-              channel * p.weight_stride[1] + tap / p.kernel_width * p.weight_stride[2] +
-              tap % p.kernel_width * p.weight_stride[3];
-      const int64_t row_task = row / plan.task_rows, block = row % plan.task_rows / kRows,
-                    m = row % plan.task_rows % kRows;
-      for (int64_t o = 0; o < plan.columns; o += lanes<A>) {
-        const int64_t n = min_of(lanes<A>, plan.columns - o);
-        const A* from = partials + (group * plan.row_tasks + row_task) * plan.splits * plan.task_partial() +
-                        (block * plan.column_tiles + o / kColumns<A>)*kTile<A> + m * kColumns<A> +
-                        o % kColumns<A>;
-        vec<A> sum = load(from);
-        for (int64_t s = 1; s < plan.splits; ++s) sum += load(from + s * plan.task_partial());
-        T some[lanes<A>];
-        store(some, sum);
-        for (int64_t j = 0; j < n; ++j) to[(o + j) * p.weight_stride[0]] = some[j];
-      }
-    }
-  });
+  constexpr int64_t all = lanes<A>;
+  const int64_t channels = p.in_channels / p.groups, taps = p.kernel_height * p.kernel_width;
+  const int64_t channel_blocks = ceil_div(channels, all), out_blocks = ceil_div(plan.columns, all);
+  const int64_t* stride = p.weight_stride;
+  parallel(plan.groups * out_blocks * channel_blocks, ceil_div(64, taps * plan.splits),
+           [&](int64_t first, int64_t last) {
+             for (int64_t item = first; item < last; ++item) {
+               const int64_t c0 = item % channel_blocks * all, o0 = item / channel_blocks % out_blocks * all;
+               const int64_t group = item / channel_blocks / out_blocks;
+               const int64_t some_channels = min_of(all, channels - c0),
+                             outs = min_of(all, plan.columns - o0);
+               for (int64_t tap = 0; tap < taps; ++tap) {
+                 vec<A> square[all];
+                 for (int64_t i = 0; i < all; ++i) {
+                   square[i] = vec<A>{};
+                   if (i >= some_channels) continue;
+                   const int64_t row = tap * channels + c0 + i,
+                                 task = group * plan.row_tasks + row / plan.task_rows;
+                   const int64_t block = row % plan.task_rows / kRows, m = row % plan.task_rows % kRows;
+                   const A* from = partials + task * plan.splits * plan.task_partial() +
+                                   (block * plan.column_tiles + o0 / kColumns<A>)*kTile<A> + m * kColumns<A> +
+                                   o0 % kColumns<A>;
+                   for (int64_t s = 0; s < plan.splits; ++s)
+                     square[i] += load(from + s * plan.task_partial());
+                 }
+                 transpose(square);
+                 T* to = static_cast<T*>(p.weight) + (group * plan.columns + o0) * stride[0] +
+                         c0 * stride[1] + tap / p.kernel_width * stride[2] + tap % p.kernel_width * stride[3];
+                 for (int64_t j = 0; j < outs; ++j, to += stride[0]) {
+                   if (stride[1] == 1) {
+                     store_n(to, square[j], some_channels);
+                   } else {
+                     T some[all];
+                     store(some, square[j]);
+                     for (int64_t i = 0; i < some_channels; ++i) to[i * stride[1]] = some[i];
+                   }
+                 }
+               }
+             }
+           });
 }
 
 template <class T>

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/conv2d_algorithms.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_transpose.h"
 
 namespace pydl::cpu::PYDL_ISA {
 

@@ -25,6 +25,7 @@
 #include "kernels/cpu/conv2d_winograd_gemm.h"
 #include "kernels/cpu/conv2d_winograd_tasks.h"
 #include "kernels/cpu/conv2d_winograd_tiles.h"
+#include "kernels/cpu/math.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -86,8 +87,8 @@ struct Plan {
     weights_first = weight_floats <= kMaxWeightFloats;
     if (weights_first) {
       depth = in;
-      // V of a block in about a third of L2 (1 MB), in steps of the register block, and enough tasks for the
-      // threads
+      // V of a block in less than a third of L2 (1 MB), in steps of the register block, and enough tasks for
+      // the threads
       block = max_of(1, min_of(3, kBlockFloats / (kMaxRows * tile_stride))) * kMaxRows;
       pass_tiles = tiles.count();
     } else {
@@ -109,7 +110,7 @@ struct Plan {
   int64_t m_offset() const { return own - piece(block * kFrequencies * kPanel); }
 
   static constexpr int64_t kMaxWeightFloats = 3 << 20 >> 2;  // 3 MB
-  static constexpr int64_t kBlockFloats = 560 << 10 >> 2;    // 560 KB
+  static constexpr int64_t kBlockFloats = 300 << 10 >> 2;    // 300 KB
   static constexpr int64_t kPassFloats = 12 << 20 >> 2;      // 12 MB
 };
 
@@ -188,44 +189,48 @@ void multiply(const Tiles& tiles, int64_t begin, int64_t end, int64_t channels, 
   }
 }
 
+// Out of line: rare, and the common activations should not pay for its registers.
+__attribute__((noinline)) vec<float> sigmoid(vec<float> y) { return 1.0f / (1.0f + exp(-y)); }
+
 // Outputs of tiles [begin, end), channels from o on, out of m.
 template <class T>
 void finish(const Problem& problem, const Tiles& tiles, int64_t begin, int64_t end, int64_t o,
             const float* m) {
   const Image& out = problem.out;
+  const int64_t channels_end = min_of(o + kPanel, out.channels);
+  const Activation activation = problem.activation;
   alignas(64) float strip[kTile * kStripTiles * kTile * L];
-  for (int64_t c = o; c < min_of(o + kPanel, out.channels); c += L) {
-    const int64_t count = min_of(L, out.channels - c);
-    const vec<float> bias =
-        problem.bias ? load_n(static_cast<const T*>(problem.bias) + c, count) : vec<float>{};
-    const bool relu = problem.activation == Activation::relu;
-    const bool direct = out.channel == 1 && count == L;
-    auto activate = [&](vec<float> y) __attribute__((always_inline)) {
-      y += bias;
-      return relu ? max(vec<float>{}, y) : y;
-    };
-    for (int64_t index = begin; index < end;) {
-      const Tile tile = tiles[index];
+  for (int64_t index = begin; index < end;) {
+    const Tile tile = tiles[index];
+    const int64_t run = out.channel == 1 ? 1 : min_of(min_of(tile.run, end - index), kStripTiles);
+    const int64_t width = (run - 1) * kTile + tile.columns;
+    for (int64_t c = o; c < channels_end; c += L) {
+      const int64_t count = min_of(L, channels_end - c);
+      const vec<float> bias =
+          problem.bias ? load_n(static_cast<const T*>(problem.bias) + c, count) : vec<float>{};
+      auto activate = [&](vec<float> y) __attribute__((always_inline)) {
+        y += bias;
+        if (activation == Activation::relu) return max(vec<float>{}, y);  // nan stays nan
+        if (activation == Activation::sigmoid) return sigmoid(y);
+        return y;
+      };
       const float* from = m + (index - begin) * kFrequencies * kPanel + (c - o);
-      if (direct) {
+      if (out.channel == 1 && count == L) {
         T* to = static_cast<T*>(out.data) + tile.n * out.batch + tile.y * out.row + tile.x * out.column + c;
         transform_output(from, kPanel, tile.rows, tile.columns,
                          [&](int i, int j, vec<float> y) __attribute__((always_inline)) {
                            store(to + i * out.row + j * out.column, activate(y));
                          });
-        ++index;
         continue;
       }
-      const int64_t run = min_of(min_of(tile.run, end - index), kStripTiles);
-      const int64_t width = (run - 1) * kTile + tile.columns;
       for (int64_t t = 0; t < run; ++t)
         transform_output(from + t * kFrequencies * kPanel, kPanel, tile.rows, tile.columns,
                          [&](int i, int j, vec<float> y) __attribute__((always_inline)) {
                            store(strip + (i * width + t * kTile + j) * L, activate(y));
                          });
       store_strip<T>(out, tile.n, c, count, tile.y, tile.x, tile.rows, width, strip);
-      index += run;
     }
+    index += run;
   }
 }
 
@@ -311,11 +316,22 @@ void run(const Problem& problem, DType dtype, void* memory, const Parallel& para
 
 int64_t conv2d_winograd_weight_scratch(const Conv2dParams& p, int64_t threads);  // conv2d_winograd_weight.cpp
 
-bool conv2d_winograd_supported(const Conv2dParams& p, Conv2dPass pass) {
-  if (p.kernel_height != 3 || p.kernel_width != 3 || p.stride_height != 1 || p.stride_width != 1 ||
-      p.dilation_height != 1 || p.dilation_width != 1 || p.groups != 1 || p.dtype == DType::f64)
-    return false;
-  return pass != Conv2dPass::forward || p.activation != Activation::sigmoid;
+bool conv2d_winograd_supported(const Conv2dParams& p, Conv2dPass) {
+  return p.kernel_height == 3 && p.kernel_width == 3 && p.stride_height == 1 && p.stride_width == 1 &&
+         p.dilation_height == 1 && p.dilation_width == 1 && p.groups == 1 && p.dtype != DType::f64 &&
+         p.in_channels > 0 && p.out_channels > 0;
+}
+
+// Measured on Zen 5 against implicit GEMM. The transforms cost the same whatever the number of channels on
+// the other side, so with few channels they outweigh what the products save; the weight gradient has two of
+// them per pair of channels. With few tiles and few channels the transform of the weights does not pay for
+// itself.
+bool conv2d_winograd_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
+  if (!conv2d_winograd_supported(p, pass)) return false;
+  const int64_t fewest = min_of(p.in_channels, p.out_channels), pairs = p.in_channels * p.out_channels;
+  const int64_t tiles = p.batch * ceil_div(p.out_height, kTile) * ceil_div(p.out_width, kTile);
+  if (tiles < 24 && pairs < 128 * 128) return false;
+  return pass == Conv2dPass::backward_weight ? fewest >= 16 && pairs >= 1024 : fewest >= 8 && pairs >= 256;
 }
 
 int64_t conv2d_winograd_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {

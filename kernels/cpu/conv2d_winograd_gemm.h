@@ -27,22 +27,27 @@ constexpr int kMaxRows = 4;
 // r] (channels times tiles).
 enum class Rows { strided, adjacent };
 
-// How many products are summed before the sum joins the total. The rounding error of a long running sum outweighs that
-// of the transforms: 128 products in one go cost 7.5e-6 of the output's rms, in parts of 32 half of that. The joining
-// happens in L1 while the next part's multiplications run.
-#ifndef KPART
-#define KPART 32
-#endif
-constexpr int64_t kPart = KPART;
+// How many products are summed before the sum joins the total. The rounding error of a long running sum
+// outweighs that of the transforms: 128 products in one go cost 7.5e-6 of the output's rms, in parts of 32
+// half of that, at 2 to 4 % of the time. The weight gradient, whose sums torch keeps short too, halves once
+// more.
+template <Rows kLayout>
+constexpr int64_t kPart = kLayout == Rows::strided ? 32 : 16;
+
+// Where the next product's numbers lie, as distances from this one's: adjacent rows are fetched while these
+// are multiplied, since they come from L3 in pieces too short for the hardware to follow.
+struct Ahead {
+  int64_t a, b;
+};
 
 template <int kRows, int kVectors, Rows kLayout>
 void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
-                int64_t c_stride, bool add) {
+                int64_t c_stride, bool add, [[maybe_unused]] const Ahead* ahead) {
   constexpr int L = lanes<float>;
   if constexpr (kLayout == Rows::strided) b_stride = kPanel;
   const float *row0 = a, *row5 = a + 5 * a_stride, *row10 = a + 10 * a_stride;
   const int64_t advance = kLayout == Rows::adjacent ? a_stride : 1;
-  for (int64_t start = 0; start < depth; start += kPart, add = true) {
+  for (int64_t start = 0; start < depth; start += kPart<kLayout>, add = true) {
     vec<float> sum[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
@@ -51,6 +56,11 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
     auto step = [&](const float* row0, const float* row5, const float* row10,
                     const float* panel) __attribute__((always_inline)) {
       vec<float> right[kVectors];
+      if constexpr (kLayout == Rows::adjacent) {
+        prefetch(row0 + ahead->a);
+        prefetch(panel + ahead->b);
+        prefetch(panel + ahead->b + L);
+      }
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) right[v] = load(panel + v * L);
 #pragma GCC unroll 16
@@ -64,7 +74,7 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
         for (int v = 0; v < kVectors; ++v) sum[r][v] += left * right[v];
       }
     };
-    int64_t k = min_of(kPart, depth - start);
+    int64_t k = min_of(kPart<kLayout>, depth - start);
     for (; k >= 4; k -= 4) {
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u)
@@ -91,7 +101,8 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
   }
 }
 
-using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool,
+                           const Ahead*);
 
 template <int kRows, int kVectors, Rows kLayout>
 constexpr GemmBlock gemm_block_of(int64_t rows) {
@@ -105,7 +116,7 @@ constexpr GemmBlock gemm_block_of(int64_t rows) {
 // channels: how many columns are wanted; a panel of at most one vector costs half.
 template <Rows kLayout>
 void gemm(int64_t rows, int64_t channels, int64_t depth, const float* a, int64_t a_stride, const float* b,
-          int64_t b_stride, float* c, int64_t c_stride, bool add) {
+          int64_t b_stride, float* c, int64_t c_stride, bool add, const Ahead* ahead = nullptr) {
   if (rows <= 0) return;
   const int64_t parts = ceil_div(rows, kMaxRows), less = rows / parts, more = rows % parts;
   const int64_t a_row = kLayout == Rows::adjacent ? 1 : a_stride;
@@ -113,7 +124,7 @@ void gemm(int64_t rows, int64_t channels, int64_t depth, const float* a, int64_t
     const int64_t n = less + (part < more);
     const GemmBlock block = channels > lanes<float> ? gemm_block_of<kMaxRows, 2, kLayout>(n)
                                                     : gemm_block_of<kMaxRows, 1, kLayout>(n);
-    block(depth, a, a_stride, b, b_stride, c, c_stride, add);
+    block(depth, a, a_stride, b, b_stride, c, c_stride, add, ahead);
     a += n * a_row;
     c += n * c_stride;
   }

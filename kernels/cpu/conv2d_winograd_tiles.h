@@ -263,6 +263,9 @@ void transform_tiles(const Image& image, const Tiles& tiles, int64_t begin, int6
       const int64_t count = min_of(L, image.channels - c);
       float* v = to + (index - begin) * tile_stride + c;
       if (direct && count == L) {
+        for (int64_t i = 0; i < height; ++i)  // the pixels that the next tile adds
+          for (int64_t j = 0; j < kTile; ++j)
+            prefetch(from + c + i * image.row + (tile.columns + kHalo + j) * image.column);
         transform(from + c, image.row, image.column, tile, v);
         continue;
       }

@@ -25,12 +25,13 @@ namespace {
 
 constexpr int L = lanes<float>;
 
-// A frequency-major operand: channels of tile t at t * tile, frequency f at f * frequency.
-struct Operand {
+// A frequency-major array: channels of tile t at t * tile, frequency f at f * frequency.
+struct Transformed {
   int64_t tile, frequency, floats;
 
-  Operand(int64_t channels, int64_t tiles) {
-    tile = ceil_div(channels, L) * L;
+  Transformed(int64_t channels, int64_t tiles) {
+    tile =
+        (ceil_div(channels, 16) | 1) * 16;  // an odd number of cache lines: tiles spread over all cache sets
     frequency = tile * tiles + 48;  // no power of two, which would put all frequencies into a few cache sets
     floats = piece(frequency * kFrequencies);
   }
@@ -43,18 +44,18 @@ struct Plan {
   int64_t blocks, panels;
   int64_t d_stride;  // between frequencies of D
   int64_t d_floats;  // of one task
-  Operand v, z;
+  Transformed v, z;
 
   static int64_t tiles_per_pass(const Conv2dParams& p, int64_t tiles) {
     const int64_t per_tile = kFrequencies * (ceil_div(p.in_channels, L) + ceil_div(p.out_channels, L)) * L;
     const int64_t most = max_of(kDepth, kPassFloats / per_tile / kDepth * kDepth);
-    return max_of(1, ceil_div(tiles, ceil_div(tiles, most)));
+    return max_of(1, ceil_div(tiles, max_of(1, ceil_div(tiles, most))));
   }
 
   explicit Plan(const Conv2dParams& p)
       : tiles(p.batch, p.out_height, p.out_width),
         pass_tiles(tiles_per_pass(p, tiles.count())),
-        passes(ceil_div(tiles.count(), pass_tiles)),
+        passes(max_of(1, ceil_div(tiles.count(), pass_tiles))),
         v(p.in_channels, pass_tiles),
         z(p.out_channels, pass_tiles) {
     panels = ceil_div(p.out_channels, kPanel);
@@ -150,15 +151,17 @@ void run(const Conv2dParams& p, const Parallel& parallel) {
       const int64_t c = task / plan.panels * plan.rows, o = task % plan.panels * kPanel;
       const int64_t rows = min_of(plan.rows, p.in_channels - c);
       float* sum = d + (plan.passes > 1 ? task : worker) * plan.d_floats;
+      const Ahead ahead{plan.v.frequency, plan.z.frequency};
       for (int f = 0; f < kFrequencies; ++f) {
         int64_t first, last;
         tiles.range(f / kPoints, f % kPoints, begin, end, first, last);
         float* to = sum + f * plan.d_stride;
-        if (pass == 0) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
+        if (pass == 0 && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
         for (int64_t t = first; t < last; t += Plan::kDepth)
           gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(Plan::kDepth, last - t),
                                v + f * plan.v.frequency + t * plan.v.tile + c, plan.v.tile,
-                               z + f * plan.z.frequency + t * plan.z.tile + o, plan.z.tile, to, kPanel, true);
+                               z + f * plan.z.frequency + t * plan.z.tile + o, plan.z.tile, to, kPanel,
+                               pass > 0 || t > first, &ahead);
       }
       if (pass == plan.passes - 1) finish<T>(p, plan, c, rows, o, sum);
     });
@@ -168,7 +171,6 @@ void run(const Conv2dParams& p, const Parallel& parallel) {
 }  // namespace
 
 int64_t conv2d_winograd_weight_scratch(const Conv2dParams& p, int64_t threads) {
-  if (p.batch * p.out_height * p.out_width == 0) return 0;
   return Plan(p).scratch_floats(threads) * static_cast<int64_t>(sizeof(float));
 }
 

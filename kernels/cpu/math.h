@@ -1,12 +1,16 @@
 // exp and log over vectors, in the compiler's arithmetic: float and double, any instruction set.
 //
 //   function          largest relative error            special values
-//   exp<float>        1.0e-7 (about 1 unit)             exp(-inf) = 0, exp(inf) = inf, nan stays; subnormal
-//   results are exp<double>       2.0e-16 (about 1 unit)            rounded once log<float>        1.0e-7 of
-//   the result, as above    log(0) = -inf, log(x < 0) = nan, log(inf) = inf, nan stays;
-//   log<double>       2.0e-16                           subnormal arguments are exact
+//   exp<float>        1.5e-7, 3e-7 where it underflows  exp(-inf) = 0, exp(inf) = inf, nan stays; subnormal
+//   results are exp<double>       3.0e-16                           rounded once kHalf             5e-7: for
+//   what is rounded to half types or summed up log<float>        1.0e-7                            log(0) =
+//   -inf, log(x < 0) = nan, log(inf) = inf, nan stays; log<double>       2.0e-16 subnormal arguments are
+//   exact
 //
-// exp(x) = 2^n e^r with n = round(x / ln 2), r = x - n ln 2 in two steps, so that r keeps its last bits. The
+// exp_nonpositive_group is exp for x <= 0, -inf or nan: what a softmax needs, without the upper clamp.
+//
+// exp(x) = 2^n e^r with n = round(x / ln 2), r = x - n ln 2: in two steps, so that r keeps its last bits, or
+// for float in one where multiply-add is fused (ln 2 as a float is off by 2e-9, and n is below 152). The
 // polynomial interpolates (e^r - 1 - r) / r^2 at Chebyshev nodes: exact at r = 0, where softmax has its
 // largest terms.
 #pragma once
@@ -22,7 +26,7 @@ struct MathConstants<float> {
   static constexpr int mantissa_bits = 23, exponent_bias = 127;
   static constexpr float largest = 3.40282347e+38f, smallest_normal = 0x1p-126f;
   static constexpr float log2_e = 1.44269504f;
-  static constexpr float ln2_high = 0.693359375f,
+  static constexpr float ln2 = 0.693147182f, ln2_high = 0.693359375f,
                          ln2_low = -2.12194440e-4f;               // high has 9 bits: n * high is exact
   static constexpr float round_magic = 0x1.8p23f;                 // adding it rounds to an integer
   static constexpr float exp_below = -104.0f, exp_above = 89.0f;  // 0 below, inf above
@@ -33,30 +37,42 @@ struct MathConstants<double> {
   static constexpr int mantissa_bits = 52, exponent_bias = 1023;
   static constexpr double largest = 1.7976931348623157e+308, smallest_normal = 0x1p-1022;
   static constexpr double log2_e = 1.4426950408889634;
-  static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+  static constexpr double ln2 = 0.6931471805599453, ln2_high = 6.93147180369123816490e-01,
+                          ln2_low = 1.90821492927058770002e-10;
   static constexpr double round_magic = 0x1.8p52;
   static constexpr double exp_below = -746.0, exp_above = 710.0;
   static constexpr int64_t sqrt_half = 0x3fe6a09e667f3bcd;
 };
 
-// (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2
-PYDL_INLINE vec<float> exp_polynomial(vec<float> r) {
-  vec<float> q = r * 0.0013926326f + 0.0083632926f;
-  q = q * r + 0.0416665524f;
-  q = q * r + 0.1666657627f;
-  return q * r + 0.5f;
-}
-PYDL_INLINE vec<double> exp_polynomial(vec<double> r) {
-  vec<double> q = r * 2.5100596799245586e-08 + 2.762032764604765e-07;
-  q = q * r + 2.7557267967812913e-06;
-  q = q * r + 2.480152079133074e-05;
-  q = q * r + 0.0001984126986342702;
-  q = q * r + 0.001388888891753995;
-  q = q * r + 0.008333333333329963;
-  q = q * r + 0.04166666666662347;
-  q = q * r + 0.16666666666666669;
-  return q * r + 0.5;
-}
+// Coefficients of e^r on |r| <= ln(2) / 2, highest power first.
+template <class A, bool kHalf>
+struct ExpPolynomial;
+template <>
+struct ExpPolynomial<float, false> {
+  static constexpr int terms = 7;
+  static constexpr float c[terms] = {0.0013926326f, 0.0083632926f, 0.0416665524f, 0.1666657627f, 0.5f, 1, 1};
+};
+template <>
+struct ExpPolynomial<float, true> {
+  static constexpr int terms = 6;
+  static constexpr float c[terms] = {0.0083572958f, 0.0418344736f, 0.1666662991f, 0.4999974668f, 1, 1};
+};
+template <>
+struct ExpPolynomial<double, false> {
+  static constexpr int terms = 12;
+  static constexpr double c[terms] = {2.5100596799245586e-08,
+                                      2.762032764604765e-07,
+                                      2.7557267967812913e-06,
+                                      2.480152079133074e-05,
+                                      0.0001984126986342702,
+                                      0.001388888891753995,
+                                      0.008333333333329963,
+                                      0.04166666666662347,
+                                      0.16666666666666669,
+                                      0.5,
+                                      1,
+                                      1};
+};
 
 // x * 2^n for whole n. Without the instruction: two exact powers, so that only the last product rounds.
 #if defined(PYDL_AVX512)
@@ -84,16 +100,50 @@ PYDL_INLINE vec<double> scale_by_power(vec<double> x, vec<double> n) {
 }
 #endif
 
+// exp of kCount vectors, x <= 0, -inf or nan, in place. Step by step for all of them: one exp is a chain of
+// 14 dependent instructions, and written one after another eight such chains fill the scheduler before the
+// first is done (8 cycles for each vector; 4 in step, Zen 5).
+template <bool kHalf, class A, int kCount>
+PYDL_INLINE void exp_nonpositive_group(vec<A> (&x)[kCount]) {
+  using C = MathConstants<A>;
+  using P = ExpPolynomial<A, kHalf>;
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  constexpr bool kOneStep = sizeof(A) == 4;
+#else
+  constexpr bool kOneStep = false;
+#endif
+  vec<A> n[kCount], y[kCount];
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) x[i] = max(broadcast<A>(C::exp_below), x[i]);  // x[i] where it is nan
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) n[i] = x[i] * C::log2_e + C::round_magic;
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) n[i] = n[i] - C::round_magic;
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) {
+    if constexpr (kOneStep)
+      x[i] = x[i] - n[i] * C::ln2;
+    else
+      x[i] = (x[i] - n[i] * C::ln2_high) - n[i] * C::ln2_low;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) y[i] = x[i] * P::c[0] + P::c[1];
+#pragma GCC unroll 12
+  for (int k = 2; k < P::terms; ++k) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) y[i] = y[i] * x[i] + P::c[k];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) x[i] = scale_by_power(y[i], n[i]);
+}
+
 template <class V>
 PYDL_INLINE V exp_vector(V x) {
   using A = decltype(x[0] + x[0]);
-  using C = MathConstants<A>;
-  x = max(broadcast<A>(C::exp_below), x);  // the second operand where either is nan
-  x = x > C::exp_above ? broadcast<A>(C::exp_above) : x;
-  const vec<A> n = (x * C::log2_e + C::round_magic) - C::round_magic;
-  const vec<A> r = (x - n * C::ln2_high) - n * C::ln2_low;
-  const vec<A> y = exp_polynomial(r) * (r * r) + r + A(1);
-  return scale_by_power(y, n);
+  const vec<A> above = broadcast<A>(MathConstants<A>::exp_above);
+  vec<A> one[1] = {x > above ? above : x};
+  exp_nonpositive_group<false, A>(one);
+  return one[0];
 }
 PYDL_INLINE vec<float> exp(vec<float> x) { return exp_vector(x); }
 PYDL_INLINE vec<double> exp(vec<double> x) { return exp_vector(x); }

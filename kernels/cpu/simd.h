@@ -29,6 +29,8 @@
 #endif
 
 #define PYDL_INLINE inline __attribute__((always_inline))
+// [&](int64_t i) PYDL_INLINE_LAMBDA { ... }: a body called from several places of a hot loop stays part of it
+#define PYDL_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace pydl::cpu::PYDL_ISA {
 
@@ -91,15 +93,32 @@ PYDL_INLINE To bit_cast(From from) {
 
 // ---- float <-> half, lane by lane
 
-PYDL_INLINE vec<float> widen_bf16(u16h bits) {
-  return bit_cast<vec<float>>(__builtin_convertvector(bits, u32v) << 16);
+// 16-bit lanes to 32 bits, and the low halves of 32-bit lanes back. gcc 12 takes its own vectors apart for
+// both.
+PYDL_INLINE u32v widen_bits(u16h bits) {
+#if defined(PYDL_AVX512)
+  return (u32v)_mm512_cvtepu16_epi32((__m256i)bits);
+#elif defined(PYDL_AVX2)
+  return (u32v)_mm256_cvtepu16_epi32((__m128i)bits);
+#else
+  return __builtin_convertvector(bits, u32v);
+#endif
 }
+PYDL_INLINE u16h narrow_bits(u32v bits) {
+#if defined(PYDL_AVX512)
+  return (u16h)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+  return __builtin_convertvector(bits, u16h);
+#endif
+}
+
+PYDL_INLINE vec<float> widen_bf16(u16h bits) { return bit_cast<vec<float>>(widen_bits(bits) << 16); }
 
 PYDL_INLINE u16h narrow_bf16(vec<float> x) {
   const u32v bits = bit_cast<u32v>(x);
   const u32v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   const u32v quiet_nan = u32v{} + 0x7fc0u;
-  return __builtin_convertvector(x == x ? rounded : quiet_nan, u16h);
+  return narrow_bits(x == x ? rounded : quiet_nan);
 }
 
 #if defined(PYDL_AVX512)
@@ -279,8 +298,21 @@ PYDL_INLINE void stream_fence() {
 }
 
 PYDL_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+PYDL_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // ---- arithmetic
+
+// v itself, computed here whatever follows. `m ? load(p) : 0` becomes a masked load that waits for m, and
+// with it a miss in the cache for the one before; `m ? pin(load(p)) : 0` keeps the loads independent.
+template <class V>
+PYDL_INLINE V pin(V v) {
+#if defined(PYDL_AVX512)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
 
 // a > b ? a : b in each lane; b where either is nan, as the hardware does.
 #if defined(PYDL_AVX512)
@@ -333,78 +365,18 @@ PYDL_INLINE double reduce_max(vec<double> v) { return reduce_max_vector<double>(
 
 // ---- rearranging
 
-// Transposes a square of lanes: row i, lane j goes to row j, lane i.
-template <class A>
-PYDL_INLINE void transpose_lanes(vec<A>* rows) {
-  A in[lanes<A>][lanes<A>], out[lanes<A>][lanes<A>];
-  memcpy(in, rows, sizeof in);
-  for (int i = 0; i < lanes<A>; ++i)
-    for (int j = 0; j < lanes<A>; ++j) out[j][i] = in[i][j];
-  memcpy(rows, out, sizeof out);
-}
-PYDL_INLINE void transpose(vec<double>* rows) { transpose_lanes<double>(rows); }
-
 #if defined(PYDL_AVX512)
-PYDL_INLINE void transpose(vec<float>* rows) {
-  __m512 a[16], b[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {  // pairs of lanes
-    a[i] = _mm512_unpacklo_ps((__m512)rows[i], (__m512)rows[i + 1]);
-    a[i + 1] = _mm512_unpackhi_ps((__m512)rows[i], (__m512)rows[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4)  // quads: b[i + j] holds lanes j, j + 4, j + 8, j + 12 of rows i .. i + 3
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const __m512d low = (__m512d)a[i + j], high = (__m512d)a[i + j + 2];
-      b[i + 2 * j] = (__m512)_mm512_unpacklo_pd(low, high);
-      b[i + 2 * j + 1] = (__m512)_mm512_unpackhi_pd(low, high);
-    }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {  // 4 x 4 blocks of quads
-    const __m512 low0 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x88),
-                 low1 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x88);
-    const __m512 high0 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xdd),
-                 high1 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xdd);
-    rows[j] = (vec<float>)_mm512_shuffle_f32x4(low0, low1, 0x88);
-    rows[j + 4] = (vec<float>)_mm512_shuffle_f32x4(high0, high1, 0x88);
-    rows[j + 8] = (vec<float>)_mm512_shuffle_f32x4(low0, low1, 0xdd);
-    rows[j + 12] = (vec<float>)_mm512_shuffle_f32x4(high0, high1, 0xdd);
-  }
-}
 // The even lanes of a followed by those of b.
 PYDL_INLINE vec<float> even_lanes(vec<float> a, vec<float> b) {
   const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   return (vec<float>)_mm512_permutex2var_ps((__m512)a, index, (__m512)b);
 }
 #elif defined(PYDL_AVX2)
-PYDL_INLINE void transpose(vec<float>* rows) {
-  __m256 a[8], b[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    a[i] = _mm256_unpacklo_ps((__m256)rows[i], (__m256)rows[i + 1]);
-    a[i + 1] = _mm256_unpackhi_ps((__m256)rows[i], (__m256)rows[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const __m256d low = (__m256d)a[i + j], high = (__m256d)a[i + j + 2];
-      b[i + 2 * j] = (__m256)_mm256_unpacklo_pd(low, high);
-      b[i + 2 * j + 1] = (__m256)_mm256_unpackhi_pd(low, high);
-    }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    rows[j] = (vec<float>)_mm256_permute2f128_ps(b[j], b[j + 4], 0x20);
-    rows[j + 4] = (vec<float>)_mm256_permute2f128_ps(b[j], b[j + 4], 0x31);
-  }
-}
 PYDL_INLINE vec<float> even_lanes(vec<float> a, vec<float> b) {
   const __m256d mixed = (__m256d)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88);
   return (vec<float>)_mm256_permute4x64_pd(mixed, 0xd8);
 }
 #else
-PYDL_INLINE void transpose(vec<float>* rows) { transpose_lanes<float>(rows); }
 PYDL_INLINE vec<float> even_lanes(vec<float> a, vec<float> b) { return vec<float>{a[0], a[2], b[0], b[2]}; }
 #endif
 PYDL_INLINE vec<double> even_lanes(vec<double> a, vec<double> b) {

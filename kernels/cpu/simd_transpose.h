@@ -68,6 +68,14 @@ PYDL_INLINE void transpose(vec<float> (&row)[lanes<float>]) {
     }
 }
 #endif
+PYDL_INLINE void transpose(vec<double> (&row)[lanes<double>]) {
+  for (int i = 0; i < lanes<double>; ++i)
+    for (int j = 0; j < i; ++j) {
+      const double x = row[i][j];
+      row[i][j] = row[j][i];
+      row[j][i] = x;
+    }
+}
 
 // to[j * to_stride + i] = from[i * from_stride + j] for i < rows <= lanes, j < columns; lanes beyond rows
 // become zero.

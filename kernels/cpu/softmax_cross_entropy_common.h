@@ -187,6 +187,18 @@ static inline A row_gradient(const SoftmaxCrossEntropyParams& p, double shared, 
   return static_cast<A>(p.reduction == Reduction::none ? read_output_gradient(p, offset) : shared);
 }
 
+// exp as exact as the logits' type calls for.
+template <class T, int kCount>
+PYDL_INLINE void softmax_exp(vec<acc_t<T>> (&x)[kCount]) {
+  exp_nonpositive_group<sizeof(T) == 2, acc_t<T>>(x);
+}
+template <class T>
+PYDL_INLINE vec<acc_t<T>> softmax_exp(vec<acc_t<T>> x) {
+  vec<acc_t<T>> one[1] = {x};
+  softmax_exp<T>(one);
+  return one[0];
+}
+
 // Lanes [0, n) set: for loads whose other lanes must be neutral to what follows.
 template <class A>
 PYDL_INLINE mask<A> first_lanes(int64_t n) {

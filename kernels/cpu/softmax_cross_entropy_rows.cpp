@@ -8,139 +8,15 @@
 //
 // A row is cut into blocks of kClassBlock classes, whose sums are combined in order; with few long rows the
 // blocks are what the threads share.
-#include "kernels/cpu/softmax_cross_entropy_common.h"
+#include "kernels/cpu/softmax_cross_entropy_blocks.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-template <class A>
-struct RowSum {
-  A max = -MathConstants<A>::largest, sum = 0;  // sum of exp(x - max)
+// A row and the next one stay in a level-2 cache of 512 KB.
+constexpr int64_t kPrefetchBytes = 192 << 10;
 
-  void add(const RowSum& other) {
-    const A m = max > other.max ? max : other.max;
-    sum = sum * exp_one(max - m) + other.sum * exp_one(other.max - m);
-    max = m;
-  }
-  // As torch: a row of -inf alone, or with an inf or nan, has no softmax.
-  RowNorm<A> norm() const {
-    const bool none = sum == 0 || max == static_cast<A>(__builtin_inf());
-    return {max, none ? static_cast<A>(kNan) : log_one(sum)};
-  }
-};
-
-template <class A>
-struct QSum {
-  A loss = 0, total = 0;  // sum_c q_c (lse - x_c), sum_c q_c
-  void add(const QSum& other) {
-    loss += other.loss;
-    total += other.total;
-  }
-};
-
-template <class A>
-struct Partial {
-  RowSum<A> row;
-  QSum<A> q;
-};
-
-// x: [n], n <= kClassBlock
-template <class T>
-RowSum<acc_t<T>> sum_block(const T* x, int64_t n) {
-  using A = acc_t<T>;
-  constexpr int kChunk = 8;
-  vec<A> top = broadcast(-MathConstants<A>::largest), sum{};
-  int64_t c = 0;
-  for (; c + kChunk * lanes<A> <= n; c += kChunk * lanes<A>) {
-    vec<A> v[kChunk];
-    for (int j = 0; j < kChunk; ++j) v[j] = load(x + c + j * lanes<A>);
-    vec<A> m = top;
-    for (int j = 0; j < kChunk; ++j) m = max(v[j], m);  // keeps m where v is nan; the sum shows it
-    sum *= exp(top - m);
-    top = m;
-    for (int j = 0; j < kChunk; ++j) v[j] = exp(v[j] - m);
-    sum += ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
-  }
-  for (; c < n; c += lanes<A>) {
-    const vec<A> v = load_or(x + c, min_of(n - c, lanes<A>), -static_cast<A>(__builtin_inf()));
-    const vec<A> m = max(v, top);
-    sum = sum * exp(top - m) + exp(v - m);
-    top = m;
-  }
-  RowSum<A> result;
-  result.max = reduce_max(top);
-  result.sum = reduce_add(sum * exp(top - result.max));
-  return result;
-}
-
-// q_c of classes [c0, c0 + n), without the part of a class index, which only its own class has.
-// q: probabilities of the row or null
-template <bool kProbabilities, bool kWeighted, class T, class S>
-QSum<acc_t<T>> q_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q,
-                       const RowNorm<acc_t<T>>& norm, int64_t c0, int64_t n) {
-  using A = acc_t<T>;
-  vec<A> loss{}, total{};
-  for (int64_t c = 0; c < n; c += lanes<A>) {
-    const int64_t count = min_of(n - c, lanes<A>);
-    vec<A> share = broadcast(k.smooth);
-    if constexpr (kProbabilities) share += load_n(q + c0 + c, count) * k.hit;
-    if constexpr (kWeighted) share *= load_n(k.weight + c0 + c, count);
-    const vec<A> d = (norm.max - load_or(x + c0 + c, count, norm.max)) + norm.log_sum;
-    const mask<A> in = first_lanes<A>(count);
-    loss += in ? share * d : vec<A>{};
-    total += in ? share : vec<A>{};
-  }
-  return {reduce_add(loss), reduce_add(total)};
-}
-
-// Classes [c0, c0 + n) of a row's gradient, written to y + c0. target < 0: no class is special.
-template <bool kProbabilities, bool kWeighted, bool kStream, class T, class S>
-void gradient_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q, T* y,
-                    const RowNorm<acc_t<T>>& norm, const GradientTerms<acc_t<T>>& terms, int64_t target,
-                    int64_t c0, int64_t n) {
-  using A = acc_t<T>;
-  constexpr int L = lanes<A>;
-  x += c0;
-  y += c0;
-  if (kProbabilities) q += c0;
-  const A* w = kWeighted ? k.weight + c0 : nullptr;
-  const int64_t hot = target - c0;
-  auto value = [&](int64_t c, auto get) {
-    vec<A> share = broadcast(k.smooth);
-    if constexpr (kProbabilities) share += get(q + c) * k.hit;
-    if constexpr (kWeighted) share *= get(w + c);
-    return terms.softmax * exp((get(x + c) - norm.max) - norm.log_sum) - terms.grad_output * share;
-  };
-  // a vector that is short, or holds the target
-  auto partial = [&](int64_t c, int64_t count) {
-    vec<A> v = value(c, [&](const auto* p) { return load_n(p, count); });
-    if (hot >= c && hot < c + count) v[hot - c] -= terms.one_hot;
-    store_n(y + c, v, count);
-  };
-  auto body = [&](int64_t c, int64_t end) {
-#pragma GCC unroll 4
-    for (; c < end; c += L) {
-      const vec<A> v = value(c, [](const auto* p) { return load(p); });
-      kStream ? stream(y + c, v) : store(y + c, v);
-    }
-  };
-  int64_t c = 0;
-  if (kStream) {  // up to the first aligned vector
-    const int64_t bytes = L * static_cast<int64_t>(sizeof(T));
-    c = min_of(static_cast<int64_t>(-reinterpret_cast<uintptr_t>(y) % bytes) / sizeof(T), n);
-    if (c > 0) partial(0, c);
-  }
-  const int64_t whole = c + (n - c) / L * L;
-  const int64_t special = hot >= c && hot < whole ? c + (hot - c) / L * L : whole;
-  body(c, special);
-  if (special < whole) {
-    partial(special, L);
-    body(special + L, whole);
-  }
-  if (whole < n) partial(whole, n - whole);
-}
-
-// One call: its constants, and the functions above with the options of the call filled in.
+// One call: its constants, and the functions of a block with the options of the call filled in.
 template <class T, class S>
 struct RowsCall {
   using A = acc_t<T>;
@@ -182,12 +58,12 @@ struct RowsCall {
     return k.weight ? q_block<false, true>(k, x, q, norm, c0, n)
                     : q_block<false, false>(k, x, q, norm, c0, n);
   }
-  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
-                int64_t block) const {
+  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
+                int64_t ahead = 0) const {
     auto run = [&](auto probabilities_, auto weighted, auto streamed) {
       gradient_block<decltype(probabilities_)::value, decltype(weighted)::value, decltype(streamed)::value>(
           k, input(at), probabilities(at), grad(at), norm, terms, target(at), block * kClassBlock,
-          block_size(block));
+          block_size(block), ahead);
     };
     auto with_stream = [&](auto probabilities_, auto weighted) {
       past_cache ? run(probabilities_, weighted, True{}) : run(probabilities_, weighted, False{});
@@ -234,8 +110,9 @@ struct RowsCall {
   };
 };
 
+// next: the row that this thread reads after this one, or null
 template <class T, class S>
-void forward_row(const RowsCall<T, S>& call, const RowCursor& at) {
+void forward_row(const RowsCall<T, S>& call, const RowCursor& at, const T* next) {
   using A = acc_t<T>;
   if (call.ignored(at)) {
     call.ignore(at);
@@ -252,12 +129,15 @@ void forward_row(const RowsCall<T, S>& call, const RowCursor& at) {
   call.finish(at, norm, q);
   if (call.p.grad_input) {
     const GradientTerms<A> terms = call.terms(at, norm, q.total);
-    for (int64_t b = 0; b < call.blocks; ++b) call.gradient(at, norm, terms, b);
+    // While this row's gradient is made from the cache, the next row comes into it.
+    const bool both_fit = call.p.classes * static_cast<int64_t>(sizeof(T)) <= kPrefetchBytes;
+    const int64_t ahead = next && both_fit ? next - call.input(at) : 0;
+    for (int64_t b = 0; b < call.blocks; ++b) call.gradient(at, norm, terms, b, ahead);
   }
 }
 
 template <class T, class S>
-void backward_row(const RowsCall<T, S>& call, const RowCursor& at) {
+void backward_row(const RowsCall<T, S>& call, const RowCursor& at, const T*) {
   using A = acc_t<T>;
   if (call.ignored(at)) {
     for (int64_t b = 0; b < call.blocks; ++b) call.zero_gradient(at, b);
@@ -337,7 +217,11 @@ void run(const SoftmaxCrossEntropyParams& p, bool forward, const Parallel& paral
     if (split_rows(p, parallel.threads)) return run_split(call, forward, parallel);
     parallel(p.rows, ceil_div(kGrain, p.classes + 64), [&](int64_t begin, int64_t end) {
       RowCursor at(p, begin);
-      for (int64_t i = begin; i < end; ++i, at.next()) one_row(call, at);
+      for (int64_t i = begin; i < end; ++i) {
+        const RowCursor row = at;
+        at.next();
+        one_row(call, row, i + 1 < end ? call.input(at) : nullptr);
+      }
       if (call.past_cache) stream_fence();
     });
   });
@@ -352,11 +236,13 @@ int64_t rows_partial_bytes(const SoftmaxCrossEntropyParams& p, int64_t threads) 
 }
 
 void rows_forward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
-  run(p, true, parallel, [](const auto& call, const RowCursor& at) { forward_row(call, at); });
+  run(p, true, parallel,
+      [](const auto& call, const RowCursor& at, const auto* next) { forward_row(call, at, next); });
 }
 
 void rows_backward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
-  run(p, false, parallel, [](const auto& call, const RowCursor& at) { backward_row(call, at); });
+  run(p, false, parallel,
+      [](const auto& call, const RowCursor& at, const auto* next) { backward_row(call, at, next); });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

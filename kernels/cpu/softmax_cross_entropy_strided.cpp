@@ -97,8 +97,10 @@ struct StridedCall {
         const vec<A> before = load(b.max + i);
         vec<A> m = before;
         for (int j = 0; j < kSize; ++j) m = max(v[j], m);
-        vec<A> sum = load(b.log_sum + i) * exp(before - m);
-        for (int j = 0; j < kSize; ++j) sum += exp(v[j] - m);
+        vec<A> sum = load(b.log_sum + i) * softmax_exp<T>(before - m);
+        for (int j = 0; j < kSize; ++j) v[j] -= m;
+        softmax_exp<T>(v);
+        for (int j = 0; j < kSize; ++j) sum += v[j];
         store(b.max + i, m);
         store(b.log_sum + i, sum);
       }
@@ -195,7 +197,7 @@ struct StridedCall {
           const int64_t n = min_of(L, rows - i);
           const mask<A> target = b.target[i / L];
           const vec<A> v = load_rows(x + c * x_class + i * x_stride, x_stride, n);
-          vec<A> g = load(b.softmax + i) * exp((v - load(b.max + i)) - load(b.log_sum + i));
+          vec<A> g = load(b.softmax + i) * softmax_exp<T>((v - load(b.max + i)) - load(b.log_sum + i));
           if (k.needs_dot) g -= load(b.grad_output + i) * q(t + i * t_stride, c, n);
           g -= target == static_cast<decltype(target[0] + 0)>(c - first) ? load(b.one_hot + i) : vec<A>{};
           g = target == -2 ? vec<A>{} : g;  // whatever the logits of an ignored row hold

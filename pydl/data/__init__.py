@@ -5,6 +5,7 @@ from pydl.data.dataset import Batches, Dataset, Preprocessing, Split
 from pydl.data.digits import digits
 from pydl.data.folder import folder, read_image
 from pydl.data.idx import fashion_mnist, mnist
+from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.synthetic import synthetic
 from pydl.errors import OptionError
 
@@ -18,10 +19,13 @@ __all__ = [
     "fashion_mnist",
     "folder",
     "get",
+    "linear",
     "mnist",
     "names",
+    "polynomial",
     "read_image",
     "synthetic",
+    "weight_decay",
 ]
 
 _LOADERS = {
@@ -31,6 +35,9 @@ _LOADERS = {
     "cifar10": cifar10,
     "folder": folder,
     "synthetic": synthetic,
+    "linear": linear,
+    "polynomial": polynomial,
+    "weight-decay": weight_decay,
 }
 
 

@@ -33,7 +33,10 @@ class Split:
 
 @dataclass
 class Dataset:
-    """A train and a test split, and the names of the classes that the targets index."""
+    """A train and a test split, and the names of the classes that the targets index.
+
+    A regression has no classes; its "images" are (N, features) and its targets (N, 1), both float32.
+    """
 
     name: str
     train: Split
@@ -41,8 +44,8 @@ class Dataset:
     classes: tuple
 
     @property
-    def channels(self):
-        return self.train.images.shape[1]
+    def regression(self):
+        return not self.classes
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class Preprocessing:
     @property
     def channels(self):
         return len(self.mean)
+
+    @property
+    def numel(self):
+        """Numbers in one input of the model."""
+        return self.channels * math.prod(self.size)
 
     @classmethod
     def fit(cls, images, size):
@@ -124,12 +132,13 @@ class Batches:
     worker processes costs more than the step.
     """
 
-    def __init__(self, split, preprocessing, device="cpu"):
-        height, width = preprocessing.size
+    def __init__(self, split, preprocessing=None, device="cpu"):
         self.preprocessing = preprocessing
-        self.kept = len(split) * preprocessing.channels * height * width * 4 <= KEEP_BYTES
         images, every = split.images, torch.arange(len(split)).split(CHUNK)
-        if self.kept:
+        self.kept = preprocessing is None or len(split) * 4 * preprocessing.numel <= KEEP_BYTES
+        if preprocessing is None:
+            pass  # a model's input as it is
+        elif self.kept:
             images = torch.cat([preprocessing(images.index_select(0, chunk)) for chunk in every])
         elif not torch.is_tensor(images) and math.prod(images.shape) <= KEEP_DECODED:
             images = torch.cat([images.index_select(0, chunk) for chunk in every])

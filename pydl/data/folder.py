@@ -95,7 +95,7 @@ def folder(root="data", seed=0, size=None, workers=None):
         train_targets, test_targets = targets[train], targets[test]
     first = read_image(train_paths[0])
     with ThreadPoolExecutor(workers) as pool:
-        channels = 1 if all(pool.map(_is_grey, train_paths + test_paths)) else 3
+        channels = 1 if all(list(pool.map(_is_grey, train_paths + test_paths))) else 3
     size = tuple(size or first.shape[-2:])
     return Dataset(
         "folder",

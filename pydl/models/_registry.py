@@ -1,17 +1,23 @@
 """Models by name: a file of this package decorates each builder with :func:`register`."""
 
-_BUILDERS = {}
+_BUILDERS, _KINDS = {}, {}
 
 
-def register(builder):
-    """Decorator: makes ``builder(**options) -> module`` known under its own name."""
-    _BUILDERS[builder.__name__] = builder
-    return builder
+def register(kind):
+    """Decorator: makes ``builder(**options) -> module`` known under its own name, as a classifier or a regression."""
+
+    def known(builder):
+        _BUILDERS[builder.__name__], _KINDS[builder.__name__] = builder, kind
+        return builder
+
+    return known
 
 
-def names():
-    """The names of the models, sorted."""
-    return sorted(_BUILDERS)
+def names(kind=None):
+    """The names of the models, sorted; with ``kind``, ``"classifier"`` or ``"regression"``, of those alone."""
+    if kind not in (None, "classifier", "regression"):
+        raise ValueError(f"models: expected kind to be classifier or regression, got {kind!r}")
+    return sorted(name for name in _BUILDERS if kind in (None, _KINDS[name]))
 
 
 def builder(name):
@@ -31,8 +37,9 @@ def get(name, **options):
     Args:
         name: one of :func:`names`.
         options: arguments of the model's own function. Every image classifier takes ``num_classes`` (outputs of the
-            last layer, 10 by default) and ``in_channels`` (channels of its input; 1 by default, 3 for the models of
-            small colour images); the regressions take their number of inputs instead.
+            last layer, 10 by default), ``in_channels`` (channels of its input; 1 by default, 3 for the models of
+            small colour images) and ``input_size`` (height and width, where no layer depends on it only checked); the
+            regressions take their number of inputs instead.
 
     Returns:
         A ``torch.nn.Module`` built from ``pydl.nn``, in training mode, with torch's default initial weights.
@@ -48,3 +55,9 @@ def check_variant(name, variant, variants):
     """``variant`` must be one of ``variants``: the error of the models that come in more than one."""
     if variant not in variants:
         raise ValueError(f"{name}: expected variant to be one of {', '.join(variants)}, got {variant!r}")
+
+
+def check_input_size(name, input_size, smallest):
+    """``input_size`` must leave something to pool: the error of the models that have no layer of that size."""
+    if input_size < smallest:
+        raise ValueError(f"{name}: expected input_size to be at least {smallest}, got {input_size}")

@@ -8,7 +8,7 @@ from pydl.models._registry import check_variant, register
 from pydl.nn import Conv2d, Dropout
 
 
-@register
+@register("classifier")
 def alexnet(num_classes=10, in_channels=1, input_size=224, variant="book"):
     """AlexNet: five convolutions, three affine layers, ReLU and dropout.
 

@@ -2,11 +2,11 @@
 
 from torch.nn import Flatten, Linear, MaxPool2d, ReLU, Sequential
 
-from pydl.models._registry import register
+from pydl.models._registry import check_input_size, register
 from pydl.nn import Conv2d
 
 
-@register
+@register("classifier")
 def cifar_net(num_classes=10, in_channels=3, input_size=32):
     """Three 5×5 convolutions 3→32→32→64, each with ReLU and max pooling, and two affine layers.
 
@@ -15,7 +15,11 @@ def cifar_net(num_classes=10, in_channels=3, input_size=32):
     Input: (N, 3, 32, 32), or (N, in_channels, input_size, input_size).
     Parameters: 145,578.
     FLOPs: 24,708,352.
+
+    Raises:
+        ValueError: for too small an input.
     """
+    check_input_size("cifar_net", input_size, smallest=8)
     return Sequential(
         Conv2d(in_channels, 32, kernel_size=5, padding=2),
         ReLU(),

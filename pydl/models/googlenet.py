@@ -3,7 +3,7 @@
 import torch
 from torch.nn import Linear, MaxPool2d, Module, ReLU, Sequential
 
-from pydl.models._registry import check_variant, register
+from pydl.models._registry import check_input_size, check_variant, register
 from pydl.nn import BatchNorm2d, Conv2d, Dropout
 
 # channels of each block: 1×1 | 1×1 then 3×3 | 1×1 then 5×5 | 1×1 after pooling
@@ -96,8 +96,8 @@ class GoogLeNet(Module):
         return self.fc(x if self.dropout is None else self.dropout(x))
 
 
-@register
-def googlenet(num_classes=10, in_channels=1, variant="book"):
+@register("classifier")
+def googlenet(num_classes=10, in_channels=1, input_size=96, variant="book"):
     """GoogLeNet: a stem of three convolutions, nine Inception blocks, global average pooling, one affine layer.
 
     Source: d2l section "Multi-Branch Networks (GoogLeNet)"; Szegedy et al., "Going Deeper with Convolutions", CVPR
@@ -108,7 +108,8 @@ def googlenet(num_classes=10, in_channels=1, variant="book"):
     FLOPs: 552,132,608.
 
     Raises:
-        ValueError: for an unknown variant.
+        ValueError: for an unknown variant or too small an input.
     """
+    check_input_size("googlenet", input_size, smallest=1)
     check_variant("googlenet", variant, ("book", "torchvision"))
     return GoogLeNet(num_classes, in_channels, variant)

@@ -2,11 +2,11 @@
 
 from torch.nn import AvgPool2d, Flatten, Linear, Sequential, Sigmoid
 
-from pydl.models._registry import register
+from pydl.models._registry import check_input_size, register
 from pydl.nn import BatchNorm1d, BatchNorm2d, Conv2d
 
 
-@register
+@register("classifier")
 def lenet(num_classes=10, in_channels=1, input_size=28):
     """LeNet: two 5×5 convolutions with sigmoid and average pooling, three affine layers.
 
@@ -15,6 +15,9 @@ def lenet(num_classes=10, in_channels=1, input_size=28):
     Input: (N, 1, 28, 28), or (N, in_channels, input_size, input_size).
     Parameters: 61,706.
     FLOPs: 833,040.
+
+    Raises:
+        ValueError: for too small an input.
     """
     return Sequential(
         Conv2d(in_channels, 6, kernel_size=5, padding=2),
@@ -32,7 +35,7 @@ def lenet(num_classes=10, in_channels=1, input_size=28):
     )
 
 
-@register
+@register("classifier")
 def lenet_bn(num_classes=10, in_channels=1, input_size=28):
     """LeNet with batch normalisation before each sigmoid.
 
@@ -41,6 +44,9 @@ def lenet_bn(num_classes=10, in_channels=1, input_size=28):
     Input: (N, 1, 28, 28), or (N, in_channels, input_size, input_size).
     Parameters: 62,158.
     FLOPs: 833,040.
+
+    Raises:
+        ValueError: for too small an input.
     """
     return Sequential(
         Conv2d(in_channels, 6, kernel_size=5, padding=2),
@@ -64,4 +70,5 @@ def lenet_bn(num_classes=10, in_channels=1, input_size=28):
 
 def _features(input_size):
     """Height and width after both convolutions and poolings: 5 for 28."""
+    check_input_size("lenet", input_size, smallest=12)
     return (input_size // 2 - 4) // 2

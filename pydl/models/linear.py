@@ -6,7 +6,7 @@ from torch.nn import Flatten, Linear, Module, Sequential
 from pydl.models._registry import register
 
 
-@register
+@register("regression")
 def linear_regression(in_features=2):
     """Linear regression: the prediction is an affine function of the inputs.
 
@@ -18,7 +18,7 @@ def linear_regression(in_features=2):
     return Sequential(Linear(in_features, 1))
 
 
-@register
+@register("regression")
 def weight_decay(in_features=200):
     """Linear regression with more inputs than training examples, which overfits unless the weights are penalised.
 
@@ -46,7 +46,7 @@ class Polynomial(Module):
         return f"degree={len(self.exponents) - 1}"
 
 
-@register
+@register("regression")
 def polynomial_regression(degree=3):
     """Polynomial regression: degree 3 fits the book's data, degree 1 underfits it, degree 19 overfits it.
 
@@ -63,7 +63,7 @@ def polynomial_regression(degree=3):
     return Sequential(Polynomial(degree), Linear(degree + 1, 1, bias=False))  # x^0 is the bias
 
 
-@register
+@register("classifier")
 def softmax_regression(num_classes=10, in_channels=1, input_size=28):
     """Softmax regression: logits are an affine function of the pixels.
 

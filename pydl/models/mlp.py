@@ -6,7 +6,7 @@ from pydl.models._registry import register
 from pydl.nn import Dropout
 
 
-@register
+@register("classifier")
 def mlp(num_classes=10, in_channels=1, input_size=28, hidden=(256, 256), dropout=(0.2, 0.5)):
     """A multilayer perceptron 784-256-256-10 with ReLU and dropout after each hidden layer, less near the input.
 

@@ -2,7 +2,7 @@
 
 from torch.nn import AdaptiveAvgPool2d, Flatten, MaxPool2d, ReLU, Sequential
 
-from pydl.models._registry import register
+from pydl.models._registry import check_input_size, register
 from pydl.nn import Conv2d, Dropout
 
 
@@ -18,15 +18,19 @@ def nin_block(in_channels, channels, kernel_size, stride, padding):
     )
 
 
-@register
-def nin(num_classes=10, in_channels=1):
+@register("classifier")
+def nin(num_classes=10, in_channels=1, input_size=224):
     """NiN: four blocks; the last one has a channel per class, averaged over the image, instead of affine layers.
 
     Source: d2l section "Network in Network (NiN)"; Lin, Chen and Yan, "Network In Network", ICLR 2014.
-    Input: (N, 1, 224, 224), or (N, in_channels, H, W) with H, W at least 67.
+    Input: (N, 1, 224, 224), or (N, in_channels, input_size, input_size), at least 67 wide.
     Parameters: 1,992,166.
     FLOPs: 1,524,594,704.
+
+    Raises:
+        ValueError: for too small an input.
     """
+    check_input_size("nin", input_size, smallest=67)
     return Sequential(
         nin_block(in_channels, 96, kernel_size=11, stride=4, padding=0),
         MaxPool2d(kernel_size=3, stride=2),

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch.nn import Linear, MaxPool2d, Module, Sequential
 
-from pydl.models._registry import register
+from pydl.models._registry import check_input_size, register
 from pydl.nn import BatchNorm2d, Conv2d, Dropout
 
 
@@ -52,8 +52,8 @@ class PreActResNet(Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
-@register
-def preact_resnet18(num_classes=10, in_channels=1):
+@register("classifier")
+def preact_resnet18(num_classes=10, in_channels=1, input_size=96):
     """ResNet-18 with full pre-activation.
 
     Source: d2l section "Residual Networks (ResNet) and ResNeXt", exercises; He, Zhang, Ren and Sun, "Identity Mappings
@@ -61,7 +61,11 @@ def preact_resnet18(num_classes=10, in_channels=1):
     Input: (N, 1, 96, 96), or (N, in_channels, H, W).
     Parameters: 11,173,578.
     FLOPs: 637,315,072.
+
+    Raises:
+        ValueError: for too small an input.
     """
+    check_input_size("preact_resnet18", input_size, smallest=1)
     stem = Sequential(
         Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False),
         MaxPool2d(kernel_size=3, stride=2, padding=1),
@@ -69,8 +73,8 @@ def preact_resnet18(num_classes=10, in_channels=1):
     return PreActResNet(stem, 64, (2, 2, 2, 2), (64, 128, 256, 512), num_classes)
 
 
-@register
-def wide_resnet(num_classes=10, in_channels=3, depth=16, width=4, dropout=0.0):
+@register("classifier")
+def wide_resnet(num_classes=10, in_channels=3, input_size=32, depth=16, width=4, dropout=0.0):
     """Wide residual network WRN-depth-width: few blocks of many channels, for small images.
 
     Source: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016; the paper's best is ``depth=28, width=10``
@@ -80,8 +84,9 @@ def wide_resnet(num_classes=10, in_channels=3, depth=16, width=4, dropout=0.0):
     FLOPs: 785,224,704.
 
     Raises:
-        ValueError: when depth is not 6 n + 4, or width is below 1.
+        ValueError: when depth is not 6 n + 4, width is below 1, or the input too small.
     """
+    check_input_size("wide_resnet", input_size, smallest=1)
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"wide_resnet: expected depth to be 6 n + 4 with n of at least 1, got {depth}")
     if width < 1:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch.nn import Linear, MaxPool2d, Module, Sequential
 
-from pydl.models._registry import check_variant, register
+from pydl.models._registry import check_input_size, check_variant, register
 from pydl.nn import BatchNorm2d, Conv2d
 
 WIDTHS = (64, 128, 256, 512)  # of the four stages
@@ -85,8 +85,8 @@ class ResNet(Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
-@register
-def resnet18(num_classes=10, in_channels=1, variant="book"):
+@register("classifier")
+def resnet18(num_classes=10, in_channels=1, input_size=96, variant="book"):
     """ResNet-18: four stages of two blocks of two 3×3 convolutions.
 
     Source: d2l section "Residual Networks (ResNet) and ResNeXt"; He, Zhang, Ren and Sun, "Deep Residual Learning for
@@ -97,14 +97,15 @@ def resnet18(num_classes=10, in_channels=1, variant="book"):
     FLOPs: 637,315,072.
 
     Raises:
-        ValueError: for an unknown variant.
+        ValueError: for an unknown variant or too small an input.
     """
+    check_input_size("resnet18", input_size, smallest=1)
     check_variant("resnet18", variant, ("book", "torchvision"))
     return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, variant)
 
 
-@register
-def resnet50(num_classes=10, in_channels=1):
+@register("classifier")
+def resnet50(num_classes=10, in_channels=1, input_size=224):
     """ResNet-50: bottleneck blocks, with the stride in the 3×3 convolution.
 
     Source: d2l section "Residual Networks (ResNet) and ResNeXt"; He, Zhang, Ren and Sun, "Deep Residual Learning for
@@ -112,12 +113,16 @@ def resnet50(num_classes=10, in_channels=1):
     Input: (N, 1, 224, 224), or (N, in_channels, H, W).
     Parameters: 23,522,250.
     FLOPs: 8,016,961,536.
+
+    Raises:
+        ValueError: for too small an input.
     """
+    check_input_size("resnet50", input_size, smallest=1)
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, "torchvision")
 
 
-@register
-def resnext50(num_classes=10, in_channels=1):
+@register("classifier")
+def resnext50(num_classes=10, in_channels=1, input_size=224):
     """ResNeXt-50 (32×4d): bottleneck blocks whose 3×3 convolution works in 32 groups of 4 channels and up.
 
     Source: d2l section "Residual Networks (ResNet) and ResNeXt"; Xie et al., "Aggregated Residual Transformations for
@@ -126,5 +131,9 @@ def resnext50(num_classes=10, in_channels=1):
     Input: (N, 1, 224, 224), or (N, in_channels, H, W).
     Parameters: 22,994,122.
     FLOPs: 8,299,552,768.
+
+    Raises:
+        ValueError: for too small an input.
     """
+    check_input_size("resnext50", input_size, smallest=1)
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, "torchvision", groups=32, base_width=4)

@@ -20,7 +20,7 @@ def vgg_block(num_convs, in_channels, channels):
     return [*layers, MaxPool2d(kernel_size=2, stride=2)]
 
 
-@register
+@register("classifier")
 def vgg11(num_classes=10, in_channels=1, input_size=224, ratio=1):
     """VGG-11: eight 3×3 convolutions in five blocks, three affine layers.
 

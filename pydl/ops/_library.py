@@ -30,13 +30,6 @@ def fake(name):
     return register
 
 
-def refuse_forward_ad(op, *tensors):
-    """Raises if a tensor carries a forward-mode tangent, which the ops would drop in silence."""
-    for tensor in tensors:
-        if tensor is not None and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(f"{op}: expected gradients in reverse mode, got a forward-mode tangent")
-
-
 def autograd(name, setup_context, backward):
     """Gives ``name`` a backward: ``backward(ops, ctx, *grads)``, ``ops`` being the namespace of the forward."""
     for namespace in NAMESPACES:
@@ -46,6 +39,59 @@ def autograd(name, setup_context, backward):
             return backward(_ops, ctx, *grads)
 
         torch.library.register_autograd(f"{namespace}::{name}", bound, setup_context=setup_context)
+        _transformed[ops][name] = (setup_context, backward)
+
+
+class _TransformedOps:
+    """The ops of one namespace in the form that torch.func takes: autograd.Functions with ``setup_context``.
+
+    Each is made of the very formula that :func:`autograd` got, whose backward receives this object as its ``ops``: so
+    a transform of a transform (grad of grad, vmap of grad) finds the same form at every level.
+    """
+
+    def __init__(self, ops):
+        self._ops = ops
+        self._formulas = {}
+
+    def __setitem__(self, name, formula):
+        self._formulas[name] = formula
+
+    def __getattr__(self, name):
+        op = getattr(self._ops, name)
+        setup_context, backward_formula = self._formulas[name]
+
+        def forward(*args):
+            return op(*args)
+
+        def backward(ctx, *grads):
+            return backward_formula(self, ctx, *grads)
+
+        def jvp(ctx, *tangents):
+            raise NotImplementedError(f"{name}: expected gradients in reverse mode, got a forward-mode tangent")
+
+        function = type(
+            f"Transformed_{name}",
+            (torch.autograd.Function,),
+            {
+                "generate_vmap_rule": True,
+                "forward": staticmethod(forward),
+                "setup_context": staticmethod(setup_context),
+                "backward": staticmethod(backward),
+                "jvp": staticmethod(jvp),
+            },
+        )
+        setattr(self, name, function.apply)
+        return function.apply
+
+
+_transformed = {
+    getattr(torch.ops, namespace): _TransformedOps(getattr(torch.ops, namespace)) for namespace in NAMESPACES
+}
+
+
+def transformed(ops):
+    """``ops`` in the form for torch.func and forward-mode AD (which is refused): to be used while they are active."""
+    return _transformed[ops]
 
 
 def vmap(name, rule):

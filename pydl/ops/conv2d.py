@@ -253,6 +253,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         return _ACTIVATIONS[activation](F.conv2d(input, weight, bias, stride, padding, dilation, groups))
     if weight.dim() != 4:
         raise RuntimeError(f"conv2d: expected weight to be 4-D, got shape {tuple(weight.shape)}")
+    if _library.transforms_active():
+        ops = _library.transformed(ops)
     device_type = input.device.type
     if torch.is_autocast_enabled(device_type):
         # here rather than by torch.library.register_autocast, which fixes the dtype once and for all

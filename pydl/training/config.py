@@ -18,12 +18,13 @@ class Config:
     """Options of ``pydl train``; None takes the model's recipe. See :meth:`resolved`.
 
     Attributes:
+        options: further arguments of the model's own function, such as ``{"ratio": 4}``.
         warmup: steps over which the learning rate rises linearly.
         clip: the largest norm of all gradients together; above it they are scaled down.
     """
 
     model: str
-    data: str = "digits"
+    data: str | None = None
     root: str = "data"
     epochs: int | None = None
     max_steps: int | None = None
@@ -36,6 +37,7 @@ class Config:
     clip: float | None = None
     seed: int = 0
     size: int | None = None
+    options: dict | None = None
     device: str | None = None
     backend: str | None = None
     threads: int | None = None
@@ -51,10 +53,11 @@ class Config:
         defaults = recipe(self.model)
         filled = {
             name: getattr(defaults, name)
-            for name in ("epochs", "batch_size", "lr", "optimizer", "schedule", "warmup", "size")
+            for name in ("data", "epochs", "batch_size", "lr", "optimizer", "schedule", "warmup", "size")
             if getattr(self, name) is None
         }
         config = dataclasses.replace(self, **filled)
+        config.options = {**defaults.options, **(self.options or {})}
         if config.weight_decay is None:
             config.weight_decay = WEIGHT_DECAY[config.optimizer] if config.optimizer in OPTIMIZERS else 0.0
         for name in ("epochs", "max_steps", "batch_size", "size", "threads"):

@@ -16,24 +16,27 @@ def draw(path, history, title, compare=False):
     from matplotlib.figure import Figure  # the object-oriented interface: no window, no global state
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    regression = "test_accuracy" not in history[-1]
+    figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
+    left = panels[0]
     epochs = [row["epoch"] for row in history]
-    lines = [
-        (left, "loss", "train", TRAIN),
-        (left, "test_loss", "test", TEST),
-        (right, "train_accuracy", "train", TRAIN),
-        (right, "test_accuracy", "test", TEST),
-    ]
+    lines = [(left, "loss", "train", TRAIN), (left, "test_loss", "test", TEST)]
+    if not regression:
+        right = panels[1]
+        right.set(ylabel="accuracy", ylim=(0, 1.02))
+        lines += [(right, "train_accuracy", "train", TRAIN), (right, "test_accuracy", "test", TEST)]
     marker = "o" if len(history) < 3 else None  # one point is no line
     for axes, key, label, colour in lines:
         axes.plot(epochs, [row[key] for row in history], color=colour, label=label, marker=marker)
         if compare:
             values = [row[f"torch_{key}"] for row in history]
             axes.plot(epochs, values, color=colour, label=f"{label}, torch", linestyle=(0, (4, 3)), alpha=0.6)
-    left.set(ylabel="cross entropy", ylim=(0, None))
-    right.set(ylabel="accuracy", ylim=(0, 1.02))
-    for axes in (left, right):
+    if regression:
+        left.set(ylabel="mean squared error", yscale="log")
+    else:
+        left.set(ylabel="cross entropy", ylim=(0, None))
+    for axes in panels:
         axes.set(xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)

@@ -23,17 +23,19 @@ class Lines:
         pass
 
     def epoch(self, row):
-        text = (
-            f"epoch {row['epoch']}/{self.epochs}  step {row['step']}  loss {row['loss']:.4f}  "
-            f"train acc {row['train_accuracy']:.4f}  test acc {row['test_accuracy']:.4f}  "
-            f"{row['examples_per_second']:,.0f} examples/s"
-        )
+        text = f"epoch {row['epoch']}/{self.epochs}  step {row['step']}  {_scores(row)}"
         if "torch_loss" in row:
-            text += (
-                f"  |  torch: loss {row['torch_loss']:.4f}  test acc {row['torch_test_accuracy']:.4f}  "
-                f"{row['torch_examples_per_second']:,.0f} examples/s"
-            )
+            text += f"  |  torch: {_scores({key: row[f'torch_{key}'] for key in row if f'torch_{key}' in row})}"
         print(text, file=self.console.file, flush=True)  # not through rich: a line stays one line, however long
+
+
+def _scores(row):
+    parts = [f"loss {row['loss']:.4f}"]
+    if "test_accuracy" in row:
+        parts += [f"train acc {row['train_accuracy']:.4f}", f"test acc {row['test_accuracy']:.4f}"]
+    else:
+        parts.append(f"test loss {row['test_loss']:.4f}")
+    return "  ".join([*parts, f"{row['examples_per_second']:,.0f} examples/s"])
 
 
 class Bar:
@@ -62,7 +64,8 @@ class Bar:
         self.progress.stop()
 
     def update(self, done, loss, accuracy, rate, ratio):
-        text = f"loss {loss:.4f}  acc {accuracy:.3f}  {rate:,.0f} examples/s"
+        text = f"loss {loss:.4f}" + (f"  acc {accuracy:.3f}" if accuracy is not None else "")
+        text += f"  {rate:,.0f} examples/s"
         if ratio is not None:
             text += f"  {ratio:.2f}× torch"
         self.progress.update(
@@ -75,7 +78,8 @@ class Bar:
 
     def epoch(self, row):
         self.current = row["epoch"] + 1
-        self.progress.update(self.task, completed=row["step"], test=f"test {row['test_accuracy']:.3f}")
+        test = row.get("test_accuracy", row["test_loss"])
+        self.progress.update(self.task, completed=row["step"], test=f"test {test:.3f}")
 
 
 def summary(result):
@@ -98,8 +102,9 @@ def summary(result):
 
     add("final loss", "loss", "{:.4f}")
     add("test loss", "test_loss", "{:.4f}")
-    add("train accuracy", "train_accuracy", "{:.4f}")
-    add("test accuracy", "test_accuracy", "{:.4f}")
+    if "test_accuracy" in row:
+        add("train accuracy", "train_accuracy", "{:.4f}")
+        add("test accuracy", "test_accuracy", "{:.4f}")
     if result.rates:
         cells = [f"{result.rates[0]:,.0f}"]
         if compare:

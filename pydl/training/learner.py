@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-import pydl.models
+import pydl.nn
 from pydl import backend
 from pydl.errors import OptionError, TrainingError
+from pydl.training.build import build
 from pydl.training.recipes import initialise, recipe
 from pydl.training.schedule import factor
 
@@ -21,7 +22,7 @@ class Epoch:
     """What an epoch came to: means over its examples, and the seconds its steps took (evaluation excluded)."""
 
     loss: float
-    accuracy: float
+    accuracy: float | None
     examples: int
     seconds: float
 
@@ -46,16 +47,6 @@ def make_optimizer(config, parameters):
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def build(config, num_classes, preprocessing):
-    """The model of ``config`` on the CPU; lazy layers have taken their shapes, in eval mode, which counts no batch."""
-    model = pydl.models.get(
-        config.model, num_classes=num_classes, in_channels=preprocessing.channels, input_size=config.size
-    )
-    with torch.no_grad(), backend.use("torch"):
-        model.eval()(torch.zeros(2, preprocessing.channels, *preprocessing.size))
-    return model.train()
-
-
 class Learner:
     """A model, its optimizer, the order of its batches and its own random state, on one backend.
 
@@ -72,10 +63,12 @@ class Learner:
         self.step = self.step_in_epoch = 0
         with torch.random.fork_rng(devices=self._cuda_devices()):
             torch.manual_seed(config.seed)
-            self.model = build(config, num_classes, train.preprocessing).to(self.device)
+            features = None if num_classes else train.images.shape[1]
+            self.model = build(config, num_classes, train.preprocessing, features).to(self.device)
             initialise(self.model, recipe(config.model).init)
             self._random = self._get_random()
-        self.criterion = pydl.nn.CrossEntropyLoss()
+        self.regression = not num_classes
+        self.criterion = torch.nn.MSELoss() if self.regression else pydl.nn.CrossEntropyLoss()
         self._parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(config, self._parameters)
         self.lr, self._scheduled = config.lr, config.schedule != "constant" or config.warmup > 0
@@ -153,7 +146,8 @@ class Learner:
         self.optimizer.step()
         with torch.no_grad():
             self._losses[self.step_in_epoch] = loss
-            self._correct += (logits.argmax(1) == targets).sum()
+            if not self.regression:
+                self._correct += (logits.argmax(1) == targets).sum()
         self.step_in_epoch += 1
         self.step += 1
 
@@ -193,15 +187,17 @@ class Learner:
         sizes = torch.tensor([len(b) for b in self._batches[: self.step_in_epoch]], dtype=torch.float64)
         losses = self._losses[: self.step_in_epoch].double().cpu()
         examples = int(sizes.sum())
-        epoch = Epoch(float(losses @ sizes) / examples, int(self._correct) / examples, examples, self.seconds)
+        accuracy = None if self.regression else int(self._correct) / examples
+        epoch = Epoch(float(losses @ sizes) / examples, accuracy, examples, self.seconds)
         if self.step_in_epoch == self.epoch_steps:
             self._begin_epoch()
         return epoch
 
     def running(self):
-        """(loss of the last step, accuracy of the epoch so far)."""
+        """(loss of the last step, accuracy of the epoch so far or None)."""
         examples = sum(len(b) for b in self._batches[: self.step_in_epoch])
-        return float(self._losses[self.step_in_epoch - 1]), int(self._correct) / examples
+        accuracy = None if self.regression else int(self._correct) / examples
+        return float(self._losses[self.step_in_epoch - 1]), accuracy
 
     @property
     def total_steps(self):
@@ -218,7 +214,7 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self):
-        """(mean loss, accuracy) on the test split."""
+        """(mean loss, accuracy) on the test split; a regression's accuracy is None."""
         self.model.eval()
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -227,8 +223,9 @@ class Learner:
                 images, targets = self.test[indices]
                 logits = self.model(images)
                 loss += self.criterion(logits, targets).double() * len(indices)
-                correct += (logits.argmax(1) == targets).sum()
-        return float(loss) / len(self.test), int(correct) / len(self.test)
+                if not self.regression:
+                    correct += (logits.argmax(1) == targets).sum()
+        return float(loss) / len(self.test), None if self.regression else int(correct) / len(self.test)
 
     # Layers draw from torch's generators; each learner has its own stream of them.
     def _cuda_devices(self):

@@ -96,11 +96,10 @@ def _row(learners, number):
     row = {"epoch": number, "step": learners[0].step, "lr": learners[0].lr}
     for learner, prefix in zip(learners, ("", "torch_"), strict=False):
         epoch, (test_loss, test_accuracy) = learner.end_epoch(), learner.evaluate()
+        row |= {f"{prefix}loss": epoch.loss, f"{prefix}test_loss": test_loss}
+        if test_accuracy is not None:
+            row |= {f"{prefix}train_accuracy": epoch.accuracy, f"{prefix}test_accuracy": test_accuracy}
         row |= {
-            f"{prefix}loss": epoch.loss,
-            f"{prefix}train_accuracy": epoch.accuracy,
-            f"{prefix}test_loss": test_loss,
-            f"{prefix}test_accuracy": test_accuracy,
             f"{prefix}examples_per_second": round(epoch.examples / epoch.seconds, 1),
             f"{prefix}seconds": round(epoch.seconds, 4),
         }
@@ -144,7 +143,8 @@ def _kept(result):
         return "no epoch was finished, so nothing was kept"
     result.draw_curves()
     last = result.history[-1]
+    name = "test_accuracy" if "test_accuracy" in last else "test_loss"
+    score = f"{name.replace('_', ' ')} {last[name]:.4f}"
     return (
-        f"{folder.path} keeps epoch {last['epoch']} (test accuracy {last['test_accuracy']:.4f}); "
-        f"`pydl train --resume {folder.path}` goes on from there"
+        f"{folder.path} keeps epoch {last['epoch']} ({score}); `pydl train --resume {folder.path}` goes on from there"
     )

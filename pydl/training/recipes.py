@@ -1,6 +1,6 @@
 """What ``pydl train MODEL`` does when no option is given: input size, optimizer, learning rate, epochs per model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -10,11 +10,16 @@ class Recipe:
     """Defaults of one model; every one of them can be overridden on the command line.
 
     Attributes:
+        data: the data set.
+        options: of the model's own function, where the book's size would take minutes an epoch on a CPU.
         size: height and width of the input.
-        init: ``xavier``, as d2l initialises its sigmoid networks, or ``torch`` for the modules' own initialisation.
+        init: ``xavier``, as d2l initialises most of its networks; ``kaiming``, for deep ones with ReLU alone; or
+            ``torch`` for the modules' own initialisation.
     """
 
+    data: str = "digits"
     size: int = 28
+    options: dict = field(default_factory=dict)
     optimizer: str = "adam"
     lr: float = 1e-3
     epochs: int = 20
@@ -31,6 +36,20 @@ RECIPES = {
     "mlp": Recipe(),
     "lenet": Recipe(lr=5e-3, epochs=30, init="xavier"),
     "lenet_bn": Recipe(lr=3e-3, init="xavier"),
+    # The larger networks see the digits at less than the book's 224 or 96 pixels; --size and --option give those.
+    "cifar_net": Recipe(size=32, epochs=15),
+    "alexnet": Recipe(size=96, lr=3e-4, epochs=8, init="xavier"),
+    "vgg11": Recipe(size=64, options={"ratio": 4}, lr=5e-4, epochs=10, init="xavier"),
+    "nin": Recipe(size=96, lr=5e-4, epochs=15, init="kaiming"),
+    "googlenet": Recipe(size=64, lr=5e-4, epochs=10, init="xavier", schedule="cosine"),
+    "resnet18": Recipe(size=32, epochs=8, schedule="cosine"),
+    "preact_resnet18": Recipe(size=32, epochs=8, schedule="cosine"),
+    "resnet50": Recipe(size=32, epochs=10, schedule="cosine"),
+    "resnext50": Recipe(size=32, epochs=10, schedule="cosine"),
+    "wide_resnet": Recipe(size=16, epochs=6, schedule="cosine"),
+    "linear_regression": Recipe("linear", optimizer="sgd", lr=0.03, epochs=3, batch_size=10),
+    "polynomial_regression": Recipe("polynomial", optimizer="sgd", lr=0.01, epochs=400, batch_size=10),
+    "weight_decay": Recipe("weight-decay", optimizer="sgd", lr=0.003, epochs=100, batch_size=5),
 }
 
 
@@ -40,8 +59,12 @@ def recipe(model):
 
 
 def initialise(model, init):
-    """Initialises in place: ``xavier`` gives linear and convolution weights Glorot's uniform distribution."""
-    if init == "xavier":
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+    """Initialises linear and convolution weights in place, by Glorot's or He's uniform distribution."""
+    if init == "torch":
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            if init == "xavier":
                 nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")

@@ -36,6 +36,10 @@ class Result:
     ratio: float | None = None
     events: Events | None = None
 
+    @property
+    def regression(self):
+        return "test_accuracy" not in self.history[-1]
+
     def draw_curves(self):
         """Draws ``curves.png`` where matplotlib is installed; returns the names of the files drawn."""
         if not curves.available() or not self.history:
@@ -46,7 +50,7 @@ class Result:
 
     def draw_mistakes(self, learner, classes):
         """Draws ``confusion.png`` and, if there is a mistake, ``mistakes.png``; returns the names of the files."""
-        if not curves.available():
+        if not curves.available() or not classes:
             return []
         probabilities = learner.probabilities()
         targets = learner.test.targets.cpu()
@@ -63,7 +67,7 @@ class Result:
         """The report of the model and of its loss: which kernels served which layer."""
         with backend.use(self.backend):
             rows = pydl.report(self.model).rows
-            loss = pydl.report(pydl.nn.CrossEntropyLoss()).rows
+            loss = pydl.report(torch.nn.MSELoss() if self.regression else pydl.nn.CrossEntropyLoss()).rows
         return Report(rows + [dataclasses.replace(row, name="loss") for row in loss])
 
     def finish(self, learner, classes, console):

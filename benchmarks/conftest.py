@@ -1,0 +1,217 @@
+"""`pytest benchmarks`: the machine's ceilings, the comparison of a case, and what is shown and kept at the end.
+
+Two processes: this one times everything as it comes; at its end it runs the same cases again in a child whose memory
+allocator keeps freed pages (machine.NO_PAGE_FAULTS), so that no figure owes its size to the allocator alone.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import machine
+import pytest
+import report
+import runner
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("pydl benchmarks")
+    group.addoption("--quick", action="store_true", help="a few cases of each op, in short")
+    group.addoption("--results", metavar="FILE", help="keep this run's figures as JSON")
+    group.addoption(
+        "--no-page-faults-child", metavar="FILE", help="(the run's own: writes the child's figures to FILE)"
+    )
+
+
+class Session:
+    """What one run collects."""
+
+    def __init__(self, config):
+        self.config = config
+        self.quick = config.getoption("--quick")
+        self.child = config.getoption("--no-page-faults-child")
+        self.cache = machine.last_level_cache()
+        self.records, self.problems, self.complete = [], [], set()
+        self.total, self.start = 0, time.time()
+        self._ceilings = None
+
+    @property
+    def ceilings(self):
+        """Measured at the first use, in this very run."""
+        if self._ceilings is None and not self.child:
+            from pydl.ops import ceilings
+
+            self._ceilings = ceilings.measure()
+            self.say(
+                "this machine: copy {copy:.1f} GB/s, read {read:.1f} GB/s, multiply-add {fma:.0f} GFLOP/s".format(
+                    **self._ceilings
+                )
+            )
+        return self._ceilings
+
+    def say(self, line):
+        """A line of progress, past pytest's capture."""
+        capture = self.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            print(f"\n{line}", end="", flush=True)
+
+
+def pytest_configure(config):
+    config.option.benchmark_quiet = True  # our table says more than the plugin's
+    config.stash[_SESSION] = Session(config)
+    path = config.getoption("--results")
+    if path:
+        try:
+            with open(path, "a"):
+                pass
+        except OSError as error:
+            raise pytest.UsageError(
+                f"bench: expected --results to be a file that can be written, got {error}"
+            ) from None
+
+
+_SESSION = pytest.StashKey[Session]()
+
+
+def pytest_collection_modifyitems(config, items):
+    session = config.stash[_SESSION]
+    if session.quick:
+        left_out = [item for item in items if not _case(item).quick]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if _case(item).quick]
+
+
+def pytest_collection_finish(session):
+    state = session.config.stash[_SESSION]
+    state.total = len(session.items)
+    if not state.quick:
+        chosen = {}
+        for item in session.items:
+            chosen.setdefault(item.module, set()).add(_case(item).id)
+        state.complete = {m.CASES[0].op for m, ids in chosen.items() if ids == {c.id for c in m.CASES}}
+
+
+def _case(item):
+    return item.callspec.params["case"]
+
+
+@pytest.fixture
+def compare(request, benchmark):
+    """compare(case): checks, then times; pytest-benchmark keeps pydl's seconds, we keep everybody's."""
+    session = request.config.stash[_SESSION]
+
+    def run(case):
+        ceilings = session.ceilings
+        torch.manual_seed(0)
+        inputs = case.inputs()
+        if not session.child:
+            runner.check(case, inputs)
+        seconds = measure(case, inputs, benchmark, 0.3 if session.quick else 2.5)
+        record = {"op": case.op, "case": case.id, **runner.figures(case, seconds, ceilings, session.cache)}
+        record["target"] = case.target
+        session.records.append(record)
+        benchmark.extra_info.update(record)
+        session.say(report.line(record, len(session.records), session.total, session.child))
+
+    return run
+
+
+def measure(case, inputs, benchmark, budget):
+    """Median seconds by contestant, each timed once per round; pydl's by pytest-benchmark, its peers between."""
+    functions = runner.contestants(case)
+    for function in functions.values():
+        function(*inputs)  # compiles, and fills caches
+    once = sum(runner.time_once(function, inputs, 1) for function in functions.values())
+    calls, rounds = runner.plan(once, budget)
+    ours = functions.pop("pydl")
+    seconds = {name: [] for name in ("pydl", *functions)}
+
+    def peers():
+        for name, function in functions.items():
+            seconds[name].append(runner.time_once(function, inputs, calls))
+
+    def pydl():
+        seconds["pydl"].append(runner.time_once(ours, inputs, calls))
+
+    benchmark.pedantic(pydl, setup=peers, rounds=rounds)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def pytest_sessionfinish(session, exitstatus):
+    state = session.config.stash[_SESSION]
+    if state.child:
+        Path(state.child).write_text(json.dumps(state.records))
+        return
+    if not state.records:
+        return
+    if sys.platform == "linux":
+        state.problems += run_without_page_faults(session.config, state)
+    kept = {"machine": machine.describe(), "ceilings": state.ceilings, "records": state.records}
+    path = session.config.getoption("--results")
+    if path:
+        state.problems += write(path, kept)
+    if state.complete and not state.problems and exitstatus == 0:
+        state.problems += keep(kept, state.complete)
+    if state.problems and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def run_without_page_faults(config, state):
+    """Runs the same cases in a child and adds its figures to the records; returns problems in words."""
+    state.say("\nthe same without page faults:")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "child.json")
+        arguments = [a for a in config.invocation_params.args if not str(a).startswith("--results")]
+        command = [sys.executable, "-m", "pytest", *arguments, f"--no-page-faults-child={path}"]
+        quiet = ["-p", "no:cacheprovider", "--no-header", "--no-summary", "-q"]
+        environment = {**os.environ, **machine.NO_PAGE_FAULTS}
+        capture = config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            status = subprocess.run(
+                [*command, *quiet], cwd=config.invocation_params.dir, env=environment, check=False
+            ).returncode
+        if not path.exists():
+            return [f"the run without page faults ended with exit code {status} and no figures"]
+        found = {(r["op"], r["case"]): r for r in json.loads(path.read_text())}
+    for record in state.records:
+        record["no_page_faults"] = found.get((record["op"], record["case"]))
+    return [] if status == 0 else [f"the run without page faults ended with exit code {status}"]
+
+
+def write(path, kept):
+    try:
+        with open(path, "w") as file:
+            json.dump(kept, file, indent=1)
+            file.write("\n")
+    except OSError as error:
+        return [f"bench: expected the results to be written to {path}, got {error}"]
+    return []
+
+
+def keep(kept, complete):
+    """Replaces these ops' figures in the machine's file; the other ops keep theirs, each with its own date."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{machine.name()}.json"
+    ops = json.loads(path.read_text()) if path.exists() else {}
+    for op in sorted(complete):
+        records = [r for r in kept["records"] if r["op"] == op]
+        ops[op] = {"machine": kept["machine"], "ceilings": kept["ceilings"], "records": records}
+    return write(path, ops)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    state = config.stash[_SESSION]
+    if state.child or not state.records:
+        return
+    report.show(state.records, state.ceilings)
+    for problem in state.problems:
+        terminalreporter.write_line(problem, red=True)
+    terminalreporter.write_line(f"{len(state.records)} cases in {time.time() - state.start:.0f} s")

@@ -1,0 +1,192 @@
+"""What is shown and made of the figures: a line per case, a table per op, README's table and a picture.
+
+python benchmarks/report.py                        # the table in Markdown, of the machine's kept results
+python benchmarks/report.py --readme README.md     # writes it between the two marker lines there
+python benchmarks/report.py --picture ratios.png   # bars of the ratio and of the share of the machine's limit
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+BEGIN, END = "<!-- benchmarks: made by benchmarks/report.py -->", "<!-- end of benchmarks -->"
+
+
+def duration(microseconds):
+    """Three digits and a unit."""
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if microseconds >= size:
+            return f"{microseconds / size:.3g} {unit}"
+    return f"{microseconds:.3g} µs"
+
+
+def rate(record):
+    """GFLOP/s where the case counts operations, else GB/s."""
+    if "gflops" in record:
+        return f"{record['gflops']:.0f} GFLOP/s"
+    return f"{record['gbps']:.1f} GB/s"
+
+
+def share(record):
+    return f"{100 * record['share']:.0f} %" if "share" in record else "–"
+
+
+def without_page_faults(record):
+    return record.get("no_page_faults") or {}
+
+
+def line(record, number, total, child):
+    """The progress line of one case."""
+    peers = ", ".join(f"{n} {duration(record[f'{n}_us'])}" for n in ("eager", "compile") if f"{n}_us" in record)
+    place = f"[{number}/{total}]{' no page faults' if child else ''}"
+    return (
+        f"{place} {record['op']} {record['case']}: pydl {duration(record['pydl_us'])}, {peers}: {record['ratio']:.2f}×"
+    )
+
+
+def verdict(record):
+    """Whether the targets are met, for those cases that have one."""
+    if not record.get("target"):
+        return ""
+    ratios = (record["ratio"], without_page_faults(record).get("ratio"))
+    return " / ".join(
+        f"{goal:g}× {'met' if ratio >= goal else 'missed'}"
+        for ratio, goal in zip(ratios, record["target"], strict=True)
+        if ratio is not None
+    )
+
+
+COLUMNS = ("case", "pydl", "eager", "compile", "ratio", "no page faults", "rate", "of the limit", "target")
+
+
+def row(record):
+    calm = without_page_faults(record)
+    return (
+        record["case"],
+        duration(record["pydl_us"]),
+        duration(record["eager_us"]),
+        duration(record["compile_us"]) if "compile_us" in record else "–",
+        f"{record['ratio']:.2f}×",
+        f"{calm['ratio']:.2f}×" if calm else "–",
+        rate(calm or record),
+        share({**record, **({"share": share_of(record, calm)} if calm and "share" in record else {})}),
+        verdict(record),
+    )
+
+
+def share_of(record, calm):
+    """The share of the limit without page faults: the floor is the same, the time is the child's."""
+    return record["share"] * record["pydl_us"] / calm["pydl_us"]
+
+
+def by_op(records):
+    ops = {}
+    for record in records:
+        ops.setdefault(record["op"], []).append(record)
+    return ops
+
+
+def show(records, ceilings):
+    """One table per op on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    for op, rows in by_op(records).items():
+        table = Table(title=op, title_justify="left", title_style="bold")
+        for i, column in enumerate(COLUMNS):
+            table.add_column(column, justify="left" if i in (0, len(COLUMNS) - 1) else "right")
+        for record in rows:
+            table.add_row(*row(record))
+        console.print()
+        console.print(table)
+    console.print(
+        "ratio: the faster of torch eager and torch.compile over pydl, medians of one run; rate and share of the limit "
+        f"without page faults; limits measured in this run: copy {ceilings['copy']:.1f} GB/s, read "
+        f"{ceilings['read']:.1f} GB/s, multiply-add {ceilings['fma']:.0f} GFLOP/s"
+    )
+
+
+def markdown(ops):
+    """README's table: one part per op, with machine, date and versions above."""
+    lines = []
+    for op, kept in ops.items():
+        m, c = kept["machine"], kept["ceilings"]
+        lines += [
+            f"**{op}**, {m['processor']}, {m['threads']} threads, {m['isa']}; torch {m['torch']}, "
+            f"commit {m['commit']}, {m['date']}; limits: copy {c['copy']:.0f} GB/s, read {c['read']:.0f} GB/s, "
+            f"{c['fma']:.0f} GFLOP/s.",
+            "",
+            "| case | pydl | torch eager | torch.compile | ratio to the faster | no page faults | share of the limit |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+        ]
+        for record in kept["records"]:
+            name, ours, eager, compiled, ratio, calm, _, limit, _ = row(record)
+            lines.append(f"| {name} | {ours} | {eager} | {compiled} | {ratio} | {calm} | {limit} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def picture(ops, path):
+    """Bars: ratio to the faster of torch's two without page faults, and the share of the machine's limit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records = [r for kept in ops.values() for r in kept["records"]]
+    labels = [f"{r['op']}  {r['case']}" for r in records]
+    calm = [without_page_faults(r) or r for r in records]
+    shares = [100 * share_of(r, c) if "share" in r else 0 for r, c in zip(records, calm, strict=True)]
+    height = 0.9 + 0.22 * len(records)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, height), sharey=True, width_ratios=(2, 1))
+    left.barh(labels, [c["ratio"] for c in calm], color="#3b6ea5")
+    left.axvline(1, color="black", linewidth=0.8)
+    left.set_xscale("log")
+    left.set_xlabel("times as fast as the faster of torch eager and torch.compile, no page faults")
+    right.barh(labels, shares, color="#c98b2b")
+    right.set_xlim(0, 100)
+    right.set_xlabel("% of the machine's limit")
+    left.invert_yaxis()
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def insert(readme, table):
+    """Puts the table between the marker lines of a file."""
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        sys.exit(f"report: expected {readme} to hold the lines {BEGIN!r} and {END!r}, got neither or one")
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    readme.write_text(f"{before}\n\n{table}\n{after}")
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="?", type=Path, help="a kept file; default: the newest in benchmarks/results")
+    parser.add_argument("--readme", type=Path, help="write the table between the marker lines of this file")
+    parser.add_argument("--picture", type=Path, help="draw the bars into this file")
+    options = parser.parse_args(arguments)
+    path = options.results
+    if path is None:
+        kept = sorted((Path(__file__).parent / "results").glob("*.json"), key=lambda p: p.stat().st_mtime)
+        if not kept:
+            sys.exit("report: expected kept results in benchmarks/results, got none; run `pytest benchmarks` first")
+        path = kept[-1]
+    ops = json.loads(path.read_text())
+    if "records" in ops:  # a file of --results: one run of several ops
+        ops = {op: {**ops, "records": rows} for op, rows in by_op(ops["records"]).items()}
+    if options.picture:
+        picture(ops, options.picture)
+    if options.readme:
+        insert(options.readme, markdown(ops))
+    if not options.picture and not options.readme:
+        print(markdown(ops))
+
+
+if __name__ == "__main__":
+    main()

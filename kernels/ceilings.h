@@ -1,0 +1,20 @@
+// What this machine allows: the rates that benchmarks are measured against, by the shortest loops there are.
+//
+//   copy   output[i] = input[i], past the caches     bytes read + bytes written per second
+//   read   sum of input[i]                           bytes read per second
+//   fma    acc = acc * a + b in registers            floating-point operations per second
+#pragma once
+
+#include "kernels/common.h"
+#include "kernels/cpu/isa.h"
+
+namespace pydl {
+
+namespace cpu {
+PYDL_CPU_ENTRY(void ceiling_copy(const float* input, float* output, int64_t numel, const Parallel& parallel))
+PYDL_CPU_ENTRY(float ceiling_read(const float* input, int64_t numel, const Parallel& parallel))
+// Returns the operations done; the sum of the accumulators goes to *result, so that none can be left out.
+PYDL_CPU_ENTRY(double ceiling_fma(int64_t rounds, float* result, const Parallel& parallel))
+}  // namespace cpu
+
+}  // namespace pydl

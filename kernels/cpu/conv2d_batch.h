@@ -1,0 +1,107 @@
+// Batch lanes: a vector holds the same pixel of as many images as it has lanes.
+//
+// With few channels (LeNet's 1 -> 6 and 6 -> 16) neither channels nor rows fill a vector, and a matrix
+// product spends its time packing. Images of a batch always do: after one transposition every load is
+// aligned, no lane is wasted at any width or stride, padding is a border of zeros, and the weight gradient
+// needs no sum across lanes until the end.
+//
+// A block is `lanes` images as [channel][row][column][lane]. Here: transposing tensors into blocks and rows
+// back.
+#pragma once
+
+#include "kernels/cpu/conv2d_im2col.h"
+
+namespace pydl::cpu::PYDL_ISA {
+
+// Planes of a tensor, to be copied with a border: row y of a plane is row y - pad_y of the image, or zeros.
+template <class T>
+struct Planes {
+  const T* data;
+  int64_t stride[4];  // N, C, H, W
+  int64_t channels, height, width;
+  int64_t pad_y, pad_x, padded_height, padded_width;
+
+  int64_t elements() const { return channels * padded_height * padded_width; }  // times lanes
+};
+
+// Calls put(q, vector) for q < length, where lane i of the vector is from[i * image + q]; images beyond
+// `images` are 0.
+template <class T, class F>
+static PYDL_INLINE void gather_lanes(const T* from, int64_t image, int64_t images, int64_t length,
+                                     const F& put) {
+  using A = acc_t<T>;
+  for (int64_t q = 0; q < length; q += lanes<A>) {
+    const int64_t n = min_of(lanes<A>, length - q);
+    vec<A> square[lanes<A>];
+    for (int64_t i = 0; i < lanes<A>; ++i)
+      square[i] = i < images ? load_between(from + i * image + q, 0, n) : vec<A>{};
+    transpose(square);
+    for (int64_t j = 0; j < n; ++j) put(q + j, square[j]);
+  }
+}
+
+// Rows [first, last) of every plane of images [image, image + images) to block[channel][row -
+// first][column][lane].
+template <class T, class A>
+static void pack_block(const Planes<T>& p, int64_t image, int64_t images, int64_t first, int64_t last,
+                       A* block) {
+  constexpr int64_t all = lanes<A>;
+  const int64_t rows = last - first, width = p.padded_width;
+  const int64_t used = min_of(p.width, width - p.pad_x);  // columns of the image that the block has room for
+  const T* base = p.data + image * p.stride[0];
+  auto at = [&](int64_t c, int64_t y, int64_t x) {
+    return block + ((c * rows + (y - first)) * width + x) * all;
+  };
+  for (int64_t y = first; y < last; ++y) {
+    const int64_t row = y - p.pad_y;
+    if (row < 0 || row >= p.height) {
+      for (int64_t c = 0; c < p.channels; ++c)
+        memset(at(c, y, 0), 0, static_cast<size_t>(width * all) * sizeof(A));
+      continue;
+    }
+    for (int64_t c = 0; c < p.channels; ++c) {  // the border left and right
+      for (int64_t x = 0; x < p.pad_x; ++x) store(at(c, y, x), vec<A>{});
+      for (int64_t x = p.pad_x + used; x < width; ++x) store(at(c, y, x), vec<A>{});
+    }
+    const T* line = base + row * p.stride[2];
+    if (p.stride[3] == 1) {
+      for (int64_t c = 0; c < p.channels; ++c) {
+        A* to = at(c, y, p.pad_x);
+        gather_lanes(line + c * p.stride[1], p.stride[0], images, used,
+                     [&](int64_t x, vec<A> v) { store(to + x * all, v); });
+      }
+    } else if (p.stride[1] == 1 && p.stride[3] == p.channels) {  // a row is one stretch of (column, channel)
+      int64_t x = 0, c = 0;
+      gather_lanes(line, p.stride[0], images, used * p.channels, [&](int64_t, vec<A> v) {
+        store(at(c, y, p.pad_x + x), v);
+        if (++c == p.channels) {
+          c = 0;
+          ++x;
+        }
+      });
+    } else {
+      for (int64_t c = 0; c < p.channels; ++c)
+        for (int64_t x = 0; x < used; ++x) {
+          vec<A> v{};
+          for (int64_t i = 0; i < images; ++i)
+            v[i] = load_n(line + i * p.stride[0] + c * p.stride[1] + x * p.stride[3], 1)[0];
+          store(at(c, y, p.pad_x + x), v);
+        }
+    }
+  }
+}
+
+// to[i * image + q] = lane i of from[q], q < length.
+template <class T, class A>
+static PYDL_INLINE void scatter_lanes(const A* from, T* to, int64_t image, int64_t images, int64_t length) {
+  for (int64_t q = 0; q < length; q += lanes<A>) {
+    const int64_t n = min_of(lanes<A>, length - q);
+    vec<A> square[lanes<A>];
+    for (int64_t j = 0; j < lanes<A>; ++j) square[j] = j < n ? load(from + (q + j) * lanes<A>) : vec<A>{};
+    transpose(square);
+    for (int64_t i = 0; i < images; ++i)
+      n == lanes<A> ? store(to + i * image + q, square[i]) : store_n(to + i * image + q, square[i], n);
+  }
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

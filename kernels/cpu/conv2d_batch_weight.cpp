@@ -1,0 +1,190 @@
+// The weight gradient over batch lanes (conv2d_batch.h).
+//
+//   grad_weight[o,c,r,t] = sum over lanes, images, pixels of grad_output[o][pixel] * input[c][pixel's tap (r,
+//   t)]
+//
+// Each lane sums its own images; lanes are added once per task. A task is a fixed number of blocks of images,
+// so that the order of additions depends on the shape alone; tasks are added in order. The gradient is
+// transposed a few rows at a time, as many as stay in the second-level cache while every (channel, row of
+// taps) passes over them.
+#include "kernels/cpu/conv2d_batch.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+#if defined(PYDL_AVX512)
+constexpr int kOut = 4, kTaps = 6;  // 24 accumulators of 32 registers
+#else
+constexpr int kOut = 2, kTaps = 5;  // 10 of 16
+#endif
+constexpr int64_t kGradientBytes = 256 << 10;
+
+// sums[o][t][lane] += over rows and columns; `out_step` and `tap_step` elements between sums.
+template <class A, int outs, int taps>
+void weight_tile(int64_t rows, int64_t columns, const A* grad, int64_t grad_out, int64_t grad_row,
+                 const A* in, int64_t in_row, int64_t in_pixel, int64_t in_tap, A* sums, int64_t sums_out) {
+  vec<A> sum[outs][taps];
+#pragma GCC unroll 4
+  for (int o = 0; o < outs; ++o)
+#pragma GCC unroll 6
+    for (int t = 0; t < taps; ++t) sum[o][t] = load(sums + o * sums_out + t * lanes<A>);
+  for (int64_t y = 0; y < rows; ++y, grad += grad_row, in += in_row) {
+    const A *g = grad, *x = in;
+    for (int64_t i = 0; i < columns; ++i, g += lanes<A>, x += in_pixel) {
+      vec<A> left[outs];
+#pragma GCC unroll 4
+      for (int o = 0; o < outs; ++o) left[o] = load(g + o * grad_out);
+#pragma GCC unroll 6
+      for (int t = 0; t < taps; ++t) {
+        const vec<A> right = load(x + t * in_tap);
+#pragma GCC unroll 4
+        for (int o = 0; o < outs; ++o) sum[o][t] += left[o] * right;
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int o = 0; o < outs; ++o)
+#pragma GCC unroll 6
+    for (int t = 0; t < taps; ++t) store(sums + o * sums_out + t * lanes<A>, sum[o][t]);
+}
+
+template <class A>
+using WeightTile = void (*)(int64_t, int64_t, const A*, int64_t, int64_t, const A*, int64_t, int64_t, int64_t,
+                            A*, int64_t);
+
+template <class A, int outs, int taps>
+WeightTile<A> pick_tile(int64_t wanted_outs, int64_t wanted_taps) {
+  if constexpr (outs == 0) {
+    return nullptr;
+  } else if constexpr (taps == 0) {
+    return pick_tile<A, outs - 1, kTaps>(wanted_outs, wanted_taps);
+  } else {
+    if (wanted_outs == outs && wanted_taps == taps) return &weight_tile<A, outs, taps>;
+    return pick_tile<A, outs, taps - 1>(wanted_outs, wanted_taps);
+  }
+}
+
+template <class T>
+struct BatchWeight {
+  using A = acc_t<T>;
+  Planes<T> input, gradient;
+  int64_t weights, blocks, blocks_per_task, tasks, chunk_rows;
+
+  explicit BatchWeight(const Conv2dParams& p) {
+    input = {static_cast<const T*>(p.input),
+             {p.input_stride[0], p.input_stride[1], p.input_stride[2], p.input_stride[3]},
+             p.in_channels,
+             p.in_height,
+             p.in_width,
+             p.pad_top,
+             p.pad_left,
+             (p.out_height - 1) * p.stride_height + (p.kernel_height - 1) * p.dilation_height + 1,
+             (p.out_width - 1) * p.stride_width + (p.kernel_width - 1) * p.dilation_width + 1};
+    gradient = {static_cast<const T*>(p.output),
+                {p.output_stride[0], p.output_stride[1], p.output_stride[2], p.output_stride[3]},
+                p.out_channels,
+                p.out_height,
+                p.out_width,
+                0,
+                0,
+                p.out_height,
+                p.out_width};
+    weights = p.out_channels * p.in_channels * p.kernel_height * p.kernel_width;
+    blocks = ceil_div(p.batch, lanes<A>);
+    blocks_per_task = max_of(1, blocks / 8);
+    tasks = ceil_div(blocks, blocks_per_task);
+    const int64_t row = p.out_channels * p.out_width * kVectorBytes;
+    chunk_rows = max_of(1, min_of(p.out_height, kGradientBytes / row));
+  }
+  int64_t slot_bytes() const {
+    return Pieces::bytes<A>(input.elements() * lanes<A>) +
+           Pieces::bytes<A>(gradient.channels * chunk_rows * gradient.width * lanes<A>) +
+           Pieces::bytes<A>(weights * lanes<A>);
+  }
+  int64_t bytes(int64_t threads) const { return Pieces::bytes<A>(tasks * weights) + threads * slot_bytes(); }
+};
+
+// partial[o][c][r][t]: the sums of one task.
+template <class T, class A>
+void run_task(const Conv2dParams& p, const BatchWeight<T>& g, int64_t task, A* partial, Pieces scratch) {
+  constexpr int64_t all = lanes<A>;
+  A* block = scratch.take<A>(g.input.elements() * all);
+  A* grad = scratch.take<A>(g.gradient.channels * g.chunk_rows * g.gradient.width * all);
+  A* sums = scratch.take<A>(g.weights * all);
+  memset(sums, 0, static_cast<size_t>(g.weights * all) * sizeof(A));
+  const int64_t width = g.input.padded_width, out_blocks = ceil_div(p.out_channels, kOut);
+  const int64_t outs_per_block = ceil_div(p.out_channels, out_blocks);
+  const int64_t tap_blocks = ceil_div(p.kernel_width, kTaps),
+                taps_per_block = ceil_div(p.kernel_width, tap_blocks);
+  const int64_t per_out = g.weights / p.out_channels;
+  for (int64_t b = task * g.blocks_per_task; b < min_of((task + 1) * g.blocks_per_task, g.blocks); ++b) {
+    const int64_t images = min_of(all, p.batch - b * all);
+    pack_block(g.input, b * all, images, 0, g.input.padded_height, block);
+    for (int64_t y = 0; y < p.out_height; y += g.chunk_rows) {
+      const int64_t rows = min_of(g.chunk_rows, p.out_height - y);
+      pack_block(g.gradient, b * all, images, y, y + rows, grad);
+      for (int64_t o = 0; o < p.out_channels; o += outs_per_block)
+        for (int64_t c = 0; c < p.in_channels; ++c)
+          for (int64_t r = 0; r < p.kernel_height; ++r)
+            for (int64_t t = 0; t < p.kernel_width; t += taps_per_block) {
+              const A* in =
+                  block + ((c * g.input.padded_height + y * p.stride_height + r * p.dilation_height) * width +
+                           t * p.dilation_width) *
+                              all;
+              pick_tile<A, kOut, kTaps>(min_of(outs_per_block, p.out_channels - o),
+                                        min_of(taps_per_block, p.kernel_width - t))(
+                  rows, p.out_width, grad + o * rows * p.out_width * all, rows * p.out_width * all,
+                  p.out_width * all, in, p.stride_height * width * all, p.stride_width * all,
+                  p.dilation_width * all,
+                  sums + (o * per_out + (c * p.kernel_height + r) * p.kernel_width + t) * all, per_out * all);
+            }
+    }
+  }
+  for (int64_t i = 0; i < g.weights; i += all) {  // add lanes, a square at a time
+    const int64_t n = min_of(all, g.weights - i);
+    vec<A> square[all];
+    for (int64_t j = 0; j < all; ++j) square[j] = j < n ? load(sums + (i + j) * all) : vec<A>{};
+    transpose(square);
+    for (int64_t half = all / 2; half > 0; half /= 2)
+      for (int64_t j = 0; j < half; ++j) square[j] += square[j + half];
+    store_n(partial + i, square[0], n);
+  }
+}
+
+}  // namespace
+
+int64_t conv2d_batch_weight_scratch(const Conv2dParams& p, int64_t threads) {
+  int64_t bytes = 0;
+  dispatch_dtype(p.dtype, [&](auto type) { bytes = BatchWeight<decltype(type)>(p).bytes(threads); });
+  return bytes;
+}
+
+void conv2d_batch_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
+  dispatch_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = acc_t<T>;
+    const BatchWeight<T> g(p);
+    Pieces pieces{static_cast<char*>(p.scratch)};
+    A* partials = pieces.take<A>(g.tasks * g.weights);
+    const int64_t threads = max_of(1, min_of(parallel.threads, g.tasks));
+    parallel(threads, 1, [&](int64_t first, int64_t last) {
+      for (int64_t slot = first; slot < last; ++slot)
+        for (int64_t task = g.tasks * slot / threads; task < g.tasks * (slot + 1) / threads; ++task)
+          run_task<T, A>(p, g, task, partials + task * g.weights,
+                         Pieces{pieces.next + slot * g.slot_bytes()});
+    });
+    int64_t i = 0;
+    for (int64_t o = 0; o < p.out_channels; ++o)
+      for (int64_t c = 0; c < p.in_channels; ++c)
+        for (int64_t r = 0; r < p.kernel_height; ++r)
+          for (int64_t t = 0; t < p.kernel_width; ++t, ++i) {
+            A sum = 0;
+            for (int64_t task = 0; task < g.tasks; ++task) sum += partials[task * g.weights + i];
+            store_n(static_cast<T*>(p.weight) + o * p.weight_stride[0] + c * p.weight_stride[1] +
+                        r * p.weight_stride[2] + t * p.weight_stride[3],
+                    splat(sum), 1);
+          }
+  });
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

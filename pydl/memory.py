@@ -1,0 +1,47 @@
+"""The pool that large outputs on the CPU come from.
+
+The C library maps a large buffer anew at each allocation, and the operating system zeroes its pages at first touch,
+which takes longer than the ops that fill it. Outputs of at least 4 MB therefore come from a pool of recycled memory in
+huge pages. Memory returns to the pool when its tensor dies, on whatever thread; a forked child starts with none idle.
+Idle memory stays below a limit (an eighth of the machine's memory unless :func:`set_limit` says otherwise), and idle
+plus used memory within an eighth, or 64 MB, of the most that was ever in use at once.
+
+A tensor over pooled memory cannot be resized (``resize_``, ``untyped_storage().resize_``): ``clone()`` it first.
+``PYDL_MEMORY_POOL=0`` in the environment switches the pool off; torch's allocator serves every output then.
+"""
+
+import os
+
+from pydl import _C
+
+if os.environ.get("PYDL_MEMORY_POOL", "1") not in ("0", "1"):
+    raise ValueError(f"memory: expected PYDL_MEMORY_POOL to be 0 or 1, got {os.environ['PYDL_MEMORY_POOL']!r}")
+
+
+def stats():
+    """A dict of what the pool holds and has done.
+
+    ``enabled``; in bytes ``used`` (in tensors now), ``idle`` (kept for reuse), ``peak`` (most in use at once) and
+    ``limit`` (most kept idle); in buffers ``fresh`` (mapped), ``reused`` (handed out again) and ``given_back``
+    (unmapped).
+    """
+    return _C.memory_stats()
+
+
+def empty_cache():
+    """Gives all idle memory back to the operating system; tensors keep theirs."""
+    _C.memory_empty_cache()
+
+
+def set_limit(bytes):
+    """Keeps at most this many bytes idle; what is over goes back at once. 0 keeps none.
+
+    Raises:
+        TypeError: when bytes is not an integer.
+        ValueError: when it is negative.
+    """
+    if not isinstance(bytes, int) or isinstance(bytes, bool):
+        raise TypeError(f"memory: expected the limit to be an integer number of bytes, got {bytes!r}")
+    if bytes < 0:
+        raise ValueError(f"memory: expected the limit to be 0 or more bytes, got {bytes}")
+    _C.memory_set_limit(min(bytes, 2**63 - 1))

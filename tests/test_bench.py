@@ -1,0 +1,136 @@
+"""The benchmark suite's own behaviour: what it refuses, what it keeps, what it makes of the figures."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pydl import bench
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no source tree around the tests")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+RECORD = {
+    "op": "dropout",
+    "case": "4 M f32",
+    "pydl_us": 2000.0,
+    "eager_us": 40000.0,
+    "compile_us": 30000.0,
+    "ratio": 15.0,
+    "gbps": 33.5,
+    "share": 0.5,
+    "target": (15, 10),
+    "no_page_faults": {"pydl_us": 1600.0, "eager_us": 24000.0, "ratio": 9.0, "gbps": 40.0},
+}
+KEPT = {
+    "machine": {"processor": "P", "threads": 2, "isa": "avx2", "torch": "2", "commit": "c", "date": "2026-01-02"},
+    "ceilings": {"copy": 60.0, "read": 40.0, "fma": 500.0},
+    "records": [RECORD],
+}
+
+
+def test_figures_from_seconds():
+    runner = load("runner")
+    case = runner.Case("op", "name", None, None, None, None, read=3 * 10**9, written=10**9, operations=10**9)
+    ceilings = {"copy": 20.0, "read": 10.0, "fma": 100.0}
+    figures = runner.figures(case, {"pydl": 0.5, "eager": 2.0, "compile": 1.0}, ceilings, cache=1 << 20)
+    assert figures["ratio"] == 2.0
+    assert figures["gbps"] == 8.0
+    # 1 GB copied at 20 GB/s of traffic, 2 GB more read at 10 GB/s: 0.3 s of 0.5
+    assert figures["share"] == pytest.approx(0.6)
+    in_cache = runner.figures(case, {"pydl": 0.5, "eager": 2.0}, ceilings, cache=1 << 40)
+    assert in_cache["share"] == pytest.approx(0.02)  # arithmetic alone limits
+
+
+def test_a_wrong_result_is_not_timed():
+    import torch
+
+    runner = load("runner")
+    case = runner.Case(
+        "op",
+        "name",
+        None,
+        ours=lambda x: x * 1.001,
+        torch=lambda x: x * 1.0,
+        timed=runner.forward_backward,
+    )
+    with pytest.raises(AssertionError, match="name f32: result 0 differs from torch in float64"):
+        runner.check(case, [torch.randn(10, requires_grad=True), torch.ones(10)])
+
+
+def test_markdown_and_readme(tmp_path):
+    report = load("report")
+    table = report.markdown({"dropout": KEPT})
+    assert "| 4 M f32 | 2 ms | 40 ms | 30 ms | 15.00× | 9.00× | 62 % |" in table
+    assert "2026-01-02" in table
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.insert(readme, table)
+    report.insert(readme, table)  # a second time replaces
+    assert readme.read_text().count("4 M f32") == 1
+    assert "old" not in readme.read_text()
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit, match=r"report: expected .* to hold the lines"):
+        report.insert(readme, table)
+
+
+def test_targets_are_judged():
+    assert load("report").verdict(RECORD) == "15× met / 10× missed"
+
+
+def test_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    load("report").picture({"dropout": KEPT}, tmp_path / "ratios.png")
+    assert (tmp_path / "ratios.png").stat().st_size > 1000
+
+
+def test_unknown_op_names_those_there_are():
+    pytest.importorskip("pytest_benchmark")
+    with pytest.raises(ValueError, match=r"bench: expected the op to be one of .*dropout.*, got 'softmax'"):
+        bench.command(ops=["softmax"])
+
+
+def test_without_the_source_tree(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "FOLDER", tmp_path / "benchmarks")
+    with pytest.raises(RuntimeError, match="bench: expected the source tree's folder benchmarks"):
+        bench.command()
+
+
+def test_results_file_that_cannot_be_written(tmp_path, capfd):
+    pytest.importorskip("pytest_benchmark")
+    status = bench.command(ops=["dropout"], quick=True, json=tmp_path / "missing" / "run.json")
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert "bench: expected --results to be a file that can be written" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_full_disk(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    conftest = load("conftest")
+    (problem,) = conftest.write("/dev/full", {"records": [RECORD] * 10000})
+    assert problem.startswith("bench: expected the results to be written to /dev/full, got")
+    assert "No space left" in problem
+
+
+def test_keeping_replaces_only_the_ops_that_ran_whole(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    conftest = load("conftest")
+    monkeypatch.setattr(conftest, "RESULTS", tmp_path)
+    monkeypatch.setattr(conftest.machine, "name", lambda: "here")
+    other = {**RECORD, "op": "conv2d"}
+    assert conftest.keep({**KEPT, "records": [RECORD, other]}, {"dropout", "conv2d"}) == []
+    assert conftest.keep({**KEPT, "records": [{**RECORD, "ratio": 1.0}, other]}, {"dropout"}) == []
+    kept = json.loads((tmp_path / "here.json").read_text())
+    assert kept["dropout"]["records"][0]["ratio"] == 1.0
+    assert kept["conv2d"]["records"][0]["ratio"] == 15.0
