@@ -484,7 +484,7 @@ def _tile(m, n, dtype, device, precision, last, flat):
         return Tile(64, min(small_n, 64), 16, 4, 2)  # no tensor core: sums and operands share the registers
     k = 32 if dtype == torch.float32 else 64  # 128 bytes
     if flat:
-        return Tile(64, min(small_n, 64), k // 2, 4, 2)
+        return Tile(64, min(small_n, 32 if dtype == torch.float32 else 64), k // 2, 4, 2)
     if device.capability == 0:  # AMD: 64 KB of shared memory, and larger tiles spill
         return Tile(64, min(small_n, 64), k // 2, 4, 2)
     wide = device.shared_bytes >= 160 << 10
@@ -498,7 +498,8 @@ def _tile(m, n, dtype, device, precision, last, flat):
         tile_m = 64
         if triton.cdiv(m, tile_m) * triton.cdiv(n, small_n) < device.multiprocessors:
             small_n = min(small_n, 64)
-    return Tile(tile_m, small_n, k, 8 if tile_m * small_n >= 128 * 128 else 4, stages)
+    blackwell = device.capability >= 100 and small_n == 128  # spills with 4 warps
+    return Tile(tile_m, small_n, k, 8 if tile_m * small_n >= 128 * 128 or blackwell else 4, stages)
 
 
 def _flat(depth):
@@ -550,8 +551,11 @@ def _gather(source, weight, bias, result, depth, columns, groups, weight_strides
         )  # fmt: skip
         return
     flat = _flat(depth)
-    t = _tile(count, columns, source.dtype, device_of(source), precision, last, flat)
+    device = device_of(source)
+    t = _tile(count, columns, source.dtype, device, precision, last, flat)
     k = min(t.k, max(power_of_2(depth * max(taps[0] * taps[1], 1) if flat else depth), 16))
+    if device.capability >= 100 and source.dtype == torch.float32:
+        options["maxnreg"] = 168  # left alone, ptxas aims at fewer and spills a few bytes
     index = tl.int32 if count + t.m < 2**31 else tl.int64
     programs = triton.cdiv(count, t.m) * triton.cdiv(columns, t.n) * groups
     launch(
@@ -661,7 +665,7 @@ def conv2d_backward_weight(grad_output, input, weight_size, stride, padding, dil
         t = _tile(rows, depth, input.dtype, device, precision, last, flat)
         bk = t.k
         br = min(t.m, max(power_of_2(rows), 16))
-        bc = min(t.n, 64) if not flat else min(max(power_of_2(depth * taps), 16), 64)
+        bc = min(t.n, 64) if not flat else min(max(power_of_2(depth * taps), 16), 32)
         column_blocks = triton.cdiv(depth * taps, bc) if flat else taps * triton.cdiv(depth, bc)
         programs = triton.cdiv(rows, br) * column_blocks * groups
     # enough programs for two on each multiprocessor, each of at least 8 steps
@@ -680,7 +684,8 @@ def conv2d_backward_weight(grad_output, input, weight_size, stride, padding, dil
     else:
         launch(
             conv2d_weight_kernel, programs * splits, input, *arguments, **options, FLAT=flat, PRECISION=precision,
-            BR=br, num_warps=t.num_warps if br * bc >= 128 * 64 else 4, num_stages=t.num_stages,
+            BR=br, num_warps=t.num_warps if br * bc >= 128 * 64 else 4,
+            num_stages=t.num_stages if input.element_size() == 2 else 2,
         )  # fmt: skip
     numel = grad_weight.numel()
     launch(
