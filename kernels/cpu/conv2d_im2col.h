@@ -126,10 +126,71 @@ static PYDL_INLINE void copy_span(A* to, const T* from, int64_t low, int64_t hig
   }
 }
 
+constexpr int64_t kMaxPanel = 64;  // pixels in a panel of windows by depth, at most
+
+// As pack_windows_by_depth, for images so narrow that a vector of pixels spans several rows: each lane reads
+// its own pixel, at offsets that all channels of a tap share.
+inline void gather_windows_by_depth(const Windows<float>& w, const Run* runs, int64_t n_runs, int64_t begin,
+                                    int64_t end, float* panel, int64_t pitch) {
+  constexpr int64_t all = lanes<float>;
+  int32_t rows[kMaxPanel], columns[kMaxPanel],
+      offsets[kMaxPanel];  // input position of each pixel's tap (0, 0)
+  int64_t pixels = 0;
+  for (int64_t i = 0; i < n_runs; ++i)
+    for (int64_t j = 0; j < runs[i].count; ++j, ++pixels) {
+      const int64_t row = runs[i].row * w.y.step + w.y.first,
+                    column = (runs[i].column + j) * w.x.step + w.x.first;
+      rows[pixels] = static_cast<int32_t>(row);
+      columns[pixels] = static_cast<int32_t>(column);
+      offsets[pixels] = static_cast<int32_t>((runs[i].image - runs[0].image) * w.stride[0] +
+                                             row * w.stride[2] + column * w.stride[3]);
+    }
+  const int64_t vectors = ceil_div(pixels, all);
+  for (; pixels < vectors * all; ++pixels) rows[pixels] = columns[pixels] = offsets[pixels] = INT32_MIN / 2;
+  const float* data = w.data + runs[0].image * w.stride[0];
+  each_tap(w, begin, end, [&](int64_t ty, int64_t tx, int64_t channel, int64_t channels, int64_t at) {
+    const int32_t down = static_cast<int32_t>(ty * w.y.spacing),
+                  across = static_cast<int32_t>(tx * w.x.spacing);
+    const int32_t shift = static_cast<int32_t>(down * w.stride[2] + across * w.stride[3]);
+    const int32_t height = static_cast<int32_t>(w.y.in_size), width = static_cast<int32_t>(w.x.in_size);
+    i32v index[kMaxPanel / all], within[kMaxPanel / all];
+    for (int64_t v = 0; v < vectors; ++v) {
+      i32v row, column, offset;
+      memcpy(&row, rows + v * all, sizeof row);
+      memcpy(&column, columns + v * all, sizeof column);
+      memcpy(&offset, offsets + v * all, sizeof offset);
+      row += down;
+      column += across;
+      within[v] = (row >= 0) & (row < height) & (column >= 0) & (column < width);
+      index[v] = offset + shift;
+    }
+    float* to = panel + at * pitch;
+    const float* from = data + channel * w.stride[1];
+    for (int64_t c = 0; c < channels; ++c, to += pitch, from += w.stride[1])
+      for (int64_t v = 0; v < vectors; ++v) store(to + v * all, gather(from, index[v], within[v]));
+  });
+}
+
+// Whether gathering beats copying runs, each of which costs a few masked operations however short it is.
+template <class T>
+static bool gathering_pays(const Windows<T>& w, const Run* runs, int64_t n_runs, int64_t pitch) {
+  if (sizeof(T) != 4 || kVectorBytes < 32 || pitch > kMaxPanel || n_runs < 2) return false;
+  const Run& last = runs[n_runs - 1];
+  const int64_t pixels = last.at + last.count, images = last.image - runs[0].image + 2;
+  const int64_t reach = images * (w.stride[0] < 0 ? -w.stride[0] : w.stride[0]) +
+                        (w.y.in_size + w.y.taps * w.y.spacing) * w.stride[2] +
+                        (w.x.in_size + w.x.taps * w.x.spacing) * w.stride[3];
+  if (reach >= INT32_MAX / 4 || reach <= INT32_MIN / 4) return false;
+  return pixels < n_runs * (w.x.step == 1 ? lanes<float> / 2 : lanes<float> / 2 + 1);
+}
+
 // panel[k][pixel], `pitch` elements between k: numbers [begin, end) of the windows of the pixels in `runs`.
 template <class T, class A>
 static void pack_windows_by_depth(const Windows<T>& w, const Run* runs, int64_t n_runs, int64_t begin,
                                   int64_t end, A* panel, int64_t pitch) {
+  if constexpr (sizeof(T) == 4)
+    if (gathering_pays(w, runs, n_runs, pitch))
+      return gather_windows_by_depth(w, runs, n_runs, begin, end, panel, pitch);
   const int64_t step = w.x.step * w.stride[3];
   each_tap(w, begin, end, [&](int64_t ty, int64_t tx, int64_t channel, int64_t channels, int64_t at) {
     for (int64_t i = 0; i < n_runs; ++i) {

@@ -388,6 +388,22 @@ PYDL_INLINE vec<double> even_lanes(vec<double> a, vec<double> b) {
   return even;
 }
 
+// p[index] in the lanes where `inside` is -1, 0 in the others, whose index is not read. 18 cycles for 16
+// lanes on Zen 5: worth it where a vector's numbers lie in three places or more.
+PYDL_INLINE vec<float> gather(const float* p, i32v index, i32v inside) {
+#if defined(PYDL_AVX512)
+  return (vec<float>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), _mm512_movepi32_mask((__m512i)inside),
+                                              (__m512i)index, p, 4);
+#elif defined(PYDL_AVX2)
+  return (vec<float>)_mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, (__m256i)index, (__m256)inside, 4);
+#else
+  vec<float> v{};
+  for (int i = 0; i < lanes<float>; ++i)
+    if (inside[i]) v[i] = p[index[i]];
+  return v;
+#endif
+}
+
 // ---- integers, for the random generator
 
 // Low 32 bits of each 64-bit lane times a 32-bit constant, to 64 bits.
