@@ -32,7 +32,7 @@ def torch_folder():
 
 
 def check_torch(folder):
-    """Refuses a torch that we were not built for, by torch/version.py, without the seconds that importing torch takes."""
+    """Refuses a torch that is not supported, by torch/version.py: importing torch takes seconds."""
     version = re.search(r"__version__ = '([^']+)'", (folder / "version.py").read_text()).group(1)
     release = tuple(int(part) for part in version.split(".")[:2])
     if not (2, 11) <= release < (2, 14):
@@ -59,7 +59,7 @@ class CMakeBuild(build_ext):
         if cmake is None or ninja is None:
             fail("cmake and ninja are needed to compile; install them (pip install cmake ninja).")
         if not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
-            fail("no C++ compiler was found; install g++ 11 or newer (apt install g++; on macOS, xcode-select --install).")
+            fail("no C++ compiler was found; install g++ 11 or newer (apt install g++, or xcode-select --install).")
         import pybind11
 
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
