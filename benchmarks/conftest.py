@@ -19,6 +19,8 @@ import report
 import runner
 import torch
 
+from pydl.bench import PYTEST
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -170,7 +172,7 @@ def run_without_page_faults(config, state):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "child.json")
         arguments = [a for a in config.invocation_params.args if not str(a).startswith("--results")]
-        command = [sys.executable, "-m", "pytest", *arguments, f"--no-page-faults-child={path}"]
+        command = [*PYTEST, *arguments, f"--no-page-faults-child={path}"]
         quiet = ["-p", "no:cacheprovider", "--no-header", "--no-summary", "-q"]
         environment = {**os.environ, **machine.NO_PAGE_FAULTS}
         capture = config.pluginmanager.getplugin("capturemanager")
