@@ -171,7 +171,10 @@ def run_without_page_faults(config, state):
     state.say("\nthe same without page faults:")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "child.json")
-        arguments = [a for a in config.invocation_params.args if not str(a).startswith("--results")]
+        arguments = [str(a) for a in config.invocation_params.args if not str(a).startswith("--results=")]
+        if "--results" in arguments:  # the file is a word of its own
+            at = arguments.index("--results")
+            del arguments[at : at + 2]
         command = [*PYTEST, *arguments, f"--no-page-faults-child={path}"]
         quiet = ["-p", "no:cacheprovider", "--no-header", "--no-summary", "-q"]
         environment = {**os.environ, **machine.NO_PAGE_FAULTS}
