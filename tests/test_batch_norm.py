@@ -114,6 +114,7 @@ def test_residual_and_activation(device, dtype, activation, residual, training):
             check(inputs, grad, training, activation)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("activation", ["relu", None])
 def test_outputs_past_the_cache(device, activation):
     # above 16 MB outputs are stored past the cache; 57 * 57 is odd, so runs begin off a vector boundary
@@ -146,7 +147,8 @@ def test_half_input_with_float32_parameters(device, dtype, training):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "shape,memory_format", [((64, 3, 40, 40), ROWS), ((64, 3, 40, 40), COLUMNS), ((9000, 70), ROWS)]
+    "shape,memory_format",
+    [((64, 3, 40, 40), ROWS), pytest.param((64, 3, 40, 40), COLUMNS, marks=pytest.mark.large), ((9000, 70), ROWS)],
 )
 def test_mean_far_above_deviation(device, dtype, shape, memory_format):
     mean, std = 1e4, 1e-2
@@ -439,9 +441,10 @@ def test_each_gradient_alone(device, wanted, training):
 
 def test_what_nobody_needs_is_not_computed(device):
     x, _, _, w, b, _ = all_inputs((6, 4, 5, 5), torch.float32, device)
-    _, mean, var = torch.ops.pydl.batch_norm_forward(x, None, None, w, b, None, True, 1e-5, 0)
+    ops = pydl.backend.ops_for(x)
+    _, mean, var = ops.batch_norm_forward(x, None, None, w, b, None, True, 1e-5, 0)
     needs = (False, True, False, False)
-    grads = torch.ops.pydl.batch_norm_backward(x, x, mean, var, w, b, None, True, 1e-5, 0, *needs)
+    grads = ops.batch_norm_backward(x, x, mean, var, w, b, None, True, 1e-5, 0, *needs)
     assert [g.numel() for g in grads] == [0, 4, 0, 0]
 
 
@@ -463,8 +466,8 @@ def test_frozen_statistics_with_changed_buffers(device):
 @pytest.mark.parametrize("memory_format", [ROWS, COLUMNS])
 @pytest.mark.parametrize("activation", [0, 1, 2])
 def test_halves_make_a_synchronised_version(device, memory_format, activation):
-    ops = torch.ops.pydl
     x, _, _, w, b, r = all_inputs((12, 6, 9, 9), torch.float64, device, memory_format, residual=True)
+    ops = pydl.backend.ops_for(x)
     x, w, b, r = (t.detach() for t in (x, w, b, r))
     grad = torch.randn_like(x)
     y, _, _ = ops.batch_norm_forward(x, None, None, w, b, r, True, 1e-5, activation)
@@ -505,7 +508,7 @@ def test_halves_make_a_synchronised_version(device, memory_format, activation):
 
 def test_halves_refuse_to_be_differentiated(device):
     x = make((6, 4, 5, 5), torch.float32, device)
-    mean, _ = torch.ops.pydl.batch_norm_stats(x)
+    mean, _ = pydl.backend.ops_for(x).batch_norm_stats(x)
     with pytest.raises(RuntimeError, match="batch_norm_stats: expected its inputs to be used without gradient"):
         mean.sum().backward()
 
@@ -513,6 +516,7 @@ def test_halves_refuse_to_be_differentiated(device):
 # ---- determinism
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize(
     "shape,memory_format",
     [
@@ -545,7 +549,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(device, shape, memory_forma
 @pytest.mark.parametrize("memory_format", [ROWS, COLUMNS])
 @pytest.mark.parametrize("training", [True, False])
 def test_opcheck(device, memory_format, training):
-    ops = torch.ops.pydl
+    ops = pydl.backend.ops_for(torch.empty(0, device=device))
     x, mean, var, w, b, r = all_inputs((4, 3, 5, 6), torch.float32, device, memory_format, residual=True)
     opcheck(ops.batch_norm_forward, (x, mean, var, w, b, r, training, 1e-5, 1))
     opcheck(ops.batch_norm_forward, (x, mean, var, None, None, None, training, 1e-5, 0))

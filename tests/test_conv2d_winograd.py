@@ -8,6 +8,8 @@ from testing import DTYPES, assert_close
 from pydl import backend
 from pydl.functional import conv2d
 
+pytestmark = pytest.mark.cpu_kernels
+
 # (N, C, H, W, O, padding); the tile is 4x4 outputs. Each shape says why it is there.
 SHAPES = {
     "one number": (1, 1, 1, 1, 1, 1),
