@@ -22,10 +22,10 @@ def duration(microseconds):
 
 
 def rate(record):
-    """GFLOP/s where the case counts operations, else GB/s."""
+    """GFLOP/s where the case counts operations, else GB/s where it counts bytes."""
     if "gflops" in record:
         return f"{record['gflops']:.0f} GFLOP/s"
-    return f"{record['gbps']:.1f} GB/s"
+    return f"{record['gbps']:.1f} GB/s" if "gbps" in record else "–"
 
 
 def share(record):
