@@ -27,7 +27,7 @@ Image gradient_of(const Conv2dParams& p) {
 template <int kTaps>
 struct ChunkPlan {
   Tiles<kTaps> tiles;
-  int64_t panels, chunks, block;
+  int64_t panels, chunks, chunk_tiles, block;
   int64_t d_stride, d_floats;                  // between frequencies of D; D of a panel
   int64_t v_frequency, v_tile;                 // strides
   int64_t z_frequency, z_tile, v_floats, own;  // own: floats of each worker
@@ -36,13 +36,15 @@ struct ChunkPlan {
     panels = ceil_div(p.out_channels, kPanel);
     d_stride = p.in_channels * kPanel + 48;
     d_floats = piece(kFrequencies * d_stride);
-    // more chunks: shorter sums, work for more threads, more to combine
-    chunks = max_of(1, min_of(min_of(32, max_of(8, kAllSumFloats / sums())), tiles.count() / 32));
     v_frequency = ceil_div(p.in_channels, 16) * 16;
     z_frequency = ceil_div(p.out_channels, 16) * 16;
     v_tile = (kFrequencies + 1) * v_frequency;  // rows of one frequency spread over the cache sets
     z_tile = (kFrequencies + 1) * z_frequency;
     block = max_of(1, min_of(6, kBlockFloats / (16 * (v_tile + z_tile)))) * 16;
+    // more chunks: shorter sums, work for more threads, more to combine; whole blocks in each
+    const int64_t most = max_of(1, min_of(sums() <= kMaxSumFloats / 2 ? 32 : 16, tiles.count() / 32));
+    chunk_tiles = max_of(1, ceil_div(ceil_div(tiles.count(), most), block) * block);
+    chunks = max_of(1, ceil_div(tiles.count(), chunk_tiles));
     v_floats = piece(block * v_tile);
     own = v_floats + piece(block * z_tile);
   }
@@ -52,7 +54,6 @@ struct ChunkPlan {
   int64_t scratch_floats(int64_t threads) const { return chunks * sums() + threads * own; }
 
   static constexpr int64_t kMaxSumFloats = 320 << 10 >> 2;  // 320 KB
-  static constexpr int64_t kAllSumFloats = 4 << 20 >> 2;    // 4 MB
   static constexpr int64_t kBlockFloats = 320 << 10 >> 2;   // 320 KB
 };
 
@@ -62,8 +63,8 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<kTaps>& plan, const Paral
   const Image input = input_of(p), gradient = gradient_of(p);
   float *d = static_cast<float*>(p.scratch), *own = d + plan.chunks * plan.sums();
   run_tasks(parallel, parallel.threads, plan.chunks, [&](int64_t chunk, int64_t worker) {
-    const int64_t chunk_begin = tiles.count() * chunk / plan.chunks;
-    const int64_t chunk_end = tiles.count() * (chunk + 1) / plan.chunks;
+    const int64_t chunk_begin = chunk * plan.chunk_tiles;
+    const int64_t chunk_end = min_of(chunk_begin + plan.chunk_tiles, tiles.count());
     float *v = own + worker * plan.own, *z = v + plan.v_floats, *sum = d + chunk * plan.sums();
     const Ahead ahead{plan.v_frequency, plan.z_frequency};
     if (chunk_begin == chunk_end) memset(sum, 0, static_cast<size_t>(plan.sums()) * sizeof(float));
