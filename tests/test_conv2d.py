@@ -63,7 +63,7 @@ def applies(algorithm, name):
     size, (_, *kernel), options = SHAPES[name]
     groups = options.get("groups", 1)
     if algorithm == "winograd":
-        return kernel == [3, 3] and groups == options.get("stride", 1) == options.get("dilation", 1) == 1
+        return kernel in ([3, 3], [5, 5]) and groups == options.get("stride", 1) == options.get("dilation", 1) == 1
     if algorithm == "depthwise":
         return groups == size[1]
     return algorithm != "batch" or groups == 1

@@ -34,10 +34,14 @@ bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
 
 Algorithm best(const Conv2dParams& p, Conv2dPass pass) {
   const Algorithm by_preference[] = {Algorithm::depthwise, Algorithm::winograd, Algorithm::batch};
+  const bool few =
+      min_of(p.in_channels, p.out_channels) < 16;  // a vector of channels is not full, one of images is
   for (Algorithm algorithm : by_preference) {
     if (!supported(algorithm, p, pass)) continue;
     if (algorithm == Algorithm::depthwise && p.groups > 1) return algorithm;
-    if (algorithm == Algorithm::winograd && conv2d_winograd_worthwhile(p, pass)) return algorithm;
+    if (algorithm == Algorithm::winograd && conv2d_winograd_worthwhile(p, pass) &&
+        !(few && supported(Algorithm::batch, p, pass) && batch_pays(p, pass)))
+      return algorithm;
     if (algorithm == Algorithm::batch && batch_pays(p, pass)) return algorithm;
   }
   return Algorithm::gemm;
