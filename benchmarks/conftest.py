@@ -116,9 +116,11 @@ def compare(request, benchmark):
         inputs = case.inputs()
         if not session.child:
             runner.check(case, inputs)
-        seconds = measure(case, inputs, benchmark, 0.3 if session.quick else 2.5)
+        seconds = measure(case, inputs, benchmark, 0.3 if session.quick else case.seconds)
         record = {"op": case.op, "case": case.id, **runner.figures(case, seconds, ceilings, session.cache)}
         record["target"] = case.target
+        if case.network:
+            record["network"] = case.network
         session.records.append(record)
         benchmark.extra_info.update(record)
         session.say(report.line(record, len(session.records), session.total, session.child))
