@@ -4,7 +4,7 @@
 # benchmarks/results/<GPU>.json, or into $OUT where that is set. Nine minutes at most.
 #
 #   benchmarks/gpu.sh                    # the Triton kernels
-#   PYDL_BACKEND=cuda benchmarks/gpu.sh  # the CUDA library, once there is one: the build refuses it in words today
+#   PYDL_BACKEND=cuda benchmarks/gpu.sh  # the CUDA library, which needs nvcc
 #   ONLY=conv benchmarks/gpu.sh          # only the cases whose name holds "conv"; TESTS=0 leaves the tests out
 set -uo pipefail
 cd "$(dirname "$0")/.."
