@@ -73,7 +73,7 @@ if [ "${TESTS:-1}" = 1 ]; then
   files="dropout softmax_cross_entropy batch_norm conv2d nn"
   testing=()
   for file in $files; do
-    bodies="tests/test_$file.py"
+    bodies=$(ls tests/test_"$file"*.py)
     [ "$file" = nn ] && bodies="tests/test_gpu.py $bodies" # short ones, in one log
     # shellcheck disable=SC2086  # several words
     limited "$seconds" "$python" -m pytest $bodies -q -m "$marks" -k "$select" $parallel -rfE --tb=short \

@@ -7,6 +7,7 @@ from batch_norm_oracle import COLUMNS, ROWS, all_inputs, make
 from testing import assert_close
 from torch.library import opcheck
 
+import pydl
 import pydl.functional as PF
 
 # ---- torch's machinery
