@@ -391,7 +391,6 @@ class OwnForward(nn.Conv2d):
 
 LEFT = {
     "own forward": (lambda: OwnForward(1, 1, 1), "a subclass of Conv2d"),
-    "SyncBatchNorm": (lambda: nn.SyncBatchNorm(3), "between processes"),
     "Linear": (lambda: nn.Linear(3, 3), "no kernel for Linear"),
     "complex": (lambda: nn.Conv2d(1, 1, 1).to(torch.complex64), "complex64"),
     "ConvTranspose2d": (lambda: nn.ConvTranspose2d(1, 1, 1), "no kernel for ConvTranspose2d"),

@@ -26,8 +26,6 @@ def why_left(layer):
 def _why_not_served(layer, cls):
     if isinstance(layer, torch.jit.ScriptModule):
         return "compiled by TorchScript"
-    if cls is torch.nn.SyncBatchNorm:
-        return "statistics are shared between processes by torch's own kernels"
     if ".quantized" in cls.__module__:
         return "quantized"
     for base in OURS:
