@@ -52,6 +52,7 @@ SHAPES = {
     "groups of many channels": ((2, 40, 7, 9), (72, 3, 3), {"groups": 2, "stride": 2, "padding": 1}),
     "first layer of many channels": ((2, 3, 23, 26), (48, 7, 7), {"stride": 2, "padding": 3}),
     "stride larger than the image": ((2, 20, 2, 3), (24, 3, 3), {"stride": 5, "padding": 1}),
+    "sums in pieces": ((2, 256, 5, 6), (33, 3, 3), {"stride": 2, "padding": 1}),
     "empty batch": ((0, 3, 8, 9), (4, 3, 3), {"padding": 1}),
 }
 ALGORITHMS = ["auto", "gemm", "batch", "winograd", "depthwise"]
