@@ -65,7 +65,7 @@ if [ "${TESTS:-1}" = 1 ]; then
   # ids of the fixture `device`: triton and cuda, not cuda-on-host, which is a CPU
   select="(${backends//,/ or }) and not host"
   "$python" -c 'import expecttest' 2>/dev/null || { select="$select and not opcheck" && echo "no expecttest: opcheck is left out"; }
-  marks="not slow and not triton and not triton_compile"
+  marks="not slow and not triton and not triton_compile and not cuda_on_host and not cuda_compile"
   if [ "$dry" = 1 ]; then
     select="triton-interpreted and (test_empty or test_scalar)" marks="triton and not slow"
   fi
@@ -73,7 +73,7 @@ if [ "${TESTS:-1}" = 1 ]; then
   files="dropout softmax_cross_entropy batch_norm conv2d nn"
   testing=()
   for file in $files; do
-    bodies=$(ls "tests/test_$file"*.py | grep -v winograd)
+    bodies=$(ls tests/test_"$file"*.py)
     [ "$file" = nn ] && bodies="tests/test_gpu.py $bodies" # short ones, in one log
     # shellcheck disable=SC2086  # several words
     limited "$seconds" "$python" -m pytest $bodies -q -m "$marks" -k "$select" $parallel -rfE --tb=short \
