@@ -102,7 +102,7 @@ def batch_norm_apply(input, mean, var, weight, bias, residual, eps, activation):
         batch_norm_apply_kernel, programs * tiles.blocks, input, input, residual, output, mean, var, weight, bias,
         walk.outer, walk.length, walk.channels, tiles.count, each, programs, tiles.inner, input_strides,
         residual_strides, output_strides, double_bits(eps), ACTIVATION=activation, COLUMNS=walk.columns, UNIT=unit,
-        ACC=acc, A=tiles.a, B=tiles.b, num_warps=4,
+        ACC=acc, A=tiles.a, B=tiles.b, num_warps=4, **tiles.registers(3),
     )  # fmt: skip
     return output
 
@@ -214,7 +214,7 @@ def _backward_gradients(
         walk.length, walk.channels, tiles.count, each, programs, tiles.inner, grad_strides, input_strides,
         output_strides, target_strides, double_bits(eps), double_bits(count), GRADIENT=gradient, COLUMNS=walk.columns,
         UNIT=walk.unit(grad_strides, input_strides, output_strides, target_strides),
-        ACC=acc, A=tiles.a, B=tiles.b, num_warps=4,
+        ACC=acc, A=tiles.a, B=tiles.b, num_warps=4, **tiles.registers(3),
     )  # fmt: skip
     return grad_input, grad_residual
 

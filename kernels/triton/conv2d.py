@@ -34,9 +34,9 @@ def _empty(like, size, channels_last):
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=format)
 
 
-def _registers(last, device):
+def _registers(last, warps, device):
     """On Blackwell ptxas, left alone, aims at few registers and spills some bytes: the option that allows it more."""
-    return {"maxnreg": 128 if last else 168} if device.capability >= 100 else {}
+    return {"maxnreg": 128 if last and warps == 8 else 168} if device.capability >= 100 else {}
 
 
 def _gather(source, weight, bias, result, depth, columns, groups, weight_strides, pixels, taps, walk, activation):
@@ -54,7 +54,6 @@ def _gather(source, weight, bias, result, depth, columns, groups, weight_strides
     sizes = (source.size(2), source.size(3), taps[0] * taps[1], max(taps[1], 1))
     strides = (tuple(source.stride()), tuple(result.stride()), weight_strides)
     options = {"ACTIVATION": activation, "LAST": last, "ACC": acc}
-    products = _registers(last, device)
     if groups > 1 and min(depth, columns) < FEW:
         channels = groups * columns
         elements = 512 if 0 < device.capability < 80 else 1024  # of 128 threads; more would spill
@@ -78,8 +77,8 @@ def _gather(source, weight, bias, result, depth, columns, groups, weight_strides
     programs = triton.cdiv(count, t.m) * triton.cdiv(columns, t.n) * groups
     launch(
         conv2d_gather_kernel, programs, source, source, weight, bias, result, count, *pixels, depth, columns, *sizes,
-        *strides, *walk, **options, **products, FLAT=flat, PRECISION=precision, INDEX=index, BP=t.m, BC=t.n, BK=k,
-        num_warps=t.num_warps, num_stages=t.num_stages,
+        *strides, *walk, **options, FLAT=flat, PRECISION=precision, INDEX=index, BP=t.m, BC=t.n, BK=k,
+        num_warps=t.num_warps, num_stages=t.num_stages, **_registers(last, t.num_warps, device),
     )  # fmt: skip
 
 
@@ -204,7 +203,7 @@ def conv2d_backward_weight(grad_output, input, weight_size, stride, padding, dil
     else:
         launch(
             conv2d_weight_kernel, programs * splits, input, *arguments, **options,
-            **_registers(last, device), FLAT=flat, PRECISION=precision,
+            **_registers(last, t.num_warps, device), FLAT=flat, PRECISION=precision,
             BR=br, num_warps=t.num_warps if br * bc >= 64 * 64 else 4,
             num_stages=t.num_stages if input.element_size() == 2 else 2,
         )  # fmt: skip

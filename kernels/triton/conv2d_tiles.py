@@ -146,5 +146,5 @@ def tile_of(m, n, copies, dtype, device, precision, last, flat):
         if copies * triton.cdiv(m, rows) * triton.cdiv(n, columns) < device.multiprocessors:
             columns = min(columns, 64)
     # what 4 warps hold without spilling: Hopper reads operands from shared memory, the others from registers
-    held = 128 * 64 if device.capability == 90 else 64 * 64
+    held = 128 * 64 if device.capability == 90 else 64 * 64 if device.capability < 90 else 0
     return Tile(rows, columns, k, 8 if rows * columns > held else 4, stages)
