@@ -55,20 +55,26 @@ class Conv2d(_Eager, torch.nn.Conv2d):
     """``torch.nn.Conv2d`` over :func:`pydl.functional.conv2d` (d2l chapter "Convolutional Neural Networks").
 
     Input (N, C, H, W) or (C, H, W), output (N, out_channels, H', W') in the memory format that torch would choose.
+    ``forward`` takes :func:`~pydl.functional.conv2d`'s ``activation`` too, keyword-only.
     """
 
-    def forward(self, input):
+    def forward(self, input, *, activation=None):
         padding = self.padding
         if self.padding_mode != "zeros":
             # the border is data, not zeros: it is written out once, and the convolution itself pads nothing
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
-        return functional.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return functional.conv2d(
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation=activation
+        )
 
 
 class _BatchNorm(_Eager):
-    """The forward that the three ranks share; which input ranks are allowed is torch's ``_check_input_dim``."""
+    """The forward that the three ranks share; which input ranks are allowed is torch's ``_check_input_dim``.
 
-    def forward(self, input):
+    It takes :func:`~pydl.functional.batch_norm`'s ``residual`` and ``activation`` too, keyword-only.
+    """
+
+    def forward(self, input, *, residual=None, activation=None):
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
         updates = self.training and self.track_running_stats
@@ -88,6 +94,8 @@ class _BatchNorm(_Eager):
             self.training or (self.running_mean is None and self.running_var is None),
             momentum,
             self.eps,
+            residual=residual,
+            activation=activation,
         )
 
 
