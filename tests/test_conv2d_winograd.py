@@ -8,6 +8,8 @@ from testing import DTYPES, assert_close
 from pydl import backend
 from pydl.functional import conv2d
 
+pytestmark = pytest.mark.cpu_kernels
+
 # (N, C, H, W, O, padding of a 3x3 kernel); a 5x5 kernel is padded by one more, so that the output is as large. The
 # tile is 4x4 outputs of 3x3 taps and 2x2 of 5x5. Each shape says why it is there.
 SHAPES = {

@@ -58,13 +58,13 @@ def avg_pool2d(module, input):
 def _rows(input):
     """Whether ``input`` is a batch of images in rows of pixels, on the CPU, large enough, in plain eager mode."""
     return (
-        input.dim() == 4
+        not torch.compiler.is_compiling()
+        and not _library.transforms_active()
+        and input.dim() == 4
         and input.is_cpu
         and input.numel() >= _FROM
         and input.is_floating_point()
         and input.is_contiguous()
-        and not torch.compiler.is_compiling()
-        and not _library.transforms_active()
     )
 
 
