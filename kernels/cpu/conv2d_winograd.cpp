@@ -276,7 +276,8 @@ bool conv2d_winograd_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
   // where pairs of bf16 are multiplied at twice the rate, fewer products gain less
   if (p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot())
     return min_of(p.in_channels, p.out_channels) >= (p.kernel_height == 3 ? 32 : 96);
-  return p.out_channels >= 8 && (p.in_channels >= 8 || pass == Conv2dPass::backward_input);
+  const int64_t least = p.kernel_height == 3 ? 8 : 16;
+  return p.out_channels >= least && (p.in_channels >= least || pass == Conv2dPass::backward_input);
 }
 
 int64_t conv2d_winograd_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
