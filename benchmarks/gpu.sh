@@ -65,7 +65,7 @@ if [ "${TESTS:-1}" = 1 ]; then
   # ids of the fixture `device`: triton and cuda, not cuda-on-host, which is a CPU
   select="(${backends//,/ or }) and not host"
   "$python" -c 'import expecttest' 2>/dev/null || { select="$select and not opcheck" && echo "no expecttest: opcheck is left out"; }
-  marks="not slow and not triton and not triton_compile"
+  marks="not slow and not triton and not triton_compile and not cuda_on_host and not cuda_compile"
   if [ "$dry" = 1 ]; then
     select="triton-interpreted and (test_empty or test_scalar)" marks="triton and not slow"
   fi

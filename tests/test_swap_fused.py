@@ -114,6 +114,7 @@ CASES = {
 }
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_chain_equals_its_layers(name, training, device):
@@ -759,6 +760,7 @@ def test_a_class_that_copies_itself_is_left_alone():
 # ---- batch norm folded into the convolution
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, nn.Identity])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("bias", [True, False])

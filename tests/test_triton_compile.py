@@ -324,8 +324,8 @@ def _compile(number):
 
 
 # On AMD a scalar register that does not fit goes to one of the 64 lanes of a vector register, by one instruction, and
-# never to memory as long as vector registers are left (which the limits on those show). Two vector registers' worth.
-SCALAR_SPILLS = 128
+# never to memory as long as vector registers are left (which the counts of those show). One vector register's worth.
+SCALAR_SPILLS = 64
 
 
 @pytest.fixture(scope="module")

@@ -69,12 +69,13 @@ def batch_norm_stats(input):
     acc = ACCUMULATE[input.dtype]
     input, strides = walk.read("input", input, input)
     tiles = walk.tiles(4096, acc, input)
-    splits, each = tiles.split(3 if walk.columns else 4)  # as many as the registers hold
+    resident = 3 if walk.columns else 4  # as many as the registers hold
+    splits, each = tiles.split(resident)
     partial = input.new_empty((3, splits, walk.channels), dtype=torch.float64)
     launch(
         batch_norm_stats_kernel, splits * tiles.blocks, input, input, partial, walk.outer, walk.length, walk.channels,
         tiles.count, each, splits, tiles.inner, strides, COLUMNS=walk.columns, UNIT=walk.unit(strides), ACC=acc,
-        A=tiles.a, B=tiles.b, num_warps=4,
+        A=tiles.a, B=tiles.b, num_warps=4, **tiles.registers(resident),
     )  # fmt: skip
     s = power_of_2(splits)
     b = max(512 // s, 1)
@@ -179,7 +180,7 @@ def _backward_sums(grad_output, input, mean, var, weight, bias, output, eps, act
         bias, partial, walk.outer, walk.length, walk.channels, tiles.count, each, splits, tiles.inner, grad_strides,
         input_strides, output_strides, double_bits(eps), GRADIENT=gradient, COLUMNS=walk.columns,
         UNIT=walk.unit(grad_strides, input_strides, output_strides), ACC=acc, A=tiles.a,
-        B=tiles.b, num_warps=4,
+        B=tiles.b, num_warps=4, **tiles.registers(4),
     )  # fmt: skip
     s = power_of_2(splits)
     b = max(1024 // s, 1)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic import double_of, multiple
-from .launch import device_of, merged_dims, power_of_2, unit_of
+from .launch import Device, device_of, merged_dims, power_of_2, unit_of
 
 # ---- device functions
 
@@ -201,7 +201,7 @@ class Walk:
             b = min(power_of_2(self.length), 1024, elements)
             blocks, inner = self.channels, triton.cdiv(self.length, b)
         a = min(max(elements // b, 1), power_of_2(self.outer))
-        return Tiles(a, b, triton.cdiv(self.outer, a) * inner, inner, blocks, device.multiprocessors)
+        return Tiles(a, b, triton.cdiv(self.outer, a) * inner, inner, blocks, device)
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Tiles:
     count: int
     inner: int  # of them side by side
     blocks: int
-    multiprocessors: int
+    device: Device
 
     MOST = 512  # pieces of a channel: what a joining kernel takes
 
@@ -222,11 +222,15 @@ class Tiles:
 
         As many programs as are ``resident`` on each multiprocessor at a time, whatever the number of channels.
         """
-        wanted = triton.cdiv(resident * self.multiprocessors, self.blocks)
+        wanted = triton.cdiv(resident * self.device.multiprocessors, self.blocks)
         each = triton.cdiv(self.count, min(wanted, self.count, self.MOST))
         return triton.cdiv(self.count, each), each
 
+    def registers(self, resident):
+        """The option that gives each its share of the registers: left alone, ptxas may aim at fewer and spill."""
+        return {"maxnreg": 65536 // (128 * resident) // 8 * 8} if self.device.capability else {}
+
     def share(self):
         """The same for an application: up to four tiles to a program, which loads its channels' numbers once."""
-        each = max(min(self.count, 4, self.count * self.blocks // (16 * self.multiprocessors)), 1)
+        each = max(min(self.count, 4, self.count * self.blocks // (16 * self.device.multiprocessors)), 1)
         return triton.cdiv(self.count, each), each

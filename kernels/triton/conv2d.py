@@ -34,6 +34,11 @@ def _empty(like, size, channels_last):
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=format)
 
 
+def _registers(last, device):
+    """On Blackwell ptxas, left alone, aims at few registers and spills some bytes: the option that allows it more."""
+    return {"maxnreg": 128 if last else 168} if device.capability >= 100 else {}
+
+
 def _gather(source, weight, bias, result, depth, columns, groups, weight_strides, pixels, taps, walk, activation):
     """One launch over the pixels of ``result`` (a view of those to compute): see conv2d_gather_kernel.
 
@@ -44,18 +49,21 @@ def _gather(source, weight, bias, result, depth, columns, groups, weight_strides
         return
     acc = ACCUMULATE[source.dtype]
     precision = precision_of(source.dtype)
+    device = device_of(source)
     last = result.stride(1) == 1 and result.size(1) > 1
     sizes = (source.size(2), source.size(3), taps[0] * taps[1], max(taps[1], 1))
     strides = (tuple(source.stride()), tuple(result.stride()), weight_strides)
     options = {"ACTIVATION": activation, "LAST": last, "ACC": acc}
+    products = _registers(last, device)
     if groups > 1 and min(depth, columns) < FEW:
         channels = groups * columns
+        elements = 512 if 0 < device.capability < 80 else 1024  # of 128 threads; more would spill
         if last:
             bc = min(power_of_2(channels), 64)
-            bp = max(1024 // bc, 1)
+            bp = max(elements // bc, 1)
         else:
             bp = min(power_of_2(count), 256)
-            bc = min(power_of_2(channels), 1024 // bp)
+            bc = min(power_of_2(channels), elements // bp)
         index = tl.int32 if count + bp < 2**31 else tl.int64
         launch(
             conv2d_depthwise_kernel, triton.cdiv(count, bp) * triton.cdiv(channels, bc), source, source, weight,
@@ -64,16 +72,13 @@ def _gather(source, weight, bias, result, depth, columns, groups, weight_strides
         )  # fmt: skip
         return
     flat = is_flat(depth)
-    device = device_of(source)
     t = tile_of(count, columns, groups, source.dtype, device, precision, last, flat)
     k = min(t.k, max(power_of_2(depth * max(taps[0] * taps[1], 1) if flat else depth), 16))
-    if device.capability >= 100 and source.dtype == torch.float32:
-        options["maxnreg"] = 168  # left alone, ptxas aims at fewer and spills a few bytes
     index = tl.int32 if count + t.m < 2**31 else tl.int64
     programs = triton.cdiv(count, t.m) * triton.cdiv(columns, t.n) * groups
     launch(
         conv2d_gather_kernel, programs, source, source, weight, bias, result, count, *pixels, depth, columns, *sizes,
-        *strides, *walk, **options, FLAT=flat, PRECISION=precision, INDEX=index, BP=t.m, BC=t.n, BK=k,
+        *strides, *walk, **options, **products, FLAT=flat, PRECISION=precision, INDEX=index, BP=t.m, BC=t.n, BK=k,
         num_warps=t.num_warps, num_stages=t.num_stages,
     )  # fmt: skip
 
@@ -198,7 +203,8 @@ def conv2d_backward_weight(grad_output, input, weight_size, stride, padding, dil
         launch(conv2d_depthwise_weight_kernel, programs * splits, input, *arguments, **options, num_warps=4)
     else:
         launch(
-            conv2d_weight_kernel, programs * splits, input, *arguments, **options, FLAT=flat, PRECISION=precision,
+            conv2d_weight_kernel, programs * splits, input, *arguments, **options,
+            **_registers(last, device), FLAT=flat, PRECISION=precision,
             BR=br, num_warps=t.num_warps if br * bc >= 64 * 64 else 4,
             num_stages=t.num_stages if input.element_size() == 2 else 2,
         )  # fmt: skip

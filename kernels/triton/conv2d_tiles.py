@@ -127,7 +127,8 @@ def tile_of(m, n, copies, dtype, device, precision, last, flat):
     if 0 < device.capability < 80:  # Triton multiplies without tensor cores here
         return Tile(32, min(columns, 32), 16, 4, 1)
     if dtype == torch.float32 and precision == "ieee":
-        return Tile(64, min(columns, 64), 16, 4, 2)  # no tensor core: sums and operands share the registers
+        # no tensor core: sums and operands share the registers
+        return Tile(64, min(columns, 64), 16, 8 if device.capability >= 100 else 4, 2)
     k = 32 if dtype == torch.float32 else 64  # 128 bytes
     if flat:
         return Tile(64, min(columns, 32 if dtype == torch.float32 else 64), k // 2, 4, 2)
@@ -144,6 +145,6 @@ def tile_of(m, n, copies, dtype, device, precision, last, flat):
         rows = 64
         if copies * triton.cdiv(m, rows) * triton.cdiv(n, columns) < device.multiprocessors:
             columns = min(columns, 64)
-    # Hopper alone takes operands and sums of 64 x 128 in 4 warps without spilling
-    warps = 8 if rows * columns >= 128 * 128 or (columns == 128 and device.capability != 90) else 4
-    return Tile(rows, columns, k, warps, stages)
+    # what 4 warps hold without spilling: Hopper reads operands from shared memory, the others from registers
+    held = 128 * 64 if device.capability == 90 else 64 * 64
+    return Tile(rows, columns, k, 8 if rows * columns > held else 4, stages)
