@@ -43,21 +43,26 @@ class Session:
         self.cache = machine.last_level_cache()
         self.records, self.problems, self.complete = [], [], set()
         self.total, self.start = 0, time.time()
-        self._ceilings = None
+        self._probes = self._ceilings = None
 
     @property
-    def ceilings(self):
-        """Measured at the first use, in this very run."""
-        if self._ceilings is None and not self.child:
+    def probes(self):
+        """The loops that tell what the machine allows; measured at the first use, in this very run."""
+        if self._probes is None:
             from pydl.ops import ceilings
 
-            self._ceilings = ceilings.measure()
+            self._probes = ceilings.Probes()
+            self._ceilings = ceilings.measure(self._probes)
             self.say(
                 "this machine: copy {copy:.1f} GB/s, read {read:.1f} GB/s, multiply-add {fma:.0f} GFLOP/s".format(
                     **self._ceilings
                 )
             )
-        return self._ceilings
+        return self._probes
+
+    @property
+    def ceilings(self):
+        return self.probes and self._ceilings
 
     def say(self, line):
         """A line of progress, past pytest's capture."""
@@ -111,13 +116,18 @@ def compare(request, benchmark):
     session = request.config.stash[_SESSION]
 
     def run(case):
-        ceilings = session.ceilings
+        ceilings = session.ceilings  # before the inputs take memory
         torch.manual_seed(0)
         inputs = case.inputs()
         if not session.child:
             runner.check(case, inputs)
-        seconds = measure(case, inputs, benchmark, 0.3 if session.quick else 2.5)
+        in_memory = case.read + case.written > session.cache
+        seconds, rates = measure(
+            case, inputs, benchmark, 0.3 if session.quick else 2.5, session.probes if in_memory else None
+        )
+        ceilings = {**ceilings, **rates}
         record = {"op": case.op, "case": case.id, **runner.figures(case, seconds, ceilings, session.cache)}
+        record |= {f"{name}_gbps": rate for name, rate in rates.items()}
         record["target"] = case.target
         session.records.append(record)
         benchmark.extra_info.update(record)
@@ -126,8 +136,11 @@ def compare(request, benchmark):
     return run
 
 
-def measure(case, inputs, benchmark, budget):
-    """Median seconds by contestant, each timed once per round; pydl's by pytest-benchmark, its peers between."""
+def measure(case, inputs, benchmark, budget, probes):
+    """Median seconds by contestant, each timed once per round; pydl's by pytest-benchmark, its peers between.
+
+    Also the median rates of memory, taken in the same rounds, for cases that go beyond the caches (``probes``).
+    """
     functions = runner.contestants(case)
     for function in functions.values():
         function(*inputs)  # compiles, and fills caches
@@ -135,8 +148,11 @@ def measure(case, inputs, benchmark, budget):
     calls, rounds = runner.plan(once, budget)
     ours = functions.pop("pydl")
     seconds = {name: [] for name in ("pydl", *functions)}
+    rates = {"copy": [], "read": []} if probes else {}
 
     def peers():
+        for name, values in rates.items():
+            values.append(getattr(probes, name)())
         for name, function in functions.items():
             seconds[name].append(runner.time_once(function, inputs, calls))
 
@@ -144,7 +160,8 @@ def measure(case, inputs, benchmark, budget):
         seconds["pydl"].append(runner.time_once(ours, inputs, calls))
 
     benchmark.pedantic(pydl, setup=peers, rounds=rounds)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    medians = [{name: statistics.median(values) for name, values in found.items()} for found in (seconds, rates)]
+    return medians[0], medians[1]
 
 
 def pytest_sessionfinish(session, exitstatus):

@@ -22,10 +22,10 @@ def duration(microseconds):
 
 
 def rate(record):
-    """GFLOP/s where the case counts operations, else GB/s."""
+    """GFLOP/s where the case counts operations, else GB/s where it counts bytes."""
     if "gflops" in record:
         return f"{record['gflops']:.0f} GFLOP/s"
-    return f"{record['gbps']:.1f} GB/s"
+    return f"{record['gbps']:.1f} GB/s" if "gbps" in record else "–"
 
 
 def share(record):
@@ -76,8 +76,8 @@ def row(record):
 
 
 def share_of(record, calm):
-    """The share of the limit without page faults: the floor is the same, the time is the child's."""
-    return record["share"] * record["pydl_us"] / calm["pydl_us"]
+    """The share of the limit without page faults, of the limit that was measured beside it where there is one."""
+    return calm.get("share", record["share"] * record["pydl_us"] / calm["pydl_us"])
 
 
 def by_op(records):
@@ -103,8 +103,8 @@ def show(records, ceilings):
         console.print(table)
     console.print(
         "ratio: the faster of torch eager and torch.compile over pydl, medians of one run; rate and share of the limit "
-        f"without page faults; limits measured in this run: copy {ceilings['copy']:.1f} GB/s, read "
-        f"{ceilings['read']:.1f} GB/s, multiply-add {ceilings['fma']:.0f} GFLOP/s"
+        "without page faults; memory's limit is measured between the rounds of each case; at the start: copy "
+        f"{ceilings['copy']:.1f} GB/s, read {ceilings['read']:.1f} GB/s, multiply-add {ceilings['fma']:.0f} GFLOP/s"
     )
 
 

@@ -15,7 +15,8 @@
 namespace pydl::memory {
 namespace {
 
-constexpr int64_t kPage = 2 << 20;    // a huge page
+constexpr int64_t kPage = 2 << 20;                               // a huge page
+constexpr int64_t kWholePages = 8 << 20, kSmallUnit = 64 << 10;  // sizes below and the step between them
 constexpr int64_t kSlack = 64 << 20;  // footprint allowed over the peak, or an eighth of the peak
 
 struct Block {
@@ -51,7 +52,7 @@ class Pool {
   }
 
   Block take(int64_t bytes) {
-    const int64_t size = ceil_div(bytes, kPage) * kPage;
+    const int64_t unit = bytes < kWholePages ? kSmallUnit : kPage, size = ceil_div(bytes, unit) * unit;
     std::vector<Block> gone;
     {
       std::lock_guard lock(mutex_);
@@ -141,7 +142,7 @@ class Pool {
     for (const Block& block : blocks) munmap(block.data, static_cast<size_t>(block.size));
   }
 
-  // A fresh block of whole huge pages, or null.
+  // A fresh block that begins with a huge page, or null.
   static void* map(int64_t size) {
     const size_t span = static_cast<size_t>(size + kPage);
     void* raw = mmap(nullptr, span, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -156,7 +157,7 @@ class Pool {
 #endif
     // Touched here, each page by one thread: two threads that fault the same huge page wait for each other
     // (0.9 GB/s instead of 24), and how an op cuts its work need not heed that.
-    torch_threads()(size / kPage, 1, [&](int64_t first, int64_t last) {
+    torch_threads()(ceil_div(size, kPage), 1, [&](int64_t first, int64_t last) {
       for (int64_t page = first; page < last; ++page) static_cast<volatile char*>(data)[page * kPage] = 0;
     });
     return data;

@@ -2,8 +2,9 @@
 //
 // The C library maps a buffer of more than 32 MB anew at each allocation, and the kernel zeroes its pages at
 // first touch: 3 to 6 GB/s, slower than the ops that fill it. The pool keeps freed buffers, in huge pages,
-// and hands them out again. Sizes are whole huge pages; an idle buffer serves a request that it exceeds by at
-// most an eighth.
+// and hands them out again. Smaller buffers fare as badly where the C library trims its heap between two
+// steps. Sizes are whole huge pages, or multiples of 64 KB below 8 MB; an idle buffer serves a request that
+// it exceeds by at most an eighth.
 //
 // Bounds: idle memory stays below the limit, and idle plus used memory below an eighth (or 64 MB) over what
 // was in use at the busiest moment, oldest buffers going first, so that a run's resident memory stays near
@@ -23,8 +24,8 @@ struct MemoryStats {
 
 namespace memory {
 
-// Outputs smaller than this come from torch's own allocator, whose freed memory is reused well below 32 MB.
-constexpr int64_t kThreshold = 4 << 20;
+// Outputs smaller than this come from torch's own allocator, whose freed memory is reused.
+constexpr int64_t kThreshold = 1 << 20;
 
 extern bool poison;  // fill new outputs with bytes 0xFF: set by the host twin of CUDA
 bool enabled();      // false under PYDL_MEMORY_POOL=0

@@ -16,7 +16,7 @@ if _find_spec("pydl._C") is None:
     )
 
 from pydl import backend, functional, memory, models, nn
-from pydl.swapping import report, swap, unswap
+from pydl.swapping import freeze, report, swap, swapped, unswap
 
 __version__ = "0.1.0"
-__all__ = ["backend", "functional", "memory", "models", "nn", "report", "swap", "unswap"]
+__all__ = ["backend", "freeze", "functional", "memory", "models", "nn", "report", "swap", "swapped", "unswap"]

@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 something failed (files, disk, a loss that is not finite); 2 an option or a name; 130 Ctrl-C.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,12 @@ def train(
     schedule: Annotated[str | None, typer.Option(help="Of the learning rate: constant, step or cosine.")] = None,
     warmup: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None,
+    l1: Annotated[float, typer.Option(help="L1 penalty: its factor of all absolute weights.")] = 0.0,
+    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision: bfloat16 on a CPU, float16 on a GPU.")] = False,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a lower test loss.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate: train once per fold of the training set.")] = None,
+    augment: Annotated[str | None, typer.Option(help="Vary training images: crop, flip, or crop,flip.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that make batches ready; for large image folders.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, order of the data and dropout.")] = 0,
     size: Annotated[int | None, typer.Option(help="Height and width of the model's input.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the model's own, such as ratio=1.")] = None,
@@ -47,24 +54,32 @@ def train(
     backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default torch's.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write an event file for TensorBoard.")] = False,
+    monitor: Annotated[bool, typer.Option("--monitor", help="Print each layer's activations and gradients.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL, runs/MODEL-2, …")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder or checkpoint to continue exactly.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Train with plain torch too, side by side.")] = False,
 ):
     """Train MODEL and keep metrics.jsonl, curves.png and checkpoint.pt.
 
-    What is not given comes from the model's recipe: `pydl train lenet` needs no option and no download.
+    What is not given comes from the model's recipe: `pydl train lenet` needs no option and no download. Several
+    processes: `torchrun --nproc-per-node=2 -m pydl train lenet_bn`; the batch size is that of all together.
     """
     from pydl import train as training  # torch's import takes a second, which --help need not wait for
     from pydl.training.config import RESUME_MAY_CHANGE, Config
 
-    options = {k: v for k, v in context.params.items() if k not in ("out", "resume", "option")}
+    options = {k: v for k, v in context.params.items() if k not in ("out", "resume", "option", "folds")}
     options["options"] = _model_options(option)
+    options["augment"] = [kind.strip() for kind in augment.split(",")] if augment is not None else None
     if resume is None:
         if model is None:
             raise OptionError("train: expected the name of a model, got none; `pydl info` lists them")
+        if folds is not None:
+            training.cross_validate(Config(**options), folds, out=out)
+            return
         training.train(Config(**options), out=out)
         return
+    if folds is not None:
+        raise OptionError("--folds: expected a new run, got --resume; each fold's run can be resumed by no other data")
     source = {**{name: name for name in options}, "options": "option"}
     given = {name for name in options if context.get_parameter_source(source[name]).name == "COMMANDLINE"}
     config, content = training.resumed(resume, **{k: options[k] for k in given & set(RESUME_MAY_CHANGE)})
@@ -148,8 +163,18 @@ def main():
     try:
         app()
     except UserError as error:
-        print(f"pydl: {error}", file=sys.stderr)
+        if _speaks(error):
+            print(f"pydl: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"pydl: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("pydl: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _speaks(error):
+    """Whether this process prints ``error``: the first of those that torchrun started, unless it is another's own."""
+    return os.environ.get("RANK", "0") == "0" or getattr(error, "local", False)

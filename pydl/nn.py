@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend, functional
+from pydl.ops.sync_batch_norm import group_of, sync_batch_norm
 
 __all__ = [
     "BatchNorm1d",
@@ -24,6 +25,7 @@ __all__ = [
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "LazyConv2d",
+    "SyncBatchNorm",
 ]
 
 
@@ -53,20 +55,26 @@ class Conv2d(_Eager, torch.nn.Conv2d):
     """``torch.nn.Conv2d`` over :func:`pydl.functional.conv2d` (d2l chapter "Convolutional Neural Networks").
 
     Input (N, C, H, W) or (C, H, W), output (N, out_channels, H', W') in the memory format that torch would choose.
+    ``forward`` takes :func:`~pydl.functional.conv2d`'s ``activation`` too, keyword-only.
     """
 
-    def forward(self, input):
+    def forward(self, input, *, activation=None):
         padding = self.padding
         if self.padding_mode != "zeros":
             # the border is data, not zeros: it is written out once, and the convolution itself pads nothing
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
-        return functional.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return functional.conv2d(
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation=activation
+        )
 
 
 class _BatchNorm(_Eager):
-    """The forward that the three ranks share; which input ranks are allowed is torch's ``_check_input_dim``."""
+    """The forward that the three ranks share; which input ranks are allowed is torch's ``_check_input_dim``.
 
-    def forward(self, input):
+    It takes :func:`~pydl.functional.batch_norm`'s ``residual`` and ``activation`` too, keyword-only.
+    """
+
+    def forward(self, input, *, residual=None, activation=None):
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
         updates = self.training and self.track_running_stats
@@ -86,6 +94,8 @@ class _BatchNorm(_Eager):
             self.training or (self.running_mean is None and self.running_var is None),
             momentum,
             self.eps,
+            residual=residual,
+            activation=activation,
         )
 
 
@@ -99,6 +109,84 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     """``torch.nn.BatchNorm3d`` over :func:`pydl.functional.batch_norm`; input (N, C, D, H, W)."""
+
+
+class SyncBatchNorm(_BatchNorm, torch.nn.modules.batchnorm._BatchNorm):
+    """``torch.nn.SyncBatchNorm`` over our kernels, on CPUs (gloo) as well as GPUs (nccl); input (N, C, ...).
+
+    In training every process normalises by the mean and variance of all processes' batches together, which may be of
+    unequal size; in evaluation, and where there is one process, this is :class:`BatchNorm2d` for any rank. No subclass
+    of torch's class, since DistributedDataParallel refuses those on a CPU.
+    """
+
+    def __init__(
+        self,
+        num_features,
+        eps=1e-5,
+        momentum=0.1,
+        affine=True,
+        track_running_stats=True,
+        process_group=None,
+        device=None,
+        dtype=None,
+        *,
+        bias=True,
+    ):
+        bias = {} if bias else {"bias": False}  # which torch has from 2.13 on
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **bias)
+        self.process_group = process_group
+
+    _check_input_dim = torch.nn.SyncBatchNorm._check_input_dim
+    _check_non_zero_input_channels = torch.nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def forward(self, input):
+        group = group_of(self.process_group) if self.training else None
+        if group is None:
+            return _BatchNorm.forward(self, input)
+        self._check_input_dim(input)
+        self._check_non_zero_input_channels(input)
+        momentum, tracks = self.momentum, self.track_running_stats
+        if tracks:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        return sync_batch_norm(
+            input,
+            self.running_mean if tracks else None,
+            self.running_var if tracks else None,
+            self.weight,
+            self.bias,
+            momentum,
+            self.eps,
+            group,
+        )
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module, process_group=None):
+        """``module`` with every BatchNorm layer in it, ours or torch's, replaced by a SyncBatchNorm of this class.
+
+        Parameters and buffers are taken over, not copied, and ``state_dict`` keys stay. Returns ``module`` itself,
+        or the new layer if ``module`` is a BatchNorm.
+        """
+        converted = module
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            converted = cls(
+                module.num_features,
+                module.eps,
+                module.momentum,
+                module.affine,
+                module.track_running_stats,
+                process_group,
+                device="meta",  # nothing is allocated that the next lines would throw away
+            )
+            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                setattr(converted, name, getattr(module, name))
+            converted.training = module.training
+        for name, child in module.named_children():
+            new = cls.convert_sync_batchnorm(child, process_group)
+            if new is not child:
+                converted.add_module(name, new)
+        return converted
 
 
 class Dropout(_Eager, torch.nn.Dropout):

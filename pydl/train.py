@@ -4,6 +4,7 @@ The parts are in :mod:`pydl.training`: a learner is one model in training, the l
 """
 
 import dataclasses
+import os
 
 import torch
 from rich.console import Console
@@ -11,58 +12,84 @@ from rich.console import Console
 import pydl
 from pydl import data, models
 from pydl.errors import CheckpointError, OptionError
-from pydl.training import checkpoint
+from pydl.training import board, checkpoint, display
 from pydl.training.build import check
 from pydl.training.config import Config
 from pydl.training.folder import Folder
 from pydl.training.learner import Learner
 from pydl.training.loop import Interrupted, loop
 from pydl.training.place import place
+from pydl.training.processes import environment, joined
 from pydl.training.result import Result
 
-__all__ = ["Config", "Interrupted", "Result", "resumed", "train"]
+__all__ = ["Config", "Interrupted", "Result", "cross_validate", "resumed", "train"]
 
 
-def train(config, out=None, resume=None, console=None):
+def train(config, out=None, resume=None, console=None, dataset=None):
     """Runs ``config`` (a :class:`Config`) and returns a :class:`Result`.
+
+    Under torchrun every process makes this call; the first one shows and writes, and the batch size is that of all.
 
     Args:
         config: options; for ``resume`` those of the checkpoint, with what may change replaced (see :func:`resumed`).
         out: folder for metrics, curves and checkpoint; by default a new one under ``runs/``.
         resume: a checkpoint's content from :func:`resumed`; training continues as if it had never stopped.
         console: a rich Console; by default one on stdout.
+        dataset: a :class:`pydl.data.Dataset` in place of the one that ``config.data`` names.
 
     Raises:
         UserError: for all that a user can mend; see :mod:`pydl.errors`.
     """
-    console = console or Console()
-    names = models.names()
-    if config.model not in names:
-        raise OptionError(f"model: expected the name to be one of {', '.join(names)}, got {config.model!r}")
-    config = config.resolved()
+    config = _resolved(config)
     name, device = place(config)
     if config.compare and name == "torch":
         raise OptionError("--compare: expected a backend of ours to compare with torch, got --backend torch")
+    if config.tensorboard:
+        board.check()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config = dataclasses.replace(config, backend=name, device=str(device), threads=torch.get_num_threads())
+    with joined(device.type) as processes, open(os.devnull, "w") as nowhere:
+        if not processes.first:
+            console = Console(file=nowhere)
+        return _run(config, device, processes, out, resume, console or Console(), dataset)
 
-    options = {"size": (config.size, config.size)} if config.data == "folder" else {}
-    dataset = data.get(config.data, root=config.root, **options)
+
+def _resolved(config):
+    names = models.names()
+    if config.model not in names:
+        raise OptionError(f"model: expected the name to be one of {', '.join(names)}, got {config.model!r}")
+    return config.resolved()
+
+
+def _dataset(config, dataset=None):
+    """``dataset``, or the one that ``config.data`` names, once it is sure that it fits the model."""
+    if dataset is None:
+        options = {"size": (config.size, config.size)} if config.data == "folder" else {}
+        dataset = data.get(config.data, root=config.root, **options)
     check(config, dataset)
+    return dataset
+
+
+def _run(config, device, processes, out, resume, console, dataset):
+    dataset = _dataset(config, dataset)
     if resume is not None:
         preprocessing = _same_data(dataset, resume)
     elif dataset.regression:
         preprocessing = None
     else:
         preprocessing = data.Preprocessing.fit(dataset.train.images, (config.size, config.size))
-    splits = [data.Batches(split, preprocessing, device) for split in (dataset.train, dataset.test)]
+    at = "cpu" if config.workers else device  # worker processes have no business on a GPU
+    splits = [data.Batches(split, preprocessing, at) for split in (dataset.train, dataset.test)]
     learners = [
-        Learner(config, *splits, len(dataset.classes), learner_backend, device)
-        for learner_backend in ([name, "torch"] if config.compare else [name])
+        Learner(config, *splits, len(dataset.classes), backend, device, processes)
+        for backend in ([config.backend, "torch"] if config.compare else [config.backend])
     ]
     history = [] if resume is None else _restore(learners, resume)
-    folder = Folder.new(out, config.model) if resume is None or out is not None else Folder(resume["folder"])
+    if resume is None or out is not None:
+        folder = Folder(processes.by_first(lambda: Folder.new(out, config.model).path))
+    else:
+        folder = Folder(resume["folder"])
     about = {
         "config": config.to_dict(),
         "classes": list(dataset.classes),
@@ -71,12 +98,40 @@ def train(config, out=None, resume=None, console=None):
         and {key: list(value) for key, value in dataclasses.asdict(preprocessing).items()},
         "pydl": pydl.__version__,
     }
-    result = Result(config, folder, learners[0].model, name, history)
+    result = Result(config, folder, learners[0].model, config.backend, history)
     if history:
-        folder.write_metrics(history)
+        processes.by_first(lambda: folder.write_metrics(history))
     loop(result, learners, about, console)
-    result.finish(learners[0], dataset.classes, console)
+    processes.by_first(lambda: result.finish(learners[0], dataset.classes, console))
     return result
+
+
+def cross_validate(config, folds, out=None, console=None):
+    """Trains ``config`` ``folds`` times, each time testing on another part of the training set; returns the results.
+
+    The parts are drawn once with the config's seed. Run ``i`` lies in ``out/fold-i``; the data's own test split is
+    not touched.
+
+    Source: d2l section "Predicting House Prices on Kaggle", K-fold cross-validation.
+
+    Raises:
+        OptionError: for fewer than two folds, or more than there are examples.
+    """
+    console = console or Console()
+    if not torch.distributed.is_initialized() and environment().world > 1:
+        raise OptionError("--folds: expected one process, got a run under torchrun")
+    resolved = _resolved(config)
+    dataset = _dataset(resolved)
+    if not torch.is_tensor(dataset.train.images):
+        raise OptionError(f"--folds: expected a data set in memory, got {resolved.data!r}")
+    if not 2 <= folds <= len(dataset.train):
+        raise OptionError(f"--folds: expected a number from 2 to the {len(dataset.train)} examples, got {folds}")
+    parent, results = Folder.new(out, f"{config.model}-folds").path, []
+    for number, part in enumerate(data.folds(dataset, folds, resolved.seed), 1):
+        console.print(f"fold {number} of {folds}: {len(part.train)} examples to train on, {len(part.test)} to test on")
+        results.append(train(config, parent / f"fold-{number}", console=console, dataset=part))
+    console.print(display.folds(results))
+    return results
 
 
 def resumed(path, **changes):

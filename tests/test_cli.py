@@ -7,26 +7,7 @@ import sys
 
 import pytest
 import torch
-
-from pydl import cli
-
-
-@pytest.fixture
-def pydl(monkeypatch, capsys, tmp_path):
-    """Runs ``pydl ...`` in this process, in an empty folder; gives (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a busy second core would slow models this small down, not speed them up
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pydl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out = capsys.readouterr()
-        return end.value.code or 0, out.out, out.err
-
-    yield call
-    torch.set_num_threads(threads)
+from runs import command_line  # noqa: F401
 
 
 def test_train_needs_no_option(pydl, tmp_path):
@@ -84,6 +65,19 @@ def test_info(pydl):
         ("train vgg11 --option ratio", 2, "pydl: --option: expected NAME=VALUE, got 'ratio'"),
         ("train vgg11 --option rate=1", 2, "pydl: --option: expected one of vgg11's (ratio), got 'rate'"),
         ("train lenet --wings", 2, "--wings"),
+        ("train lenet --schedule wavy", 2, "pydl: --schedule: expected one of constant, step, cosine, got 'wavy'"),
+        ("train lenet --augment crop,spin", 2, "pydl: --augment: expected one of crop, flip, got 'spin'"),
+        ("train lenet --patience 0", 2, "pydl: --patience: expected a number of at least 1, got 0"),
+        ("train lenet --workers -1", 2, "pydl: --workers: expected a finite number of at least 0, got -1"),
+        ("train lenet --l1 nan", 2, "pydl: --l1: expected a finite number of at least 0, got nan"),
+        ("train linear_regression --folds 1", 2, "pydl: --folds: expected a number from 2 to the 1000 examples, got 1"),
+        ("train leenet --folds 3", 2, "pydl: model: expected the name to be one of alexnet, "),
+        ("train lenet --folds 3 --resume run", 2, "pydl: --folds: expected a new run, got --resume"),
+        ("train lenet --option num_classes=7", 2, "pydl: --option: expected one of lenet's (none), got 'num_classes'"),
+        ("train linear_regression --option variant=magic", 2, "variant to be one of concise, scratch, got 'magic'"),
+        ("train lenet --data folder --root nowhere", 1, "pydl: data set 'folder': nowhere is no folder"),
+        ("train lenet --data mnist --root nowhere", 1, "pydl: data set 'mnist': nowhere/mnist lacks train-images"),
+        ("train lenet --out /dev/full", 1, "pydl: /dev/full: the run's folder cannot be made"),
         ("fly", 2, "fly"),
     ],
 )
@@ -109,11 +103,95 @@ def test_resume_refuses_what_would_change_the_numbers(pydl, tmp_path):
     assert (tmp_path / "run/checkpoint.pt").read_bytes() == before
 
 
-def test_loss_that_is_not_finite_exits_with_1(pydl):
+def test_loss_that_is_not_finite_names_step_and_layer_and_keeps_the_last_epoch(pydl, tmp_path, monkeypatch):
+    from pydl.training.learner import Learner
+
+    assert pydl("train", "mlp", "--epochs", 1, "--out", "run")[0] == 0
+    before = (tmp_path / "run/checkpoint.pt").read_bytes()
+    step = Learner._one
+
+    def leap(self, batch):  # as too large a learning rate would
+        if self.step == 25:
+            with torch.no_grad():
+                self.model[4].weight.mul_(1e38)
+        step(self, batch)
+
+    monkeypatch.setattr(Learner, "_one", leap)
+    code, _, err = pydl("train", "--resume", "run", "--epochs", 3)
+    assert code == 1
+    assert err.startswith("pydl: the loss became ")
+    assert "in step 26; 4 (Linear) is the first layer whose output is not finite; a smaller --lr may help; " in err
+    assert err.endswith("run keeps epoch 1 " + err.split("run keeps epoch 1 ")[1])
+    assert len(err.splitlines()) == 1
+    assert (tmp_path / "run/checkpoint.pt").read_bytes() == before
+
+
+def test_a_learning_rate_that_is_far_too_large(pydl, tmp_path):
     code, _, err = pydl("train", "mlp", "--lr", "1e30", "--optimizer", "sgd")
     assert code == 1
     assert "the loss became" in err
-    assert "in step 2" in err
+    assert "in step 2; 4 (Linear) is the first layer" in err
+    assert "no epoch was finished, so nothing was kept" in err
+    assert not (tmp_path / "runs/mlp").exists()
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "metrics.jsonl", "curves.png"])
+def test_a_full_disk_is_a_sentence_and_loses_nothing(pydl, tmp_path, monkeypatch, file):
+    assert pydl("train", "softmax_regression", "--epochs", 1, "--out", "run")[0] == 0
+    before = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["epoch"]
+    full = OSError(28, "No space left on device")
+    if file == "checkpoint.pt":
+        monkeypatch.setattr(torch, "save", lambda content, file: (_ for _ in ()).throw(full))
+    elif file == "metrics.jsonl":
+        (tmp_path / "run/metrics.jsonl").unlink()
+        (tmp_path / "run/metrics.tmp").symlink_to("/dev/full")
+    else:
+        (tmp_path / "run/curves.png").unlink()
+        (tmp_path / "run/curves.png").symlink_to("/dev/full")
+    code, out, err = pydl("train", "--resume", "run", "--epochs", 2)
+    assert code == 1
+    assert err.startswith("pydl: ")
+    assert "No space left on device" in err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in out + err
+    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["epoch"] == before + (file == "curves.png")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_an_absent_gpu_is_said(pydl):
+    for words in (("--device", "cuda"), ("--device", "cuda:1")):
+        code, _, err = pydl("train", "lenet", *words)
+        assert code == 2
+        assert f"pydl: --device: expected a device of this machine, got '{words[1]}'; it has no such GPU" in err
+
+
+def save_folder(root, classes):
+    from PIL import Image
+
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (8, 8), 60 * number + i).save(root / name / f"{i}.png")
+
+
+def test_images_that_are_none_and_classes_that_do_not_fit(pydl, tmp_path):
+    save_folder(tmp_path / "two", ("a", "b"))
+    words = ("train", "softmax_regression", "--data", "folder", "--max-steps", 1)
+    assert pydl(*words, "--root", "two", "--out", "run")[0] == 0
+    save_folder(tmp_path / "three", ("a", "b", "c"))
+    code, _, err = pydl("train", "--resume", "run", "--root", "three", "--max-steps", 2)
+    assert code == 1
+    assert "run: expected the 4 training examples and 2 classes of the checkpoint in data set 'folder', got 6" in err
+    (tmp_path / "two/b/1.png").write_text("no image")
+    code, _, err = pydl(*words, "--root", "two")
+    assert code == 1
+    assert err.startswith("pydl: two/b/1.png: not a readable image")
+    content = torch.load("run/checkpoint.pt", weights_only=True)
+    content["classes"].append("c")
+    torch.save(content, "run/checkpoint.pt")
+    code, _, err = pydl("predict", "run", "three/a/0.png")
+    assert code == 1
+    assert "pydl: run: the checkpoint does not fit softmax_regression" in err
 
 
 def test_ctrl_c_exits_with_130_and_the_run_can_be_resumed(tmp_path):
@@ -136,84 +214,8 @@ def test_ctrl_c_exits_with_130_and_the_run_can_be_resumed(tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint.pt", "metrics.jsonl", "curves.png"}
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A LeNet that has seen the digits for a few epochs."""
-    from pydl import train
-
-    folder = tmp_path_factory.mktemp("trained") / "lenet"
-    train.train(train.Config("lenet", epochs=8, threads=1), out=folder)
-    return folder
-
-
-def save_digits(folder, count=12):
-    """Test digits as picture files; returns their paths and classes."""
-    from PIL import Image
-
-    from pydl import data
-
-    digits, paths = data.get("digits"), []
-    for index in range(count):
-        paths.append(folder / f"{index}.png")
-        Image.fromarray((digits.test.images[index, 0] * 255).byte().numpy()).save(paths[-1])
-    return paths, digits.test.targets[:count].tolist()
-
-
-def test_predict_labels_saved_digits(pydl, tmp_path, trained):
-    from pydl.predict import Predictor
-
-    paths, classes = save_digits(tmp_path)
-    code, out, err = pydl("predict", trained, *paths, "--out", "labelled", "--top", 2)
-    assert (code, err) == (0, "")
-    predictions = Predictor(trained)(paths, top=10)
-    right = [p.ranking[0][0] == str(label) for p, label in zip(predictions, classes, strict=True)]
-    assert sum(right) >= 10
-    for prediction in predictions:
-        probabilities = [probability for _, probability in prediction.ranking]
-        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
-        assert probabilities == sorted(probabilities, reverse=True)
-        name, probability = prediction.ranking[0]
-        assert f"{probability:.4f}" in out
-        assert len(list((tmp_path / "labelled").glob(f"*-{prediction.path.stem}-{name}.png"))) == 1
-    assert len(list((tmp_path / "labelled").iterdir())) == len(paths)
-
-
-def test_predict_sees_what_evaluation_sees(tmp_path, trained):
-    from pydl import data
-    from pydl.predict import Predictor
-
-    predictor = Predictor(trained, backend_name="torch")
-    paths, _ = save_digits(tmp_path, 5)
-    images = data.get("digits").test.images[:5]
-    expected = predictor.model(predictor.preprocessing((images * 255).byte())).softmax(1)
-    got = predictor.probabilities([data.read_image(path) for path in paths])
-    torch.testing.assert_close(got, expected)
-    inverted = predictor([paths[0]], invert=True, top=10)[0].ranking
-    assert inverted != predictor([paths[0]], top=10)[0].ranking
-
-
-def test_predict_errors(pydl, tmp_path, trained):
-    (path,), _ = save_digits(tmp_path, 1)
-    text = tmp_path / "text.png"
-    text.write_text("no picture")
-    for arguments, code, message in (
-        ((trained, text), 1, f"pydl: {text}: not a readable image"),
-        ((trained, tmp_path / "none.png"), 1, "none.png: there is no such file"),
-        ((text, path), 1, f"pydl: {text}: not a readable checkpoint"),
-        ((trained, path, "--backend", "metal"), 2, "pydl: --backend: expected one of"),
-        ((trained,), 2, "IMAGE"),
-    ):
-        got, out, err = pydl("predict", *arguments)
-        assert got == code
-        assert message in err.replace("\n", "")
-        assert "Traceback" not in out + err
-
-
-def test_predict_refuses_weights_of_another_model(pydl, tmp_path, trained):
-    content = torch.load(trained / "checkpoint.pt", weights_only=True)
-    content["config"]["model"] = "mlp"
-    torch.save(content, "mixed.pt")
-    (path,), _ = save_digits(tmp_path, 1)
-    code, _, err = pydl("predict", "mixed.pt", path)
-    assert code == 1
-    assert "mixed.pt: the checkpoint does not fit mlp" in err
+def test_of_several_processes_the_first_one_speaks(pydl, monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # without WORLD_SIZE it decides nothing else
+    assert pydl("train", "leenet") == (2, "", "")
+    monkeypatch.setenv("RANK", "0")
+    assert "model: expected the name" in pydl("train", "leenet")[2]

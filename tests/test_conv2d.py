@@ -42,6 +42,16 @@ SHAPES = {
     "same, even kernel: one more at the bottom and right": ((2, 3, 8, 9), (4, 4, 2), {"padding": "same"}),
     "same, dilated": ((1, 3, 8, 9), (4, 4, 3), {"padding": "same", "dilation": (1, 2)}),
     "valid": ((2, 3, 8, 9), (4, 3, 3), {"padding": "valid"}),
+    "two tiles of channels and a rest, stride 2": ((3, 21, 15, 13), (70, 3, 3), {"stride": 2, "padding": 1}),
+    "wide image: columns cut into regions": ((1, 40, 3, 700), (20, 3, 3), {"padding": 1, "stride": (1, 2)}),
+    "tall image: rows cut into regions": ((1, 36, 90, 31), (17, 3, 3), {"padding": 1}),
+    "several images per region, rows of three pixels": ((7, 48, 6, 6), (33, 3, 3), {"stride": 2, "padding": 1}),
+    "1x1, pixels 4 KB apart": ((1, 1024, 3, 5), (20, 1, 1), {}),
+    "1x1, several blocks of channels": ((2, 150, 5, 7), (40, 1, 1), {}),
+    "5x5 valid: windows read in place": ((2, 34, 12, 11), (36, 5, 5), {}),
+    "groups of many channels": ((2, 40, 7, 9), (72, 3, 3), {"groups": 2, "stride": 2, "padding": 1}),
+    "first layer of many channels": ((2, 3, 23, 26), (48, 7, 7), {"stride": 2, "padding": 3}),
+    "stride larger than the image": ((2, 20, 2, 3), (24, 3, 3), {"stride": 5, "padding": 1}),
     "empty batch": ((0, 3, 8, 9), (4, 3, 3), {"padding": 1}),
 }
 ALGORITHMS = ["auto", "gemm", "batch", "winograd", "depthwise"]

@@ -56,8 +56,17 @@ def test_freed_memory_is_handed_out_again():
 
 
 def test_small_outputs_are_torchs():
-    grown, _y = change(lambda: large(3))
+    grown, _y = change(lambda: PF.dropout(torch.ones(MB // 8), 0.5))
     assert grown["fresh"] == grown["reused"] == grown["used"] == 0
+
+
+def test_sizes_below_eight_megabytes_are_not_rounded_to_huge_pages():
+    before = pydl.memory.stats()
+    y = PF.dropout(torch.ones(700_000), 0.5)  # 2.67 MB
+    after = pydl.memory.stats()
+    assert after["used"] - before["used"] == 43 * (64 << 10)
+    assert after["fresh"] + after["reused"] == before["fresh"] + before["reused"] + 1
+    assert set(y.unique().tolist()) == {0.0, 2.0}
 
 
 def test_a_buffer_serves_sizes_up_to_an_eighth_below_its_own():

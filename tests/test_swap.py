@@ -143,7 +143,7 @@ def test_each_layer_called_alone_gives_its_own_output():
     for layer, theirs in zip(net, oracle, strict=True):
         X, Y = layer(X), theirs(Y)
         assert_close(X, Y.double(), scale=2)
-    assert torch.equal(X, net(image))
+    assert_close(X, net(image).double())  # our sigmoid, in the convolution's kernel, rounds in its own way
 
 
 def test_second_swap_changes_nothing():
@@ -391,7 +391,6 @@ class OwnForward(nn.Conv2d):
 
 LEFT = {
     "own forward": (lambda: OwnForward(1, 1, 1), "a subclass of Conv2d"),
-    "SyncBatchNorm": (lambda: nn.SyncBatchNorm(3), "between processes"),
     "Linear": (lambda: nn.Linear(3, 3), "no kernel for Linear"),
     "complex": (lambda: nn.Conv2d(1, 1, 1).to(torch.complex64), "complex64"),
     "ConvTranspose2d": (lambda: nn.ConvTranspose2d(1, 1, 1), "no kernel for ConvTranspose2d"),
@@ -464,12 +463,13 @@ def test_report():
     with pydl.backend.isa("baseline"):
         assert pydl.report(net).rows[0].served_by == "cpu baseline"
     assert report.rows[0].served_by == f"cpu {pydl.backend.current_isa()}"
-    assert report.rows[1] == pydl.swapping.Row("1", "Sigmoid", "torch", "pydl has no kernel for Sigmoid")
+    assert report.rows[1] == pydl.swapping.Row("1", "Sigmoid", report.rows[0].served_by, "", "in 0")
+    assert report.rows[8] == pydl.swapping.Row("8", "Sigmoid", "torch", "pydl has no kernel for Sigmoid")
     with pydl.backend.use("torch"):
         assert pydl.report(net).rows[0].reason == "the backend torch was asked for"
     text = str(report)
     assert "served by" in text.splitlines()[0]
-    assert text.endswith("pydl serves 2 of 12 layers")
+    assert text.endswith("pydl serves 4 of 12 layers")
     assert repr(report) == text
     from rich.console import Console
 

@@ -12,33 +12,13 @@
 // results is written. The vector axis is the one along which the result is contiguous: pixels (NCHW) or
 // channels (channels_last).
 #include "kernels/cpu/conv2d_finish.h"
-#include "kernels/cpu/conv2d_gemm.h"
+#include "kernels/cpu/conv2d_gather.h"
+#include "kernels/cpu/conv2d_gemm_slab.h"
 #include "kernels/cpu/conv2d_im2col.h"
 #include "kernels/cpu/simd_transpose.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
-
-// One gather problem: `groups` times a matrix of weights over windows.
-template <class T>
-struct Gather {
-  Windows<T> windows;  // of group 0; window_group further for each group
-  int64_t window_group;
-  int64_t groups, batch;
-
-  const T* weight;  // element (m, channel, y tap, x tap) of group 0
-  int64_t weight_group, weight_m, weight_channel, weight_y, weight_x;
-
-  T* result;
-  int64_t channels;          // per group
-  int64_t result_group;      // elements between groups
-  int64_t result_stride[4];  // N, C, H, W of the pixels of this problem
-  const T* bias;             // may be null; `channels` of them per group
-  Activation activation;
-
-  int64_t pixels() const { return batch * windows.y.out_size * windows.x.out_size; }
-  bool channels_contiguous() const { return result_stride[1] == 1 && channels > 1; }
-};
 
 constexpr int64_t kMaxBlocks = 32;            // tiles of columns, or blocks of rows, that one task packs:
 constexpr int64_t kPackedElements = 1 << 15;  // as many as make 128 KB of windows, half of a small L2
@@ -63,6 +43,13 @@ struct Plan {
         max_of(1, min_of(blocks, pixels / (16 * unit())));  // and small problems leave tasks for every thread
     task_pixels = blocks * unit();
     tasks_per_group = ceil_div(pixels, task_pixels);
+  }
+  // A 1x1 kernel of stride 1 over planes without gaps.
+  template <class T>
+  bool by_pixel_lines(const Gather<T>& g) const {
+    const Axis &y = g.windows.y, &x = g.windows.x;
+    return !by_channel && g.windows.stride[3] == 1 && y.taps == 1 && x.taps == 1 && y.step == 1 &&
+           x.step == 1 && y.first == 0 && x.first == 0 && y.out_size <= y.in_size && x.out_size <= x.in_size;
   }
   int64_t unit() const { return by_channel ? kRows : kColumns<A>; }  // pixels per block
   int64_t weight_unit() const { return by_channel ? kColumns<A> : kRows; }
@@ -208,6 +195,22 @@ void finish_tile(const Gather<T>& g, bool by_channel, const A* tile, int64_t gro
   }
 }
 
+// The panels of all blocks of a task for a 1x1 kernel over planes, one channel after the other: a channel's
+// pixels are read in one stretch, where block after block would jump between as many planes as there are
+// channels.
+template <class T, class A>
+void pack_lines(const Windows<T>& w, const Run* runs, const int64_t* first_run, int64_t blocks, int64_t begin,
+                int64_t end, A* panels, int64_t panel) {
+  for (int64_t k = begin; k < end; ++k)
+    for (int64_t b = 0; b < blocks; ++b)
+      for (int64_t i = first_run[b]; i < first_run[b + 1]; ++i) {
+        const Run& run = runs[i];
+        copy_strided(panels + b * panel + (k - begin) * kColumns<A> + run.at,
+                     w.data + run.image * w.stride[0] + k * w.stride[1] + run.row * w.stride[2] + run.column,
+                     1, run.count);
+      }
+}
+
 // Pixels [begin, begin + count) of one group.
 template <class T, class A>
 void run_task(const Gather<T>& g, const Plan<A>& plan, const A* packed, int64_t group, int64_t begin,
@@ -225,7 +228,9 @@ void run_task(const Gather<T>& g, const Plan<A>& plan, const A* packed, int64_t 
   const int64_t per_tile = plan.by_channel ? kColumns<A> : plan.weight_rows;
   for (int64_t d = 0; d < plan.depth_blocks; ++d) {
     const int64_t k0 = d * kDepth, k1 = min_of(k0 + kDepth, plan.depth);
-    for (int64_t b = 0; b < blocks; ++b) {
+    if (plan.by_pixel_lines(g))
+      pack_lines(windows, runs, first_run, blocks, k0, k1, panels, plan.window_panel());
+    for (int64_t b = 0; b < blocks && !plan.by_pixel_lines(g); ++b) {
       const Run* block_runs = runs + first_run[b];
       const int64_t n = first_run[b + 1] - first_run[b];
       A* panel = panels + b * plan.window_panel();
@@ -272,91 +277,11 @@ void run_gather(const Gather<T>& g, void* scratch, const Parallel& parallel) {
   });
 }
 
-template <class T>
-Gather<T> forward_problem(const Conv2dParams& p) {
-  Gather<T> g{};
-  const int64_t channels = p.in_channels / p.groups;
-  g.windows = {static_cast<const T*>(p.input),
-               {p.input_stride[0], p.input_stride[1], p.input_stride[2], p.input_stride[3]},
-               channels,
-               {p.kernel_height, p.stride_height, -p.pad_top, p.dilation_height, p.in_height, p.out_height},
-               {p.kernel_width, p.stride_width, -p.pad_left, p.dilation_width, p.in_width, p.out_width}};
-  g.window_group = channels * p.input_stride[1];
-  g.groups = p.groups;
-  g.batch = p.batch;
-  g.weight = static_cast<const T*>(p.weight);
-  g.channels = p.out_channels / p.groups;
-  g.weight_group = g.channels * p.weight_stride[0];
-  g.weight_m = p.weight_stride[0];
-  g.weight_channel = p.weight_stride[1];
-  g.weight_y = p.weight_stride[2];
-  g.weight_x = p.weight_stride[3];
-  g.result = static_cast<T*>(p.output);
-  g.result_group = g.channels * p.output_stride[1];
-  for (int d = 0; d < 4; ++d) g.result_stride[d] = p.output_stride[d];
-  g.bias = static_cast<const T*>(p.bias);
-  g.activation = p.activation;
-  return g;
-}
-
-// The taps that reach input positions phase, phase + stride, ...: position phase + a * stride is read by
-// output a + (phase + pad - tap * dilation) / stride, for the taps where that divides.
-struct PhaseAxis {
-  Axis axis;
-  int64_t first_tap, tap_step;
-};
-PhaseAxis phase_axis(int64_t phase, int64_t stride, int64_t pad, int64_t dilation, int64_t kernel,
-                     int64_t in_size, int64_t out_size) {
-  int64_t taps = 0, first_tap = 0, tap_step = 1;
-  for (int64_t t = 0; t < kernel; ++t) {
-    if ((phase + pad - t * dilation) % stride != 0) continue;
-    if (taps == 0) first_tap = t;
-    if (taps == 1) tap_step = t - first_tap;
-    ++taps;
-  }
-  const int64_t pixels = phase < in_size ? ceil_div(in_size - phase, stride) : 0;
-  return {{taps, 1, taps ? (phase + pad - first_tap * dilation) / stride : 0, -(tap_step * dilation / stride),
-           out_size, pixels},
-          first_tap,
-          tap_step};
-}
-
-template <class T>
-Gather<T> phase_problem(const Conv2dParams& p, int64_t phase_y, int64_t phase_x) {
-  const PhaseAxis y = phase_axis(phase_y, p.stride_height, p.pad_top, p.dilation_height, p.kernel_height,
-                                 p.in_height, p.out_height);
-  const PhaseAxis x = phase_axis(phase_x, p.stride_width, p.pad_left, p.dilation_width, p.kernel_width,
-                                 p.in_width, p.out_width);
-  Gather<T> g{};
-  const int64_t channels = p.out_channels / p.groups;
-  g.windows = {static_cast<const T*>(p.output),
-               {p.output_stride[0], p.output_stride[1], p.output_stride[2], p.output_stride[3]},
-               channels,
-               y.axis,
-               x.axis};
-  g.window_group = channels * p.output_stride[1];
-  g.groups = p.groups;
-  g.batch = p.batch;
-  g.weight =
-      static_cast<const T*>(p.weight) + y.first_tap * p.weight_stride[2] + x.first_tap * p.weight_stride[3];
-  g.channels = p.in_channels / p.groups;
-  g.weight_group = channels * p.weight_stride[0];
-  g.weight_m = p.weight_stride[1];
-  g.weight_channel = p.weight_stride[0];
-  g.weight_y = y.tap_step * p.weight_stride[2];
-  g.weight_x = x.tap_step * p.weight_stride[3];
-  g.result = static_cast<T*>(p.input) + phase_y * p.input_stride[2] + phase_x * p.input_stride[3];
-  g.result_group = g.channels * p.input_stride[1];
-  g.result_stride[0] = p.input_stride[0];
-  g.result_stride[1] = p.input_stride[1];
-  g.result_stride[2] = p.input_stride[2] * p.stride_height;
-  g.result_stride[3] = p.input_stride[3] * p.stride_width;
-  return g;
-}
-
 }  // namespace
 
 int64_t conv2d_gemm_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+  const bool is_forward = pass == Conv2dPass::forward;
+  if (slab_gather_pays(p, is_forward)) return slab_gather_scratch(p, is_forward, threads);
   int64_t bytes = 0;
   dispatch_dtype(p.dtype, [&](auto type) {
     using T = decltype(type);
@@ -372,6 +297,7 @@ int64_t conv2d_gemm_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64
 }
 
 void conv2d_gemm_forward(const Conv2dParams& p, const Parallel& parallel) {
+  if (slab_gather_pays(p, true)) return slab_gather(p, true, parallel);
   dispatch_dtype(p.dtype, [&](auto type) {
     using T = decltype(type);
     run_gather(forward_problem<T>(p), p.scratch, parallel);
@@ -379,6 +305,7 @@ void conv2d_gemm_forward(const Conv2dParams& p, const Parallel& parallel) {
 }
 
 void conv2d_gemm_backward_input(const Conv2dParams& p, const Parallel& parallel) {
+  if (slab_gather_pays(p, false)) return slab_gather(p, false, parallel);
   dispatch_dtype(p.dtype, [&](auto type) {
     using T = decltype(type);
     for (int64_t y = 0; y < min_of(p.stride_height, p.in_height); ++y)

@@ -1,114 +1,266 @@
-// Implicit GEMM for the weight gradient, and the bias gradient.
+// Implicit GEMM for the weight gradient, over slabs (conv2d_slab.h).
 //
-//   grad_weight[o][k] = sum over pixels of grad_output[pixel][o] * window[pixel][k]
+//   grad_weight[o][tap][c] = sum over pixels of grad_output[pixel][o] * input[pixel's window at tap][c]
 //
-// The sum over pixels is the depth of the product. Rows are numbers of the window, columns are output
-// channels. Where rows and columns alone make too few tasks, the pixels are cut into `splits` parts, whose
-// sums are kept apart and added in order at the end: both the cut and the order depend on the shape alone,
-// never on the number of threads.
+// The sum over pixels is the depth of the product. Rows are channels of one tap (or of a row of taps), which
+// lie side by side in a slab of the input, so they are broadcast from where they lie; columns are output
+// channels, packed once per region, two vectors wide. Taps share slab and panel.
+//
+// A task owns a block of input channels and a range of regions of the output; where channels alone make too
+// few tasks the regions are cut into `splits` ranges, whose sums are kept apart and added in order at the
+// end. Both the cut and the order depend on the shape alone, never on the number of threads.
 #include "kernels/cpu/conv2d_gemm.h"
-#include "kernels/cpu/conv2d_im2col.h"
+#include "kernels/cpu/conv2d_slab.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int64_t kMaxRowBlocks =
-    16;  // blocks of rows that share a packed panel of the gradient: 224 KB of windows
-constexpr int64_t kWantedTasks = 32;          // tasks to aim at, so that 16 threads are kept busy
-constexpr int64_t kMaxSplitBytes = 32 << 20;  // of partial sums
-
-template <class A>
+template <class T, class E>
 struct WeightPlan {
-  int64_t rows, columns, pixels, groups;  // of one group: numbers of a window, output channels
-  bool by_pixel;  // windows lie in memory with channels together: rows are interleaved rather than pitched
-  int64_t task_blocks, task_rows, row_tasks, column_tiles, pixel_blocks, splits;
+  using A = acc_of<E>;
+  static constexpr int64_t kPairs = per_element<E>;            // pixels that one element holds
+  static constexpr int64_t kSlab = 1 << 16, kPanel = 1 << 16;  // elements, at most
+  static constexpr int64_t kChannels = 64;                     // per block, at most
+  static constexpr int64_t kTasks = 16;                        // wanted, while each sums kSplitPixels
+  static constexpr int64_t kSplitPixels = 256;
+  static constexpr int64_t kMaxSplitBytes = 32 << 20;  // of partial sums
 
-  explicit WeightPlan(const Conv2dParams& p) : groups(p.groups) {
-    rows = p.kernel_height * p.kernel_width * (p.in_channels / p.groups);
-    columns = p.out_channels / p.groups;
-    pixels = p.batch * p.out_height * p.out_width;
-    by_pixel = p.input_stride[1] == 1 && p.in_channels / p.groups >= 4;
-    const int64_t row_blocks = ceil_div(rows, kRows);
-    task_blocks = ceil_div(row_blocks, ceil_div(row_blocks, kMaxRowBlocks));
-    task_rows = task_blocks * kRows;
-    row_tasks = ceil_div(rows, task_rows);
-    column_tiles = ceil_div(columns, kColumns<A>);
-    pixel_blocks = ceil_div(pixels, kDepth);
-    splits = max_of(1, min_of(kWantedTasks / (row_tasks * groups), pixel_blocks));
-    splits =
-        max_of(1, min_of(splits, kMaxSplitBytes / max_of(1, partial() * static_cast<int64_t>(sizeof(A)))));
+  const Conv2dParams& p;
+  int64_t channels, columns, taps, tiles;  // of one group
+  Reach y, x;
+  int64_t blocks, block_channels, pitch, splits;
+  bool direct;  // the input is read where it lies
+  bool dense;   // taps of a row lie without gaps
+  Regions regions;
+
+  explicit WeightPlan(const Conv2dParams& p)
+      : p(p),
+        channels(p.in_channels / p.groups),
+        columns(p.out_channels / p.groups),
+        taps(p.kernel_height * p.kernel_width),
+        tiles(ceil_div(columns, kColumns<A>)),
+        y{p.stride_height, -p.pad_top, (p.kernel_height - 1) * p.dilation_height + 1},
+        x{p.stride_width, -p.pad_left, (p.kernel_width - 1) * p.dilation_width + 1},
+        regions(1, 1, 1, {1, 0, 1}, {1, 0, 1}, 1, 1, 1) {
+    // channels side by side, every window inside, pixels not all in one set of the first-level cache
+    direct = __is_same(T, E) && p.input_stride[1] == 1 && y.low >= 0 && x.low >= 0 &&
+             y.covered(p.out_height) + y.low <= p.in_height && x.covered(p.out_width) + x.low <= p.in_width &&
+             p.input_stride[3] * x.step * static_cast<int64_t>(sizeof(T)) % 4096 != 0;
+    const int64_t pixels = p.batch * p.out_height * p.out_width;
+    const int64_t ranges = max_of(1, pixels / kSplitPixels);
+    blocks = ceil_div(channels, taps == 1 ? 2 * kChannels : kChannels);
+    while (p.groups * blocks * ranges < kTasks / 2 && ceil_div(channels, blocks) > 32) blocks *= 2;
+    block_channels = ceil_div(ceil_div(channels, blocks), lanes<A>) * lanes<A>;
+    block_channels = min_of(channels, block_channels);
+    blocks = ceil_div(channels, block_channels);
+    pitch = direct ? p.input_stride[3] : slab_pitch(block_channels);
+    dense = blocks == 1 && pitch == channels && p.dilation_width == 1 && p.kernel_width > 1;
+    regions = Regions(p.batch, p.out_height, p.out_width, y, x, direct ? block_channels : pitch, kSlab,
+                      max_of(28, min_of(256, kPanel / (tiles * kColumns<A>))));
+    splits = max_of(1, min_of(min_of(kTasks / (p.groups * blocks), ranges), regions.count()));
+    splits = max_of(1, min_of(splits, kMaxSplitBytes /
+                                          (p.groups * blocks * partial() * static_cast<int64_t>(sizeof(A)))));
   }
-  int64_t tasks() const { return groups * row_tasks * splits; }
-  int64_t task_partial() const { return task_blocks * column_tiles * kTile<A>; }
-  int64_t partial() const { return groups * row_tasks * task_partial(); }  // elements of one split's sums
+
+  int64_t tasks() const { return p.groups * blocks * splits; }
+  int64_t partial() const { return tiles * taps * block_channels * kColumns<A>; }  // sums of one task
+  int64_t row_elements() const { return ceil_div(regions.columns, kPairs); }       // of depth
+  int64_t panel_elements() const {
+    return tiles * regions.images * regions.rows * row_elements() * kColumns<A>;
+  }
   int64_t slot_bytes() const {
-    return Pieces::bytes<A>(task_rows * kPitch) + Pieces::bytes<A>(kDepth * kColumns<A>) +
-           Pieces::bytes<Run>(kDepth);
+    return Pieces::bytes<E>(direct ? 0 : regions.slab) + Pieces::bytes<E>(panel_elements()) +
+           Pieces::bytes<int64_t>(regions.images * regions.rows);
   }
   int64_t bytes(int64_t threads) const {
-    return Pieces::bytes<A>(splits * partial()) + threads * slot_bytes();
+    return Pieces::bytes<A>(tasks() * partial()) + threads * slot_bytes();
   }
 };
 
-// panel[pixel][channel], kColumns apart: the gradient at the pixels of `runs`.
-template <class T, class A>
-void pack_gradient(const T* data, const int64_t* stride, const Run* runs, int64_t n_runs, int64_t channels,
-                   A* panel) {
-  for (int64_t i = 0; i < n_runs; ++i) {
-    const Run& run = runs[i];
-    const T* from = data + run.image * stride[0] + run.row * stride[2] + run.column * stride[3];
-    A* to = panel + run.at * kColumns<A>;
-    if (stride[1] == 1 || run.count < 4) {
-      for (int64_t j = 0; j < run.count; ++j)
-        copy_strided(to + j * kColumns<A>, from + j * stride[3], stride[1], channels);
-    } else if (stride[3] == 1) {
-      for (int64_t c = 0; c < channels; c += lanes<A>)
-        for (int64_t j = 0; j < run.count; j += lanes<A>) {
-          const int64_t n = min_of(lanes<A>, run.count - j), some = min_of(lanes<A>, channels - c);
-          vec<A> square[lanes<A>];
-          for (int64_t r = 0; r < lanes<A>; ++r)
-            square[r] = r < some ? load_between(from + (c + r) * stride[1] + j, 0, n) : vec<A>{};
-          transpose(square);
-          for (int64_t r = 0; r < n; ++r) store(to + (j + r) * kColumns<A> + c, square[r]);
+// panel[element][o], kColumns apart, for one tile of output channels: a row of the gradient. An element is a
+// pixel, or two neighbours (the second zero beyond the end).
+template <class T, class E>
+void pack_gradient_row(const T* from, const int64_t* stride, int64_t pixels, int64_t channels, E* panel) {
+  using A = acc_of<E>;
+  constexpr int64_t all = lanes<A>;
+  const int64_t elements = ceil_div(pixels, per_element<E>);
+  A* to = reinterpret_cast<A*>(panel);  // pairs move as the 32 bits they are
+  if (stride[1] == 1) {
+    for (int64_t j = 0; j < elements; ++j)
+      for (int64_t c = 0; c < channels; c += all) {
+        const int64_t some = min_of(all, channels - c);
+        const T* at = from + j * per_element<E> * stride[3] + c;
+        if constexpr (__is_same(E, bf16_pair)) {
+          const u16h second = 2 * j + 1 < pixels ? load_bits_n(at + stride[3], some) : u16h{};
+          store(to + j * kColumns<A> + c, bit_cast<vec<A>>(side_by_side(load_bits_n(at, some), second)));
+        } else {
+          store(to + j * kColumns<A> + c, load_n(at, some));
         }
-    } else {
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t j = 0; j < run.count; ++j)
-          to[j * kColumns<A> + c] = load_n(from + c * stride[1] + j * stride[3], 1)[0];
-    }
+      }
+    return;
   }
+  for (int64_t c = 0; c < channels; c += all)
+    for (int64_t j = 0; j < elements; j += all) {
+      const int64_t n = min_of(all, elements - j), some = min_of(all, channels - c);
+      vec<A> square[all];
+      for (int64_t i = 0; i < all; ++i) {
+        square[i] = vec<A>{};
+        if (i >= some) continue;
+        const T* at = from + (c + i) * stride[1] + j * per_element<E> * stride[3];
+        if (stride[3] != 1) {
+          T numbers[all * per_element<E>] = {};
+          for (int64_t q = 0; q < min_of(n * per_element<E>, pixels - j * per_element<E>); ++q)
+            numbers[q] = at[q * stride[3]];
+          if constexpr (__is_same(E, bf16_pair))
+            memcpy(&square[i], numbers, sizeof square[i]);
+          else
+            square[i] = load(numbers);
+        } else if constexpr (__is_same(E, bf16_pair)) {
+          const int64_t left = min_of(2 * all, pixels - 2 * j);
+          if (left >= 2 * all)
+            memcpy(&square[i], at, sizeof square[i]);
+          else
+            memcpy(&square[i], at, static_cast<size_t>(left) * 2);
+        } else {
+          square[i] = load_n(at, n);
+        }
+      }
+      transpose(square);
+      for (int64_t r = 0; r < n; ++r) store(to + (j + r) * kColumns<A> + c, square[r]);
+    }
 }
 
-template <class T, class A>
-void run_weight_task(const Conv2dParams& p, const WeightPlan<A>& plan, int64_t task, A* partial,
-                     Pieces scratch) {
-  const int64_t split = task % plan.splits, row_task = task / plan.splits % plan.row_tasks;
-  const int64_t group = task / plan.splits / plan.row_tasks, channels = p.in_channels / p.groups;
+#if defined(PYDL_BF16_DOT)
+// Each element becomes the pixel and its next one in the output, `step` further in the image.
+template <class T>
+PYDL_INLINE vec<float> with_neighbours(const T* at, int64_t step, int64_t before, int64_t after) {
+  return bit_cast<vec<float>>(side_by_side(load_bits_between(at, before, after),
+                                           load_bits_between(at + step, before - step, after - step)));
+}
+
+// As copy_slab, for elements that hold a pixel and its next one in the output.
+template <class T>
+void copy_slab_of_neighbours(const Windows<T>& w, const Region& region, const Reach& y, const Reach& x,
+                             bf16_pair* slab, int64_t pitch) {
+  constexpr int64_t all = lanes<float>;
+  const int64_t* stride = w.stride;
+  const int64_t step = x.step;
+  each_line(
+      w, region, y, x, slab, pitch, [&](const T* from, int64_t pixels, bf16_pair* line, int64_t outside) {
+        float* to = reinterpret_cast<float*>(line);
+        const int64_t begin = -min_of(step, outside);  // pixels outside whose next one is inside
+        for (int64_t c = 0; c < w.channels; c += all) {
+          const int64_t some = min_of(all, w.channels - c);
+          if (stride[1] == 1) {
+            for (int64_t j = begin; j < pixels; ++j) {
+              const T* at = from + j * stride[3] + c;
+              const u16h here = j >= 0 ? load_bits_n(at, some) : u16h{};
+              const u16h next =
+                  j + step < pixels && j + step >= 0 ? load_bits_n(at + step * stride[3], some) : u16h{};
+              store_n(to + j * pitch + c, bit_cast<vec<float>>(side_by_side(here, next)), some);
+            }
+            continue;
+          }
+          for (int64_t j = begin; j < pixels; j += all) {
+            vec<float> square[all];
+            for (int64_t i = 0; i < all; ++i) {
+              square[i] = vec<float>{};
+              if (i >= some) continue;
+              const T* at = from + (c + i) * stride[1];
+              if (stride[3] == 1) {
+                square[i] = with_neighbours(at + j, step, -j, pixels - j);
+                continue;
+              }
+              bf16_pair numbers[all] = {};
+              for (int64_t q = 0; q < all; ++q) {
+                if (j + q >= 0 && j + q < pixels) numbers[q].low = at[(j + q) * stride[3]];
+                if (j + q + step >= 0 && j + q + step < pixels)
+                  numbers[q].high = at[(j + q + step) * stride[3]];
+              }
+              memcpy(&square[i], numbers, sizeof square[i]);
+            }
+            transpose(square);
+            for (int64_t r = 0; r < min_of(all, pixels - j); ++r)
+              store_n(to + (j + r) * pitch + c, square[r], some);
+          }
+        }
+      });
+}
+#endif
+
+template <class T, class E>
+void run_weight_task(const WeightPlan<T, E>& plan, int64_t task, acc_of<E>* sums, Pieces scratch) {
+  using A = acc_of<E>;
+  const Conv2dParams& p = plan.p;
+  const int64_t split = task % plan.splits, block = task / plan.splits % plan.blocks;
+  const int64_t group = task / plan.splits / plan.blocks, channel0 = block * plan.block_channels;
+  const int64_t channels = min_of(plan.block_channels, plan.channels - channel0);
   const Windows<T> windows = {
-      static_cast<const T*>(p.input) + group * channels * p.input_stride[1],
+      static_cast<const T*>(p.input) + (group * plan.channels + channel0) * p.input_stride[1],
       {p.input_stride[0], p.input_stride[1], p.input_stride[2], p.input_stride[3]},
       channels,
       {p.kernel_height, p.stride_height, -p.pad_top, p.dilation_height, p.in_height, p.out_height},
       {p.kernel_width, p.stride_width, -p.pad_left, p.dilation_width, p.in_width, p.out_width}};
   const T* gradient = static_cast<const T*>(p.output) + group * plan.columns * p.output_stride[1];
-  A* left = scratch.take<A>(plan.task_rows * kPitch);
-  A* right = scratch.take<A>(kDepth * kColumns<A>);
-  Run* runs = scratch.take<Run>(kDepth);
-  const int64_t row0 = row_task * plan.task_rows, rows = min_of(plan.task_rows, plan.rows - row0);
-  const int64_t block0 = plan.pixel_blocks * split / plan.splits,
-                block1 = plan.pixel_blocks * (split + 1) / plan.splits;
-  for (int64_t block = block0; block < block1; ++block) {
-    const int64_t begin = block * kDepth, count = min_of(kDepth, plan.pixels - begin);
-    const int64_t n_runs = cut_runs(begin, count, p.out_height, p.out_width, runs);
-    plan.by_pixel ? pack_windows_by_pixel(windows, runs, n_runs, row0, row0 + rows, left, plan.task_rows)
-                  : pack_windows_by_depth(windows, runs, n_runs, row0, row0 + rows, left, kPitch);
-    for (int64_t t = 0; t < plan.column_tiles; ++t) {
-      const int64_t column0 = t * kColumns<A>, columns = min_of(kColumns<A>, plan.columns - column0);
-      pack_gradient(gradient + column0 * p.output_stride[1], p.output_stride, runs, n_runs, columns, right);
-      for (int64_t b = 0; b * kRows < rows; ++b)
-        gemm_tile<A>(plan.by_pixel ? Rows::interleaved : Rows::pitched, min_of(kRows, rows - b * kRows),
-                     columns, count, left + b * kRows * (plan.by_pixel ? 1 : kPitch), plan.task_rows, right,
-                     partial + (b * plan.column_tiles + t) * kTile<A>, block > block0);
+  E* slab = scratch.take<E>(plan.direct ? 0 : plan.regions.slab);
+  E* panel = scratch.take<E>(plan.panel_elements());
+  int64_t* offsets = scratch.take<int64_t>(plan.regions.images * plan.regions.rows);
+  const int64_t row_pitch =
+      plan.direct ? p.input_stride[2] : plan.x.covered(plan.regions.columns) * plan.pitch;
+  const int64_t count = plan.regions.count(), first = count * split / plan.splits;
+  const int64_t runs = plan.dense ? p.kernel_height : plan.taps;
+  const int64_t run_rows = plan.dense ? p.kernel_width * channels : channels;
+  const int64_t run_blocks = ceil_div(run_rows, kMostRows);
+  for (int64_t i = first; i < count * (split + 1) / plan.splits; ++i) {
+    const Region region = plan.regions.at(i);
+    const int64_t image_pitch = plan.direct ? p.input_stride[0] : plan.y.covered(region.rows) * row_pitch;
+    const E* windows_at = slab;
+    Region whole = region;
+    whole.columns = plan.regions.columns;
+    if (plan.direct)
+      windows_at = reinterpret_cast<const E*>(windows.data + region.image * p.input_stride[0] +
+                                              (region.row * plan.y.step + plan.y.low) * p.input_stride[2] +
+                                              (region.column * plan.x.step + plan.x.low) * p.input_stride[3]);
+    else if constexpr (__is_same(E, bf16_pair))
+      copy_slab_of_neighbours(windows, whole, plan.y, plan.x, slab, plan.pitch);
+    else
+      copy_slab(windows, whole, plan.y, plan.x, slab, plan.pitch);
+    const int64_t depth = ceil_div(region.columns, plan.kPairs), segments = region.images * region.rows;
+    // rows of the gradient that follow each other in memory go together: short ones would waste vectors
+    const bool flat = p.output_stride[2] == region.columns * p.output_stride[3] &&
+                      region.columns == p.out_width && region.columns % plan.kPairs == 0;
+    for (int64_t n = 0; n < region.images; ++n)
+      for (int64_t r = 0; r < region.rows; ++r) {
+        const int64_t s = n * region.rows + r;
+        offsets[s] = n * image_pitch + r * plan.y.step * row_pitch;
+        if (flat && r > 0) continue;
+        const T* from = gradient + (region.image + n) * p.output_stride[0] +
+                        (region.row + r) * p.output_stride[2] + region.column * p.output_stride[3];
+        for (int64_t t = 0; t < plan.tiles; ++t)
+          pack_gradient_row(from + t * kColumns<A> * p.output_stride[1], p.output_stride,
+                            region.columns * (flat ? region.rows : 1),
+                            min_of(kColumns<A>, plan.columns - t * kColumns<A>),
+                            panel + (t * segments + s) * depth * kColumns<A>);
+      }
+    OuterBlock<E> outer;
+    outer.offsets = offsets;
+    outer.step = plan.kPairs * plan.x.step * plan.pitch;
+    outer.segments = segments;
+    outer.depth = depth;
+    outer.accumulate = i > first;
+    for (int64_t t = 0; t < plan.tiles; ++t) {
+      outer.right = panel + t * segments * depth * kColumns<A>;
+      for (int64_t run = 0; run < runs; ++run) {
+        const int64_t tap = plan.dense ? run * p.kernel_width : run;
+        const E* left = windows_at + tap / p.kernel_width * p.dilation_height * row_pitch +
+                        tap % p.kernel_width * p.dilation_width * plan.pitch;
+        for (int64_t b = 0; b < run_blocks; ++b) {
+          const int64_t row0 = run_rows * b / run_blocks, row1 = run_rows * (b + 1) / run_blocks;
+          outer.left = left + row0;
+          outer.sums = sums + (t * plan.taps * channels + run * run_rows + row0) * kColumns<A>;
+          gemm_outer(row1 - row0, min_of(kColumns<A>, plan.columns - t * kColumns<A>), outer);
+        }
+      }
     }
   }
 }
@@ -116,43 +268,45 @@ void run_weight_task(const Conv2dParams& p, const WeightPlan<A>& plan, int64_t t
 // Adds the splits in order and puts the sums where the weights are: squares of channels by output channels,
 // transposed, all taps of a square in succession, so that (O, I, H, W) weights are written a few cache lines
 // at a time.
-template <class T, class A>
-void combine(const Conv2dParams& p, const WeightPlan<A>& plan, const A* partials, const Parallel& parallel) {
+template <class T, class E>
+void combine(const WeightPlan<T, E>& plan, const acc_of<E>* partials, const Parallel& parallel) {
+  using A = acc_of<E>;
   constexpr int64_t all = lanes<A>;
-  const int64_t channels = p.in_channels / p.groups, taps = p.kernel_height * p.kernel_width;
-  const int64_t channel_blocks = ceil_div(channels, all), out_blocks = ceil_div(plan.columns, all);
+  const Conv2dParams& p = plan.p;
+  const int64_t squares = ceil_div(plan.block_channels, all);  // per block of channels
+  const int64_t channel_squares = plan.blocks * squares, out_squares = ceil_div(plan.columns, all);
   const int64_t* stride = p.weight_stride;
-  parallel(plan.groups * out_blocks * channel_blocks, ceil_div(64, taps * plan.splits),
+  parallel(p.groups * out_squares * channel_squares, ceil_div(64, plan.taps * plan.splits),
            [&](int64_t first, int64_t last) {
              for (int64_t item = first; item < last; ++item) {
-               const int64_t c0 = item % channel_blocks * all, o0 = item / channel_blocks % out_blocks * all;
-               const int64_t group = item / channel_blocks / out_blocks;
-               const int64_t some_channels = min_of(all, channels - c0),
-                             outs = min_of(all, plan.columns - o0);
-               for (int64_t tap = 0; tap < taps; ++tap) {
+               const int64_t block = item % channel_squares / squares, c0 = item % squares * all;
+               const int64_t o0 = item / channel_squares % out_squares * all;
+               const int64_t group = item / channel_squares / out_squares;
+               const int64_t channels =
+                   min_of(plan.block_channels, plan.channels - block * plan.block_channels);
+               const int64_t some = min_of(all, channels - c0), outs = min_of(all, plan.columns - o0);
+               if (some <= 0) continue;
+               const A* task = partials + (group * plan.blocks + block) * plan.splits * plan.partial();
+               for (int64_t tap = 0; tap < plan.taps; ++tap) {
                  vec<A> square[all];
                  for (int64_t i = 0; i < all; ++i) {
                    square[i] = vec<A>{};
-                   if (i >= some_channels) continue;
-                   const int64_t row = tap * channels + c0 + i,
-                                 task = group * plan.row_tasks + row / plan.task_rows;
-                   const int64_t block = row % plan.task_rows / kRows, m = row % plan.task_rows % kRows;
-                   const A* from = partials + task * plan.splits * plan.task_partial() +
-                                   (block * plan.column_tiles + o0 / kColumns<A>)*kTile<A> + m * kColumns<A> +
-                                   o0 % kColumns<A>;
-                   for (int64_t s = 0; s < plan.splits; ++s)
-                     square[i] += load(from + s * plan.task_partial());
+                   if (i >= some) continue;
+                   const int64_t row = (o0 / kColumns<A> * plan.taps + tap) * channels + c0 + i;
+                   const A* from = task + row * kColumns<A> + o0 % kColumns<A>;
+                   for (int64_t s = 0; s < plan.splits; ++s) square[i] += load(from + s * plan.partial());
                  }
                  transpose(square);
                  T* to = static_cast<T*>(p.weight) + (group * plan.columns + o0) * stride[0] +
-                         c0 * stride[1] + tap / p.kernel_width * stride[2] + tap % p.kernel_width * stride[3];
+                         (block * plan.block_channels + c0) * stride[1] + tap / p.kernel_width * stride[2] +
+                         tap % p.kernel_width * stride[3];
                  for (int64_t j = 0; j < outs; ++j, to += stride[0]) {
                    if (stride[1] == 1) {
-                     store_n(to, square[j], some_channels);
+                     store_n(to, square[j], some);
                    } else {
-                     T some[all];
-                     store(some, square[j]);
-                     for (int64_t i = 0; i < some_channels; ++i) to[i * stride[1]] = some[i];
+                     T numbers[all];
+                     store(numbers, square[j]);
+                     for (int64_t i = 0; i < some; ++i) to[i * stride[1]] = numbers[i];
                    }
                  }
                }
@@ -160,14 +314,14 @@ void combine(const Conv2dParams& p, const WeightPlan<A>& plan, const A* partials
            });
 }
 
-template <class T>
-void run_weight(const Conv2dParams& p, const Parallel& parallel) {
-  using A = acc_t<T>;
-  const WeightPlan<A> plan(p);
-  if (plan.rows == 0 || plan.columns == 0) return;
-  if (plan.pixels == 0) {  // an empty batch: zeros
+template <class T, class E>
+void run_weight(const WeightPlan<T, E>& plan, const Parallel& parallel) {
+  using A = acc_of<E>;
+  const Conv2dParams& p = plan.p;
+  if (plan.channels == 0 || plan.columns == 0) return;
+  if (p.batch * p.out_height * p.out_width == 0) {  // an empty batch: zeros
     for (int64_t o = 0; o < p.out_channels; ++o)
-      for (int64_t i = 0; i < p.in_channels / p.groups; ++i)
+      for (int64_t i = 0; i < plan.channels; ++i)
         for (int64_t y = 0; y < p.kernel_height; ++y)
           for (int64_t x = 0; x < p.kernel_width; ++x)
             static_cast<T*>(p.weight)[o * p.weight_stride[0] + i * p.weight_stride[1] +
@@ -175,88 +329,40 @@ void run_weight(const Conv2dParams& p, const Parallel& parallel) {
     return;
   }
   Pieces pieces{static_cast<char*>(p.scratch)};
-  A* partials = pieces.take<A>(plan.splits * plan.partial());
+  A* partials = pieces.take<A>(plan.tasks() * plan.partial());
   const int64_t tasks = plan.tasks(), threads = max_of(1, min_of(parallel.threads, tasks));
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot)
       for (int64_t task = tasks * slot / threads; task < tasks * (slot + 1) / threads; ++task)
-        run_weight_task<T>(p, plan, task, partials + task * plan.task_partial(),
-                           Pieces{pieces.next + slot * plan.slot_bytes()});
+        run_weight_task<T, E>(plan, task, partials + task * plan.partial(),
+                              Pieces{pieces.next + slot * plan.slot_bytes()});
   });
-  combine<T>(p, plan, partials, parallel);
+  combine<T, E>(plan, partials, parallel);
 }
 
-// grad_bias[o]: each image's sum over its pixels, the images added in order.
-template <class T>
-void run_bias(const Conv2dParams& p, const Parallel& parallel) {
-  using A = acc_t<T>;
-  constexpr int64_t kChannels = 4 * lanes<A>;
-  const int64_t* stride = p.output_stride;
-  const bool by_channel = stride[1] == 1 && p.out_channels > 1;
-  parallel(by_channel ? ceil_div(p.out_channels, kChannels) : p.out_channels, 1,
-           [&](int64_t first, int64_t last) {
-             for (int64_t t = first; t < last; ++t) {
-               const T* from = static_cast<const T*>(p.output) + t * (by_channel ? kChannels : 1) * stride[1];
-               T* to = static_cast<T*>(p.grad_bias) + t * (by_channel ? kChannels : 1);
-               if (by_channel) {
-                 const int64_t channels = min_of(kChannels, p.out_channels - t * kChannels);
-                 vec<A> total[4] = {};
-                 for (int64_t n = 0; n < p.batch; ++n) {
-                   vec<A> sum[4] = {};
-                   for (int64_t y = 0; y < p.out_height; ++y)
-                     for (int64_t x = 0; x < p.out_width; ++x) {
-                       const T* at = from + n * stride[0] + y * stride[2] + x * stride[3];
-                       for (int v = 0; v < 4 && v * lanes<A> < channels; ++v)
-                         sum[v] += load_n(at + v * lanes<A>, min_of(lanes<A>, channels - v * lanes<A>));
-                     }
-                   for (int v = 0; v < 4; ++v) total[v] += sum[v];
-                 }
-                 for (int v = 0; v < 4 && v * lanes<A> < channels; ++v)
-                   store_n(to + v * lanes<A>, total[v], min_of(lanes<A>, channels - v * lanes<A>));
-                 continue;
-               }
-               const bool flat = stride[3] == 1 && stride[2] == p.out_width;
-               const int64_t rows = flat ? 1 : p.out_height,
-                             columns = flat ? p.out_height * p.out_width : p.out_width;
-               A total = 0;
-               for (int64_t n = 0; n < p.batch; ++n) {
-                 vec<A> sum[2] = {};
-                 A rest = 0;
-                 for (int64_t y = 0; y < rows; ++y) {
-                   const T* at = from + n * stride[0] + y * stride[2];
-                   int64_t x = 0;
-                   if (stride[3] == 1) {
-                     for (; x + 2 * lanes<A> <= columns; x += 2 * lanes<A>) {
-                       sum[0] += load(at + x);
-                       sum[1] += load(at + x + lanes<A>);
-                     }
-                     for (; x < columns; x += lanes<A>)
-                       sum[0] += load_n(at + x, min_of(lanes<A>, columns - x));
-                   } else {
-                     for (; x < columns; ++x) rest += load_n(at + x * stride[3], 1)[0];
-                   }
-                 }
-                 total += reduce_add(sum[0] + sum[1]) + rest;
-               }
-               store_n(to, vec<A>{} + total, 1);
-             }
-           });
+// Calls body(plan) with the plan of these params: bf16 in pairs where the CPU multiplies them.
+template <class F>
+void with_plan(const Conv2dParams& p, const F& body) {
+  dispatch_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+#if defined(PYDL_BF16_DOT)
+    if constexpr (__is_same(T, bf16))
+      if (cpu_has_bf16_dot()) return body(WeightPlan<T, bf16_pair>(p));
+#endif
+    body(WeightPlan<T, acc_t<T>>(p));
+  });
 }
 
 }  // namespace
 
 int64_t conv2d_gemm_weight_scratch(const Conv2dParams& p, int64_t threads) {
   int64_t bytes = 0;
-  dispatch_dtype(p.dtype, [&](auto type) { bytes = WeightPlan<acc_t<decltype(type)>>(p).bytes(threads); });
+  with_plan(p, [&](const auto& plan) { bytes = plan.bytes(threads); });
   return bytes;
 }
 
 void conv2d_gemm_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) { run_weight<decltype(type)>(p, parallel); });
-}
-
-void conv2d_backward_bias(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) { run_bias<decltype(type)>(p, parallel); });
+  with_plan(p, [&](const auto& plan) { run_weight(plan, parallel); });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -68,8 +68,10 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
         float left;
         if constexpr (kLayout == Rows::adjacent)
           left = row0[r];
-        else  // a base register for every five rows keeps the addresses in base + {0, 1, 2, 3, 4} * stride
-          left = (r < 5 ? row0 : r < 10 ? row5 : row10)[(r % 5) * a_stride];
+        else {  // a base register for every five rows keeps the addresses in base + {0, 1, 2, 3, 4} * stride
+          const float* base = r < 5 ? row0 : r < 10 ? row5 : row10;
+          left = base[(r % 5) * a_stride];  // not in one expression: gcc 12 miscompiles that under UBSan
+        }
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) sum[r][v] += left * right[v];
       }

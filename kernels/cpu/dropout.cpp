@@ -6,18 +6,14 @@
 
 #include "kernels/cpu/dropout_strided.h"
 #include "kernels/cpu/philox_simd.h"
+#include "kernels/cpu/simd_stream.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int kChains = 4;                  // steps side by side
+constexpr int kChains = kVectorBytes == 64 ? 8 : 4;  // steps side by side: a power of two, see philox()
 constexpr int64_t kGrain = 4096;            // elements per task: about 2 µs, four times the cost of a fork
 constexpr int64_t kStreamBytes = 16 << 20;  // half of a common L3: see stream() in simd.h
-
-// The vector's lanes where kept is -1, and zeros: bits, not a product, so that a dropped inf or nan is 0.
-PYDL_INLINE vec<float> select(i32v kept, vec<float> v) {
-  return bit_cast<vec<float>>(kept & bit_cast<i32v>(v));
-}
 
 // What a step needs of the parameters, in locals that no store can alias.
 template <class A>
@@ -31,18 +27,21 @@ PYDL_INLINE Mask<A> mask_of(const DropoutParams& p) {
   return {round_keys(p.seed), u32v{} + static_cast<uint32_t>(p.threshold), static_cast<A>(p.scale)};
 }
 
-// Element `first` of the tensor stands at x and y; first is a multiple of 4 (a whole number of counters).
+// Element `first` of the tensor stands at x and y; first is a multiple of kChains * kElements.
 template <bool kStream, int kChains, class T, class A>
 PYDL_INLINE void step(const Mask<A>& mask, const T* x, T* y, int64_t first) {
   const A scale = mask.scale;
+  constexpr int kLine = 64 / sizeof(T);
+  for (int k = 0; kAheadBytes && k < kChains * kElements; k += kLine)
+    prefetch(x + k + kAheadBytes / static_cast<int64_t>(sizeof(T)));
   Words words[kChains];
-  philox(mask.keys, static_cast<uint64_t>(first) / 4, words);
+  philox<kChains, true>(mask.keys, static_cast<uint64_t>(first) / 4, words);
   auto put = [&](T* q, vec<A> v) { kStream ? stream(q, v) : store(q, v); };
   auto apply = [&](const T* x, T* y, u32v word) {
-    const i32v kept = word >= mask.threshold;
     if constexpr (sizeof(A) == 4) {
-      put(y, select(kept, load(x) * scale));
+      put(y, scale_where_at_least(word, mask.threshold, load(x), scale));
     } else {  // twice as many vectors of doubles as of words
+      const i32v kept = word >= mask.threshold;
       typedef int32_t half_mask __attribute__((vector_size(kVectorBytes / 2)));
       half_mask parts[2];
       memcpy(parts, &kept, sizeof parts);
@@ -69,7 +68,7 @@ void remainder(const DropoutParams& p, const T* x, T* y, int64_t first, int64_t 
   memcpy(y, to, static_cast<size_t>(n) * sizeof(T));
 }
 
-// [begin, end) of a dense tensor; begin is a multiple of kElements.
+// [begin, end) of a dense tensor; begin is a multiple of kChains * kElements.
 template <bool kStream, class T>
 void dense_range(const DropoutParams& p, int64_t begin, int64_t end) {
   const T* x = static_cast<const T*>(p.input);
@@ -96,11 +95,11 @@ void dropout(const DropoutParams& p, const Parallel& parallel) {
     } else if (p.dims == 1 && p.input_stride[0] == 1 && p.index_stride[0] == 1) {
       const bool past_cache =
           reinterpret_cast<uintptr_t>(p.output) % kVectorBytes == 0 && bytes >= kStreamBytes;
-      // tasks start at a multiple of kElements, so that every counter lies in one task
-      parallel(ceil_div(p.numel, kElements), kGrain / kElements, [&](int64_t begin, int64_t end) {
-        const int64_t last = min_of(end * kElements, p.numel);
-        past_cache ? dense_range<true, T>(p, begin * kElements, last)
-                   : dense_range<false, T>(p, begin * kElements, last);
+      constexpr int64_t kStep = kChains * kElements;  // a task starts at a multiple of it
+      parallel(ceil_div(p.numel, kStep), ceil_div(kGrain, kStep), [&](int64_t begin, int64_t end) {
+        const int64_t last = min_of(end * kStep, p.numel);
+        past_cache ? dense_range<true, T>(p, begin * kStep, last)
+                   : dense_range<false, T>(p, begin * kStep, last);
       });
     } else {
       dropout_strided(p, bytes >= kStreamBytes, parallel);

@@ -10,6 +10,7 @@
 #include "kernels/cpu/dropout_strided.h"
 
 #include "kernels/cpu/philox_simd.h"
+#include "kernels/cpu/simd_stream.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -109,7 +110,10 @@ PYDL_INLINE void row(const T* x, int64_t stride, T* y, int64_t n, acc_t<T> scale
   auto put = [](T* q, auto v) { kStream ? stream(q, v) : store(q, v); };
   int64_t i = 0;
   if (stride == 1) {
-    for (; i + kLanes <= n; i += kLanes) put(y + i, pick(load(x + i) * scale, i));
+    for (; i + kLanes <= n; i += kLanes) {
+      if (kAheadBytes) prefetch(x + i + kAheadBytes / static_cast<int64_t>(sizeof(T)));  // the rows to come
+      put(y + i, pick(load(x + i) * scale, i));
+    }
   } else if (stride == 0) {
     const vec<acc_t<T>> same = vec<acc_t<T>>{} + (gather(x, 1, 1) * scale)[0];
     for (; i + kLanes <= n; i += kLanes) put(y + i, pick(same, i));

@@ -245,6 +245,9 @@ PYDL_INLINE vec<float> load_between(const float* p, int64_t low, int64_t high) {
 PYDL_INLINE vec<double> load_between(const double* p, int64_t low, int64_t high) {
   return (vec<double>)_mm512_maskz_loadu_pd((__mmask8)between_mask(low, high), p);
 }
+PYDL_INLINE u16h load_bits_between(const void* p, int64_t low, int64_t high) {
+  return (u16h)_mm256_maskz_loadu_epi16((__mmask16)between_mask(low, high), p);
+}
 PYDL_INLINE vec<float> load_between(const bf16* p, int64_t low, int64_t high) {
   return widen_bf16((u16h)_mm256_maskz_loadu_epi16((__mmask16)between_mask(low, high), p));
 }
@@ -403,6 +406,49 @@ PYDL_INLINE vec<float> gather(const float* p, i32v index, i32v inside) {
   return v;
 #endif
 }
+
+// ---- products, element by element, of what a matrix product is made of
+
+// Two bf16 side by side, as the dot-product instruction takes them.
+struct bf16_pair {
+  bf16 low, high;
+};
+
+// Vectors of elements as they lie, and one element in every lane.
+PYDL_INLINE vec<float> load_elements(const float* p) { return load(p); }
+PYDL_INLINE vec<double> load_elements(const double* p) { return load(p); }
+PYDL_INLINE u32v load_elements(const bf16_pair* p) {
+  u32v v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class E>
+PYDL_INLINE auto splat_element(const void* p) {
+  if constexpr (sizeof(E) == sizeof(bf16_pair) && !__is_same(E, float)) {
+    uint32_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return u32v{} + bits;
+  } else {
+    E a;
+    memcpy(&a, p, sizeof a);
+    return splat(a);
+  }
+}
+
+// sum + a * b, in one rounding where the set has it.
+PYDL_INLINE vec<float> multiply_add(vec<float> a, vec<float> b, vec<float> sum) { return a * b + sum; }
+PYDL_INLINE vec<double> multiply_add(vec<double> a, vec<double> b, vec<double> sum) { return a * b + sum; }
+
+#if defined(__AVX512BF16__)
+#define PYDL_BF16_DOT 1  // compiled in; whether this CPU runs it is cpu_has_bf16_dot() of isa.h
+// sum + a.low * b.low + a.high * b.high in each lane.
+PYDL_INLINE vec<float> multiply_add(u32v a, u32v b, vec<float> sum) {
+  return (vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
+// Hides how a value came about, so that the compiler keeps it in a register instead of working it out again.
+#define PYDL_OPAQUE(x) asm("" : "+r"(x))
 
 // ---- integers, for the random generator
 

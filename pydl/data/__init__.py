@@ -1,15 +1,18 @@
 """Data sets by name, as tensors in memory: ``pydl.data.get("digits")`` gives a :class:`Dataset`."""
 
+from pydl.data.augment import Augment
 from pydl.data.cifar import cifar10
-from pydl.data.dataset import Batches, Dataset, Preprocessing, Split
+from pydl.data.dataset import Batches, Dataset, Preprocessing, Split, folds
 from pydl.data.digits import digits
 from pydl.data.folder import folder, read_image
 from pydl.data.idx import fashion_mnist, mnist
+from pydl.data.loader import in_order
 from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.synthetic import synthetic
 from pydl.errors import OptionError
 
 __all__ = [
+    "Augment",
     "Batches",
     "Dataset",
     "Preprocessing",
@@ -18,7 +21,9 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "folder",
+    "folds",
     "get",
+    "in_order",
     "linear",
     "mnist",
     "names",

@@ -48,6 +48,18 @@ class Dataset:
         return not self.classes
 
 
+def folds(dataset, count, seed=0):
+    """Yields ``count`` data sets: each has one part of the training split for its test split, and trains on the rest.
+
+    The parts are drawn with ``seed``; every example is in one of them, and their sizes differ by one at most.
+    """
+    parts = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed)).tensor_split(count)
+    for i, held in enumerate(parts):
+        rest = torch.cat([part for j, part in enumerate(parts) if j != i])
+        train, test = (Split(dataset.train.images[p], dataset.train.targets[p]) for p in (rest, held))
+        yield Dataset(dataset.name, train, test, dataset.classes)
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """From raw images to a model's input: to float, to the model's channels, bilinear resize, ``(x - mean) / std``.
@@ -128,8 +140,9 @@ def resize(images, size):
 class Batches:
     """Batches of a split as a model takes them: preprocessed once and kept where it fits, else batch by batch.
 
-    Everything stays in memory on ``device`` and a batch is one ``index_select``: on sets of this size a loader with
-    worker processes costs more than the step.
+    What fits stays in memory on ``device`` and a batch is one ``index_select``: on sets of that size a loader with
+    worker processes costs more than the step. What does not fit is decoded and preprocessed when it is taken, for which
+    :func:`pydl.data.in_order` has workers.
     """
 
     def __init__(self, split, preprocessing=None, device="cpu"):
@@ -151,7 +164,10 @@ class Batches:
 
     def __getitem__(self, indices):
         """(images, targets) at ``indices``, an int64 tensor on the device."""
-        images = self.images.index_select(0, indices).to(self.device)
+        images = self.images.index_select(0, indices)
+        if self.device.type == "cuda" and images.device.type == "cpu":
+            images = images.pin_memory()  # the copy then runs beside the computation
+        images = images.to(self.device, non_blocking=True)
         if not self.kept:
             images = self.preprocessing(images)
         return images, self.targets.index_select(0, indices)

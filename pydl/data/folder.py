@@ -1,5 +1,6 @@
 """A folder of images, one class per subfolder."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,7 +57,18 @@ class ImageFiles:
     def __init__(self, paths, channels, size, workers=None):
         self.paths = [str(path) for path in paths]
         self.shape = (len(paths), channels, *size)
-        self.pool = ThreadPoolExecutor(workers)  # Pillow decodes outside the interpreter's lock
+        self.workers = workers
+        self._pool = None, None  # the process that made it, and the pool
+
+    def __getstate__(self):  # for the workers of a loader
+        return {**self.__dict__, "_pool": (None, None)}
+
+    def _map(self, function, indices):
+        if torch.utils.data.get_worker_info() is not None:  # one of several processes: no threads besides
+            return map(function, indices)
+        if self._pool[0] != os.getpid():  # a forked process has the object, but not its threads
+            self._pool = os.getpid(), ThreadPoolExecutor(self.workers)
+        return self._pool[1].map(function, indices)  # Pillow decodes outside the interpreter's lock
 
     def _read(self, index):
         image = read_image(self.paths[index], self.shape[1]).unsqueeze(0)
@@ -64,7 +76,9 @@ class ImageFiles:
 
     def index_select(self, dim, indices):
         """As torch's, along the first dimension."""
-        return torch.cat(list(self.pool.map(self._read, indices.tolist())))
+        if not len(indices):  # a process's part of a short last batch
+            return torch.empty(0, *self.shape[1:], dtype=torch.uint8)
+        return torch.cat(list(self._map(self._read, indices.tolist())))
 
     def __getitem__(self, index):
         return self.index_select(0, torch.arange(len(self.paths))[index])

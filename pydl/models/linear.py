@@ -1,21 +1,38 @@
 """One affine layer: the regressions and softmax regression."""
 
 import torch
-from torch.nn import Flatten, Linear, Module, Sequential
+from torch.nn import Flatten, Linear, Module, Parameter, Sequential
 
-from pydl.models._registry import register
+from pydl.models._registry import check_variant, register
+
+
+class Affine(Module):
+    """X w + b from nothing but two parameters: w drawn from N(0, 0.01²), b = 0."""
+
+    def __init__(self, in_features):
+        super().__init__()
+        self.weight = Parameter(0.01 * torch.randn(in_features, 1))
+        self.bias = Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
 
 
 @register("regression")
-def linear_regression(in_features=2):
+def linear_regression(in_features=2, variant="concise"):
     """Linear regression: the prediction is an affine function of the inputs.
 
-    Source: d2l chapter "Linear Neural Networks for Regression", sections "from Scratch" and "Concise Implementation".
+    Source: d2l chapter "Linear Neural Networks for Regression", section "Concise Implementation";
+    ``variant="scratch"`` is that of "from Scratch", with its own parameters instead of a layer.
     Input: (N, 2), or (N, in_features). Output: (N, 1).
     Parameters: 3.
     FLOPs: 4.
+
+    Raises:
+        ValueError: for an unknown variant.
     """
-    return Sequential(Linear(in_features, 1))
+    check_variant("linear_regression", variant, ("concise", "scratch"))
+    return Sequential(Linear(in_features, 1) if variant == "concise" else Affine(in_features))
 
 
 @register("regression")

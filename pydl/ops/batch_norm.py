@@ -15,252 +15,8 @@ import torch.nn.functional as F
 
 from pydl import backend
 from pydl.ops import _library
-
-ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2}
-
-# training computes mean and var from the input; without it they are the running ones, which a training call ignores.
-_library.define(
-    "batch_norm_forward",
-    "(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, Tensor? residual, "
-    "bool training, float eps, int activation) -> (Tensor output, Tensor mean, Tensor var)",
-)
-# var is biased; count is the number of values per channel, from which the unbiased one follows.
-_library.define(
-    "batch_norm_update_stats",
-    "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, int count, float momentum) -> ()",
-)
-# Both in one call, for eager mode.
-_library.define(
-    "batch_norm_train",
-    "(Tensor input, Tensor(a!) running_mean, Tensor(b!) running_var, Tensor? weight, Tensor? bias, Tensor? residual, "
-    "float momentum, float eps, int activation) -> (Tensor output, Tensor mean, Tensor var)",
-)
-# A gradient that is not needed comes back as an empty tensor.
-_library.define(
-    "batch_norm_backward",
-    "(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? output, "
-    "bool training, float eps, int activation, bool need_input, bool need_weight, bool need_bias, bool need_residual)"
-    " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
-)
-# The halves, for a version that reduces over processes in between: mean and var of all come from those of each, the
-# sums of the gradient are added up, and count is the number of values per channel over all processes.
-_library.define("batch_norm_stats", "(Tensor input) -> (Tensor mean, Tensor var)")
-_library.define(
-    "batch_norm_apply",
-    "(Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, float eps, "
-    "int activation) -> Tensor",
-)
-_library.define(
-    "batch_norm_backward_reduce",
-    "(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? output, "
-    "float eps, int activation) -> (Tensor sum_grad, Tensor sum_grad_xhat)",
-)
-_library.define(
-    "batch_norm_backward_apply",
-    "(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? output, "
-    "Tensor sum_grad, Tensor sum_grad_xhat, float count, float eps, int activation, bool need_residual)"
-    " -> (Tensor grad_input, Tensor grad_residual)",
-)
-
-
-# ---- fakes
-
-
-def _like(input):
-    """A tensor in the memory format that torch's batch_norm gives its output: channels_last where input is."""
-    return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
-
-
-def _statistic(input):
-    return input.new_empty(input.shape[1], dtype=torch.float64)
-
-
-@_library.fake("batch_norm_forward")
-def _(input, running_mean, running_var, weight, bias, residual, training, eps, activation):
-    return _like(input), _statistic(input), _statistic(input)
-
-
-@_library.fake("batch_norm_train")
-def _(input, running_mean, running_var, weight, bias, residual, momentum, eps, activation):
-    return _like(input), _statistic(input), _statistic(input)
-
-
-@_library.fake("batch_norm_update_stats")
-def _(running_mean, running_var, mean, var, count, momentum):
-    return None
-
-
-@_library.fake("batch_norm_backward")
-def _(
-    grad_output, input, mean, var, weight, bias, output, training, eps, activation,
-    need_input, need_weight, need_bias, need_residual,
-):  # fmt: skip
-    # all parameters share one dtype
-    dtype = weight.dtype if weight is not None else bias.dtype if bias is not None else input.dtype
-    channels = input.shape[1]
-    return (
-        _like(input) if need_input else input.new_empty(0),
-        input.new_empty(channels if need_weight else 0, dtype=dtype),
-        input.new_empty(channels if need_bias else 0, dtype=dtype),
-        _like(input) if need_residual else input.new_empty(0),
-    )
-
-
-@_library.fake("batch_norm_stats")
-def _(input):
-    return _statistic(input), _statistic(input)
-
-
-@_library.fake("batch_norm_apply")
-def _(input, mean, var, weight, bias, residual, eps, activation):
-    return _like(input)
-
-
-@_library.fake("batch_norm_backward_reduce")
-def _(grad_output, input, mean, var, weight, bias, output, eps, activation):
-    return _statistic(input), _statistic(input)
-
-
-@_library.fake("batch_norm_backward_apply")
-def _(
-    grad_output, input, mean, var, weight, bias, output, sum_grad, sum_grad_xhat, count, eps, activation, need_residual
-):
-    return _like(input), _like(input) if need_residual else input.new_empty(0)
-
-
-# ---- autograd
-
-
-def _keeps_output(activation, residual):
-    return activation == ACTIVATIONS["sigmoid"] or (activation == ACTIVATIONS["relu"] and residual is not None)
-
-
-def _forward_context(ctx, inputs, output):
-    input, _, _, weight, bias, residual, ctx.training, ctx.eps, ctx.activation = inputs
-    output, mean, var = output
-    kept = output if _keeps_output(ctx.activation, residual) else None
-    ctx.save_for_backward(input, mean, var, weight, bias, kept)
-    ctx.set_materialize_grads(False)
-
-
-def _forward_backward(ops, ctx, grad_output, _grad_mean, _grad_var):
-    input, mean, var, weight, bias, kept = ctx.saved_tensors
-    need_input, _, _, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
-    none = (None,) * 3
-    if grad_output is None:
-        return (None,) * 9
-    if ctx.activation == 0:  # z = ... + residual: its gradient is grad_output itself
-        grad_residual, need_residual = (grad_output if need_residual else None), False
-    else:
-        grad_residual = None
-    if not (need_input or need_weight or need_bias or need_residual):
-        return None, None, None, None, None, grad_residual, *none
-    grads = ops.batch_norm_backward(
-        grad_output, input, mean, var, weight, bias, kept, ctx.training, ctx.eps, ctx.activation,
-        need_input, need_weight, need_bias, need_residual,
-    )  # fmt: skip
-    return (
-        grads[0] if need_input else None,
-        None,
-        None,
-        grads[1].view_as(weight) if need_weight else None,
-        grads[2].view_as(bias) if need_bias else None,
-        grads[3] if need_residual else grad_residual,
-        *none,
-    )
-
-
-_library.autograd("batch_norm_forward", _forward_context, _forward_backward)
-
-
-def _backward_context(ctx, inputs, output):
-    *tensors, ctx.training, ctx.eps, ctx.activation = inputs[:10]
-    ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(grad_output, input, mean, var, weight, bias, output, training, eps, activation):
-    """batch_norm_backward's formula in torch ops, for its own derivative; mean and var are functions of input."""
-    dims = [0, *range(2, input.dim())]
-    shape = [1, -1] + [1] * (input.dim() - 2)
-    accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
-    x, grad = input.to(accumulate), grad_output.to(accumulate)
-    if training:
-        deviation = x - x.mean(dims, keepdim=True)
-        invstd = (deviation.square().mean(dims, keepdim=True) + eps).rsqrt()
-    else:
-        deviation = x - mean.to(accumulate).view(shape)
-        invstd = (var.to(accumulate).view(shape) + eps).rsqrt()
-    xhat = deviation * invstd
-    scale = invstd if weight is None else invstd * weight.to(accumulate).view(shape)
-    if activation == ACTIVATIONS["sigmoid"]:
-        y = output.to(accumulate)
-        grad = grad * y * (1 - y)
-    elif activation == ACTIVATIONS["relu"]:
-        with torch.no_grad():
-            z = output
-            if z is None:
-                z = deviation * scale
-                z = z if bias is None else z + bias.to(accumulate).view(shape)
-        grad = grad.masked_fill(z <= 0, 0)
-    sum_grad, sum_grad_xhat = grad.sum(dims, keepdim=True), (grad * xhat).sum(dims, keepdim=True)
-    grad_input = grad
-    if training:
-        n = max(input.numel() // max(input.shape[1], 1), 1)
-        grad_input = grad - sum_grad / n - xhat * (sum_grad_xhat / n)
-    return grad_input * scale, sum_grad_xhat.flatten(), sum_grad.flatten(), grad
-
-
-def _backward_backward(ops, ctx, *grad_grads):
-    grad_output, input, mean, var, weight, bias, output = ctx.saved_tensors
-    again = torch.is_grad_enabled()
-    positions = {0: grad_output, 1: input, 4: weight, 6: output}
-    with torch.enable_grad():
-        # each argument under a name of its own, so that output does not lead back to input
-        args = {
-            i: (t.view_as(t) if again and t.requires_grad else t.detach().requires_grad_())
-            for i, t in positions.items()
-            if t is not None and ctx.needs_input_grad[i]
-        }
-        given = {i: args.get(i, t) for i, t in positions.items()}
-        results = _gradients(
-            given[0], given[1], mean, var, given[4], bias, given[6], ctx.training, ctx.eps, ctx.activation
-        )
-        pairs = [
-            (result, grad.to(result.dtype).view_as(result))
-            for result, grad in zip(results, grad_grads, strict=True)
-            if result.requires_grad and grad is not None and grad.numel() == result.numel()
-        ]
-        if not pairs:
-            return (None,) * 14
-        found = torch.autograd.grad(
-            [result for result, _ in pairs],
-            list(args.values()),
-            [grad for _, grad in pairs],
-            create_graph=again,
-            allow_unused=True,
-        )
-    grads = [None] * 14
-    for i, grad in zip(args, found, strict=True):
-        grads[i] = grad
-    return tuple(grads)
-
-
-_library.autograd("batch_norm_backward", _backward_context, _backward_backward)
-
-
-def _refuse(name):
-    def backward(ops, ctx, *grads):
-        raise RuntimeError(
-            f"{name}: expected its inputs to be used without gradient, got one that requires it; "
-            "differentiate through batch_norm, or write an autograd.Function around the halves"
-        )
-
-    _library.autograd(name, lambda ctx, inputs, output: None, backward)
-
-
-for _name in ("batch_norm_stats", "batch_norm_apply", "batch_norm_backward_reduce", "batch_norm_backward_apply"):
-    _refuse(_name)
+from pydl.ops._batch_norm_autograd import TransformedBatchNorm, keeps_output
+from pydl.ops._batch_norm_schema import ACTIVATIONS
 
 
 class _EagerBatchNorm(torch.autograd.Function):
@@ -271,9 +27,9 @@ class _EagerBatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx, ops, input, running_mean, running_var, weight, bias, residual, training, momentum, eps, activation
-    ):
+    def forward(ctx, input, weight, bias, residual, rest):
+        # what needs no gradient comes as one tuple: each argument of its own costs on the way in and out
+        ops, running_mean, running_var, training, momentum, eps, activation = rest
         with _below_autograd():
             if training and running_mean is not None:
                 output, mean, var = ops.batch_norm_train(
@@ -283,33 +39,36 @@ class _EagerBatchNorm(torch.autograd.Function):
                 output, mean, var = ops.batch_norm_forward(
                     input, running_mean, running_var, weight, bias, residual, training, eps, activation
                 )
-        ctx.save_for_backward(input, mean, var, weight, bias, output if _keeps_output(activation, residual) else None)
+        if activation and keeps_output(activation, residual):
+            ctx.save_for_backward(input, mean, var, weight, bias, output)
+        else:
+            ctx.save_for_backward(input, mean, var, weight, bias)
         ctx.arguments = ops, training, eps, activation
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
-        _, need_input, _, _, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
+        need_input, need_weight, need_bias, need_residual, _ = ctx.needs_input_grad
         ops, training, eps, activation = ctx.arguments
-        input, mean, var, weight, bias, kept = ctx.saved_tensors
-        through = activation != 0 and need_residual
+        input, mean, var, weight, bias, *kept = ctx.saved_tensors
+        through = need_residual and activation != 0
         grad_residual = grad_output if need_residual else None  # but for an activation
         grad_input = grad_weight = grad_bias = None
         if need_input or need_weight or need_bias or through:
             args = (
-                grad_output, input, mean, var, weight, bias, kept, training, eps, activation,
+                grad_output, input, mean, var, weight, bias, kept[0] if kept else None, training, eps, activation,
                 need_input, need_weight, need_bias, through,
             )  # fmt: skip
             if torch.is_grad_enabled():
-                grads = ops.batch_norm_backward(*args)
+                grad_input, grad_weight, grad_bias, gz = ops.batch_norm_backward(*args)
             else:
                 with _below_autograd():
-                    grads = ops.batch_norm_backward(*args)
-            grad_input = grads[0] if need_input else None
-            grad_weight = _shaped(grads[1], weight) if need_weight else None
-            grad_bias = _shaped(grads[2], bias) if need_bias else None
-            grad_residual = grads[3] if through else grad_residual
-        return None, grad_input, None, None, grad_weight, grad_bias, grad_residual, None, None, None, None
+                    grad_input, grad_weight, grad_bias, gz = ops.batch_norm_backward(*args)
+            grad_input = grad_input if need_input else None
+            grad_weight = _shaped(grad_weight, weight) if need_weight else None
+            grad_bias = _shaped(grad_bias, bias) if need_bias else None
+            grad_residual = gz if through else grad_residual
+        return grad_input, grad_weight, grad_bias, grad_residual, None
 
 
 def _shaped(grad, parameter):
@@ -317,39 +76,6 @@ def _shaped(grad, parameter):
 
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
-
-
-class _TransformedBatchNorm(torch.autograd.Function):
-    """The same for torch.func; its backward is made of torch ops, which any further transform takes."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(ops, *args):
-        return ops.batch_norm_forward(*args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, input, _, _, weight, bias, residual, ctx.training, ctx.eps, ctx.activation = inputs
-        output, mean, var = output
-        ctx.mark_non_differentiable(mean, var)
-        kept = output if _keeps_output(ctx.activation, residual) else None
-        ctx.save_for_backward(input, mean, var, weight, bias, kept)
-
-    @staticmethod
-    def backward(ctx, grad_output, _grad_mean, _grad_var):
-        input, mean, var, weight, bias, kept = ctx.saved_tensors
-        grads = _gradients(grad_output, input, mean, var, weight, bias, kept, ctx.training, ctx.eps, ctx.activation)
-        like = (input, weight, bias, input)
-        needs = [ctx.needs_input_grad[i] for i in (1, 4, 5, 6)]
-        grad_input, grad_weight, grad_bias, grad_residual = (
-            grad.to(t.dtype).view_as(t) if need else None for grad, t, need in zip(grads, like, needs, strict=True)
-        )
-        return None, grad_input, None, None, grad_weight, grad_bias, grad_residual, None, None, None
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        raise RuntimeError("batch_norm: expected reverse-mode differentiation, got forward mode, which is not offered")
 
 
 # ---- public
@@ -423,15 +149,14 @@ def batch_norm(
     code = ACTIVATIONS[activation]
     update = training and running_mean is not None and values != 0
     if not torch.compiler.is_compiling() and not _library.transforms_active():
-        output = _EagerBatchNorm.apply(
-            ops, input, running_mean, running_var, weight, bias, residual, training, momentum, eps, code
-        )
+        rest = ops, running_mean, running_var, training, momentum, eps, code
+        output = _EagerBatchNorm.apply(input, weight, bias, residual, rest)
         if update:
             torch.autograd.graph.increment_version((running_mean, running_var))
         return output
     args = input, running_mean, running_var, weight, bias, residual, training, eps, code
     if _library.transforms_active():
-        output, mean, var = _TransformedBatchNorm.apply(ops, *args)
+        output, mean, var = TransformedBatchNorm.apply(ops, *args)
     else:
         output, mean, var = ops.batch_norm_forward(*args)
     if update:  # which torch.compile sees in the schema

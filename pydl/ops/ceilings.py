@@ -13,28 +13,44 @@ torch.library.define("pydl::ceiling_read", "(Tensor input) -> Tensor")
 torch.library.define("pydl::ceiling_fma", "(Tensor(a!) result, int rounds) -> float")
 
 
-def measure(megabytes=256, rounds=9):
-    """A dict of rates: ``copy`` (bytes read plus written) and ``read`` in GB/s, ``fma`` in GFLOP/s.
+class Probes:
+    """Two buffers in memory, beyond any cache, and the loops over them.
 
-    Medians of ``rounds`` runs over buffers of ``megabytes``, which must not fit the caches.
+    What memory delivers changes from minute to minute where a machine is shared (40 to 115 GB/s were seen in a day), so
+    a share of it means something only beside a measurement of the same minute: :meth:`copy` and :meth:`read` take
+    milliseconds, to be called between the rounds of whatever is compared with them.
     """
-    buffers = [torch.zeros(megabytes << 18) for _ in range(2)]
-    size = buffers[0].numel() * 4
-    result = torch.zeros(1)
 
-    def rate(work, function):
-        function()
-        seconds = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - start)
-        return work / statistics.median(seconds) / 1e9
+    def __init__(self, megabytes=256):
+        # written, so that they have pages of their own: reading memory that nobody wrote reads one page of zeros
+        self.buffers = [torch.ones(megabytes << 18) for _ in range(2)]
+        self.result = torch.zeros(1)
 
-    operations = torch.ops.pydl.ceiling_fma(result, 1)
-    many = 10**7
-    return {
-        "copy": rate(2 * size, lambda: torch.ops.pydl.ceiling_copy(*buffers)),
-        "read": rate(size, lambda: torch.ops.pydl.ceiling_read(buffers[0])),
-        "fma": rate(operations * many, lambda: torch.ops.pydl.ceiling_fma(result, many)),
-    }
+    def _rate(self, work, function, *args):
+        start = time.perf_counter()
+        function(*args)
+        return work / (time.perf_counter() - start) / 1e9
+
+    def copy(self):
+        """GB/s, bytes read plus written; the copy is written past the caches."""
+        return self._rate(8 * self.buffers[0].numel(), torch.ops.pydl.ceiling_copy, *self.buffers)
+
+    def read(self):
+        """GB/s."""
+        return self._rate(4 * self.buffers[0].numel(), torch.ops.pydl.ceiling_read, self.buffers[0])
+
+    def fma(self, rounds=10**7):
+        """GFLOP/s of float32 multiply-adds in registers."""
+        operations = torch.ops.pydl.ceiling_fma(self.result, 1)
+        return self._rate(operations * rounds, torch.ops.pydl.ceiling_fma, self.result, rounds)
+
+
+def measure(probes=None, rounds=9):
+    """A dict of rates: ``copy`` and ``read`` in GB/s, ``fma`` in GFLOP/s; medians of ``rounds`` after a warm-up."""
+    probes = probes or Probes()
+    rates = {}
+    for name in ("copy", "read", "fma"):
+        probe = getattr(probes, name)
+        probe()
+        rates[name] = statistics.median(probe() for _ in range(rounds))
+    return rates

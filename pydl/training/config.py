@@ -4,6 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from pydl.data.augment import KINDS
 from pydl.errors import OptionError
 from pydl.training.recipes import recipe
 from pydl.training.schedule import SCHEDULES
@@ -21,6 +22,12 @@ class Config:
         options: further arguments of the model's own function, such as ``{"ratio": 4}``.
         warmup: steps over which the learning rate rises linearly.
         clip: the largest norm of all gradients together; above it they are scaled down.
+        l1: factor of the sum of all absolute weights in what is minimised; the loss that is shown is without it.
+        amp: mixed precision: bfloat16 on a CPU, float16 with a scaled loss on a GPU.
+        patience: stop after this many epochs without a lower test loss.
+        augment: of ``crop`` and ``flip``, what the training images are varied by.
+        workers: processes that make batches ready while the model computes.
+        monitor: measure activations and gradients in the first step of each epoch.
     """
 
     model: str
@@ -35,6 +42,11 @@ class Config:
     schedule: str | None = None
     warmup: int | None = None
     clip: float | None = None
+    l1: float = 0.0
+    amp: bool = False
+    patience: int | None = None
+    augment: list | None = None
+    workers: int = 0
     seed: int = 0
     size: int | None = None
     options: dict | None = None
@@ -42,6 +54,7 @@ class Config:
     backend: str | None = None
     threads: int | None = None
     tensorboard: bool = False
+    monitor: bool = False
     compare: bool = False
 
     def resolved(self):
@@ -51,16 +64,14 @@ class Config:
             OptionError: (a ValueError) for a value that cannot be taken.
         """
         defaults = recipe(self.model)
-        filled = {
-            name: getattr(defaults, name)
-            for name in ("data", "epochs", "batch_size", "lr", "optimizer", "schedule", "warmup", "size")
-            if getattr(self, name) is None
-        }
+        names = ("data", "epochs", "batch_size", "lr", "optimizer", "schedule", "warmup", "size", "weight_decay")
+        filled = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
         config = dataclasses.replace(self, **filled)
         config.options = {**defaults.options, **(self.options or {})}
         if config.weight_decay is None:
             config.weight_decay = WEIGHT_DECAY[config.optimizer] if config.optimizer in OPTIMIZERS else 0.0
-        for name in ("epochs", "max_steps", "batch_size", "size", "threads"):
+        config.augment = list(self.augment or [])
+        for name in ("epochs", "max_steps", "batch_size", "size", "threads", "patience"):
             value = getattr(config, name)
             if value is not None and value < 1:
                 raise OptionError(f"--{name.replace('_', '-')}: expected a number of at least 1, got {value}")
@@ -68,12 +79,15 @@ class Config:
             raise OptionError(f"--lr: expected a finite number above 0, got {config.lr}")
         if config.optimizer not in OPTIMIZERS:
             raise OptionError(f"--optimizer: expected one of {', '.join(OPTIMIZERS)}, got {config.optimizer!r}")
-        for name, least in (("weight_decay", 0.0), ("warmup", 0)):
+        for name, least in (("weight_decay", 0.0), ("warmup", 0), ("l1", 0.0), ("workers", 0)):
             value = getattr(config, name)
             if not (value >= least and math.isfinite(value)):
                 raise OptionError(f"--{name.replace('_', '-')}: expected a finite number of at least 0, got {value}")
         if config.clip is not None and not config.clip > 0:
             raise OptionError(f"--clip: expected a number above 0, got {config.clip}")
+        for kind in config.augment:
+            if kind not in KINDS:
+                raise OptionError(f"--augment: expected one of {', '.join(KINDS)}, got {kind!r}")
         if config.schedule not in SCHEDULES:
             raise OptionError(f"--schedule: expected one of {', '.join(SCHEDULES)}, got {config.schedule!r}")
         if not 0 <= config.seed < 2**63:
@@ -85,4 +99,5 @@ class Config:
 
 
 # What --resume may change: how far and where it runs, never the numbers on the way there.
-RESUME_MAY_CHANGE = ("epochs", "max_steps", "root", "device", "backend", "threads", "tensorboard")
+RESUME_MAY_CHANGE = ("epochs", "max_steps", "patience", "root", "device", "backend", "threads", "workers")
+RESUME_MAY_CHANGE += ("tensorboard", "monitor")

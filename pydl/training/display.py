@@ -1,5 +1,7 @@
 """What ``pydl train`` shows: a live bar on a terminal, one line per epoch elsewhere, and the tables at the end."""
 
+import statistics
+
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -21,6 +23,9 @@ class Lines:
 
     def update(self, done, loss, accuracy, rate, ratio):
         pass
+
+    def print(self, thing):
+        self.console.print(thing)
 
     def epoch(self, row):
         text = f"epoch {row['epoch']}/{self.epochs}  step {row['step']}  {_scores(row)}"
@@ -76,6 +81,9 @@ class Bar:
             refresh=True,
         )
 
+    def print(self, thing):
+        self.progress.console.print(thing)
+
     def epoch(self, row):
         self.current = row["epoch"] + 1
         test = row.get("test_accuracy", row["test_loss"])
@@ -113,4 +121,19 @@ def summary(result):
         if not compare:  # there the first one in line also pays for what both warm up
             table.add_row("training time", f"{result.seconds[0]:.1f} s")
     table.add_row("epochs, steps", f"{row['epoch']}, {row['step']}", *(["", ""] if compare else []))
+    return table
+
+
+def folds(results):
+    """The table of a cross-validation: the last losses of every fold, their mean and standard deviation."""
+    keys = [key for key in ("loss", "test_loss", "train_accuracy", "test_accuracy") if key in results[0].history[-1]]
+    table = Table("fold", title=f"{len(results)}-fold cross-validation", title_justify="left", title_style="bold")
+    for key in keys:
+        label = {"loss": "train loss", "test_loss": "validation loss", "test_accuracy": "validation accuracy"}
+        table.add_column(label.get(key, key.replace("_", " ")), justify="right")
+    columns = [[result.history[-1][key] for result in results] for key in keys]
+    for number, values in enumerate(zip(*columns, strict=True), 1):
+        table.add_row(str(number), *(f"{value:.5f}" for value in values))
+    table.add_section()
+    table.add_row("mean", *(f"{statistics.mean(column):.5f} ± {statistics.stdev(column):.5f}" for column in columns))
     return table

@@ -1,5 +1,6 @@
-"""The folder of a run: ``metrics.jsonl``, ``curves.png``, ``checkpoint.pt``."""
+"""The folder of a run: ``metrics.jsonl``, ``curves.png``, ``checkpoint.pt``, and what options ask for besides."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,9 @@ class Folder:
     def __init__(self, path):
         self.path = Path(path)
         self.checkpoint = self.path / checkpoint.NAME
+        self.best = self.path / "best.pt"
         self.metrics = self.path / "metrics.jsonl"
+        self.monitor = self.path / "monitor.jsonl"
         self.curves = self.path / "curves.png"
 
     @classmethod
@@ -41,13 +44,26 @@ class Folder:
     def write_metrics(self, history):
         """All lines anew, atomically: what was written after the checkpoint that is resumed goes."""
         temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
-        os.replace(temporary, self.metrics)
+        with _in_words(self.metrics):
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
+            os.replace(temporary, self.metrics)
 
     def append_metrics(self, row):
         """One line, in the file when this returns."""
-        try:
-            with open(self.metrics, "a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise TrainingError(f"{self.metrics}: {error.strerror}; the last checkpoint is kept") from None
+        self._append(self.metrics, row)
+
+    def append_monitor(self, epoch, monitor):
+        """One line with the scales of every layer in the first step of the epoch."""
+        self._append(self.monitor, {"epoch": epoch, "step": monitor.step, "layers": monitor.rows})
+
+    def _append(self, path, row):
+        with _in_words(path), open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+@contextlib.contextmanager
+def _in_words(path):
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"{path}: {error.strerror}; the last checkpoint is kept") from None

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 import torch
 
 import pydl.nn
-from pydl import backend
-from pydl.errors import OptionError, TrainingError
+from pydl import backend, data
+from pydl.errors import OptionError, UserError
+from pydl.training import not_finite
 from pydl.training.build import build
+from pydl.training.monitor import Monitor
+from pydl.training.not_finite import NotFinite
+from pydl.training.optimizers import Stepper
+from pydl.training.processes import Processes, distributed
 from pydl.training.recipes import initialise, recipe
 from pydl.training.schedule import factor
 
@@ -27,62 +32,62 @@ class Epoch:
     seconds: float
 
 
-class NotFinite(TrainingError):
-    """The loss became nan or infinite at ``step``, counted from 1 over the whole run."""
-
-    def __init__(self, step, value, layer):
-        where = f"; {layer} is the first layer whose output is not finite" if layer else ""
-        super().__init__(f"the loss became {value} in step {step}{where}; a smaller --lr may help")
-        self.step = step
-
-
-def make_optimizer(config, parameters):
-    """torch's optimizer in its fused form: one call for all parameters, so that small models are not held up by it."""
-    if config.optimizer in ("sgd", "momentum"):
-        momentum = 0.9 if config.optimizer == "momentum" else 0.0
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay, fused=True
-        )
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-
-
 class Learner:
     """A model, its optimizer, the order of its batches and its own random state, on one backend.
 
-    Two learners of the same config start from the same weights and see the same batches, whatever their backends.
+    Two learners of the same config start from the same weights and see the same batches, whatever their backends. With
+    several processes each holds a learner and takes its part of every batch; the steps are those of one process.
 
     Attributes:
         step: steps done so far, over all epochs.
         step_in_epoch, epoch_steps: steps done of this epoch, and how many it has.
+        monitor: the :class:`pydl.training.monitor.Monitor` of each epoch's first step, or None.
     """
 
-    def __init__(self, config, train, test, num_classes, backend_name, device):
+    def __init__(self, config, train, test, num_classes, backend_name, device, processes=None):
         self.config, self.train, self.test = config, train, test
         self.backend, self.device = backend_name, torch.device(device)
+        self.processes = processes or Processes()
         self.step = self.step_in_epoch = 0
         with torch.random.fork_rng(devices=self._cuda_devices()):
             torch.manual_seed(config.seed)
             features = None if num_classes else train.images.shape[1]
             self.model = build(config, num_classes, train.preprocessing, features).to(self.device)
             initialise(self.model, recipe(config.model).init)
+            self._check_batch_norm()
+            if not self.processes.first:  # layers draw their own numbers for their own examples
+                torch.manual_seed((config.seed + self.processes.rank * 0x9E3779B97F4A7C15) % 2**63)
             self._random = self._get_random()
+        self._stepped = self.model  # what a training step calls
+        if self.processes.world > 1:
+            self.model = pydl.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            self._stepped = distributed(self.model, self.device)
         self.regression = not num_classes
         self.criterion = torch.nn.MSELoss() if self.regression else pydl.nn.CrossEntropyLoss()
-        self._parameters = list(self.model.parameters())
-        self.optimizer = make_optimizer(config, self._parameters)
+        self.stepper = Stepper(config, self.model.parameters(), self.device)
         self.lr, self._scheduled = config.lr, config.schedule != "constant" or config.warmup > 0
         self.order = torch.Generator().manual_seed(config.seed)  # of the data, apart from what layers draw
-        self._check_batch_norm()
+        self.augment = data.Augment(config.augment, config.seed) if config.augment else None
+        self.monitor = Monitor(self.model) if config.monitor else None
         self._begin_epoch()
 
     def use(self):
         """The context in which this learner's backend serves the layers."""
         return backend.use(self.backend)
 
+    def precision(self):
+        """Mixed precision, where it is asked for, of one forward: its casts of weights are kept until its end."""
+        dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
+        return torch.autocast(self.device.type, dtype, enabled=self.config.amp)
+
     @property
     def epoch_steps(self):
         return len(self._batches)
+
+    @property
+    def total_steps(self):
+        """Steps of all epochs, which the schedule is laid over; ``max_steps`` only stops earlier."""
+        return self.config.epochs * self.epoch_steps
 
     def _check_batch_norm(self):
         if self.config.batch_size == 1:
@@ -96,15 +101,30 @@ class Learner:
     def _begin_epoch(self):
         """Draws the order of the next epoch's batches and clears its sums."""
         self._order_at_begin = self.order.get_state()
-        order = torch.randperm(len(self.train), generator=self.order).to(self.device)
+        order = torch.randperm(len(self.train), generator=self.order).to(self.train.device)
         batches = list(order.split(self.config.batch_size))
         if len(batches) > 1 and len(batches[-1]) == 1:
             # a last batch of one would leave BatchNorm one value per channel: it joins the batch before
             batches[-2:] = [torch.cat(batches[-2:])]
-        self._batches = batches
+        self._batches, self._coming = batches, None
         self._losses = torch.zeros(len(batches), device=self.device)
         self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.step_in_epoch, self.seconds = 0, 0.0
+
+    def _take(self):
+        """(images, targets) of the step that comes: this process's part, made ready ahead where there are workers."""
+        if self._coming is None:
+            shards = [self.processes.shard(batch) for batch in self._batches[self.step_in_epoch :]]
+            self._coming = data.in_order(self.train, shards, self.config.workers, self.device)
+        try:
+            images, targets = next(self._coming)
+        except UserError as error:
+            error.local = self.processes.world > 1  # a file of this process's part, of which the others know nothing
+            raise
+        if self.augment is not None:
+            size = len(self._batches[self.step_in_epoch])
+            images = self.augment(images, self.step, size, self.processes.bounds(size)[0])
+        return images, targets
 
     def run(self, steps):
         """Trains for ``steps`` steps, at most to the end of the epoch; returns (examples, seconds).
@@ -114,11 +134,15 @@ class Learner:
         """
         batches = self._batches[self.step_in_epoch : self.step_in_epoch + steps]
         examples = sum(map(len, batches))
-        self.model.train()
+        self._stepped.train()
         with self.use(), self._own_random():
             begin = time.perf_counter()
             for batch in batches:
-                self._one(batch)
+                if self.monitor is not None and self.step_in_epoch == 0:
+                    with self.monitor.watch(self.step + 1, self.stepper.scaler.get_scale()):
+                        self._one(batch)
+                else:
+                    self._one(batch)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             seconds = time.perf_counter() - begin
@@ -128,28 +152,38 @@ class Learner:
         return examples, seconds
 
     def _one(self, batch):
-        images, targets = self.train[batch]
-        self.optimizer.zero_grad(set_to_none=True)
-        logits = self.model(images)
-        loss = self.criterion(logits, targets)
+        images, targets = self._take()
+        self.stepper.clear()
+        with self.precision():
+            logits = self._stepped(images)
+            loss = self._loss(logits, targets, len(batch))
+        value = self.processes.sum(loss.detach() / self.processes.world) if self.processes.world > 1 else loss
         if self.device.type == "cpu":  # reading the value costs nothing here, and stops before the weights are spoilt
-            value = loss.item()
-            if not math.isfinite(value):
-                raise NotFinite(self.step + 1, value, self._first_not_finite(images))
-        loss.backward()
-        if self.config.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip)
+            number = value.item()
+            if not math.isfinite(number):
+                raise NotFinite(self.step + 1, number, self._first_layer(images))
+        self.stepper.backward(loss)
         if self._scheduled:
             self.lr = self.config.lr * factor(self.config.schedule, self.step, self.total_steps, self.config.warmup)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr
-        self.optimizer.step()
+            self.stepper.set_lr(self.lr)
+        self.stepper.step()
         with torch.no_grad():
-            self._losses[self.step_in_epoch] = loss
+            self._losses[self.step_in_epoch] = value
             if not self.regression:
                 self._correct += (logits.argmax(1) == targets).sum()
         self.step_in_epoch += 1
         self.step += 1
+
+    def _loss(self, logits, targets, size):
+        """The mean loss; in one of several processes weighed so that their mean is the mean over all ``size`` examples.
+
+        DistributedDataParallel takes the mean of the processes' gradients, whose parts may be of unequal size.
+        """
+        if self.processes.world == 1:
+            return self.criterion(logits, targets)
+        if not len(logits):
+            return logits.sum()  # 0, and a gradient of 0 for every parameter, which the other processes wait for
+        return self.criterion(logits, targets) * (len(logits) * self.processes.world / size)
 
     def _find_not_finite(self, steps):
         """On a GPU losses are looked at after several steps, without stopping the stream at each."""
@@ -157,75 +191,59 @@ class Learner:
         bad = (~self._losses[first : self.step_in_epoch].isfinite()).nonzero()
         if len(bad):
             at = first + int(bad[0])
-            images, _ = self.train[self._batches[at]]
+            images, _ = self.train[self.processes.shard(self._batches[at])]
             value = float(self._losses[at])
-            raise NotFinite(self.step - self.step_in_epoch + at + 1, value, self._first_not_finite(images))
+            step = self.step - self.step_in_epoch + at + 1
+            raise NotFinite(step, value, self._first_layer(images.to(self.device)))
 
-    def _first_not_finite(self, images):
-        """The name of the first layer, in the order they run, whose output is not all finite; None when all are."""
-        found = []
-
-        def look(name, kind):
-            def hook(module, inputs, output):
-                if not found and torch.is_tensor(output) and not output.isfinite().all():
-                    found.append(f"{name} ({kind})")
-
-            return hook
-
-        leaves = [(name, m) for name, m in self.model.named_modules() if name and not list(m.children())]
-        handles = [m.register_forward_hook(look(name, type(m).__name__)) for name, m in leaves]
-        try:
-            with torch.no_grad():
-                self.model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found[0] if found else None
+    def _first_layer(self, images):
+        with self.precision():
+            found = not_finite.first_layer(self.model, images)
+        found = [one for one in self.processes.gather(found) if one]
+        return min(found)[1] if found else None
 
     def end_epoch(self):
         """Sums up the epoch (all of it, or the part that was run) and draws the order of the next one if it is over."""
         sizes = torch.tensor([len(b) for b in self._batches[: self.step_in_epoch]], dtype=torch.float64)
         losses = self._losses[: self.step_in_epoch].double().cpu()
         examples = int(sizes.sum())
-        accuracy = None if self.regression else int(self._correct) / examples
+        accuracy = None if self.regression else int(self.processes.sum(self._correct.clone())) / examples
         epoch = Epoch(float(losses @ sizes) / examples, accuracy, examples, self.seconds)
         if self.step_in_epoch == self.epoch_steps:
             self._begin_epoch()
         return epoch
 
     def running(self):
-        """(loss of the last step, accuracy of the epoch so far or None)."""
-        examples = sum(len(b) for b in self._batches[: self.step_in_epoch])
-        accuracy = None if self.regression else int(self._correct) / examples
+        """(loss of the last step, accuracy of the epoch so far or None), the latter of this process's examples."""
+        examples = sum(len(self.processes.shard(b)) for b in self._batches[: self.step_in_epoch])
+        accuracy = None if self.regression else int(self._correct) / max(examples, 1)
         return float(self._losses[self.step_in_epoch - 1]), accuracy
 
-    @property
-    def total_steps(self):
-        """Steps of all epochs, which the schedule is laid over; ``max_steps`` only stops earlier."""
-        return self.config.epochs * self.epoch_steps
+    def _test_batches(self, indices):
+        batches = list(indices.to(self.test.device).split(EVALUATION_BATCH))
+        return data.in_order(self.test, batches, self.config.workers, self.device)
 
     @torch.no_grad()
     def probabilities(self):
-        """(N, classes) of the test split, on the CPU."""
+        """(N, classes) of the test split, on the CPU, by this process alone."""
         self.model.eval()
-        with self.use():
-            chunks = torch.arange(len(self.test), device=self.device).split(EVALUATION_BATCH)
-            return torch.cat([self.model(self.test[chunk][0]).float().softmax(1).cpu() for chunk in chunks])
+        with self.use(), self.precision():
+            batches = self._test_batches(torch.arange(len(self.test)))
+            return torch.cat([self.model(images).float().softmax(1).cpu() for images, _ in batches])
 
     @torch.no_grad()
     def evaluate(self):
         """(mean loss, accuracy) on the test split; a regression's accuracy is None."""
         self.model.eval()
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        with self.use():
-            for indices in torch.arange(len(self.test), device=self.device).split(EVALUATION_BATCH):
-                images, targets = self.test[indices]
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of losses and of right answers
+        with self.use(), self.precision():
+            for images, targets in self._test_batches(self.processes.shard(torch.arange(len(self.test)))):
                 logits = self.model(images)
-                loss += self.criterion(logits, targets).double() * len(indices)
+                sums[0] += self.criterion(logits, targets).double() * len(targets)
                 if not self.regression:
-                    correct += (logits.argmax(1) == targets).sum()
-        return float(loss) / len(self.test), None if self.regression else int(correct) / len(self.test)
+                    sums[1] += (logits.argmax(1) == targets).sum()
+        loss, correct = (self.processes.sum(sums) / len(self.test)).tolist()
+        return loss, None if self.regression else correct
 
     # Layers draw from torch's generators; each learner has its own stream of them.
     def _cuda_devices(self):
@@ -244,26 +262,34 @@ class Learner:
             self._random = self._get_random()
 
     def state_dict(self):
-        """All that decides the steps to come, in types that ``torch.load(weights_only=True)`` reads."""
+        """All that decides the steps to come, in types that ``torch.load(weights_only=True)`` reads.
+
+        With several processes all of them make this call, for each has a random state and counts of its own.
+        """
+        random = self.processes.gather(self._random)
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": self._random,
+            **self.stepper.state_dict(),
+            "random": random[0],
+            "random_of_others": random[1:],
             "order": self._order_at_begin,
             "step": self.step,
             "step_in_epoch": self.step_in_epoch,
             "losses": self._losses[: self.step_in_epoch].clone(),
-            "correct": int(self._correct),
+            "correct": int(self.processes.sum(self._correct.clone())),
             "seconds": self.seconds,
         }
 
     def load_state_dict(self, state):
         """Puts the learner where :meth:`state_dict` was taken, in the middle of an epoch as well."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._random = state["random"]
+        self.stepper.load_state_dict(state)
+        random = [state["random"], *state.get("random_of_others", [])]
+        if self.processes.rank < len(random):  # with more processes than before, the new ones keep their own
+            self._random = random[self.processes.rank]
         self.order.set_state(state["order"])
         self._begin_epoch()
         self.step, self.step_in_epoch, self.seconds = state["step"], state["step_in_epoch"], state["seconds"]
         self._losses[: self.step_in_epoch] = state["losses"].to(self.device)
-        self._correct += state["correct"]
+        if self.processes.first:
+            self._correct += state["correct"]

@@ -2,14 +2,15 @@
 
 A chunk is about as long as a refresh of the display, and the clock runs inside chunks only, so neither the display nor
 the evaluation counts. In a comparison two learners take turns chunk by chunk, so that whatever else the machine does
-falls on both alike.
+falls on both alike. Of several processes each runs the loop; the first one alone shows and writes.
 """
 
 import statistics
 
-from pydl.errors import TrainingError, UserError
-from pydl.training import checkpoint, display
-from pydl.training.events import Events
+from pydl.errors import CheckpointError, DataError, TrainingError, UserError
+from pydl.training import checkpoint, display, monitor, stopping
+from pydl.training.board import Board
+from pydl.training.processes import Elsewhere
 
 
 class Interrupted(UserError):
@@ -55,6 +56,9 @@ def loop(result, learners, about, console):
     if first.step >= total:
         console.print(f"nothing left to do: {first.step} of {total} steps are done; a larger --epochs goes on")
         return
+    if stopping.over(config.patience, result.history):
+        console.print(f"nothing left to do: {stopping.why(config.patience, result.history)}")
+        return
     clock = Clock(len(learners))
     if console.is_terminal:
         show = display.Bar(console, config.model, config.epochs, total, first.step, len(result.history) + 1)
@@ -64,16 +68,23 @@ def loop(result, learners, about, console):
         with show:
             _chunks(result, learners, about, clock, show, total)
     except KeyboardInterrupt:
+        if not first.processes.first:
+            raise Interrupted("interrupted") from None
         raise Interrupted(f"interrupted in epoch {len(result.history) + 1}; {_kept(result)}") from None
-    except (TrainingError, checkpoint.CheckpointError) as error:
+    except (TrainingError, CheckpointError, DataError) as error:
+        if isinstance(error, Elsewhere) or not first.processes.first:
+            raise
         raise TrainingError(f"{error}; {_kept(result)}") from None
+    finally:
+        if result.board is not None:
+            result.board.writer.flush()
     result.rates = [clock.rate(i) for i in range(len(learners))]
     result.seconds = [clock.seconds(i) for i in range(len(learners))]
     result.ratio = clock.ratio() if config.compare else None
 
 
 def _chunks(result, learners, about, clock, show, total):
-    first, history = learners[0], result.history
+    first, history, config = learners[0], result.history, result.config
     steps, turn = 1, 0
     while first.step < total:
         chunk = min(steps, first.epoch_steps - first.step_in_epoch, total - first.step)
@@ -83,12 +94,20 @@ def _chunks(result, learners, about, clock, show, total):
         turn += 1
         slowest = max(chunks[-1][1] for chunks in clock.chunks)
         steps = max(1, min(2 * chunk, round(chunk * display.REFRESH_SECONDS / max(slowest, 1e-6))))
+        if len(learners) > 1:  # the learners of all processes must take turns alike
+            steps = first.processes.gather(steps)[0]
         ratio = clock.ratio(last=50) if len(learners) > 1 else None
         show.update(first.step, *first.running(), clock.rate(0, last=50), ratio)
         if first.step_in_epoch == first.epoch_steps or first.step == total:
             row = _row(learners, len(history) + 1)
             _keep(result, learners, about, row)
             show.epoch(row)
+            over = stopping.over(config.patience, history)
+            if config.monitor and first.monitor.rows and (len(history) == 1 or first.step == total or over):
+                show.print(monitor.table(first.monitor.rows, first.monitor.step))
+            if over:
+                show.print(f"stopped early: {stopping.why(config.patience, history)}")
+                return
 
 
 def _row(learners, number):
@@ -108,30 +127,31 @@ def _row(learners, number):
 
 def _keep(result, learners, about, row):
     """The epoch's checkpoint, then its line: an epoch counts as finished once its checkpoint is whole."""
-    history, folder = [*result.history, row], result.folder
+    history, config = [*result.history, row], result.config
     reference = {"reference": learners[1].state_dict()} if len(learners) > 1 else {}
     content = {**learners[0].state_dict(), **reference, **about, "epoch": len(history), "history": history}
-    checkpoint.save(folder.checkpoint, content)
+
+    def write():
+        checkpoint.save(result.folder.checkpoint, content)
+        if config.patience is not None and stopping.best(history) == row["epoch"]:
+            checkpoint.save(result.folder.best, content)
+        result.folder.append_metrics(row)
+        if config.monitor and learners[0].monitor.rows:  # none in an epoch that was resumed after its first step
+            result.folder.append_monitor(row["epoch"], learners[0].monitor)
+        if config.tensorboard:
+            _log(result, learners[0], row)
+
+    learners[0].processes.by_first(write)
     result.history.append(row)
-    folder.append_metrics(row)
-    if result.config.tensorboard:
-        if result.events is None:
-            result.events = Events(folder.path)
-        skip = ("epoch", "step")
-        result.events.scalars(row["step"], {_tag(key): value for key, value in row.items() if key not in skip})
 
 
-def _tag(key):
-    """``test_loss`` as ``loss/test``, so that TensorBoard draws what belongs together in one group."""
-    prefix = "torch " if key.startswith("torch_") else ""
-    name = key.removeprefix("torch_")
-    groups = {
-        "loss": "loss/{}train",
-        "test_loss": "loss/{}test",
-        "train_accuracy": "accuracy/{}train",
-        "test_accuracy": "accuracy/{}test",
-    }
-    return groups.get(name, f"run/{{}}{name}").format(prefix)
+def _log(result, learner, row):
+    if result.board is None:
+        result.board = Board(result.folder.path)
+        result.board.begin(learner)
+    result.board.epoch(row)
+    if learner.monitor is not None:
+        result.board.monitor(learner.monitor.rows, learner.monitor.step)
 
 
 def _kept(result):

@@ -4,6 +4,7 @@ import torch
 
 from pydl import backend
 from pydl.errors import OptionError
+from pydl.training.processes import environment
 
 
 def place(config):
@@ -27,7 +28,12 @@ def place(config):
     if device.type == "cuda" and (not gpu or (device.index or 0) >= torch.cuda.device_count()):
         raise OptionError(f"--device: expected a device of this machine, got {name!r}; it has no such GPU")
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+        many = environment().world > 1  # under torchrun each process of a machine takes a GPU of its own
+        index = environment().local_rank if many else torch.cuda.current_device()
+        gpus = torch.cuda.device_count()
+        if index >= gpus:
+            raise OptionError(f"torchrun: expected at most {gpus} processes here, one per GPU, got number {index + 1}")
+        device = torch.device("cuda", index)
     try:
         if asked is None:
             return backend.current(device), device

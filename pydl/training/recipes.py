@@ -13,6 +13,7 @@ class Recipe:
         data: the data set.
         options: of the model's own function, where the book's size would take minutes an epoch on a CPU.
         size: height and width of the input.
+        weight_decay: the L2 penalty; None for torch's default of the optimizer.
         init: ``xavier``, as d2l initialises most of its networks; ``kaiming``, for deep ones with ReLU alone; or
             ``torch`` for the modules' own initialisation.
     """
@@ -27,6 +28,7 @@ class Recipe:
     init: str = "torch"
     schedule: str = "constant"
     warmup: int = 0
+    weight_decay: float | None = None
 
 
 # Learning rates were tried on the digits with two seeds each. d2l trains the sigmoid LeNet by SGD at 0.9; on a
@@ -39,9 +41,9 @@ RECIPES = {
     # The larger networks see the digits at less than the book's 224 or 96 pixels; --size and --option give those.
     "cifar_net": Recipe(size=32, epochs=15),
     "alexnet": Recipe(size=96, lr=3e-4, epochs=8, init="xavier"),
-    "vgg11": Recipe(size=64, options={"ratio": 4}, lr=5e-4, epochs=10, init="xavier"),
+    "vgg11": Recipe(size=64, options={"ratio": 4}, lr=5e-4, epochs=8, batch_size=32, init="xavier", schedule="cosine"),
     "nin": Recipe(size=96, lr=5e-4, epochs=15, init="kaiming"),
-    "googlenet": Recipe(size=64, lr=5e-4, epochs=10, init="xavier", schedule="cosine"),
+    "googlenet": Recipe(size=64, epochs=12, batch_size=32, init="xavier", schedule="cosine", warmup=45),
     "resnet18": Recipe(size=32, epochs=8, schedule="cosine"),
     "preact_resnet18": Recipe(size=32, epochs=8, schedule="cosine"),
     "resnet50": Recipe(size=32, epochs=10, schedule="cosine"),
@@ -49,7 +51,7 @@ RECIPES = {
     "wide_resnet": Recipe(size=16, epochs=6, schedule="cosine"),
     "linear_regression": Recipe("linear", optimizer="sgd", lr=0.03, epochs=3, batch_size=10),
     "polynomial_regression": Recipe("polynomial", optimizer="sgd", lr=0.01, epochs=400, batch_size=10),
-    "weight_decay": Recipe("weight-decay", optimizer="sgd", lr=0.003, epochs=100, batch_size=5),
+    "weight_decay": Recipe("weight-decay", optimizer="sgd", lr=0.003, epochs=100, batch_size=5, weight_decay=3.0),
 }
 
 

@@ -9,8 +9,8 @@ import pydl
 from pydl import backend
 from pydl.swapping import Report
 from pydl.training import curves, display, mistakes
+from pydl.training.board import Board
 from pydl.training.config import Config
-from pydl.training.events import Events
 from pydl.training.folder import Folder
 
 
@@ -34,7 +34,7 @@ class Result:
     rates: list = field(default_factory=list)
     seconds: list = field(default_factory=list)
     ratio: float | None = None
-    events: Events | None = None
+    board: Board | None = None
 
     @property
     def regression(self):
@@ -73,12 +73,14 @@ class Result:
     def finish(self, learner, classes, console):
         """Draws the pictures and prints the tables, and where everything lies."""
         names = self.draw_curves() + self.draw_mistakes(learner, classes)
-        if self.events is not None:
+        if self.board is not None:
             for name in names:
-                self.events.picture(self.history[-1]["step"], name.removesuffix(".png"), self.folder.path / name)
+                self.board.picture(self.history[-1]["step"], name.removesuffix(".png"), self.folder.path / name)
+            self.board.close()
         console.print(display.summary(self))
         console.print(self.kernels())
-        names = ["checkpoint.pt", "metrics.jsonl", *names]
+        kept = [self.folder.checkpoint, self.folder.best, self.folder.metrics, self.folder.monitor]
+        names = [path.name for path in kept if path.exists()] + names
         console.print(f"{self.folder.path}/ holds {', '.join(names)}", soft_wrap=True, highlight=False)
         if not curves.available():
             console.print(

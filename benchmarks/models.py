@@ -1,0 +1,131 @@
+"""Every model with its recipe: parameters, accuracy on its data, and the speed of a step beside torch's.
+
+python benchmarks/models.py                      # all of it: full trainings, then timings; about 15 minutes on 2 cores
+python benchmarks/models.py resnet18 lenet       # those models alone; the others keep their last figures
+python benchmarks/models.py --only speed         # or --only accuracy
+python benchmarks/models.py --readme README.md   # writes the table between the marker lines there, runs nothing
+
+Figures are kept in benchmarks/results/models/<machine>.json. In a timing our learner and torch's take a step each by
+turns, from the same weights on the same batches, and the ratio is the median over these pairs.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import describe, name
+from rich.console import Console
+
+from pydl import data, models, train
+from pydl.training.config import Config
+from pydl.training.learner import Learner
+
+BEGIN, END = "<!-- models: made by benchmarks/models.py -->", "<!-- end of models -->"
+SECONDS, LEAST, MOST = 8.0, 4, 200  # of a timing, and pairs of steps in it
+
+
+def accuracy(model):
+    """One full training by the recipe on our kernels."""
+    with tempfile.TemporaryDirectory() as folder:
+        console = Console(file=io.StringIO())
+        result = train.train(Config(model), out=Path(folder) / model, console=console)
+    row, config = result.history[-1], result.config
+    score = {key: row[key] for key in ("test_accuracy", "test_loss") if key in row}
+    return {**score, "data": config.data, "epochs": row["epoch"], "seconds": round(sum(result.seconds), 1)}
+
+
+def speed(model):
+    """Milliseconds of a training step, ours and torch's, and the median ratio."""
+    config = Config(model).resolved()
+    dataset = data.get(config.data)
+    size = (config.size, config.size)
+    preprocessing = None if dataset.regression else data.Preprocessing.fit(dataset.train.images, size)
+    splits = [data.Batches(split, preprocessing) for split in (dataset.train, dataset.test)]
+    learners = [Learner(config, *splits, len(dataset.classes), backend, "cpu") for backend in ("cpu", "torch")]
+    pairs, begin = [], None
+    while len(pairs) < MOST:
+        pair = [0.0, 0.0]
+        for i in (0, 1) if len(pairs) % 2 else (1, 0):
+            pair[i] = learners[i].run(1)[1]
+        for learner in learners:
+            if learner.step_in_epoch == learner.epoch_steps:
+                learner.end_epoch()
+        if begin is None:  # the first pair warms up
+            begin = time.perf_counter()
+            continue
+        pairs.append(pair)
+        if time.perf_counter() - begin > SECONDS and len(pairs) >= LEAST:
+            break
+    ours, torchs = ([pair[i] for pair in pairs] for i in (0, 1))
+    shape = [config.batch_size, *(splits[0].images.shape[1:])]
+    return {
+        "step_ms": 1e3 * statistics.median(ours),
+        "torch_step_ms": 1e3 * statistics.median(torchs),
+        "ratio": statistics.median(b / a for a, b in pairs),
+        "pairs": len(pairs),
+        "input": shape,
+        "parameters": sum(p.numel() for p in learners[0].model.parameters()),
+    }
+
+
+def table(kept):
+    """The figures in Markdown."""
+    head = kept["machine"]
+    lines = [
+        f"{head['processor']}, {head['threads']} threads, {head['isa']}; torch {head['torch']}, commit "
+        f"{head['commit']}, {head['date']}. `pydl train MODEL` with no option; seconds are those of all its epochs.",
+        "",
+        "| model | input of a step | parameters | epochs | seconds | test accuracy | step, pydl | torch | ratio |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for model, row in sorted(kept["models"].items(), key=lambda item: item[1]["parameters"]):
+        score = f"{row['test_accuracy']:.4f}" if "test_accuracy" in row else f"loss {row['test_loss']:.2g}"
+        lines.append(
+            f"| {model} | {'×'.join(map(str, row['input']))} | {row['parameters']:,} | {row['epochs']} | "
+            f"{row['seconds']:.1f} | {score} | {row['step_ms']:.3g} ms | {row['torch_step_ms']:.3g} ms | "
+            f"{row['ratio']:.2f}× |"
+        )
+    return "\n".join(lines)
+
+
+def insert(readme, text):
+    """Puts the table between the marker lines of a file."""
+    page = readme.read_text()
+    if BEGIN not in page or END not in page:
+        sys.exit(f"models: expected {readme} to hold the lines {BEGIN!r} and {END!r}, got neither or one")
+    before, after = page[: page.index(BEGIN) + len(BEGIN)], page[page.index(END) :]
+    readme.write_text(f"{before}\n\n{text}\n\n{after}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all")
+    parser.add_argument("--only", choices=("accuracy", "speed"), help="one half of the figures")
+    parser.add_argument("--readme", type=Path, help="write the kept table into this file, run nothing")
+    options = parser.parse_args()
+    if unknown := set(options.models) - set(models.names()):
+        sys.exit(f"models: expected names among {', '.join(models.names())}, got {', '.join(sorted(unknown))}")
+    path = Path(__file__).parent / "results" / "models" / f"{name()}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"models": {}}
+    if options.readme:
+        insert(options.readme, table(kept))
+        return
+    kept["machine"] = describe()
+    for model in options.models or models.names():
+        row = kept["models"].setdefault(model, {})
+        for kind, measure in (("accuracy", accuracy), ("speed", speed)):
+            if options.only in (None, kind):
+                row |= measure(model)
+        print(model, row, flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+    print(table(kept))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+// The gradient of batch_norm_columns.cpp: sums over segments of rows, then a second walk that applies them.
+#include "kernels/cpu/batch_norm_columns.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+// ---- gradient
+
+template <BatchNormGradient kGradient, class T>
+PYDL_INLINE vec<acc_t<T>> gradient_at(const T* g, const T* y, vec<acc_t<T>> x, Coefficients<acc_t<T>> co,
+                                      int64_t j, int64_t count) {
+  const vec<acc_t<T>> grad = pin(load_some(g, count));
+  if constexpr (kGradient == BatchNormGradient::relu_input)
+    return activation_gradient<kGradient>(grad, normalise(x, co, j, count));
+  if constexpr (reads_output(kGradient)) return activation_gradient<kGradient>(grad, load_some(y, count));
+  return grad;
+}
+
+// Partial sums of gz and gz * (x - shift) for columns [begin, end) of a segment. kKeep: gz is written to
+// grad_residual on the way.
+template <BatchNormGradient kGradient, bool kKeep, class T>
+void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t segment,
+                      int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const Scratch scratch(p, k);
+  double* sum = scratch.first + segment * k.width;
+  double* shifted = scratch.second + segment * k.width;
+  const int64_t rows = k.rows_of(segment), first_row = segment * k.segment_rows;
+  const bool past_cache = kKeep && p.stream && vectors_aligned<T>(p.grad_residual, k);
+  for (int64_t r = 0; r < rows; r += kSubRows) {
+    const int64_t count = min_of(kSubRows, rows - r);
+    over_columns<A>(begin, end, [&](auto tag, int64_t j, int64_t tail) PYDL_INLINE_LAMBDA {
+      constexpr int kVectors = decltype(tag)::group;
+      vec<A> s[kVectors]{}, sx[kVectors]{};
+      const int64_t ahead_x = ahead_of<T>(p.input, k), ahead_g = ahead_of<T>(p.grad_output, k);
+      const int64_t ahead_y = ahead_of<T>(p.output, k);
+      for (int64_t row = first_row + r; row < first_row + r + count; ++row) {
+        const T* x = row_of<const T>(p.input, k, row) + j;
+        const T* g = row_of<const T>(p.grad_output, k, row) + j;
+        const T* y = p.output.data ? row_of<const T>(p.output, k, row) + j : nullptr;
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t at = v * lanes<A>;
+          if (kAheadBytes && at * sizeof(T) % 64 == 0) {
+            prefetch(x + at + ahead_x);
+            prefetch(g + at + ahead_g);
+            if (reads_output(kGradient)) prefetch(y + at + ahead_y);
+          }
+          const vec<A> xs = load_some(x + at, tail);
+          const vec<A> gz = gradient_at<kGradient>(g + at, y + at, xs, co, j + at, tail);
+          if constexpr (kKeep) {
+            T* to = row_of<T>(p.grad_residual, k, row) + j + at;
+            if (tail)
+              store_n(to, gz, tail);
+            else
+              past_cache ? stream(to, gz) : store(to, gz);
+          }
+          s[v] += gz;
+          sx[v] += gz * (xs - load_some(co.shift + j + at, tail));
+        }
+      }
+      for (int v = 0; v < kVectors; ++v)
+        for (int64_t i = 0, at = j + v * lanes<A>; i < (tail ? tail : lanes<A>); ++i) {
+          sum[at + i] = (r ? sum[at + i] : 0) + static_cast<double>(s[v][i]);
+          shifted[at + i] = (r ? shifted[at + i] : 0) + static_cast<double>(sx[v][i]);
+        }
+    });
+  }
+}
+
+template <BatchNormGradient kGradient, class T>
+void combine_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co) {
+  using A = acc_t<T>;
+  const Scratch scratch(p, k);
+  double *sum = p.sum_grad, *shifted = p.sum_grad_xhat;
+  for (int64_t c = 0; c < p.channels; ++c) sum[c] = shifted[c] = 0;
+  for (int64_t i = 0; i < k.segments * k.fold; ++i)
+    for (int64_t c = 0; c < p.channels; ++c) {
+      sum[c] += scratch.first[i * p.channels + c];
+      shifted[c] += scratch.second[i * p.channels + c];
+    }
+  for (int64_t j = 0; j < k.rest * p.channels; ++j) {
+    const int64_t c = j % p.channels;
+    const vec<A> x = load_n(row_of<const T>(p.input, k, k.rows) + j, 1);
+    const T* y = p.output.data ? row_of<const T>(p.output, k, k.rows) + j : nullptr;
+    const A gz = gradient_at<kGradient>(row_of<const T>(p.grad_output, k, k.rows) + j, y, x, co, c, 1)[0];
+    sum[c] += static_cast<double>(gz);
+    shifted[c] += static_cast<double>(gz * (x[0] - co.shift[c]));
+  }
+  finish_gradient_sums_of_channels<A>(p);
+}
+
+// Whether the first pass may leave gz in grad_residual for the second to read instead of grad_output and
+// output: one stream fewer. ReLU passes or drops the gradient, so that storing gz rounds nothing.
+bool keeps_gradient(const BatchNormParams& p) {
+  return p.gradient == BatchNormGradient::relu_output && p.grad_residual.data && p.grad_input.data;
+}
+
+template <BatchNormGradient kGradient, class T>
+void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t row,
+                  int64_t width) {
+  using A = acc_t<T>;
+  const T* x = row_of<const T>(p.input, k, row);
+  const T* g = row_of<const T>(p.grad_output, k, row);
+  const T* y = p.output.data ? row_of<const T>(p.output, k, row) : nullptr;
+  const int64_t ahead_x = ahead_of<T>(p.input, k), ahead_g = ahead_of<T>(p.grad_output, k);
+  const int64_t ahead_y = ahead_of<T>(p.output, k);
+  auto ask = [&](int64_t j) PYDL_INLINE_LAMBDA {  // rows come downwards
+    if (!kAheadBytes) return;
+    prefetch(x + j - ahead_x);
+    prefetch(g + j - ahead_g);
+    if (reads_output(kGradient)) prefetch(y + j - ahead_y);
+  };
+  if (p.grad_residual.data)
+    store_row(row_of<T>(p.grad_residual, k, row), width, p.stream,
+              [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
+                ask(j);
+                return gradient_at<kGradient>(g + j, y + j, load_some(x + j, count), co, j, count);
+              });
+  if (p.grad_input.data == nullptr) return;
+  T* out = row_of<T>(p.grad_input, k, row);
+  if (p.training) {
+    store_row(out, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
+      ask(j);
+      const vec<A> xs = load_some(x + j, count);
+      const vec<A> gz = gradient_at<kGradient>(g + j, y + j, xs, co, j, count);
+      return gz * load_some(co.scale + j, count) +
+             ((xs - load_some(co.shift + j, count)) * load_some(co.slope + j, count) +
+              load_some(co.constant + j, count));
+    });
+  } else {
+    store_row(out, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
+      ask(j);
+      return gradient_at<kGradient>(g + j, y + j, load_some(x + j, count), co, j, count) *
+             load_some(co.scale + j, count);
+    });
+  }
+}
+
+template <class T>
+void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel) {
+  using A = acc_t<T>;
+  const Columns k(p, lanes<A>);
+  const Scratch scratch(p, k);
+  Coefficients<A> co(scratch, k);
+  co.fill(p, k, scratch);
+  dispatch_gradient(p.gradient, [&](auto tag) {
+    constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
+    const bool keep = reduce && apply && keeps_gradient(p);
+    if (reduce) {
+      over_segments(k, parallel, [&](int64_t segment, int64_t begin, int64_t end) {
+        if constexpr (kGradient == BatchNormGradient::relu_output)
+          if (keep) return segment_gradient<kGradient, true, T>(p, k, co, segment, begin, end);
+        segment_gradient<kGradient, false, T>(p, k, co, segment, begin, end);
+      });
+      combine_gradient<kGradient, T>(p, k, co);
+    }
+    if (!apply) return;
+    co.fill_gradient(p, k, scratch);
+    BatchNormParams rest = p;  // of which grad_output is gz
+    rest.grad_output = p.grad_residual;
+    rest.output = rest.grad_residual = {};
+    over_rows(p, k, parallel, [&](int64_t row, int64_t width) {
+      if (keep && row < k.rows)
+        gradient_row<BatchNormGradient::linear, T>(rest, k, co, row, width);
+      else
+        gradient_row<kGradient, T>(p, k, co, row, width);
+    });
+  });
+}
+
+}  // namespace
+
+void batch_norm_columns_backward(const BatchNormParams& p, bool reduce, bool apply,
+                                 const Parallel& parallel) {
+  dispatch_storage(p.dtype, [&](auto type) { backward<decltype(type)>(p, reduce, apply, parallel); });
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

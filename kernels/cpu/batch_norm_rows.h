@@ -1,0 +1,138 @@
+// What forward and backward of batch_norm's rows share (batch_norm_rows.cpp says what rows are): blocks,
+// runs, and who walks over which.
+#pragma once
+
+#include "kernels/cpu/batch_norm.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+constexpr int64_t kBlock = 4096;   // elements of a block: 16 KB of float, inside the first-level cache
+constexpr int64_t kGrain = 16384;  // elements of a task: a few µs, several times the cost of a fork
+
+// A block is `rows` runs of `length` elements.
+struct Block {
+  int64_t row, rows, begin, length;
+};
+
+struct Blocks {
+  int64_t pieces, rows, count;  // pieces per run, or runs per block
+  explicit Blocks(const BatchNormParams& p)
+      : pieces(max_of(ceil_div(p.spatial, kBlock), 1)),
+        rows(max_of(kBlock / max_of(p.spatial, 1), 1)),
+        count(pieces > 1 ? p.batch * pieces : ceil_div(p.batch, rows)) {}
+
+  Block at(const BatchNormParams& p, int64_t j) const {
+    if (pieces > 1) {
+      const int64_t begin = j % pieces * kBlock;
+      return {j / pieces, 1, begin, min_of(kBlock, p.spatial - begin)};
+    }
+    return {j * rows, min_of(rows, p.batch - j * rows), 0, p.spatial};
+  }
+};
+
+template <class T>
+PYDL_INLINE T* run_of(const BatchNormView& view, int64_t n, int64_t c) {
+  return static_cast<T*>(view.data) + n * view.row_stride + c * view.channel_stride;
+}
+
+// From run n of a channel to what its walk reads kAheadBytes later, in elements: `runs` runs on, or in the
+// next channel. step is 1 or -1: the order of the runs.
+PYDL_INLINE int64_t ahead_of(const BatchNormParams& p, const BatchNormView& view, int64_t n, int64_t runs,
+                             int64_t step) {
+  const int64_t to = n + step * runs;
+  if (to >= 0 && to < p.batch) return step * runs * view.row_stride;
+  return (to < 0 ? to + p.batch : to - p.batch) * view.row_stride + view.channel_stride - n * view.row_stride;
+}
+template <class T>
+PYDL_INLINE int64_t runs_ahead(const BatchNormParams& p) {
+  return ceil_div(kAheadBytes, max_of(p.spatial * static_cast<int64_t>(sizeof(T)), 1));
+}
+// The same for a block: a long run goes on by itself.
+template <class T>
+PYDL_INLINE int64_t ahead_in_block(const BatchNormParams& p, const BatchNormView& view, int64_t n) {
+  if (p.spatial > kBlock) return kAheadBytes / static_cast<int64_t>(sizeof(T));
+  return ahead_of(p, view, n, runs_ahead<T>(p), 1);
+}
+
+template <class A>
+PYDL_INLINE vec<A> normalise(vec<A> x, const Affine<A>& f) {
+  return (x - f.shift) * f.scale + f.offset;
+}
+
+// Stores of one run from its end, which is the part that may still be in the cache. Where the output leaves
+// the cache they are non-temporal, so that whole vectors begin at a vector's boundary.
+template <class T, class F>
+PYDL_INLINE void store_run(T* y, int64_t n, bool past_cache, const F& value) {
+  using A = acc_t<T>;
+  constexpr uintptr_t align = lanes<A> * sizeof(T);
+  const uintptr_t off = past_cache ? reinterpret_cast<uintptr_t>(y) % align : 0;
+  const int64_t head = min_of(n, static_cast<int64_t>((align - off) % align / sizeof(T)));
+  int64_t i = head + (n - head) / lanes<A> * lanes<A>;
+  if (i < n) store_n(y + i, value(i, n - i), n - i);
+  if (past_cache) {
+    for (; i > head; i -= lanes<A>) stream(y + i - lanes<A>, value(i - lanes<A>, 0));
+  } else {
+    for (; i > head; i -= lanes<A>) store(y + i - lanes<A>, value(i - lanes<A>, 0));
+  }
+  if (head > 0) store_n(y, value(0, head), head);
+}
+
+// count = 0 reads a whole vector, else the first count lanes.
+template <class T>
+PYDL_INLINE vec<acc_t<T>> load_some(const T* x, int64_t count) {
+  return count ? load_n(x, count) : load(x);
+}
+
+// ---- who does what
+
+// Whether one thread takes a channel as a whole: not where that leaves threads idle.
+bool channel_per_task(const BatchNormParams& p, const Parallel& parallel) {
+  const int64_t rounds = ceil_div(p.channels, parallel.threads);
+  return rounds * parallel.threads * 4 <= p.channels * 5 || p.batch * p.spatial * p.channels <= kGrain;
+}
+
+int64_t channel_grain(const BatchNormParams& p) { return ceil_div(kGrain, max_of(p.batch * p.spatial, 1)); }
+
+// body(n, c, begin, length) over all runs, in the order of memory.
+template <class F>
+void over_runs(const BatchNormParams& p, const Parallel& parallel, const F& body) {
+  const int64_t pieces = max_of(ceil_div(p.spatial, kGrain), 1), length = min_of(p.spatial, kGrain);
+  parallel(p.batch * p.channels * pieces, ceil_div(kGrain, max_of(length, 1)),
+           [&](int64_t first, int64_t last) {
+             for (int64_t j = first; j < last; ++j) {
+               const int64_t run = j / pieces, begin = j % pieces * kGrain;
+               body(run / p.channels, run % p.channels, begin, min_of(length, p.spatial - begin));
+             }
+             stream_fence();
+           });
+}
+
+// Scratch: the partial results of all blocks, then the coefficients of all channels.
+struct Partial {
+  double a, b, c;
+};
+template <class A>
+struct ChannelCoefficients {
+  Affine<A> affine;
+  AffineGradient<A> gradient;
+};
+template <class A>
+ChannelCoefficients<A>* coefficients_of(const BatchNormParams& p, const Blocks& blocks) {
+  return reinterpret_cast<ChannelCoefficients<A>*>(static_cast<Partial*>(p.scratch) +
+                                                   p.channels * blocks.count);
+}
+
+template <class Partial, class F>
+Partial* over_blocks(const BatchNormParams& p, const Blocks& blocks, const Parallel& parallel,
+                     const F& body) {
+  Partial* partial = static_cast<Partial*>(p.scratch);
+  parallel(p.channels * blocks.count, kGrain / kBlock, [&](int64_t first, int64_t last) {
+    for (int64_t j = first; j < last; ++j)
+      partial[j] = body(j / blocks.count, blocks.at(p, j % blocks.count));
+  });
+  return partial;
+}
+
+}  // namespace
+}  // namespace pydl::cpu::PYDL_ISA

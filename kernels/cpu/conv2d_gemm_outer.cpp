@@ -1,0 +1,69 @@
+// The microkernels of the weight gradient (conv2d_slab_kernels.h), one per number of rows.
+#include "kernels/cpu/conv2d_slab_kernels.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+template <class E, int vectors, int rows>
+void outer_kernel(const OuterBlock<E>& p) {
+  using A = acc_of<E>;
+  constexpr int64_t all = lanes<A>;
+  vec<A> sum[rows][vectors];
+#pragma GCC unroll 14
+  for (int m = 0; m < rows; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v)
+      sum[m][v] = p.accumulate ? load(p.sums + m * 2 * all + v * all) : vec<A>{};
+  const E* right = p.right;
+  for (int64_t t = 0; t < p.segments; ++t) {
+    const E* left = p.left + p.offsets[t];
+    for (int64_t k = 0; k < p.depth; ++k, left += p.step, right += 2 * all) {
+      vec_of<E> b[vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) b[v] = load_elements(right + v * all);
+#pragma GCC unroll 14
+      for (int m = 0; m < rows; ++m) {
+        const vec_of<E> a = splat_element<E>(left + m);
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) sum[m][v] = multiply_add(a, b[v], sum[m][v]);
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int m = 0; m < rows; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) store(p.sums + m * 2 * all + v * all, sum[m][v]);
+}
+
+template <class E>
+using Kernel = void (*)(const OuterBlock<E>&);
+
+template <class E, int vectors, int rows = kMostRows>
+Kernel<E> pick(int64_t wanted) {
+  if constexpr (rows == 1) {
+    return &outer_kernel<E, vectors, 1>;
+  } else {
+    return wanted == rows ? &outer_kernel<E, vectors, rows> : pick<E, vectors, rows - 1>(wanted);
+  }
+}
+
+template <class E>
+void outer_product(int64_t rows, int64_t channels, const OuterBlock<E>& block) {
+  (channels <= lanes<acc_of<E>> ? pick<E, 1>(rows) : pick<E, 2>(rows))(block);
+}
+
+}  // namespace
+
+void gemm_outer(int64_t rows, int64_t channels, const OuterBlock<float>& block) {
+  outer_product(rows, channels, block);
+}
+void gemm_outer(int64_t rows, int64_t channels, const OuterBlock<double>& block) {
+  outer_product(rows, channels, block);
+}
+#if defined(PYDL_BF16_DOT)
+void gemm_outer(int64_t rows, int64_t channels, const OuterBlock<bf16_pair>& block) {
+  outer_product(rows, channels, block);
+}
+#endif
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,297 @@
+// Sizes and packed weights of implicit GEMM over slabs (conv2d_gemm_slab.cpp).
+#pragma once
+
+#include "kernels/cpu/conv2d_gather.h"
+#include "kernels/cpu/conv2d_gemm.h"
+#include "kernels/cpu/conv2d_slab.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+// The problem of one phase of the stride; the forward pass has one.
+struct SlabPhase {
+  int64_t y, x;           // which
+  int64_t rows, columns;  // of its grid
+  int64_t segments;
+  int64_t offsets;  // index of its first offset
+  int64_t weights;  // elements of a tile of weights before its own
+};
+
+struct Pixel {
+  int64_t image, row, column;  // within the region
+};
+
+// How many neighbours make a group, for rows of so many pixels: what leaves the fewest lanes of the register
+// file idle.
+inline int64_t pixels_per_group(int64_t columns) {
+  int64_t best = 1, cost = INT64_MAX;
+  for (int pixels = 1; pixels <= kMostPixels && pixels <= columns; ++pixels) {
+    const int64_t rows = pixels * most_groups(pixels);
+    const int64_t c = ceil_div(columns, pixels) * pixels * (64 + 64 / rows);
+    if (c <= cost) {
+      cost = c;
+      best = pixels;
+    }
+  }
+  return best;
+}
+
+template <class T>
+Gather<T> backward_problem(const Conv2dParams& p) {
+  Gather<T> g = phase_problem<T>(p, 0, 0);
+  g.weight = static_cast<const T*>(p.weight);
+  g.weight_y = p.weight_stride[2];
+  g.weight_x = p.weight_stride[3];
+  g.result = static_cast<T*>(p.input);
+  for (int d = 0; d < 4; ++d) g.result_stride[d] = p.input_stride[d];
+  return g;
+}
+
+template <class T, class E>
+struct SlabPlan {
+  using A = acc_of<E>;
+  static constexpr int64_t kSlab = 1 << 16;  // elements of a slab: 256 KB, part of a second-level cache
+  static constexpr int64_t kStagedPixels = 1 << 10;  // at most, of a tile of results
+  static constexpr int64_t kTasks = 16;              // wanted
+
+  const Conv2dParams& p;
+  bool forward;
+  Gather<T> gather;
+  int64_t result_height, result_width, phases_y, phases_x;
+  Reach y, x;
+  bool direct, dense, any_staged;
+  int64_t pieces;                          // that the channels of a tap are cut into, so that sums stay short
+  int64_t elements, pitch, segment_depth;  // per pixel, between pixels, per segment
+  int64_t tiles, tile_elements, parts;
+  Regions regions;
+
+  SlabPlan(const Conv2dParams& p, bool forward)
+      : p(p),
+        forward(forward),
+        gather(forward ? forward_problem<T>(p) : backward_problem<T>(p)),
+        result_height(forward ? p.out_height : p.in_height),
+        result_width(forward ? p.out_width : p.in_width),
+        phases_y(forward ? 1 : min_of(p.stride_height, p.in_height)),
+        phases_x(forward ? 1 : min_of(p.stride_width, p.in_width)),
+        y(reach(true)),
+        x(reach(false)),
+        direct(readable_in_place()),
+        regions(1, 1, 1, {1, 0, 1}, {1, 0, 1}, 1, 1, 1) {
+    const Windows<T>& w = gather.windows;
+    elements = ceil_div(w.channels, per_element<E>);
+    pitch = direct ? w.stride[3] / per_element<E> : slab_pitch(elements);
+    dense = forward && p.dilation_width == 1 && p.kernel_width > 1 && pitch == elements;
+    pieces = 1;
+    if (!dense && taps() > 1)
+      while (elements / pieces > 192 && elements % (2 * pieces) == 0) pieces *= 2;
+    segment_depth = dense ? p.kernel_width * elements : elements / pieces;
+    tiles = ceil_div(gather.channels, kColumns<A>);
+    tile_elements = taps() * elements * kColumns<A>;
+    any_staged = staged(0) || staged(tiles - 1);
+    const int64_t phases = phases_y * phases_x;
+    int64_t pixels = max_of(14, kStagedPixels / phases);
+    regions = cut(pixels);
+    parts = max_of(1, min_of(tiles, ceil_div(kTasks, max_of(1, gather.groups * regions.count()))));
+    const int64_t grid = gather.batch * grid_height() * grid_width();
+    if (gather.groups * regions.count() * parts < kTasks / 2 && grid > 14)
+      regions = cut(max_of(14, min_of(pixels, grid / kTasks)));
+  }
+
+  // The phase grid's axis of each phase, with the kernel taps behind it.
+  PhaseAxis axis_y(int64_t phase) const {
+    return forward ? PhaseAxis{gather.windows.y, 0, 1}
+                   : phase_axis(phase, p.stride_height, p.pad_top, p.dilation_height, p.kernel_height,
+                                p.in_height, p.out_height);
+  }
+  PhaseAxis axis_x(int64_t phase) const {
+    return forward ? PhaseAxis{gather.windows.x, 0, 1}
+                   : phase_axis(phase, p.stride_width, p.pad_left, p.dilation_width, p.kernel_width,
+                                p.in_width, p.out_width);
+  }
+  Reach reach(bool vertical) const {
+    int64_t low = INT64_MAX, high = INT64_MIN;
+    const int64_t phases = vertical ? phases_y : phases_x;
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      const Axis a = (vertical ? axis_y(phase) : axis_x(phase)).axis;
+      if (a.taps == 0) continue;
+      const int64_t last = a.first + (a.taps - 1) * a.spacing;
+      low = min_of(low, min_of(a.first, last));
+      high = max_of(high, max_of(a.first, last));
+    }
+    if (low > high) low = high = 0;  // no phase has taps
+    return {vertical ? gather.windows.y.step : gather.windows.x.step, low, high - low + 1};
+  }
+  int64_t grid_height() const { return ceil_div(result_height, forward ? 1 : p.stride_height); }
+  int64_t grid_width() const { return ceil_div(result_width, forward ? 1 : p.stride_width); }
+  int64_t taps() const { return p.kernel_height * p.kernel_width; }
+  int64_t n_phases() const { return phases_y * phases_x; }
+  Regions cut(int64_t pixels) const {
+    return {gather.batch, grid_height(), grid_width(), y, x, direct ? elements : pitch, kSlab, pixels};
+  }
+
+  // Channels side by side, every window inside the image, and pixels not a multiple of 4 KB apart, which
+  // would all fall into one set of the first-level cache.
+  bool readable_in_place() const {
+    const Windows<T>& w = gather.windows;
+    if (!__is_same(T, E) && !__is_same(E, bf16_pair)) return false;
+    for (int d = 0; d < 4; ++d)
+      if (d != 1 && w.stride[d] % per_element<E> != 0) return false;
+    const int64_t apart = w.stride[3] * w.x.step * static_cast<int64_t>(sizeof(T));
+    return w.stride[1] == 1 && w.channels % per_element<E> == 0 && apart % 4096 != 0 && y.low >= 0 &&
+           x.low >= 0 && y.low + y.covered(grid_height()) <= w.y.in_size &&
+           x.low + x.covered(grid_width()) <= w.x.in_size;
+  }
+
+  int64_t channels_of(int64_t tile) const {
+    return min_of(kColumns<A>, gather.channels - tile * kColumns<A>);
+  }
+  // Whether a tile of results has to pass through the staging area.
+  bool staged(int64_t tile) const {
+    return (!__is_same(T, A) && !__is_same(E, bf16_pair)) || gather.result_stride[1] != 1 ||
+           gather.activation == Activation::sigmoid || channels_of(tile) % lanes<A> != 0;
+  }
+  bool few_weights() const { return tiles * tile_elements * static_cast<int64_t>(sizeof(E)) <= 128 << 10; }
+
+  int64_t column_stride() const { return pitch; }
+  int64_t row_stride() const {
+    return direct ? gather.windows.stride[2] / per_element<E> : x.covered(regions.columns) * pitch;
+  }
+
+  void list_phases(SlabPhase* phases, int64_t* offsets, int64_t* rows_of_taps) const {
+    int64_t n = 0, rows = 0, i = 0;
+    for (int64_t tap = 0; tap < taps(); ++tap) rows_of_taps[tap] = -1;
+    for (int64_t phase_y = 0; phase_y < phases_y; ++phase_y)
+      for (int64_t phase_x = 0; phase_x < phases_x; ++phase_x) {
+        const PhaseAxis v = axis_y(phase_y), h = axis_x(phase_x);
+        const int64_t across = dense ? 1 : h.axis.taps;
+        phases[n++] = {phase_y, phase_x,           v.axis.out_size, h.axis.out_size, v.axis.taps * across,
+                       i,       rows * kColumns<A>};
+        for (int64_t ty = 0; ty < v.axis.taps; ++ty)
+          for (int64_t tx = 0; tx < h.axis.taps; ++tx) {
+            for (int64_t piece = 0; piece < (tx < across ? pieces : 0); ++piece)
+              offsets[i++] = (v.axis.first + ty * v.axis.spacing - y.low) * row_stride() +
+                             (h.axis.first + tx * h.axis.spacing - x.low) * column_stride() +
+                             piece * segment_depth;
+            const int64_t tap =
+                (v.first_tap + ty * v.tap_step) * p.kernel_width + h.first_tap + tx * h.tap_step;
+            rows_of_taps[tap] = rows;
+            rows += elements;
+          }
+      }
+    for (int64_t tap = 0; tap < taps(); ++tap)  // of phases beyond an image smaller than the stride: unused
+      if (rows_of_taps[tap] < 0) {
+        rows_of_taps[tap] = rows;
+        rows += elements;
+      }
+  }
+
+  int64_t slab_elements() const { return direct ? 0 : regions.slab; }
+  int64_t staging_elements() const {
+    return any_staged ? regions.images * regions.rows * regions.columns * n_phases() * kColumns<A> : 0;
+  }
+  int64_t slot_bytes() const {
+    return Pieces::bytes<E>(slab_elements()) + Pieces::bytes<A>(staging_elements());
+  }
+  int64_t bytes(int64_t threads) const {
+    return Pieces::bytes<SlabPhase>(n_phases()) + Pieces::bytes<int64_t>(taps() * pieces) +
+           Pieces::bytes<int64_t>(taps()) + Pieces::bytes<E>(gather.groups * tiles * tile_elements) +
+           Pieces::bytes<A>(gather.groups * tiles * kColumns<A>) + threads * slot_bytes();
+  }
+};
+
+// weights[row][m], kColumns apart: the weights of output channels [m, m + lanes) for one tap and channel.
+template <class E>
+PYDL_INLINE void put_weights(E* tile, int64_t row, int64_t channel, int64_t m, vec<acc_of<E>> x) {
+  using A = acc_of<E>;
+  if constexpr (__is_same(E, bf16_pair)) {  // into its half of the pairs; they were zero
+    A* to = reinterpret_cast<A*>(tile + (row + channel / 2) * kColumns<A> + m);
+    const u32v bits = bit_cast<u32v>(x);
+    store(to, bit_cast<vec<A>>(bit_cast<u32v>(load(to)) | (channel % 2 ? bits : bits >> 16)));
+  } else {
+    store(tile + (row + channel) * kColumns<A> + m, x);
+  }
+}
+
+template <class T, class E>
+void pack_weight_tile(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, const T* from, int64_t count,
+                      E* tile) {
+  using A = acc_of<E>;
+  constexpr int64_t all = lanes<A>;
+  const Gather<T>& g = plan.gather;
+  const int64_t across = plan.p.kernel_width, taps = plan.taps(), channels = g.windows.channels;
+  if constexpr (per_element<E> == 2) zero_elements(tile, plan.tile_elements);
+  // a number per stretch of memory that one output channel's weights fill, and what lies in it
+  const bool taps_run = (across == 1 || g.weight_x == 1) && (taps == across || g.weight_y == across);
+  const bool channels_run = g.weight_channel == 1 && (across == 1 || g.weight_x == channels) &&
+                            (taps == across || g.weight_y == across * channels);
+  for (int64_t m = 0; m < count; m += all) {
+    const int64_t some = min_of(all, count - m);
+    const T* base = from + m * g.weight_m;
+    auto squares = [&](const T* run, int64_t length, const auto& place) {
+      for (int64_t q = 0; q < length; q += all) {
+        const int64_t n = min_of(all, length - q);
+        vec<A> square[all];
+        for (int64_t i = 0; i < all; ++i)
+          square[i] = i < some ? load_n(run + i * g.weight_m + q, n) : vec<A>{};
+        transpose(square);
+        for (int64_t j = 0; j < n; ++j) place(q + j, square[j]);
+      }
+    };
+    if (g.weight_m != 1 && channels_run) {
+      squares(base, taps * channels, [&](int64_t q, vec<A> x) {
+        put_weights(tile, rows_of_taps[q / channels], q % channels, m, x);
+      });
+    } else if (g.weight_m != 1 && taps_run && (g.weight_channel == taps || channels == 1)) {
+      squares(base, taps * channels,
+              [&](int64_t q, vec<A> x) { put_weights(tile, rows_of_taps[q % taps], q / taps, m, x); });
+    } else if (g.weight_m != 1 && taps_run && taps > 1) {
+      for (int64_t c = 0; c < channels; ++c)
+        squares(base + c * g.weight_channel, taps,
+                [&](int64_t tap, vec<A> x) { put_weights(tile, rows_of_taps[tap], c, m, x); });
+    } else {
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t c = 0; c < channels; ++c) {
+          const T* at = base + tap / across * g.weight_y + tap % across * g.weight_x + c * g.weight_channel;
+          vec<A> x;
+          if (g.weight_m == 1) {
+            x = load_n(at, some);
+          } else {
+            T numbers[all];
+            for (int64_t i = 0; i < some; ++i) numbers[i] = at[i * g.weight_m];
+            x = load_n(numbers, some);
+          }
+          put_weights(tile, rows_of_taps[tap], c, m, x);
+        }
+    }
+  }
+}
+
+// packed[group][tile][row][m], and the bias of each tile, zeros where there is none.
+template <class T, class E>
+void pack_weights(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, E* packed, acc_of<E>* bias,
+                  const Parallel& parallel) {
+  using A = acc_of<E>;
+  const Gather<T>& g = plan.gather;
+  parallel(g.groups * plan.tiles, ceil_div(4096, plan.tile_elements), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t group = i / plan.tiles, m0 = i % plan.tiles * kColumns<A>,
+                    count = plan.channels_of(i % plan.tiles);
+      pack_weight_tile(plan, rows_of_taps, g.weight + group * g.weight_group + m0 * g.weight_m, count,
+                       packed + i * plan.tile_elements);
+      for (int64_t m = 0; m < kColumns<A>; m += lanes<A>) {
+        const int64_t some = max_of(0, min_of(lanes<A>, count - m));
+        store(bias + i * kColumns<A> + m,
+              g.bias && some ? load_n(g.bias + group * g.channels + m0 + m, some) : vec<A>{});
+      }
+    }
+  });
+}
+
+}  // namespace
+
+// Whether slabs serve the forward pass or the input gradient better than panels of windows.
+bool slab_gather_pays(const Conv2dParams& params, bool forward);
+int64_t slab_gather_scratch(const Conv2dParams& params, bool forward, int64_t threads);
+void slab_gather(const Conv2dParams& params, bool forward, const Parallel& parallel);
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,184 @@
+// The microkernels of conv2d_slab.h, one per number of groups and of pixels, so that a remainder wastes no
+// arithmetic.
+#include "kernels/cpu/conv2d_slab_kernels.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+// The address of pixel j of a group, which the addressing modes of x86 give without arithmetic from five
+// registers: the group's base and one, three and five pitches. The compiler would keep a pointer per pixel.
+struct Pitches {
+  int64_t one, three, five;  // bytes
+};
+template <int j>
+PYDL_INLINE const char* pixel(const char* base, const Pitches& s) {
+  if constexpr (j == 0) return base;
+  if constexpr (j == 1) return base + s.one;
+  if constexpr (j == 2) return base + 2 * s.one;
+  if constexpr (j == 3) return base + s.three;
+  if constexpr (j == 4) return base + 4 * s.one;
+  if constexpr (j == 5) return base + s.five;
+  if constexpr (j == 6) return base + 2 * s.three;
+  __builtin_unreachable();
+}
+
+template <class E, int vectors, int pixels, int j>
+PYDL_INLINE void one_pixel(const char* base, const Pitches& s, int64_t k, const vec_of<E>* right,
+                           vec<acc_of<E>>* sum) {
+  if constexpr (j < pixels) {
+    const vec_of<E> left = splat_element<E>(pixel<j>(base, s) + k * sizeof(E));
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v)
+      sum[j * vectors + v] = multiply_add(left, right[v], sum[j * vectors + v]);
+    one_pixel<E, vectors, pixels, j + 1>(base, s, k, right, sum);
+  }
+}
+
+template <class E, int vectors, int groups, int pixels>
+PYDL_INLINE void step(const char* const* base, const Pitches& s, int64_t k, const E* b,
+                      vec<acc_of<E>> (&sum)[groups][pixels * vectors]) {
+  constexpr int64_t all = lanes<acc_of<E>>;
+  vec_of<E> right[vectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) right[v] = load_elements(b + k * 2 * all + v * all);
+#pragma GCC unroll 4
+  for (int g = 0; g < groups; ++g) one_pixel<E, vectors, pixels, 0>(base[g], s, k, right, sum[g]);
+}
+
+// Long sums are taken in pieces of kPiece numbers and more, which are then added up: rounding errors grow
+// with the root of a piece's length and of the number of pieces, not of their product.
+constexpr int64_t kPiece = 128;
+
+template <class A, int groups, int sums>
+PYDL_INLINE void add_piece(A* total, bool first, vec<A> (&sum)[groups][sums]) {
+#pragma GCC unroll 4
+  for (int g = 0; g < groups; ++g)
+#pragma GCC unroll 14
+    for (int i = 0; i < sums; ++i) {
+      A* to = total + (g * sums + i) * lanes<A>;
+      store(to, first ? sum[g][i] : load(to) + sum[g][i]);
+      sum[g][i] = vec<A>{};
+    }
+}
+
+template <class E, int vectors, int groups, int pixels>
+void windows_kernel(const WindowsBlock<E>& w) {
+  using A = acc_of<E>;
+  constexpr int64_t all = lanes<A>;
+  vec<A> sum[groups][pixels * vectors];
+#pragma GCC unroll 4
+  for (int g = 0; g < groups; ++g)
+#pragma GCC unroll 14
+    for (int i = 0; i < pixels * vectors; ++i) sum[g][i] = load(w.bias + i % vectors * all);
+  Pitches s{w.pitch * static_cast<int64_t>(sizeof(E)), 0, 0};
+  s.three = 3 * s.one;
+  s.five = 5 * s.one;
+  PYDL_OPAQUE(s.one);
+  PYDL_OPAQUE(s.three);
+  PYDL_OPAQUE(s.five);
+  const E* b = w.weights;
+  alignas(64) A total[groups * pixels * vectors * all];
+  bool pieces = false;
+  for (int64_t t = 0, piece = 0; t < w.segments; ++t, piece += w.depth) {
+    if (piece >= kPiece) {
+      add_piece<A>(total, !pieces, sum);
+      pieces = true;
+      piece = 0;
+    }
+    const char* base[groups];
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; ++g) base[g] = reinterpret_cast<const char*>(w.window[g] + w.offsets[t]);
+    int64_t k = w.depth;
+    for (; k >= 4; k -= 4) {
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < 4; ++j) step<E, vectors, groups, pixels>(base, s, j, b, sum);
+      b += 4 * 2 * all;
+#pragma GCC unroll 4
+      for (int g = 0; g < groups; ++g) {
+        base[g] += 4 * sizeof(E);
+        PYDL_OPAQUE(base[g]);
+      }
+    }
+    for (; k > 0; --k) {
+      step<E, vectors, groups, pixels>(base, s, 0, b, sum);
+      b += 2 * all;
+#pragma GCC unroll 4
+      for (int g = 0; g < groups; ++g) {
+        base[g] += sizeof(E);
+        PYDL_OPAQUE(base[g]);
+      }
+    }
+  }
+  auto put = [&](auto type) PYDL_INLINE_LAMBDA {
+    using T = decltype(type);
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; ++g) {
+      T* to = static_cast<T*>(w.out[g]);
+#pragma GCC unroll 7
+      for (int j = 0; j < pixels; ++j, to += w.out_pitch)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) {
+          vec<A> x = sum[g][j * vectors + v];
+          if (pieces) x += load(total + ((g * pixels + j) * vectors + v) * all);
+          if (w.relu) x = x < vec<A>{} ? vec<A>{} : x;  // nan stays nan
+          store(to + v * all, x);
+        }
+    }
+  };
+  if constexpr (__is_same(E, bf16_pair))
+    if (w.narrow) return put(bf16{});
+  put(A{});
+}
+
+template <class E>
+using Kernel = void (*)(const WindowsBlock<E>&);
+
+template <class E, int vectors, int groups, int pixels>
+constexpr Kernel<E> kernel_of() {
+  if constexpr (groups <= most_groups(pixels))
+    return &windows_kernel<E, vectors, groups, pixels>;
+  else
+    return nullptr;
+}
+
+// kernels[vectors - 1][pixels - 1][groups - 1]
+template <class E>
+struct Kernels {
+  Kernel<E> at[2][kMostPixels][kMostGroups];
+
+  template <int vectors, int pixels>
+  constexpr void fill() {
+    at[vectors - 1][pixels - 1][0] = kernel_of<E, vectors, 1, pixels>();
+    at[vectors - 1][pixels - 1][1] = kernel_of<E, vectors, 2, pixels>();
+    at[vectors - 1][pixels - 1][2] = kernel_of<E, vectors, 3, pixels>();
+    at[vectors - 1][pixels - 1][3] = kernel_of<E, vectors, 4, pixels>();
+    if constexpr (pixels < kMostPixels) fill<vectors, pixels + 1>();
+  }
+  constexpr Kernels() : at{} {
+    static_assert(kMostGroups == 4);
+    fill<1, 1>();
+    fill<2, 1>();
+  }
+};
+
+template <class E>
+void windows_product(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<E>& block) {
+  static constexpr Kernels<E> kernels;
+  kernels.at[channels > lanes<acc_of<E>>][pixels - 1][groups - 1](block);
+}
+
+}  // namespace
+
+void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<float>& block) {
+  windows_product(groups, pixels, channels, block);
+}
+void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<double>& block) {
+  windows_product(groups, pixels, channels, block);
+}
+#if defined(PYDL_BF16_DOT)
+void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<bf16_pair>& block) {
+  windows_product(groups, pixels, channels, block);
+}
+#endif
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,230 @@
+// Slabs: copies of a part of some images with the channels of a pixel side by side, padding included, from
+// which implicit GEMM reads windows in place.
+//
+//   slab[image][row][column][channel]     `pitch` elements between columns
+//
+// A window is then kernel_height stretches of memory (or one per tap), at the same distances from every
+// pixel's corner, so nothing is packed per window: a 3x3 convolution of stride 2 copies each number 1 time
+// instead of 2.25, and stride, padding, dilation and NCHW are resolved in this copy alone. Only a slab's
+// worth of an image exists at a time, sized for the second-level cache.
+#pragma once
+
+#include "kernels/cpu/conv2d_im2col.h"
+#include "kernels/cpu/conv2d_slab_kernels.h"
+
+namespace pydl::cpu::PYDL_ISA {
+
+// How one axis of a problem maps positions of its grid to the axis that is read: position i reads i * step +
+// low .. i * step + low + extent - 1.
+struct Reach {
+  int64_t step, low, extent;
+  int64_t covered(int64_t count) const { return (count - 1) * step + extent; }  // by `count` positions
+};
+
+// A part of the grid of a problem.
+struct Region {
+  int64_t image, images, row, rows, column, columns;
+  int64_t pixels() const { return images * rows * columns; }
+};
+
+// How a grid of images x rows x columns is cut into regions whose slabs fit `budget` elements.
+struct Regions {
+  int64_t batch, height, width;   // of the grid
+  int64_t images, rows, columns;  // of a region
+  int64_t slab;                   // elements of the largest slab
+
+  // most_pixels bounds what else a region needs.
+  Regions(int64_t batch, int64_t height, int64_t width, const Reach& y, const Reach& x, int64_t pitch,
+          int64_t budget, int64_t most_pixels)
+      : batch(max_of(batch, 1)), height(height), width(width), images(1) {
+    auto size = [&](int64_t some_rows, int64_t some_columns) {
+      return y.covered(some_rows) * x.covered(some_columns) * pitch;
+    };
+    columns = max_of(1, min_of(width, most_pixels));
+    while (columns > 14 && size(1, columns) > budget) columns = ceil_div(columns, 2);
+    if (columns < width) columns = min_of(width, ceil_div(columns, 14) * 14);
+    rows = max_of(1, min_of(height, most_pixels / columns));
+    while (rows > 1 && size(rows, columns) > budget) --rows;
+    rows = ceil_div(height, ceil_div(height, rows));
+    if (rows == height && columns == width)
+      images = max_of(
+          1, min_of(min_of(this->batch, budget / size(rows, columns)), most_pixels / (rows * columns)));
+    images = ceil_div(this->batch, ceil_div(this->batch, images));
+    slab = images * size(rows, columns);
+  }
+
+  int64_t count() const {
+    return ceil_div(batch, images) * ceil_div(height, rows) * ceil_div(width, columns);
+  }
+  Region at(int64_t i) const {
+    const int64_t across = ceil_div(width, columns), down = ceil_div(height, rows);
+    const int64_t column = i % across * columns, row = i / across % down * rows,
+                  image = i / across / down * images;
+    return {image,  min_of(images, batch - image),  row, min_of(rows, height - row),
+            column, min_of(columns, width - column)};
+  }
+};
+
+// How elements E hold numbers T along the channels: bf16 pairs hold two of a pixel.
+template <class E>
+static constexpr int64_t per_element = __is_same(E, bf16_pair) ? 2 : 1;
+
+// Elements between the pixels of a slab. An odd number of cache lines, so that neighbours fall into different
+// cache sets; few channels lie without gaps, so that a row of a window is one stretch.
+static PYDL_INLINE int64_t slab_pitch(int64_t elements) {
+  return elements <= 32 ? elements : (ceil_div(elements, 16) | 1) * 16;
+}
+
+template <class E>
+static PYDL_INLINE void zero_elements(E* to, int64_t count) {
+  memset(to, 0, static_cast<size_t>(count) * sizeof(E));
+}
+
+// Two vectors of 16-bit numbers, lane by lane side by side.
+static PYDL_INLINE u32v side_by_side(u16h low, u16h high) { return widen_bits(low) | widen_bits(high) << 16; }
+
+// square[pixel] = the elements [c, c + lanes) of n pixels, from channels of neighbouring pixels.
+template <class T, class E>
+static PYDL_INLINE void load_square(const T* from, int64_t channel_stride, int64_t channels, int64_t c,
+                                    int64_t n, vec<acc_of<E>> (&square)[lanes<acc_of<E>>]) {
+  using A = acc_of<E>;
+  constexpr int64_t all = lanes<A>;
+  for (int64_t i = 0; i < all; ++i) {
+    square[i] = vec<A>{};
+    const int64_t channel = (c + i) * per_element<E>;
+    if (channel >= channels) continue;
+    const T* row = from + channel * channel_stride;
+    if constexpr (__is_same(E, bf16_pair)) {
+      const u16h high = channel + 1 < channels ? load_bits_n(row + channel_stride, n) : u16h{};
+      square[i] = bit_cast<vec<float>>(side_by_side(load_bits_n(row, n), high));
+    } else {
+      square[i] = n == all ? load(row) : load_n(row, n);
+    }
+  }
+  transpose(square);
+}
+
+// to[pixel * pitch + channel] = from[channel * channel_stride + pixel], by squares transposed in registers.
+template <class T, class E>
+static void transpose_line(const T* from, int64_t channel_stride, int64_t channels, int64_t pixels, E* to,
+                           int64_t pitch) {
+  using A = acc_of<E>;
+  constexpr int64_t all = lanes<A>;
+  const int64_t elements = ceil_div(channels, per_element<E>);
+  for (int64_t j = 0; j < pixels; j += all) {
+    const int64_t n = min_of(all, pixels - j);
+    for (int64_t c = 0; c < elements; c += all) {
+      vec<A> square[all];
+      load_square<T, E>(from + j, channel_stride, channels, c, n, square);
+      A* at = reinterpret_cast<A*>(to + j * pitch + c);
+      const int64_t width = min_of(all, elements - c);
+      for (int64_t i = 0; i < n; ++i, at += pitch)
+        width == all ? store(at, square[i]) : store_n(at, square[i], width);
+    }
+  }
+}
+
+// One line of a slab, from the pixels at `from`.
+template <class T, class E>
+static void copy_line(const T* from, const int64_t* stride, int64_t channels, int64_t pixels, E* to,
+                      int64_t pitch) {
+  if (stride[1] == 1) {
+    if constexpr (__is_same(E, bf16_pair)) {
+      for (int64_t j = 0; j < pixels; ++j, from += stride[3], to += pitch) {
+        copy_strided(reinterpret_cast<float*>(to), reinterpret_cast<const float*>(from), 1, channels / 2);
+        if (channels % 2) to[channels / 2] = {from[channels - 1], {0}};
+      }
+    } else if (pitch == channels && stride[3] == channels) {
+      copy_strided(to, from, 1, pixels * channels);
+    } else {
+      for (int64_t j = 0; j < pixels; ++j) copy_strided(to + j * pitch, from + j * stride[3], 1, channels);
+    }
+  } else if (stride[3] == 1) {
+    transpose_line(from, stride[1], channels, pixels, to, pitch);
+  } else {
+    for (int64_t j = 0; j < pixels; ++j, from += stride[3], to += pitch)
+      for (int64_t c = 0; c < channels; ++c) {
+        const T* at = from + c * stride[1];
+        if constexpr (__is_same(E, bf16_pair)) {
+          (c % 2 ? to[c / 2].high : to[c / 2].low) = *at;
+          if (c % 2 == 0) to[c / 2].high = {0};
+        } else {
+          to[c] = load_n(at, 1)[0];
+        }
+      }
+  }
+}
+
+// Calls line(from, pixels, to, outside) for every line of the slab that shows a part of an image: `from` is
+// its first pixel, which goes to `to`, after `outside` pixels of zeros. The rest becomes zero.
+template <class T, class E, class F>
+static void each_line(const Windows<T>& w, const Region& region, const Reach& y, const Reach& x, E* slab,
+                      int64_t pitch, const F& line) {
+  const int64_t rows = y.covered(region.rows), columns = x.covered(region.columns);
+  const int64_t first_row = region.row * y.step + y.low, first_column = region.column * x.step + x.low;
+  const int64_t low = min_of(columns, max_of(0, -first_column));
+  const int64_t high = max_of(low, min_of(columns, w.x.in_size - first_column));
+  for (int64_t n = 0; n < region.images; ++n)
+    for (int64_t r = 0; r < rows; ++r, slab += columns * pitch) {
+      const int64_t row = first_row + r;
+      if (row < 0 || row >= w.y.in_size || low == high) {
+        zero_elements(slab, columns * pitch);
+        continue;
+      }
+      zero_elements(slab, low * pitch);
+      line(w.data + (region.image + n) * w.stride[0] + row * w.stride[2] + (first_column + low) * w.stride[3],
+           high - low, slab + low * pitch, low);
+      zero_elements(slab + high * pitch, (columns - high) * pitch);
+    }
+}
+
+// The squares of transpose_line over rows that follow each other in memory, for images narrower than a
+// vector: the pixels of a square go to several lines of the slab, line_pitch elements apart.
+template <class T, class E>
+static void transpose_rows(const T* from, int64_t channel_stride, int64_t channels, int64_t rows,
+                           int64_t width, E* to, int64_t pitch, int64_t line_pitch) {
+  using A = acc_of<E>;
+  constexpr int64_t all = lanes<A>;
+  const int64_t elements = ceil_div(channels, per_element<E>), pixels = rows * width;
+  int64_t row = 0, column = 0;
+  for (int64_t j = 0; j < pixels; j += all) {
+    const int64_t n = min_of(all, pixels - j), row0 = row, column0 = column;
+    for (int64_t c = 0; c < elements; c += all) {
+      vec<A> square[all];
+      load_square<T, E>(from + j, channel_stride, channels, c, n, square);
+      row = row0;
+      column = column0;
+      for (int64_t i = 0; i < n; ++i) {
+        store_n(reinterpret_cast<A*>(to + row * line_pitch + column * pitch + c), square[i],
+                min_of(all, elements - c));
+        if (++column == width) {
+          column = 0;
+          ++row;
+        }
+      }
+    }
+  }
+}
+
+template <class T, class E>
+static void copy_slab(const Windows<T>& w, const Region& region, const Reach& y, const Reach& x, E* slab,
+                      int64_t pitch) {
+  const int64_t rows = y.covered(region.rows), columns = x.covered(region.columns);
+  const int64_t width = w.x.in_size, left = -(region.column * x.step + x.low);
+  if (w.stride[3] == 1 && w.stride[1] != 1 && w.stride[2] == width && width < lanes<acc_of<E>> && left >= 0 &&
+      left + width <= columns) {
+    zero_elements(slab, region.images * rows * columns * pitch);
+    const int64_t above = -(region.row * y.step + y.low), first = max_of(0, above);
+    const int64_t last = min_of(rows, w.y.in_size + above);
+    for (int64_t n = 0; n < region.images && first < last; ++n)
+      transpose_rows(w.data + (region.image + n) * w.stride[0] + (first - above) * width, w.stride[1],
+                     w.channels, last - first, width, slab + ((n * rows + first) * columns + left) * pitch,
+                     pitch, columns * pitch);
+    return;
+  }
+  each_line(w, region, y, x, slab, pitch, [&](const T* from, int64_t pixels, E* to, int64_t) {
+    copy_line(from, w.stride, w.channels, pixels, to, pitch);
+  });
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

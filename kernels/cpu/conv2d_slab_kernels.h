@@ -1,0 +1,87 @@
+// The register-blocked microkernels of implicit GEMM over slabs (conv2d_slab.h): windows are read where they
+// lie, without a packed panel.
+//
+//   gemm_windows:  out[pixel][m] = act(bias[m] + sum_t sum_k window[pixel][offsets[t] + k] *
+//   weights[t][k][m]) gemm_outer:    sums[row][o] (+)= sum_pixel left[pixel][row] * right[pixel][o]
+//
+// The vector axis is output channels, two vectors wide, so each number of a window is broadcast: it needs an
+// address, not a place in a panel. Pixels come as up to four groups of neighbours, a pitch apart; the groups
+// lie anywhere (other rows, other images), so that narrow images fill the registers too.
+//
+// An element E is float, double, or a pair of bf16 that lie side by side and are multiplied with another pair
+// and summed in float32 by one instruction.
+#pragma once
+
+#include "kernels/cpu/simd.h"
+
+namespace pydl::cpu::PYDL_ISA {
+
+#if defined(PYDL_AVX512)
+static constexpr int kMostRows = 14;  // of two vectors each: 28 accumulators of 32 registers
+static constexpr int kMostPixels = 7;
+static constexpr int kMostGroups = 4;
+#else
+static constexpr int kMostRows = 6;  // 12 of 16
+static constexpr int kMostPixels = 6;
+static constexpr int kMostGroups = 4;
+#endif
+
+// How many groups of so many pixels the registers hold.
+static constexpr int most_groups(int pixels) {
+  return kMostRows / pixels < kMostGroups ? kMostRows / pixels : kMostGroups;
+}
+
+template <class E>
+struct element_traits {
+  using acc = E;
+  using vector = vec<E>;
+};
+template <>
+struct element_traits<bf16_pair> {
+  using acc = float;
+  using vector = u32v;
+};
+template <class E>
+using acc_of = typename element_traits<E>::acc;
+template <class E>
+using vec_of = typename element_traits<E>::vector;
+
+template <class E>
+struct WindowsBlock {
+  const E* window[kMostGroups];  // of the first pixel of each group
+  int64_t pitch;                 // elements between the windows of neighbours
+  const int64_t* offsets;        // where the segments of a window begin
+  int64_t segments, depth;       // and how long each is
+  const E* weights;              // [segment][k][2 vectors]
+  const acc_of<E>* bias;         // 2 vectors
+  void* out[kMostGroups];        // of the first pixel of each group: acc_of<E>, or bf16 if `narrow`
+  int64_t out_pitch;             // in elements of that
+  bool relu, narrow;             // narrow: for bf16_pair alone
+};
+
+// groups <= most_groups(pixels), pixels <= kMostPixels; writes one vector where channels <= lanes, else two.
+void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<float>& block);
+void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<double>& block);
+#if defined(PYDL_BF16_DOT)
+void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<bf16_pair>& block);
+#endif
+
+template <class E>
+struct OuterBlock {
+  const E* left;           // of the first row
+  const int64_t* offsets;  // of each segment's first pixel
+  int64_t step;            // elements between the pixels of a segment
+  int64_t segments, depth;
+  const E* right;   // [segment][pixel][2 vectors]
+  acc_of<E>* sums;  // [row][2 vectors]
+  bool accumulate;
+};
+
+// rows <= kMostRows.
+void gemm_outer(int64_t rows, int64_t channels, const OuterBlock<float>& block);
+void gemm_outer(int64_t rows, int64_t channels, const OuterBlock<double>& block);
+#if defined(PYDL_BF16_DOT)
+void gemm_outer(int64_t rows, int64_t channels, const OuterBlock<bf16_pair>& block);
+#endif
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,56 @@
+// bf16 in memory that is written by the conversion instruction of AVX512-BF16, which AVX-512 alone does not
+// promise.
+//
+// simd.h narrows to bf16 with eight integer instructions for a vector; the instruction takes two vectors at
+// once. It writes 0 for what would be a subnormal, and is for results where that is no loss: gradients,
+// normalised values.
+#pragma once
+
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/simd.h"
+
+namespace pydl::cpu::PYDL_ISA {
+
+struct bf16_fast {
+  uint16_t bits;
+};
+#if defined(PYDL_AVX512) && defined(__AVX512BF16__)
+PYDL_INLINE u16h narrow_bf16_fast(vec<float> x) { return bit_cast<u16h>(_mm512_cvtneps_pbh((__m512)x)); }
+PYDL_INLINE u32v narrow_bf16_fast(vec<float> a, vec<float> b) {
+  return bit_cast<u32v>(_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
+}
+#else
+PYDL_INLINE u16h narrow_bf16_fast(vec<float> x) { return narrow_bf16(x); }
+#endif
+
+// body(type), or body(bf16_fast{}) for bf16 where the CPU has the instruction.
+template <class T, class F>
+PYDL_INLINE void dispatch_storage_of(T type, const F& body) {
+  body(type);
+}
+template <class F>
+PYDL_INLINE void dispatch_storage_of(bf16 type, const F& body) {
+#if defined(PYDL_AVX512) && defined(__AVX512BF16__)
+  if (cpu_has_bf16_dot()) return body(bf16_fast{});
+#endif
+  body(type);
+}
+template <class F>
+PYDL_INLINE void dispatch_storage(DType dtype, const F& body) {
+  dispatch_dtype(dtype, [&](auto type) { dispatch_storage_of(type, body); });
+}
+
+PYDL_INLINE vec<float> load(const bf16_fast* p) {
+  u16h v;
+  memcpy(&v, p, sizeof v);
+  return widen_bf16(v);
+}
+PYDL_INLINE vec<float> load_n(const bf16_fast* p, int64_t n) { return widen_bf16(load_bits_n(p, n)); }
+PYDL_INLINE void store(bf16_fast* p, vec<float> v) {
+  const u16h h = narrow_bf16_fast(v);
+  memcpy(p, &h, sizeof h);
+}
+PYDL_INLINE void store_n(bf16_fast* p, vec<float> v, int64_t n) { store_bits_n(p, narrow_bf16_fast(v), n); }
+PYDL_INLINE void stream(bf16_fast* p, vec<float> v) { stream_half_bytes(p, narrow_bf16_fast(v)); }
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,67 @@
+// Walks through memory: how far ahead lines are asked for, stores of two vectors at once, copies past the
+// caches.
+#pragma once
+
+#include "kernels/cpu/simd_bf16.h"
+
+namespace pydl::cpu::PYDL_ISA {
+
+// How far ahead of a walk through memory its lines are asked for. A loop of thirty instructions for a line
+// has a dozen lines in flight on its own, which is a quarter of what memory delivers where no hardware
+// prefetcher helps (it stops at each page, and some virtual machines run without one). Prefetches beyond the
+// end of a tensor do nothing.
+#if !defined(PYDL_AHEAD)
+#define PYDL_AHEAD 2048
+#endif
+static constexpr int64_t kAheadBytes = PYDL_AHEAD;
+
+// Two vectors side by side: for half types the bytes of one, which is a whole line with AVX-512. stream_pair
+// wants p aligned to them.
+template <class T, class V>
+PYDL_INLINE void store_pair(T* p, V a, V b) {
+  store(p, a);
+  store(p + lanes<acc_t<T>>, b);
+}
+template <class T, class V>
+PYDL_INLINE void stream_pair(T* p, V a, V b) {
+  stream(p, a);
+  stream(p + lanes<acc_t<T>>, b);
+}
+#if defined(PYDL_AVX512)
+PYDL_INLINE u32v join_halves(u16h a, u16h b) {
+  return (u32v)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)a), (__m256i)b, 1);
+}
+PYDL_INLINE u32v narrow_pair(const bf16*, vec<float> a, vec<float> b) {
+  return join_halves(narrow_bf16(a), narrow_bf16(b));
+}
+PYDL_INLINE u32v narrow_pair(const f16*, vec<float> a, vec<float> b) {
+  return join_halves(narrow_f16(a), narrow_f16(b));
+}
+#if defined(__AVX512BF16__)
+PYDL_INLINE u32v narrow_pair(const bf16_fast*, vec<float> a, vec<float> b) { return narrow_bf16_fast(a, b); }
+#endif
+template <class T>
+PYDL_INLINE void stream_half_pair(T* p, vec<float> a, vec<float> b) {
+  stream_bytes(p, narrow_pair(p, a, b));
+}
+PYDL_INLINE void stream_pair(bf16* p, vec<float> a, vec<float> b) { stream_half_pair(p, a, b); }
+PYDL_INLINE void stream_pair(bf16_fast* p, vec<float> a, vec<float> b) { stream_half_pair(p, a, b); }
+PYDL_INLINE void stream_pair(f16* p, vec<float> a, vec<float> b) { stream_half_pair(p, a, b); }
+#endif
+
+// Copies past the caches, whatever the alignment.
+PYDL_INLINE void stream_copy(void* to, const void* from, int64_t bytes) {
+  char* y = static_cast<char*>(to);
+  const char* x = static_cast<const char*>(from);
+  const int64_t odd = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(y) % kVectorBytes);
+  int64_t i = min_of(odd, bytes);
+  memcpy(y, x, static_cast<size_t>(i));
+  for (; i + kVectorBytes <= bytes; i += kVectorBytes) {
+    u32v v;
+    memcpy(&v, x + i, sizeof v);
+    stream_bytes(y + i, v);
+  }
+  memcpy(y + i, x + i, static_cast<size_t>(bytes - i));
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,119 @@
+"""The schemas of batch_norm's ops, and their fakes: shapes, dtypes and strides without data.
+
+mean and var are float64 of shape (channels) for every dtype.
+"""
+
+import torch
+
+from pydl.ops import _library
+
+ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2}
+
+# training computes mean and var from the input; without it they are the running ones, which a training call ignores.
+_library.define(
+    "batch_norm_forward",
+    "(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, Tensor? residual, "
+    "bool training, float eps, int activation) -> (Tensor output, Tensor mean, Tensor var)",
+)
+# var is biased; count is the number of values per channel, from which the unbiased one follows.
+_library.define(
+    "batch_norm_update_stats",
+    "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, int count, float momentum) -> ()",
+)
+# Both in one call, for eager mode.
+_library.define(
+    "batch_norm_train",
+    "(Tensor input, Tensor(a!) running_mean, Tensor(b!) running_var, Tensor? weight, Tensor? bias, Tensor? residual, "
+    "float momentum, float eps, int activation) -> (Tensor output, Tensor mean, Tensor var)",
+)
+# A gradient that is not needed comes back as an empty tensor.
+_library.define(
+    "batch_norm_backward",
+    "(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? output, "
+    "bool training, float eps, int activation, bool need_input, bool need_weight, bool need_bias, bool need_residual)"
+    " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+)
+# The halves, for a version that reduces over processes in between: mean and var of all come from those of each, the
+# sums of the gradient are added up, and count is the number of values per channel over all processes.
+_library.define("batch_norm_stats", "(Tensor input) -> (Tensor mean, Tensor var)")
+_library.define(
+    "batch_norm_apply",
+    "(Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, float eps, "
+    "int activation) -> Tensor",
+)
+_library.define(
+    "batch_norm_backward_reduce",
+    "(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? output, "
+    "float eps, int activation) -> (Tensor sum_grad, Tensor sum_grad_xhat)",
+)
+_library.define(
+    "batch_norm_backward_apply",
+    "(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? output, "
+    "Tensor sum_grad, Tensor sum_grad_xhat, float count, float eps, int activation, bool need_residual)"
+    " -> (Tensor grad_input, Tensor grad_residual)",
+)
+
+
+# ---- fakes
+
+
+def _like(input):
+    """A tensor in the memory format that torch's batch_norm gives its output: channels_last where input is."""
+    return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
+
+
+def _statistic(input):
+    return input.new_empty(input.shape[1], dtype=torch.float64)
+
+
+@_library.fake("batch_norm_forward")
+def _(input, running_mean, running_var, weight, bias, residual, training, eps, activation):
+    return _like(input), _statistic(input), _statistic(input)
+
+
+@_library.fake("batch_norm_train")
+def _(input, running_mean, running_var, weight, bias, residual, momentum, eps, activation):
+    return _like(input), _statistic(input), _statistic(input)
+
+
+@_library.fake("batch_norm_update_stats")
+def _(running_mean, running_var, mean, var, count, momentum):
+    return None
+
+
+@_library.fake("batch_norm_backward")
+def _(
+    grad_output, input, mean, var, weight, bias, output, training, eps, activation,
+    need_input, need_weight, need_bias, need_residual,
+):  # fmt: skip
+    # all parameters share one dtype
+    dtype = weight.dtype if weight is not None else bias.dtype if bias is not None else input.dtype
+    channels = input.shape[1]
+    return (
+        _like(input) if need_input else input.new_empty(0),
+        input.new_empty(channels if need_weight else 0, dtype=dtype),
+        input.new_empty(channels if need_bias else 0, dtype=dtype),
+        _like(input) if need_residual else input.new_empty(0),
+    )
+
+
+@_library.fake("batch_norm_stats")
+def _(input):
+    return _statistic(input), _statistic(input)
+
+
+@_library.fake("batch_norm_apply")
+def _(input, mean, var, weight, bias, residual, eps, activation):
+    return _like(input)
+
+
+@_library.fake("batch_norm_backward_reduce")
+def _(grad_output, input, mean, var, weight, bias, output, eps, activation):
+    return _statistic(input), _statistic(input)
+
+
+@_library.fake("batch_norm_backward_apply")
+def _(
+    grad_output, input, mean, var, weight, bias, output, sum_grad, sum_grad_xhat, count, eps, activation, need_residual
+):
+    return _like(input), _like(input) if need_residual else input.new_empty(0)

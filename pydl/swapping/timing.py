@@ -1,0 +1,111 @@
+"""Where the time of a model goes: how much of a step our kernels take, what holds the rest, and torch beside it."""
+
+import copy
+import statistics
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pydl.swapping.binding import is_bound
+from pydl.swapping.fusing import FusedForward
+
+_ROUNDS, _SECONDS = 5, 1.0  # at least this many rounds, and about this long in all
+_LARGEST = 4  # of the others are named
+
+
+@dataclass
+class Timing:
+    """Medians of one step (forward, and backward where the model is in training mode), in seconds."""
+
+    seconds: dict  # contestant -> seconds: "swapped", "torch", and with compile "swapped compiled", "torch compiled"
+    covered: float  # the share of our kernels in the swapped step, by the profiler
+    others: list = field(default_factory=list)  # (name of torch's op, share), largest first
+    step: str = "forward and backward"
+
+    def __str__(self):
+        ours, theirs = self.seconds["swapped"], self.seconds["torch"]
+        lines = [
+            f"{self.step}: {1e3 * ours:.3g} ms, {1e3 * theirs:.3g} ms by torch ({theirs / ours:.2f}×); pydl's kernels "
+            f"take {100 * self.covered:.0f} % of it, then "
+            + ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.others)
+        ]
+        if "torch compiled" in self.seconds:
+            ours, theirs = self.seconds["swapped compiled"], self.seconds["torch compiled"]
+            better = "" if ours <= theirs else ": torch.compile does better without pydl here"
+            lines.append(
+                f"under torch.compile: {1e3 * ours:.3g} ms, {1e3 * theirs:.3g} ms by torch's own layers "
+                f"({theirs / ours:.2f}×){better}"
+            )
+        return "\n".join(lines)
+
+
+def measure(module, example, compile=False):
+    """A :class:`Timing` of ``module`` on the tensors ``example``, measured on copies; nothing of it is changed."""
+    from pydl.swapping import freeze, swap, unswap
+
+    forwards = [m.__dict__["forward"] for m in module.modules() if is_bound(m)]
+    fused = [forward for forward in forwards if isinstance(forward, FusedForward)]
+    swapped = swap(copy.deepcopy(module), fuse=bool(fused) or not forwards)
+    plans = [forward.current for forward in fused if forward.current is not None]
+    if any(getattr(chain, "folded", None) for plan in plans for chain in plan.chains):
+        freeze(swapped)  # copies are not
+    contestants = {"swapped": swapped, "torch": unswap(copy.deepcopy(module))}
+    if compile:
+        for name in ("swapped", "torch"):
+            contestants[f"{name} compiled"] = torch.compile(copy.deepcopy(contestants[name]))
+    backward = module.training and any(p.requires_grad for p in module.parameters())
+    devices = [example[0].device] if example[0].is_cuda else []
+    with torch.random.fork_rng(devices):
+        steps = {name: _step(model, example, backward) for name, model in contestants.items()}
+        seconds = {name: [] for name in steps}
+        for step in steps.values():
+            step(), step()  # compiles, and fills caches
+        start = time.perf_counter()
+        while len(seconds["torch"]) < _ROUNDS or time.perf_counter() - start < _SECONDS:
+            for name, step in steps.items():
+                before = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - before)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        covered, others = _shares(steps["swapped"], devices)
+    return Timing(medians, covered, others, "forward and backward" if backward else "forward")
+
+
+def _step(model, example, backward):
+    def step():
+        with torch.set_grad_enabled(backward):
+            output = model(*example)
+            if backward:
+                model.zero_grad()
+                tensors = [t for t in _tensors(output) if t.requires_grad]
+                torch.autograd.backward(tensors, [torch.ones_like(t) for t in tensors])
+        if example[0].is_cuda:
+            torch.cuda.synchronize(example[0].device)
+
+    return step
+
+
+def _tensors(output):
+    return torch.utils._pytree.tree_leaves(output) if not isinstance(output, torch.Tensor) else [output]
+
+
+_OURS = ("pydl", "_Eager", "_EagerBatchNorm", "_EagerBatchNormBackward", "_EagerBackward")
+
+
+def _shares(step, devices):
+    """(the share of our ops in the time of ``step``, the largest others)."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if devices else [])]
+    with profile(activities=activities) as profiler:
+        for _ in range(_ROUNDS):
+            step()
+    times = {}
+    for event in profiler.key_averages():
+        spent = event.self_device_time_total if devices else event.self_cpu_time_total
+        ours = "pydl" in event.key or event.key in _OURS
+        name = "pydl" if ours else event.key.removeprefix("aten::")
+        times[name] = times.get(name, 0.0) + spent
+    total = sum(times.values()) or 1.0
+    others = sorted(((n, t / total) for n, t in times.items() if n != "pydl"), key=lambda pair: -pair[1])
+    return times.get("pydl", 0.0) / total, others[:_LARGEST]

@@ -1,0 +1,44 @@
+"""examples/: each script runs, and comes to what it promises."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from runs import no_pictures, one_thread  # noqa: F401
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# the last number that the script prints under this word, and the least it must be
+PROMISES = {
+    "softmax_regression": ("test accuracy", 0.93),
+    "dropout_mlp": ("test accuracy", 0.85),
+    "lenet_swapped": ("same on torch's kernels:", 0.9),
+    "resnet_compared": ("pydl is", 0.1),
+    "resume_and_predict": ("test accuracy", 0.95),
+}
+
+
+def test_every_example_is_tested():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(PROMISES)
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_example(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state()
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    torch.set_rng_state(state)
+    out = capsys.readouterr().out
+    words, least = PROMISES[name]
+    assert float(re.findall(rf"{words} ([\d.]+)", out)[-1]) >= least
+    if name == "lenet_swapped":
+        assert "pydl serves 2 of 12 layers" in out
+    if name == "resnet_compared":
+        ours, theirs = map(float, re.search(r"losses: ([\d.]+) by pydl, ([\d.]+) by torch", out).groups())
+        assert ours == pytest.approx(theirs, rel=1e-2)
+    if name == "resume_and_predict":
+        read = re.findall(r"\d\.png: (\d) with [\d.]+%, in truth (\d)", out)
+        assert len(read) == 8
+        assert sum(one == other for one, other in read) >= 7
+    assert list(tmp_path.iterdir()) == []  # an example leaves nothing behind
