@@ -59,18 +59,18 @@ void read_environment(Conv2dParams& p) {
   p.algorithm = Conv2dAlgorithm::automatic;
   const char* value = std::getenv("PYDL_CONV2D_ALGO");
   if (value == nullptr) return;
-  const std::pair<const char*, Conv2dAlgorithm> names[] = {{"auto", Conv2dAlgorithm::automatic},
-                                                           {"gemm", Conv2dAlgorithm::gemm},
-                                                           {"winograd", Conv2dAlgorithm::winograd},
-                                                           {"depthwise", Conv2dAlgorithm::depthwise},
-                                                           {"batch", Conv2dAlgorithm::batch}};
+  const std::pair<const char*, Conv2dAlgorithm> names[] = {
+      {"auto", Conv2dAlgorithm::automatic},    {"gemm", Conv2dAlgorithm::gemm},
+      {"winograd", Conv2dAlgorithm::winograd}, {"depthwise", Conv2dAlgorithm::depthwise},
+      {"batch", Conv2dAlgorithm::batch},       {"rows", Conv2dAlgorithm::rows}};
   for (const auto& [name, algorithm] : names)
     if (std::strcmp(value, name) == 0) {
       p.algorithm = algorithm;
       return;
     }
   PYDL_CHECK_VALUE(
-      false, "conv2d: expected PYDL_CONV2D_ALGO to be one of auto, gemm, winograd, depthwise, batch, got ",
+      false,
+      "conv2d: expected PYDL_CONV2D_ALGO to be one of auto, gemm, winograd, depthwise, batch, rows, got ",
       value);
 }
 

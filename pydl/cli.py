@@ -32,6 +32,7 @@ def train(
     model: Annotated[str | None, typer.Argument(help="Model to train; `pydl info` lists them.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set; `pydl info` lists them. Most models: digits.")] = None,
     root: Annotated[str, typer.Option(help="Folder with the files of data sets that are not bundled.")] = "data",
+    download: Annotated[bool, typer.Option("--download", help="Fetch the files first, by torchvision.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps, inside an epoch too.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
@@ -44,6 +45,7 @@ def train(
     l1: Annotated[float, typer.Option(help="L1 penalty: its factor of all absolute weights.")] = 0.0,
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision: bfloat16 on a CPU, float16 on a GPU.")] = False,
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a lower test loss.")] = None,
+    init: Annotated[str | None, typer.Option(help="First weights: torch, xavier or kaiming.")] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate: train once per fold of the training set.")] = None,
     augment: Annotated[str | None, typer.Option(help="Vary training images: crop, flip, or crop,flip.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that make batches ready; for large image folders.")] = 0,
@@ -65,19 +67,24 @@ def train(
     processes: `torchrun --nproc-per-node=2 -m pydl train lenet_bn`; the batch size is that of all together.
     """
     from pydl import train as training  # torch's import takes a second, which --help need not wait for
+    from pydl.data import download as fetch
     from pydl.training.config import RESUME_MAY_CHANGE, Config
 
-    options = {k: v for k, v in context.params.items() if k not in ("out", "resume", "option", "folds")}
+    options = {k: v for k, v in context.params.items() if k not in ("out", "resume", "option", "folds", "download")}
     options["options"] = _model_options(option)
     options["augment"] = [kind.strip() for kind in augment.split(",")] if augment is not None else None
     if resume is None:
         if model is None:
             raise OptionError("train: expected the name of a model, got none; `pydl info` lists them")
+        if download:
+            fetch(data or "digits", root)
         if folds is not None:
             training.cross_validate(Config(**options), folds, out=out)
             return
         training.train(Config(**options), out=out)
         return
+    if download:
+        raise OptionError("--download: expected a new run, got --resume, whose data must be there")
     if folds is not None:
         raise OptionError("--folds: expected a new run, got --resume; each fold's run can be resumed by no other data")
     source = {**{name: name for name in options}, "options": "option"}

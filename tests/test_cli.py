@@ -67,6 +67,13 @@ def test_info(pydl):
         ("train lenet --wings", 2, "--wings"),
         ("train lenet --schedule wavy", 2, "pydl: --schedule: expected one of constant, step, cosine, got 'wavy'"),
         ("train lenet --augment crop,spin", 2, "pydl: --augment: expected one of crop, flip, got 'spin'"),
+        ("train lenet --init zeros", 2, "pydl: --init: expected one of torch, xavier, kaiming, got 'zeros'"),
+        (
+            "train lenet --download",
+            2,
+            "pydl: --download: expected a data set out of mnist, fashion-mnist, ",
+        ),
+        ("train lenet --download --resume run", 2, "pydl: --download: expected a new run, got --resume"),
         ("train lenet --patience 0", 2, "pydl: --patience: expected a number of at least 1, got 0"),
         ("train lenet --workers -1", 2, "pydl: --workers: expected a finite number of at least 0, got -1"),
         ("train lenet --l1 nan", 2, "pydl: --l1: expected a finite number of at least 0, got nan"),

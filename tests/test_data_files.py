@@ -265,3 +265,31 @@ def test_read_image_of_every_kind(tmp_path):
     assert data.read_image(path).shape == (3, 8, 8)
     with pytest.raises(DataError, match=r"b\.png: there is no such file"):
         data.read_image(tmp_path / "b.png")
+
+
+def test_download_is_torchvisions(tmp_path, monkeypatch):
+    import sys
+    import types
+
+    from pydl.errors import MissingExtra
+
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(MissingExtra, match=r'--download needs torchvision, .*"pydl-kernels\[download\]"'):
+        data.download("mnist", tmp_path)
+    calls = []
+
+    def fetch(root, download):
+        calls.append((root, download))
+        write_idx(tmp_path / "MNIST/raw")  # torchvision's layout
+
+    def fail(root, download):
+        raise RuntimeError("File not found or corrupted.\nmore")
+
+    torchvision = types.ModuleType("torchvision")
+    torchvision.datasets = types.SimpleNamespace(MNIST=fetch, CIFAR10=fail)
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    data.download("mnist", tmp_path)
+    assert calls == [(str(tmp_path), True)]
+    assert len(data.get("mnist", root=tmp_path).train) == 12
+    with pytest.raises(DataError, match=f"'cifar10' could not be fetched to {tmp_path}: File not found or corrupted.$"):
+        data.download("cifar10", tmp_path)

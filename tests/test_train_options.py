@@ -58,6 +58,14 @@ def test_amp_scales_the_loss_on_a_gpu():
     assert other.stepper.scaler.get_scale() == one.stepper.scaler.get_scale()
 
 
+def test_first_weights_are_what_is_asked_for():
+    torchs, xavier, kaiming = (learner("lenet", init=name).model[3].weight for name in ("torch", "xavier", "kaiming"))
+    bounds = {"torch": (1 / 150) ** 0.5, "xavier": (6 / (150 + 400)) ** 0.5, "kaiming": (6 / 150) ** 0.5}
+    for weight, bound in zip((torchs, xavier, kaiming), bounds.values(), strict=True):
+        assert 0.95 * bound < weight.abs().max() <= bound  # uniform; 150 inputs and 400 outputs of each number
+    assert torch.equal(learner("lenet").model[3].weight, xavier)  # as the book has it
+
+
 def history(*losses):
     return [{"test_loss": loss} for loss in losses]
 

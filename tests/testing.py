@@ -16,7 +16,10 @@ TOLERANCE = {
     torch.bfloat16: (2e-2, 2e-2),
     torch.float16: (3e-3, 3e-3),
 }
-DTYPES = list(TOLERANCE)
+ALL_DTYPES = list(TOLERANCE)
+# Triton's interpreter is slow: two dtypes there, and the others in tests/test_triton.py
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPES = [torch.float32, torch.bfloat16] if INTERPRETED else ALL_DTYPES
 
 # triton-interpreted runs the Triton kernels on CPU tensors: TRITON_INTERPRET=1 pytest -m triton, a process of its own
 _BACKENDS = [f"cpu-{isa}" for isa in ("baseline", "avx2", "avx512")] + ["cuda", "triton", "triton-interpreted"]
@@ -55,8 +58,13 @@ def running(name):
         with pydl.backend.use(name.split("-")[0]):
             yield torch.device("cpu")
     else:
-        with pydl.backend.use(name):
-            yield torch.device("cuda")
+        allowed = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False  # float32 is held to float32's tolerance
+        try:
+            with pydl.backend.use(name):
+                yield torch.device("cuda")
+        finally:
+            torch.backends.cudnn.allow_tf32 = allowed
 
 
 def assert_close(actual, expected, dtype=None, scale=1.0):

@@ -4,6 +4,7 @@ from pydl.data.augment import Augment
 from pydl.data.cifar import cifar10
 from pydl.data.dataset import Batches, Dataset, Preprocessing, Split, folds
 from pydl.data.digits import digits
+from pydl.data.download import download
 from pydl.data.folder import folder, read_image
 from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.loader import in_order
@@ -19,6 +20,7 @@ __all__ = [
     "Split",
     "cifar10",
     "digits",
+    "download",
     "fashion_mnist",
     "folder",
     "folds",

@@ -168,6 +168,8 @@ class Batches:
         if self.device.type == "cuda" and images.device.type == "cpu":
             images = images.pin_memory()  # the copy then runs beside the computation
         images = images.to(self.device, non_blocking=True)
-        if not self.kept:
+        if not self.kept and len(indices):
             images = self.preprocessing(images)
+        elif not self.kept:  # a process's part of a short batch
+            images = images.new_empty(0, self.preprocessing.channels, *self.preprocessing.size, dtype=torch.float32)
         return images, self.targets.index_select(0, indices)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydl.data.augment import KINDS
 from pydl.errors import OptionError
-from pydl.training.recipes import recipe
+from pydl.training.recipes import INITS, recipe
 from pydl.training.schedule import SCHEDULES
 
 # torch's own defaults of weight decay
@@ -26,6 +26,7 @@ class Config:
         amp: mixed precision: bfloat16 on a CPU, float16 with a scaled loss on a GPU.
         patience: stop after this many epochs without a lower test loss.
         augment: of ``crop`` and ``flip``, what the training images are varied by.
+        init: first weights of linear and convolution layers: ``torch``, ``xavier`` or ``kaiming``.
         workers: processes that make batches ready while the model computes.
         monitor: measure activations and gradients in the first step of each epoch.
     """
@@ -46,6 +47,7 @@ class Config:
     amp: bool = False
     patience: int | None = None
     augment: list | None = None
+    init: str | None = None
     workers: int = 0
     seed: int = 0
     size: int | None = None
@@ -64,7 +66,8 @@ class Config:
             OptionError: (a ValueError) for a value that cannot be taken.
         """
         defaults = recipe(self.model)
-        names = ("data", "epochs", "batch_size", "lr", "optimizer", "schedule", "warmup", "size", "weight_decay")
+        names = ("data", "epochs", "batch_size", "lr", "optimizer", "schedule", "warmup")
+        names += ("size", "weight_decay", "init")
         filled = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
         config = dataclasses.replace(self, **filled)
         config.options = {**defaults.options, **(self.options or {})}
@@ -88,6 +91,8 @@ class Config:
         for kind in config.augment:
             if kind not in KINDS:
                 raise OptionError(f"--augment: expected one of {', '.join(KINDS)}, got {kind!r}")
+        if config.init not in INITS:
+            raise OptionError(f"--init: expected one of {', '.join(INITS)}, got {config.init!r}")
         if config.schedule not in SCHEDULES:
             raise OptionError(f"--schedule: expected one of {', '.join(SCHEDULES)}, got {config.schedule!r}")
         if not 0 <= config.seed < 2**63:

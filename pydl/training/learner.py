@@ -16,7 +16,7 @@ from pydl.training.monitor import Monitor
 from pydl.training.not_finite import NotFinite
 from pydl.training.optimizers import Stepper
 from pydl.training.processes import Processes, distributed
-from pydl.training.recipes import initialise, recipe
+from pydl.training.recipes import initialise
 from pydl.training.schedule import factor
 
 EVALUATION_BATCH = 256
@@ -53,7 +53,7 @@ class Learner:
             torch.manual_seed(config.seed)
             features = None if num_classes else train.images.shape[1]
             self.model = build(config, num_classes, train.preprocessing, features).to(self.device)
-            initialise(self.model, recipe(config.model).init)
+            initialise(self.model, config.init)
             self._check_batch_norm()
             if not self.processes.first:  # layers draw their own numbers for their own examples
                 torch.manual_seed((config.seed + self.processes.rank * 0x9E3779B97F4A7C15) % 2**63)
@@ -220,7 +220,7 @@ class Learner:
         return float(self._losses[self.step_in_epoch - 1]), accuracy
 
     def _test_batches(self, indices):
-        batches = list(indices.to(self.test.device).split(EVALUATION_BATCH))
+        batches = list(indices.to(self.test.device).split(EVALUATION_BATCH)) if len(indices) else []
         return data.in_order(self.test, batches, self.config.workers, self.device)
 
     @torch.no_grad()

@@ -79,15 +79,16 @@ def verdict(row, rows):
 
 def table(rows, step):
     """The rows as a rich table."""
-    out = Table(title=f"scales in step {step} (root mean squares)", title_justify="left")
-    out.add_column("layer")
-    out.add_column("kind")
-    for name in ("activation", "zeros", "its gradient", "weight's gradient", "over weight"):
-        out.add_column(name, justify="right")
-    out.add_column("")
+    title = f"scales in step {step} (root mean squares; update: weight's gradient over weight)"
+    out = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for name in ("layer", "kind"):
+        out.add_column(name)
+    for name in ("output", "zeros", "its grad", "weight's", "update"):
+        out.add_column(name, justify="right", no_wrap=True)
+    out.add_column("", no_wrap=True)
 
     def number(value):
-        return "" if value is None else f"{value:.2e}"
+        return "" if value is None else f"{value:.1e}"
 
     for row in rows:
         out.add_row(

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+# the modules' own; Glorot's and He's uniform distributions
+INITS = ("torch", "xavier", "kaiming")
+
 
 @dataclass(frozen=True)
 class Recipe:
