@@ -121,9 +121,13 @@ def compare(request, benchmark):
         inputs = case.inputs()
         if not session.child:
             runner.check(case, inputs)
-        in_memory = case.read + case.written > session.cache
+        in_memory = case.read + case.written > session.cache and not case.network
         seconds, rates = measure(
-            case, inputs, benchmark, 0.3 if session.quick else case.seconds, session.probes if in_memory else None
+            case,
+            inputs,
+            benchmark,
+            0.3 if session.quick else case.seconds,
+            session.probes if in_memory else None,
         )
         ceilings = {**ceilings, **rates}
         record = {"op": case.op, "case": case.id, **runner.figures(case, seconds, ceilings, session.cache)}

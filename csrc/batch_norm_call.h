@@ -41,7 +41,8 @@ struct BatchNormCall {
   const bool cuda;  // memory is not for the CPU to read
   std::unique_ptr<void, decltype(&std::free)> scratch{nullptr, &std::free};
 
-  BatchNormCall(const char* op, const Tensor& input) : name(op), sizes(sizes_of(input)), cuda(on_cuda(input)) {
+  BatchNormCall(const char* op, const Tensor& input)
+      : name(op), sizes(sizes_of(input)), cuda(on_cuda(input)) {
     PYDL_CHECK(input.dim() >= 2, name,
                ": expected input to have at least 2 dimensions (N, C, ...), got shape ", shape_of(input));
     const bool last = is_channels_last(input);

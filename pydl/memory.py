@@ -1,7 +1,7 @@
 """The pool that large outputs on the CPU come from.
 
 The C library maps a large buffer anew at each allocation, and the operating system zeroes its pages at first touch,
-which takes longer than the ops that fill it. Outputs of at least 4 MB therefore come from a pool of recycled memory in
+which takes longer than the ops that fill it. Outputs of at least 1 MB therefore come from a pool of recycled memory in
 huge pages. Memory returns to the pool when its tensor dies, on whatever thread; a forked child starts with none idle.
 Idle memory stays below a limit (an eighth of the machine's memory unless :func:`set_limit` says otherwise), and idle
 plus used memory within an eighth, or 64 MB, of the most that was ever in use at once.

@@ -12,11 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 pytestmark = pytest.mark.cuda_compile
 
-# Bytes of local memory that are no harm, by kernel and type, and why.
+# Bytes of stack that are known and borne, by kernel; every other kernel has none. ptxas 13.0 keeps a register or two
+# there, around calls of division, exp and log (float64), or to stay at the next lower step of registers per thread.
 ALLOWED = {
-    # float64: the library functions for division, exp and log are calls, around which registers are put aside
-    r"softmax_cross_entropy_\w+_kernelId": 256,
-    r"batch_norm_\w+_kernelId": 256,
+    r"softmax_cross_entropy_\w+_kernelId": 32,
+    r"softmax_cross_entropy_gradient_kernelIfLNS1_4ModeE1": 8,
+    r"batch_norm_\w+_kernel": 16,
+    r"conv2d_gemm_kernelId": 8,
+    r"conv2d_direct_input_kernel": 16,
 }
 SHARED_MEMORY = 48 << 10  # that every architecture gives a block without being asked
 
@@ -81,9 +84,10 @@ def test_no_kernel_spills(kernels):
     bad = [
         (architecture, name, frame, spilled)
         for architecture, name, frame, spilled, *_ in kernels
-        if max(frame, spilled) > max((n for pattern, n in ALLOWED.items() if re.search(pattern, name)), default=0)
+        if frame > max((n for pattern, n in ALLOWED.items() if re.search(pattern, name)), default=0)
+        or (frame == 0 and spilled > 0)
     ]
-    assert not bad
+    assert not bad, "\n".join(map(str, bad))
 
 
 def test_shared_memory_and_registers_fit(kernels):

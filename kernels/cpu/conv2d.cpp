@@ -29,13 +29,13 @@ bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
   const int64_t out_block = p.out_channels * p.out_height * p.out_width;
   if (!full || taps == 1) return false;
   if (pass == Conv2dPass::forward) return in_block <= 1 << 14;
-  if (pass == Conv2dPass::backward_input) return out_block <= 1 << 14 && p.in_channels > 0;
+  if (pass == Conv2dPass::backward_input) return out_block <= (p.in_channels <= 6 ? 1 << 16 : 1 << 14);
   return in_block <= 1 << 14 && weights <= 1 << 16;
 }
 
 Algorithm best(const Conv2dParams& p, Conv2dPass pass) {
-  const Algorithm by_preference[] = {Algorithm::depthwise, Algorithm::winograd, Algorithm::batch,
-                                     Algorithm::rows};
+  const Algorithm by_preference[] = {Algorithm::depthwise, Algorithm::winograd, Algorithm::rows,
+                                     Algorithm::batch};
   const bool few =
       min_of(p.in_channels, p.out_channels) < 16;  // a vector of channels is not full, one of images is
   for (Algorithm algorithm : by_preference) {
@@ -44,8 +44,8 @@ Algorithm best(const Conv2dParams& p, Conv2dPass pass) {
     if (algorithm == Algorithm::winograd && conv2d_winograd_worthwhile(p, pass) &&
         !(few && supported(Algorithm::batch, p, pass) && batch_pays(p, pass)))
       return algorithm;
-    if (algorithm == Algorithm::batch && batch_pays(p, pass)) return algorithm;
     if (algorithm == Algorithm::rows && conv2d_rows_worthwhile(p, pass)) return algorithm;
+    if (algorithm == Algorithm::batch && batch_pays(p, pass)) return algorithm;
   }
   return Algorithm::gemm;
 }

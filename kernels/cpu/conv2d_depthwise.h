@@ -1,12 +1,13 @@
 // Depthwise convolution: each channel is convolved alone, so there is no matrix product, and memory decides.
 //
-// A vector always holds neighbouring channels at one pixel. With channels_last tensors it is read and written
+// 3x3 kernels of padding 1 walk down the rows of planes (conv2d_depthwise_3x3.cpp). Everywhere else a vector
+// holds neighbouring channels at one pixel. With channels_last tensors it is read and written
 // where it lies (conv2d_depthwise_pixels.cpp). Planes (NCHW, any other strides, several filters per channel)
 // are first turned into lanes, a vector's worth of channels and a strip of rows at a time, into scratch that
 // stays in the second-level cache (conv2d_depthwise_planes.cpp): transposing in and out costs about as much
 // as the nine products of a 3x3 kernel, and no row is too short.
 //
-// Both run the same tiles (conv2d_depthwise_tiles.cpp): kTilePixels neighbouring pixels of a row share
+// These two run the same tiles (conv2d_depthwise_tiles.cpp): kTilePixels neighbouring pixels of a row share
 // weights and loads. A tile gets its pixels as lists of pointers, one list per kernel row that lies on the
 // image; what lies beside the image points to a row of zeros, and results beside it to a place that nobody
 // reads. The input gradient is the same gather from the gradient, so nothing is ever padded.
@@ -19,8 +20,8 @@
 namespace pydl::cpu::PYDL_ISA {
 
 #if defined(PYDL_AVX512)
-static constexpr int kTilePixels =
-    7;  // 7 sums, 9 pixels and a weight of 32 registers; divides 7, 14, ..., 112
+// 7 sums, 9 pixels and a weight of 32 registers; divides 7, 14, ..., 112
+static constexpr int kTilePixels = 7;
 #else
 static constexpr int kTilePixels = 4;  // 4, 6 and 1 of 16
 #endif

@@ -119,6 +119,8 @@ struct RowRunner {
   const T** rows;  // source rows of the next run, `tile.rows` of them; their weights in tile.row_weights
   int64_t* row_weights;
   T* sink;
+  const char* ahead = nullptr;  // what the next run will read from memory: each tile asks for its share of it
+  int64_t ahead_bytes = 0;
 
   // max_rows: kernel rows that a result may read
   static int64_t bytes(const RowPlan& plan, int64_t max_rows, int64_t channels) {
@@ -166,8 +168,16 @@ struct RowRunner {
       }
       const int64_t* to = tables.results + i * count;
       for (int64_t j = 0; j < count; ++j) results[j] = to[j] == kBeside ? beside : row + to[j];
+      const int64_t share = ceil_div(ahead_bytes, plan.tiles);
+      for (int64_t b = i * share; b < min_of((i + 1) * share, ahead_bytes); b += 64) prefetch_l2(ahead + b);
       run(tile);
     }
+  }
+  // `from` as in add_rows: the source rows that row + 1 of the results reads and row does not.
+  void prefetch_rows(int64_t row, int64_t height, const T* from, int64_t row_step) {
+    const int64_t read = plan.rows_read(row), next = row + 1 < height ? plan.rows_read(row + 1) : read;
+    ahead = reinterpret_cast<const char*>(from + read * row_step);
+    ahead_bytes = (next - read) * row_step * static_cast<int64_t>(sizeof(T));
   }
 };
 

@@ -12,8 +12,7 @@ void microkernel(int64_t depth, const A* a, int64_t pitch, const A* b, A* tile, 
 #pragma GCC unroll 16
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v)
-      sum[m][v] = accumulate ? load(tile + m * kColumns<A> + v * lanes<A>) : vec<A>{};
+    for (int v = 0; v < vectors; ++v) sum[m][v] = vec<A>{};
   for (int64_t k = 0; k < depth; ++k, a += step, b += kColumns<A>) {
     vec<A> right[vectors];
 #pragma GCC unroll 2
@@ -28,7 +27,10 @@ void microkernel(int64_t depth, const A* a, int64_t pitch, const A* b, A* tile, 
 #pragma GCC unroll 16
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) store(tile + m * kColumns<A> + v * lanes<A>, sum[m][v]);
+    for (int v = 0; v < vectors; ++v) {
+      A* to = tile + m * kColumns<A> + v * lanes<A>;
+      store(to, accumulate ? load(to) + sum[m][v] : sum[m][v]);
+    }
 }
 
 template <class A>

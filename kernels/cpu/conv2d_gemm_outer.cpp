@@ -12,8 +12,7 @@ void outer_kernel(const OuterBlock<E>& p) {
 #pragma GCC unroll 14
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v)
-      sum[m][v] = p.accumulate ? load(p.sums + m * 2 * all + v * all) : vec<A>{};
+    for (int v = 0; v < vectors; ++v) sum[m][v] = vec<A>{};
   const E* right = p.right;
   for (int64_t t = 0; t < p.segments; ++t) {
     const E* left = p.left + p.offsets[t];
@@ -32,7 +31,11 @@ void outer_kernel(const OuterBlock<E>& p) {
 #pragma GCC unroll 14
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) store(p.sums + m * 2 * all + v * all, sum[m][v]);
+    for (int v = 0; v < vectors; ++v) {
+      A* to =
+          p.sums + m * 2 * all + v * all;  // sums of pieces: errors grow with the root of a piece's length
+      store(to, p.accumulate ? load(to) + sum[m][v] : sum[m][v]);
+    }
 }
 
 template <class E>

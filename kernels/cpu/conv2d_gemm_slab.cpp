@@ -75,6 +75,7 @@ struct Task {
     block.bias = bias + tile0 * kColumns<A>;
     block.relu = g.activation == Activation::relu;
     block.narrow = !staged && !__is_same(T, A);
+    block.stream = !staged && plan.stream;
     block.out_pitch = staged ? plan.phases_x * kColumns<A> : g.result_stride[3] * plan.phases_x;
     for (int64_t i = 0; i < groups; ++i) {
       const Pixel& at = first[i];
@@ -152,6 +153,7 @@ struct Task {
         });
       if (staged) finish(t);
     }
+    if (plan.stream) stream_fence();
   }
 };
 

@@ -54,12 +54,14 @@ struct SlabPlan {
   static constexpr int64_t kStagedPixels = 1 << 10;  // at most, of a tile of results
   static constexpr int64_t kTasks = 16;              // wanted
 
+  static constexpr int64_t kStreamedBytes = 16 << 20;  // half of a last-level cache
+
   const Conv2dParams& p;
   bool forward;
   Gather<T> gather;
   int64_t result_height, result_width, phases_y, phases_x;
   Reach y, x;
-  bool direct, dense, any_staged;
+  bool direct, dense, any_staged, stream;
   int64_t pieces;                          // that the channels of a tap are cut into, so that sums stay short
   int64_t elements, pitch, segment_depth;  // per pixel, between pixels, per segment
   int64_t tiles, tile_elements, parts;
@@ -88,6 +90,7 @@ struct SlabPlan {
     tiles = ceil_div(gather.channels, kColumns<A>);
     tile_elements = taps() * elements * kColumns<A>;
     any_staged = staged(0) || staged(tiles - 1);
+    stream = !any_staged && streams();
     const int64_t phases = phases_y * phases_x;
     int64_t pixels = max_of(14, kStagedPixels / phases);
     regions = cut(pixels);
@@ -149,6 +152,16 @@ struct SlabPlan {
   bool staged(int64_t tile) const {
     return (!__is_same(T, A) && !__is_same(E, bf16_pair)) || gather.result_stride[1] != 1 ||
            gather.activation == Activation::sigmoid || channels_of(tile) % lanes<A> != 0;
+  }
+  // Whether results are too many for the cache, and vectors of them aligned.
+  bool streams() const {
+    const int64_t vector = lanes<A> * static_cast<int64_t>(sizeof(T));
+    const int64_t bytes = gather.batch * result_height * result_width * gather.groups * gather.channels *
+                          static_cast<int64_t>(sizeof(T));
+    for (int d = 0; d < 4; ++d)
+      if (d != 1 && gather.result_stride[d] % lanes<A> != 0) return false;
+    return bytes > kStreamedBytes && gather.channels % lanes<A> == 0 &&
+           reinterpret_cast<uintptr_t>(gather.result) % static_cast<uintptr_t>(vector) == 0;
   }
   bool few_weights() const { return tiles * tile_elements * static_cast<int64_t>(sizeof(E)) <= 128 << 10; }
 

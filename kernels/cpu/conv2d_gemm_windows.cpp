@@ -46,45 +46,21 @@ PYDL_INLINE void step(const char* const* base, const Pitches& s, int64_t k, cons
 }
 
 // Long sums are taken in pieces of kPiece numbers and more, which are then added up: rounding errors grow
-// with the root of a piece's length and of the number of pieces, not of their product.
+// with the root of a piece's length and of the number of pieces, not of their product. Accumulators live for
+// one piece, so that the compiler keeps all of them in registers.
 constexpr int64_t kPiece = 128;
 
-template <class A, int groups, int sums>
-PYDL_INLINE void add_piece(A* total, bool first, vec<A> (&sum)[groups][sums]) {
-#pragma GCC unroll 4
-  for (int g = 0; g < groups; ++g)
-#pragma GCC unroll 14
-    for (int i = 0; i < sums; ++i) {
-      A* to = total + (g * sums + i) * lanes<A>;
-      store(to, first ? sum[g][i] : load(to) + sum[g][i]);
-      sum[g][i] = vec<A>{};
-    }
-}
-
+// sum = start + segments [first, last) of the windows; `b` moves on to the weights of segment `last`.
 template <class E, int vectors, int groups, int pixels>
-void windows_kernel(const WindowsBlock<E>& w) {
-  using A = acc_of<E>;
-  constexpr int64_t all = lanes<A>;
-  vec<A> sum[groups][pixels * vectors];
+PYDL_INLINE void sum_segments(const WindowsBlock<E>& w, const Pitches& s, int64_t first, int64_t last,
+                              const acc_of<E>* start, const E*& b,
+                              vec<acc_of<E>> (&sum)[groups][pixels * vectors]) {
+  constexpr int64_t all = lanes<acc_of<E>>;
 #pragma GCC unroll 4
   for (int g = 0; g < groups; ++g)
 #pragma GCC unroll 14
-    for (int i = 0; i < pixels * vectors; ++i) sum[g][i] = load(w.bias + i % vectors * all);
-  Pitches s{w.pitch * static_cast<int64_t>(sizeof(E)), 0, 0};
-  s.three = 3 * s.one;
-  s.five = 5 * s.one;
-  PYDL_OPAQUE(s.one);
-  PYDL_OPAQUE(s.three);
-  PYDL_OPAQUE(s.five);
-  const E* b = w.weights;
-  alignas(64) A total[groups * pixels * vectors * all];
-  bool pieces = false;
-  for (int64_t t = 0, piece = 0; t < w.segments; ++t, piece += w.depth) {
-    if (piece >= kPiece) {
-      add_piece<A>(total, !pieces, sum);
-      pieces = true;
-      piece = 0;
-    }
+    for (int i = 0; i < pixels * vectors; ++i) sum[g][i] = load(start + i % vectors * all);
+  for (int64_t t = first; t < last; ++t) {
     const char* base[groups];
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) base[g] = reinterpret_cast<const char*>(w.window[g] + w.offsets[t]);
@@ -109,6 +85,52 @@ void windows_kernel(const WindowsBlock<E>& w) {
       }
     }
   }
+}
+
+// All pieces but the last: total = bias + segments [0, last), written to memory.
+template <class E, int vectors, int groups, int pixels>
+__attribute__((noinline)) const E* sum_pieces(const WindowsBlock<E>& w, const Pitches& s, int64_t last,
+                                              int64_t per_piece, acc_of<E>* total) {
+  using A = acc_of<E>;
+  const E* b = w.weights;
+  for (int64_t t = 0; t < last; t += per_piece) {
+    alignas(64) static constexpr A zeros[2 * lanes<A>] = {};
+    vec<A> sum[groups][pixels * vectors];
+    sum_segments<E, vectors, groups, pixels>(w, s, t, t + per_piece, t ? zeros : w.bias, b, sum);
+    A* to = total;
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; ++g)
+#pragma GCC unroll 14
+      for (int i = 0; i < pixels * vectors; ++i, to += lanes<A>)
+        store(to, t ? load(to) + sum[g][i] : sum[g][i]);
+  }
+  return b;
+}
+
+template <class E, int vectors, int groups, int pixels>
+void windows_kernel(const WindowsBlock<E>& w) {
+  using A = acc_of<E>;
+  constexpr int64_t all = lanes<A>;
+  Pitches s{w.pitch * static_cast<int64_t>(sizeof(E)), 0, 0};
+  s.three = 3 * s.one;
+  s.five = 5 * s.one;
+  PYDL_OPAQUE(s.one);
+  PYDL_OPAQUE(s.three);
+  PYDL_OPAQUE(s.five);
+  const int64_t per_piece = ceil_div(kPiece, w.depth);
+  const int64_t before = w.segments > per_piece ? (w.segments - 1) / per_piece * per_piece : 0;
+  alignas(64) A total[groups * pixels * vectors * all];
+  const E* b = w.weights;
+  if (before > 0) b = sum_pieces<E, vectors, groups, pixels>(w, s, before, per_piece, total);
+  alignas(64) static constexpr A zeros[2 * all] = {};
+  vec<A> sum[groups][pixels * vectors];
+  sum_segments<E, vectors, groups, pixels>(w, s, before, w.segments, before ? zeros : w.bias, b, sum);
+  if (before > 0) {
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; ++g)
+#pragma GCC unroll 14
+      for (int i = 0; i < pixels * vectors; ++i) sum[g][i] += load(total + (g * pixels * vectors + i) * all);
+  }
   auto put = [&](auto type) PYDL_INLINE_LAMBDA {
     using T = decltype(type);
 #pragma GCC unroll 4
@@ -119,9 +141,8 @@ void windows_kernel(const WindowsBlock<E>& w) {
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; ++v) {
           vec<A> x = sum[g][j * vectors + v];
-          if (pieces) x += load(total + ((g * pixels + j) * vectors + v) * all);
           if (w.relu) x = x < vec<A>{} ? vec<A>{} : x;  // nan stays nan
-          store(to + v * all, x);
+          w.stream ? stream(to + v * all, x) : store(to + v * all, x);
         }
     }
   };

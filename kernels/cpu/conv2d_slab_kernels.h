@@ -56,7 +56,9 @@ struct WindowsBlock {
   const acc_of<E>* bias;         // 2 vectors
   void* out[kMostGroups];        // of the first pixel of each group: acc_of<E>, or bf16 if `narrow`
   int64_t out_pitch;             // in elements of that
-  bool relu, narrow;             // narrow: for bf16_pair alone
+  bool relu;
+  bool narrow;  // for bf16_pair alone
+  bool stream;  // past the caches; vectors of `out` are aligned
 };
 
 // groups <= most_groups(pixels), pixels <= kMostPixels; writes one vector where channels <= lanes, else two.

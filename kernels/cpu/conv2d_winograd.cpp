@@ -273,7 +273,11 @@ bool conv2d_winograd_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
   const int64_t tiles = p.batch * ceil_div(p.out_height, tile) * ceil_div(p.out_width, tile);
   if (tiles < 8 && pass != Conv2dPass::backward_weight && p.in_channels * p.out_channels < 256 * 256)
     return false;
-  return p.out_channels >= 8 && (p.in_channels >= 8 || pass == Conv2dPass::backward_input);
+  // where pairs of bf16 are multiplied at twice the rate, fewer products gain less
+  if (p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot())
+    return min_of(p.in_channels, p.out_channels) >= (p.kernel_height == 3 ? 32 : 96);
+  const int64_t least = p.kernel_height == 3 ? 8 : 16;
+  return p.out_channels >= least && (p.in_channels >= least || pass == Conv2dPass::backward_input);
 }
 
 int64_t conv2d_winograd_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {

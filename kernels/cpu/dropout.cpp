@@ -32,8 +32,7 @@ template <bool kStream, int kChains, class T, class A>
 PYDL_INLINE void step(const Mask<A>& mask, const T* x, T* y, int64_t first) {
   const A scale = mask.scale;
   constexpr int kLine = 64 / sizeof(T);
-  for (int k = 0; kAheadBytes && k < kChains * kElements; k += kLine)
-    prefetch(x + k + kAheadBytes / static_cast<int64_t>(sizeof(T)));
+  for (int k = 0; k < kChains * kElements; k += kLine) prefetch_ahead(x + k);
   Words words[kChains];
   philox<kChains, true>(mask.keys, static_cast<uint64_t>(first) / 4, words);
   auto put = [&](T* q, vec<A> v) { kStream ? stream(q, v) : store(q, v); };

@@ -111,7 +111,7 @@ PYDL_INLINE void row(const T* x, int64_t stride, T* y, int64_t n, acc_t<T> scale
   int64_t i = 0;
   if (stride == 1) {
     for (; i + kLanes <= n; i += kLanes) {
-      if (kAheadBytes) prefetch(x + i + kAheadBytes / static_cast<int64_t>(sizeof(T)));  // the rows to come
+      prefetch_ahead(x + i);  // the rows to come
       put(y + i, pick(load(x + i) * scale, i));
     }
   } else if (stride == 0) {

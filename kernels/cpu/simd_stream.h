@@ -10,10 +10,19 @@ namespace pydl::cpu::PYDL_ISA {
 // has a dozen lines in flight on its own, which is a quarter of what memory delivers where no hardware
 // prefetcher helps (it stops at each page, and some virtual machines run without one). Prefetches beyond the
 // end of a tensor do nothing.
-#if !defined(PYDL_AHEAD)
-#define PYDL_AHEAD 2048
-#endif
-static constexpr int64_t kAheadBytes = PYDL_AHEAD;
+static constexpr int64_t kAheadBytes = 2048;
+
+// Asks for the line kAheadBytes, or so many elements, beyond p. Counted in integers: it may lie outside of
+// p's tensor.
+template <class T>
+PYDL_INLINE void prefetch_ahead(const T* p) {
+  prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kAheadBytes));
+}
+template <class T>
+PYDL_INLINE void prefetch_ahead(const T* p, int64_t elements) {
+  prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) +
+                                         static_cast<uintptr_t>(elements) * sizeof(T)));
+}
 
 // Two vectors side by side: for half types the bytes of one, which is a whole line with AVX-512. stream_pair
 // wants p aligned to them.

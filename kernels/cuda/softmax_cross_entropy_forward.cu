@@ -271,7 +271,9 @@ __global__ void __launch_bounds__(kThreads)
     return;
   }
   if (p.reduction == Reduction::mean) {
-    const double denominator = p.probabilities ? static_cast<double>(p.rows) : weight;
+    double denominator = weight;
+    if (p.probabilities)  // without classes nan, as torch has it
+      denominator = p.classes > 0 ? static_cast<double>(p.rows) : static_cast<double>(__builtin_nanf(""));
     *p.denominator = denominator;
     loss /= denominator;
   }

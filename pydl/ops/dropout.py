@@ -78,9 +78,44 @@ class _TransformedDropout(torch.autograd.Function):
         return ctx.ops.dropout(tangent, ctx.p, seed, ctx.shared_dims)
 
 
+class _EagerDropout(torch.autograd.Function):
+    """The same in eager mode with the fewest hops: each op is called below the autograd layer of the dispatcher.
+
+    The registered formula above, which torch.compile uses, costs more than a small call's kernel. With create_graph the
+    backward goes through it, and so can be differentiated again.
+    """
+
+    @staticmethod
+    def forward(ctx, input, seed, rest):
+        ops, p, shared_dims = ctx.rest = rest
+        ctx.save_for_backward(seed)
+        with torch._C._AutoDispatchBelowAutograd():
+            return ops.dropout(input, p, seed, shared_dims)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        ops, p, shared_dims = ctx.rest
+        (seed,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return ops.dropout(grad_output, p, seed, shared_dims), None, None
+        with torch._C._AutoDispatchBelowAutograd():
+            return ops.dropout(grad_output, p, seed, shared_dims), None, None
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def _apply(ops, input, p, seed, shared_dims):
     if _library.transforms_active():
         return _TransformedDropout.apply(ops, input, p, seed, shared_dims)
+    if (
+        input.requires_grad
+        and type(input) in _PLAIN
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+    ):
+        return _EagerDropout.apply(input, seed, (ops, p, shared_dims))
     return ops.dropout(input, p, seed, shared_dims)
 
 

@@ -15,10 +15,6 @@ from pydl.ops import _library
 class Pool:
     """A pooling layer in a plan, in the place of the layer itself."""
 
-    # what generated code calls it
-    __name__ = "pool"
-    __qualname__ = "pool"
-
     def __init__(self, layer, name):
         self.layer = layer
         self.names = [name]
@@ -73,8 +69,8 @@ def _pair(value):
 
 
 _SERVED = {
-    torch.nn.MaxPool2d: (max_pool2d, "in channels_last, which is faster"),
-    torch.nn.AvgPool2d: (avg_pool2d, "2×2 as additions of views, which is faster"),
+    torch.nn.MaxPool2d: (max_pool2d, "pooled in channels_last, which is faster"),
+    torch.nn.AvgPool2d: (avg_pool2d, "pooled by adding views, which is faster"),
 }
 CLASSES = tuple(_SERVED)
 

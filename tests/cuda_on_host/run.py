@@ -74,7 +74,8 @@ def command(*pytest_arguments):
     chosen = ["-m", "cuda_on_host and not slow and not large"]
     if "-k" not in pytest_arguments:
         chosen += ["-k", "not compile and not opcheck"]
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, *pytest_arguments]
+    plugins = ["-p", "no:cacheprovider", "-p", "cuda_on_host.selection"]
+    return [sys.executable, "-m", "pytest", "-q", *plugins, *chosen, *pytest_arguments]
 
 
 # Processes start here: in the source folder, Python would find the uncompiled pydl.
