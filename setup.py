@@ -31,30 +31,91 @@ def torch_folder():
     return Path(spec.origin).parent
 
 
-def check_torch(folder):
-    """Refuses a torch that is not supported, by torch/version.py: importing torch takes seconds."""
-    version = re.search(r"__version__ = '([^']+)'", (folder / "version.py").read_text()).group(1)
+def torch_versions(folder):
+    """(version, CUDA version or None), read from torch/version.py: importing torch takes seconds."""
+    text = (folder / "version.py").read_text()
+    version = re.search(r"__version__ = '([^']+)'", text).group(1)
+    cuda = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", text, re.MULTILINE)
     release = tuple(int(part) for part in version.split(".")[:2])
     if not (2, 11) <= release < (2, 14):
         fail(f"torch {version} is not supported; install torch>=2.11,<2.14.")
+    return version, cuda.group(1) if cuda else None
 
 
-def check_cuda():
-    """PYDL_CUDA=1 asks for the CUDA library, whose kernels are still to be written; it must not pass for done."""
+def find_nvcc():
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        nvcc = Path(home, "bin", "nvcc")
+        return str(nvcc) if nvcc.is_file() else None
+    default = Path("/usr/local/cuda/bin/nvcc")
+    return shutil.which("nvcc") or (str(default) if default.is_file() else None)
+
+
+# Machine code of a family runs on its later members: 8.0 on 8.6 and 8.9. The newest goes along as PTX too.
+DEFAULT_ARCHITECTURES = ("75", "80", "90", "100", "120")
+
+
+def cuda_architectures(nvcc):
+    """CMAKE_CUDA_ARCHITECTURES, from torch's TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX") or what nvcc knows of the default."""
+    text = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"sm_(\d+)", text))
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if not asked:
+        present = [name for name in DEFAULT_ARCHITECTURES if name in known]
+        return ";".join([*(f"{name}-real" for name in present[:-1]), present[-1]])
+    names = []
+    for word in re.split(r"[;,\s]+", asked):
+        match = re.fullmatch(r"(\d+)\.(\d)(a?)(\+PTX)?", word)
+        if match is None:
+            fail(f"TORCH_CUDA_ARCH_LIST: expected numbers such as '8.0;9.0+PTX', got {word!r}.")
+        number = match[1] + match[2]
+        if int(number) < 75:
+            fail(f"TORCH_CUDA_ARCH_LIST: expected compute capability 7.5 or newer, got {word!r}.")
+        if number not in known:
+            fail(f"TORCH_CUDA_ARCH_LIST: expected what {nvcc} compiles for, got {word!r}; it knows {sorted(known)}.")
+        names.append(number + match[3] + ("" if match[4] else "-real"))
+    return ";".join(names)
+
+
+def cuda_arguments(torch_cuda):
+    """CMake arguments for the CUDA library: built when torch is a CUDA build and a fitting nvcc is found.
+
+    PYDL_CUDA=1 asks for it (beside a CPU torch too, where it is built but not loaded), PYDL_CUDA=0 leaves it out.
+    """
     wanted = os.environ.get("PYDL_CUDA")
     if wanted not in (None, "0", "1"):
         fail(f"PYDL_CUDA must be 0 or 1, got {wanted!r}.")
-    if wanted == "1":
-        fail("PYDL_CUDA=1, but this version has no CUDA C++ kernels yet; unset it: Triton serves GPU tensors.")
+    if wanted == "0" or (wanted is None and torch_cuda is None):
+        return ["-DPYDL_CUDA=OFF"]
+    nvcc = find_nvcc()
+    if nvcc is None:
+        if wanted == "1":
+            fail("PYDL_CUDA=1, but nvcc was not found; install the CUDA toolkit or set CUDA_HOME.")
+        print("pydl: torch has CUDA but nvcc was not found; GPU tensors will be served by Triton.", file=sys.stderr)
+        return ["-DPYDL_CUDA=OFF"]
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", text).groups()
+    if int(release[0]) < 12:
+        fail(f"nvcc is CUDA {'.'.join(release)}; install CUDA 12 or newer, or set PYDL_CUDA=0.")
+    if torch_cuda is not None and release[0] != torch_cuda.split(".")[0]:
+        fail(
+            f"nvcc is CUDA {'.'.join(release)} but torch was built with CUDA {torch_cuda}; "
+            f"install the CUDA {torch_cuda.split('.')[0]} toolkit, or set PYDL_CUDA=0 to build for the CPU alone."
+        )
+    return [
+        "-DPYDL_CUDA=ON",
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        f"-DPYDL_CUDA_ARCHITECTURES={cuda_architectures(nvcc)}",
+    ]
 
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext):
         if sys.platform == "win32":
             fail("Windows is not supported; use WSL 2, Linux or macOS.")
-        check_cuda()
         torch = torch_folder()
-        check_torch(torch)
+        _, torch_cuda = torch_versions(torch)
+        cuda = cuda_arguments(torch_cuda)
         cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
         if cmake is None or ninja is None:
             fail("cmake and ninja are needed to compile; install them (pip install cmake ninja).")
@@ -74,7 +135,10 @@ class CMakeBuild(build_ext):
             f"-DPYDL_OUTPUT_DIR={output.parent}",
             f"-DPYDL_EXT_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
             f"-DPYDL_SANITIZE={'ON' if os.environ.get('PYDL_SANITIZE') == '1' else 'OFF'}",
+            *cuda,
         ]
+        # one that an earlier build left here would be loaded beside the new extension
+        (output.parent / "libpydl_cuda.so").unlink(missing_ok=True)
         jobs = os.environ.get("MAX_JOBS")
         try:
             subprocess.run(configure, check=True)

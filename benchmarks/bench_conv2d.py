@@ -1,9 +1,13 @@
 """Convolution: forward, input gradient and weight gradient, each alone, beside torch eager.
 
 torch.compile takes no part: for a single convolution it calls the same library. Images are channels_last unless the
-row says NCHW.
+row says NCHW. After the table of chosen shapes: every distinct convolution of well-known networks (networks.py), each
+for a fraction of a second, in both memory formats.
 """
 
+import functools
+
+import networks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,6 +49,7 @@ def case(
     quick=False,
     channels_last=True,
     dtype=torch.float32,
+    case_options=None,
     **options,
 ):
     batch, channels, height, width = shape
@@ -55,9 +60,7 @@ def case(
     out_shape = (batch, out_channels, *out)
 
     def inputs():
-        tensors = [torch.randn(s).to(dtype) for s in (shape, kernel_shape, out_shape)]
-        if channels_last:
-            tensors = [t.to(memory_format=torch.channels_last) for t in tensors]
+        tensors = [t.detach() for t in random_tensors((shape, kernel_shape, out_shape), dtype, channels_last)]
         tensors[0].requires_grad_(what == "input")
         tensors[1].requires_grad_(what == "weight")
         return tensors
@@ -79,7 +82,14 @@ def case(
         target=target and (target, target),
         quick=quick,
         scale=30.0,
+        **(case_options or {}),
     )
+
+
+@functools.lru_cache(maxsize=1)  # the passes of a shape follow one another
+def random_tensors(shapes, dtype, channels_last):
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return [torch.randn(shape).to(dtype).to(memory_format=memory_format) for shape in shapes]
 
 
 def trio(name, shape, out_channels, kernel, forward=None, input=None, weight=None, quick=False, **options):
@@ -107,6 +117,37 @@ CASES = [
     *trio("3×3 stride 2 64→128@56, N 8", (8, 64, 56, 56), 128, 3, 1.1, 1.1, 1.5, stride=2, padding=1),
     *trio("depthwise 3×3 128@56, N 8", (8, 128, 56, 56), 128, 3, 1.5, 1.5, 1.5, padding=1, groups=128),
 ]
+
+
+def of_network(network, dtype):
+    """The layers of a network, in both memory formats and all passes."""
+    batch, layers = networks.networks()[network]
+    for layer in layers:
+        shape = (batch, layer.channels, layer.size, layer.size)
+        for channels_last in (False, True):
+            for what in ("forward", "input", "weight"):
+                yield case(
+                    f"{network}, N {batch}: {networks.name(layer)}",
+                    what,
+                    shape,
+                    layer.out_channels,
+                    layer.kernel,
+                    channels_last=channels_last,
+                    dtype=dtype,
+                    case_options={
+                        "oracle": torch.float32,
+                        "seconds": 0.08,
+                        "network": {"name": network, "pass": what, "channels_last": channels_last},
+                    },
+                    stride=layer.stride,
+                    padding=layer.padding,
+                    groups=layer.groups,
+                )
+
+
+for name in networks.networks():
+    CASES += of_network(name, torch.float32)
+CASES += of_network("ResNet-18", torch.bfloat16)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)

@@ -123,12 +123,14 @@ def compare(request, benchmark):
             runner.check(case, inputs)
         in_memory = case.read + case.written > session.cache
         seconds, rates = measure(
-            case, inputs, benchmark, 0.3 if session.quick else 2.5, session.probes if in_memory else None
+            case, inputs, benchmark, 0.3 if session.quick else case.seconds, session.probes if in_memory else None
         )
         ceilings = {**ceilings, **rates}
         record = {"op": case.op, "case": case.id, **runner.figures(case, seconds, ceilings, session.cache)}
         record |= {f"{name}_gbps": rate for name, rate in rates.items()}
         record["target"] = case.target
+        if case.network:
+            record["network"] = case.network
         session.records.append(record)
         benchmark.extra_info.update(record)
         session.say(report.line(record, len(session.records), session.total, session.child))

@@ -4,13 +4,18 @@ A case is checked against torch first. Times are of graph replays over several i
 inside the graph, so that neither launch gaps nor a cache that holds the inputs enter; ``call`` is what a Python loop
 without graphs sees. Bytes count each tensor as often as the op must read or write it in device memory, and shares are
 of the copy bandwidth (memory-bound ops) or of cuDNN's time (conv2d) measured in the same run.
+
+``--prepare I/N`` only compiles: every N-th case from the I-th on, so that several processes fill the compilers' caches
+while tests run. ``--dry-run`` goes through all of it on tiny CPU tensors (TRITON_INTERPRET=1 for the Triton backend).
 """
 
 import argparse
+import itertools
 import json
 import math
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -20,13 +25,24 @@ import torch.nn.functional as F
 import pydl
 import pydl.functional as PF
 
-BF16 = torch.bfloat16
+BF16, F32 = torch.bfloat16, torch.float32
 LAST = torch.channels_last
 SETS_BYTES = 512 << 20  # the input sets of a case together: several times the L2
+DRY = False  # tiny tensors on the CPU
+
+# ---- timing
+
+
+def device():
+    return "cpu" if DRY else "cuda"
 
 
 def median_ms(run, repeats=15, inner=1):
     """The median time of run() by events, in ms, without synchronising in between; run does ``inner`` calls."""
+    if DRY:
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) * 1e3 / inner
     for _ in range(3):
         run()
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
@@ -40,6 +56,8 @@ def median_ms(run, repeats=15, inner=1):
 
 def graph_ms(calls):
     """The median time of one of ``calls``, which do the same on different inputs, replayed from a graph."""
+    if DRY:
+        return median_ms(lambda: [call() for call in calls], inner=len(calls))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -57,7 +75,7 @@ def graph_ms(calls):
 
 def copy_bandwidth():
     """Bytes read and written per second by a device-to-device copy."""
-    a = torch.empty(1 << 31, dtype=torch.uint8, device="cuda")
+    a = torch.empty(1 << (20 if DRY else 31), dtype=torch.uint8, device=device())
     b = torch.empty_like(a)
     return 2 * a.numel() / median_ms(lambda: b.copy_(a)) * 1e3
 
@@ -66,116 +84,159 @@ def error(actual, expected):
     """Norm of the difference over the norm, of the worst of several tensors; nan never passes."""
     worst = 0.0
     for a, e in zip(actual, expected, strict=True):
-        if e is not None:
-            value = float((a.double() - e.double()).norm() / e.double().norm().clamp(min=1e-30))
-            worst = value if math.isnan(value) else max(worst, value)
+        value = float((a.double() - e.double()).norm() / e.double().norm().clamp(min=1e-30))
+        worst = value if math.isnan(value) else max(worst, value)
     return worst
 
 
+# ---- cases
+
+
 class Case:
-    """One op at one size: ``make()`` gives an input set, ``ours`` and ``torchs`` take it and return tensors."""
+    """One op at one size: ``make()`` gives an input set, ``ours`` and ``torchs`` take it and return tensors.
 
-    def __init__(self, name, make, ours, torchs, bytes=0, flops=0, compare=True, compile=True):
+    ``compiled()``, where given, returns torch.compile's version of ``torchs``.
+    """
+
+    def __init__(self, name, make, ours, torchs, bytes=0, flops=0, compare=True, compiled=None):
         self.name, self.make, self.ours, self.torchs = name, make, ours, torchs
-        self.bytes, self.flops, self.compare, self.compile = bytes, flops, compare, compile
+        self.bytes, self.flops, self.compare, self.compiled = bytes, flops, compare, compiled
 
-    def run(self, bandwidth):
+    def prepare(self, backends):
+        """Compiles whatever ``run`` will."""
+        inputs = self.make()
+        for backend in backends:
+            with pydl.backend.use(backend):
+                self.ours(*inputs)
+        if self.compiled is not None and not DRY:
+            self.compiled()(*inputs)
+            torch._dynamo.reset()
+
+    def run(self, backends, bandwidth):
+        """A row of the record: the times of torch, torch.compile and each backend; what fails is said in its place."""
         first = self.make()
         size = sum(t.numel() * t.element_size() for t in first)
         sets = [first] + [self.make() for _ in range(max(min(SETS_BYTES // max(size, 1), 8), 1))]
         row = {"case": self.name}
-        if self.compare:
-            row["error"] = error(self.ours(*first), self.torchs(*first))
-            if not row["error"] < 2e-2:
-                row["failed"] = f"error {row['error']:.2e}"
-                return row
-        row["ms"] = graph_ms([lambda s=s: self.ours(*s) for s in sets])
-        row["call_ms"] = median_ms(lambda: self.ours(*sets[0]))
-        row["torch_ms"] = graph_ms([lambda s=s: self.torchs(*s) for s in sets])
-        if self.compile:
-            compiled = torch.compile(self.torchs, dynamic=False)
-            row["compile_ms"] = graph_ms([lambda s=s: compiled(*s) for s in sets])
-            torch._dynamo.reset()
-        if self.bytes:
-            row["gbps"] = self.bytes / row["ms"] / 1e6
-            row["share"] = self.bytes / row["ms"] * 1e3 / bandwidth
-        if self.flops:
-            row["tflops"] = self.flops / row["ms"] / 1e9
-            row["share"] = row["torch_ms"] / row["ms"]
+        row["torch"] = attempt(lambda: {"ms": graph_ms([lambda s=s: self.torchs(*s) for s in sets])})
+        if self.compiled is not None and not DRY:
+            row["compile"] = attempt(lambda: {"ms": compiled_ms(self.compiled(), sets)})
+        for backend in backends:
+            with pydl.backend.use(backend):
+                row[backend] = attempt(lambda: self._ours(sets, bandwidth, row["torch"].get("ms")))
         return row
 
+    def _ours(self, sets, bandwidth, torch_ms):
+        found = {}
+        if self.compare:
+            found["error"] = error(self.ours(*sets[0]), self.torchs(*sets[0]))
+            if not found["error"] < 2e-2:
+                return {"failed": f"error {found['error']:.2e}"}
+        found["ms"] = graph_ms([lambda s=s: self.ours(*s) for s in sets])
+        found["call_ms"] = median_ms(lambda: self.ours(*sets[0]))
+        if torch_ms is not None:
+            found["ratio"] = torch_ms / found["ms"]
+        if self.bytes:
+            found["gbps"] = self.bytes / found["ms"] / 1e6
+            found["share"] = self.bytes / found["ms"] * 1e3 / bandwidth
+        if self.flops:
+            found["tflops"] = self.flops / found["ms"] / 1e9
+            found["share"] = found.get("ratio")
+        return found
 
-def with_gradient(function, *leaves):
-    """The output of ``function`` and its gradients for ``leaves``, with a gradient of ones times two."""
 
+def attempt(measure):
+    """What ``measure`` returns, or its failure in words: one case must not cost the rest of a lent machine's time."""
+    try:
+        return measure()
+    except Exception as exception:
+        return {"failed": f"{type(exception).__name__}: {str(exception)[:200]}"}
+
+
+def compiled_ms(function, sets):
+    try:
+        return graph_ms([lambda s=s: function(*s) for s in sets])
+    finally:
+        torch._dynamo.reset()
+
+
+def forward_only(function):
     def run(*inputs):
-        y = function(*inputs)
-        g = torch.full_like(y, 2.0)
-        return (y.detach(), *torch.autograd.grad(y, [inputs[i] for i in leaves], g))
+        with torch.no_grad():
+            return (function(*inputs),)
 
     return run
 
 
+def with_gradient(*leaves):
+    """Wraps a function: its output and the gradients of ``leaves``, for an upstream gradient of twos."""
+
+    def wrap(function):
+        def run(*inputs):
+            y = function(*inputs)
+            g = torch.full_like(y, 2.0)
+            return (y.detach(), *torch.autograd.grad(y, [inputs[i] for i in leaves], g))
+
+        return run
+
+    return wrap
+
+
+def pair(name, make, ours, torchs, wrap, **options):
+    """A case of two functions under one wrapper; only the function goes through torch.compile, autograd stays eager."""
+    return Case(
+        name, make, wrap(ours), wrap(torchs), compiled=lambda: wrap(torch.compile(torchs, dynamic=False)), **options
+    )
+
+
 def cross_entropy_cases():
-    for rows, classes in ((32768, 4096), (16384, 8192), (8192, 32768), (8192, 50257), (2048, 131072), (131072, 1000)):
+    sizes = ((8192, 32768), (32768, 4096), (16384, 8192), (8192, 50257), (2048, 131072), (131072, 1000), (16, 131072))
+    for rows, classes in ((6, 40), (2, 5000)) if DRY else sizes:
 
         def make(rows=rows, classes=classes):
-            x = torch.randn(rows, classes, device="cuda", dtype=BF16).requires_grad_()
-            return x, torch.randint(classes, (rows,), device="cuda")
+            x = torch.randn(rows, classes, device=device(), dtype=BF16).requires_grad_()
+            return x, torch.randint(classes, (rows,), device=device())
 
         size, name = 2 * rows * classes, f"cross_entropy {rows}x{classes} bf16"
-
-        def forward(f):
-            def run(x, t):
-                with torch.no_grad():
-                    return (f(x, t),)
-
-            return run
-
-        yield Case(f"{name} fwd", make, forward(PF.cross_entropy), forward(F.cross_entropy), bytes=size)
-        ours, torchs = with_gradient(PF.cross_entropy, 0), with_gradient(F.cross_entropy, 0)
-        yield Case(f"{name} fwd+bwd", make, ours, torchs, bytes=3 * size)
+        functions = PF.cross_entropy, F.cross_entropy
+        yield pair(f"{name} fwd", make, *functions, forward_only, bytes=size)
+        yield pair(f"{name} fwd+bwd", make, *functions, with_gradient(0), bytes=3 * size)
 
 
 def dropout_cases():
-    for dtype in (BF16, torch.float32):
+    log2 = 10 if DRY else 28
+    for dtype in (BF16, F32):
 
         def make(dtype=dtype):
-            return (torch.randn(1 << 28, device="cuda", dtype=dtype),)
+            return (torch.randn(1 << log2, device=device(), dtype=dtype),)
 
-        size = torch.finfo(dtype).bits // 8 << 28
-        name = f"dropout 2^28 {str(dtype).removeprefix('torch.')}"
-        ours, torchs = (lambda x: (PF.dropout(x, 0.1),)), (lambda x: (F.dropout(x, 0.1),))
-        yield Case(name, make, ours, torchs, bytes=2 * size, compare=False)
+        bytes = 2 * dtype.itemsize << log2
+        name = f"dropout 2^{log2} {str(dtype).removeprefix('torch.')}"
+        functions = (lambda x: PF.dropout(x, 0.1)), (lambda x: F.dropout(x, 0.1))
+        yield pair(name, make, *functions, forward_only, bytes=bytes, compare=False)  # masks differ
+
+
+def batch_norm_relu(x, w, b):
+    return PF.batch_norm(x, None, None, w, b, True, activation="relu")
+
+
+def torch_batch_norm_relu(x, w, b):
+    return F.relu(F.batch_norm(x, None, None, w, b, True))
 
 
 def batch_norm_cases():
     shapes = ((256, 64, 56, 56), (256, 256, 28, 28), (512, 2048, 7, 7), (256, 16, 112, 112))
-    for shape in shapes:
-        for format, label in ((torch.contiguous_format, "NCHW"), (LAST, "channels_last")):
+    formats = ((torch.contiguous_format, "NCHW"), (LAST, "channels_last"))
+    for shape, (format, label) in itertools.product(((4, 6, 5, 5),) if DRY else shapes, formats):
 
-            def make(shape=shape, format=format):
-                x = torch.randn(shape, device="cuda", dtype=BF16).to(memory_format=format).requires_grad_()
-                w, b = (torch.rand(shape[1], device="cuda").requires_grad_() for _ in range(2))
-                return x, w, b
+        def make(shape=shape, format=format):
+            x = torch.randn(shape, device=device(), dtype=BF16).to(memory_format=format).requires_grad_()
+            return x, *(torch.rand(shape[1], device=device()).requires_grad_() for _ in range(2))
 
-            def ours(x, w, b):
-                return PF.batch_norm(x, None, None, w, b, True, activation="relu")
-
-            def torchs(x, w, b):
-                return F.relu(F.batch_norm(x, None, None, w, b, True))
-
-            def forward(f):
-                def run(*inputs):
-                    with torch.no_grad():
-                        return (f(*inputs),)
-
-                return run
-
-            size, name = 2 * math.prod(shape), f"batch_norm+relu {'x'.join(map(str, shape))} bf16 {label}"
-            yield Case(f"{name} fwd", make, forward(ours), forward(torchs), bytes=3 * size)
-            both = with_gradient(ours, 0, 1, 2), with_gradient(torchs, 0, 1, 2)
-            yield Case(f"{name} fwd+bwd", make, *both, bytes=8 * size, compile=label == "NCHW")
+        size, name = 2 * math.prod(shape), f"batch_norm+relu {'x'.join(map(str, shape))} bf16 {label}"
+        functions = batch_norm_relu, torch_batch_norm_relu
+        yield pair(f"{name} fwd", make, *functions, forward_only, bytes=3 * size)
+        yield pair(f"{name} fwd+bwd", make, *functions, with_gradient(0, 1, 2), bytes=8 * size)
 
 
 # (channels, size, outputs, kernel, stride, how often) of ResNet-50's convolutions at 224 x 224
@@ -187,114 +248,179 @@ RESNET50 = (
     (1024, 14, 512, 1, 1, 1), (512, 14, 512, 3, 2, 1), (512, 7, 2048, 1, 1, 3), (1024, 14, 2048, 1, 2, 1),
     (2048, 7, 512, 1, 1, 2), (512, 7, 512, 3, 1, 2),
 )  # fmt: skip
+PASSES = ("fwd", "dgrad", "wgrad")
 
 
-def conv2d_cases(batch=64):
-    for channels, size, outputs, kernel, stride, times in RESNET50:
+def conv2d_pass(which, x, w, g, stride, padding):
+    """One pass by the op of the backend in use."""
+    ops = pydl.backend.ops_for(x)
+    options = ((stride, stride), (padding,) * 4, (1, 1), 1)
+    if which == "fwd":
+        return ops.conv2d_forward(x, w, None, *options, "none", True)
+    if which == "dgrad":
+        return ops.conv2d_backward_input(g, w, x.shape, *options, True)
+    return ops.conv2d_backward_weight(g, x, w.shape, *options, True)
+
+
+def torch_conv2d_pass(which, x, w, g, stride, padding):
+    if which == "fwd":
+        return F.conv2d(x, w, None, stride, padding)
+    mask = (which == "dgrad", which == "wgrad", False)
+    options = ((stride, stride), (padding, padding), (1, 1), False, (0, 0), 1, mask)
+    return torch.ops.aten.convolution_backward(g, x, w, None, *options)[0 if which == "dgrad" else 1]
+
+
+def conv2d_cases():
+    batch = 1 if DRY else 64
+    for channels, size, outputs, kernel, stride, times in ((20, 6, 24, 3, 2, 1),) if DRY else RESNET50:
         padding = kernel // 2
         out = (size + 2 * padding - kernel) // stride + 1
         flops = 2 * batch * out * out * outputs * channels * kernel * kernel
         label = f"conv2d {channels}@{size} {kernel}x{kernel}/{stride} -> {outputs} (x{times}) bf16"
 
         def make(channels=channels, size=size, outputs=outputs, kernel=kernel, out=out):
-            def random(*shape):
-                return torch.randn(shape, device="cuda", dtype=BF16).to(memory_format=LAST)
+            shapes = (batch, channels, size, size), (outputs, channels, kernel, kernel), (batch, outputs, out, out)
+            return tuple(torch.randn(s, device=device(), dtype=BF16).to(memory_format=LAST) for s in shapes)
 
-            return (
-                random(batch, channels, size, size),
-                random(outputs, channels, kernel, kernel),
-                random(batch, outputs, out, out),
-            )
+        for which in PASSES:
+            if which == "dgrad" and channels == 3:
+                continue  # images need no gradient
 
-        options = ((stride, stride), (padding,) * 4, (1, 1), 1)
+            def one(function, which=which, stride=stride, padding=padding):
+                return lambda x, w, g: (function(which, x, w, g, stride, padding),)
 
-        def torch_backward(g, x, w, mask, stride=stride, padding=padding):
-            return torch.ops.aten.convolution_backward(
-                g, x, w, None, (stride,) * 2, (padding,) * 2, (1, 1), False, (0, 0), 1, mask
-            )
-
-        ops = pydl.backend.ops_for(torch.empty(0, device="cuda"))
-        common = {"flops": flops, "compile": False}
-        yield Case(
-            f"{label} fwd", make,
-            lambda x, w, g, ops=ops, o=options: (ops.conv2d_forward(x, w, None, *o, "none", True),),
-            lambda x, w, g, s=stride, p=padding: (F.conv2d(x, w, None, s, p),), **common,
-        )  # fmt: skip
-        if channels > 3:  # images need no gradient
-            yield Case(
-                f"{label} dgrad", make,
-                lambda x, w, g, ops=ops, o=options: (ops.conv2d_backward_input(g, w, x.shape, *o, True),),
-                lambda x, w, g, b=torch_backward: (b(g, x, w, (True, False, False))[0],), **common,
-            )  # fmt: skip
-        yield Case(
-            f"{label} wgrad", make,
-            lambda x, w, g, ops=ops, o=options: (ops.conv2d_backward_weight(g, x, w.shape, *o, True),),
-            lambda x, w, g, b=torch_backward: (b(g, x, w, (False, True, False))[1],), **common,
-        )  # fmt: skip
+            # torch.compile takes no part: for a single convolution it calls the same library
+            yield Case(f"{label} {which}", make, one(conv2d_pass), one(torch_conv2d_pass), flops=flops)
 
 
-def show(row):
-    if "failed" in row:
-        print(f"{row['case']:<66} FAILED: {row['failed']}", flush=True)
-        return
-    rate = f"{row['gbps']:7.0f} GB/s" if "gbps" in row else f"{row['tflops']:5.0f} TFLOP/s"
-    compiled = f"{row['torch_ms'] and row['compile_ms'] / row['ms']:5.2f}" if "compile_ms" in row else "    -"
-    print(
-        f"{row['case']:<66}{row['ms']:9.4f}{row['call_ms']:9.4f}{row['torch_ms'] / row['ms']:7.2f}{compiled:>7}"
-        f"{rate:>14}{100 * row['share']:6.0f} %",
-        flush=True,
-    )
+def all_cases(only):
+    """One case of each op after the other, so that a run that is cut short has seen them all."""
+    lists = (cross_entropy_cases, batch_norm_cases, conv2d_cases, dropout_cases)
+    for turn in itertools.zip_longest(*([c for c in cases() if only in c.name] for cases in lists)):
+        yield from (case for case in turn if case is not None)
+
+
+# ---- the table
+
+HEAD = f"{'':<58}{'torch':>9}{'compile':>9}"
+
+
+def cell(found, backend=False):
+    if found is None:
+        return f"{'-':>9}" + (f"{'':>14}" if backend else "")
+    if "failed" in found:
+        return f"{'FAILED':>9}" + (f"{'':>14}" if backend else "")
+    text = f"{found['ms']:9.4f}"
+    if backend:
+        text += f"{found.get('ratio', math.nan):7.2f}{100 * (found.get('share') or math.nan):5.0f} %"
+    return text
+
+
+def show(row, backends):
+    line = f"{row['case']:<58}{cell(row['torch'])}{cell(row.get('compile'))}"
+    print(line + "".join(cell(row[backend], True) for backend in backends), flush=True)
+    for name in ("torch", "compile", *backends):
+        if "failed" in row.get(name, {}):
+            print(f"    {name}: {row[name]['failed']}", flush=True)
+
+
+def summary(rows, backends):
+    """Geometric means of the ratios to torch, and what ResNet-50's convolutions take together."""
+    for backend in backends:
+        done = [row for row in rows if "ms" in row[backend] and "ms" in row["torch"]]
+        print(f"{backend}: {len(done)} of {len(rows)} cases; times as fast as torch, geometric mean:", end="")
+        for op in ("cross_entropy", "dropout", "batch_norm", "conv2d"):
+            ratios = [row[backend]["ratio"] for row in done if row["case"].startswith(op)]
+            if ratios:
+                print(f" {op} {statistics.geometric_mean(ratios):.2f}", end="")
+        print()
+        for which in PASSES:
+            conv2d = [r for r in done if r["case"].startswith("conv2d") and r["case"].endswith(which)]
+            part = [(r, int(r["case"].split("(x")[1].split(")")[0])) for r in conv2d]
+            if part:
+                ours, theirs = (sum(r[who]["ms"] * n for r, n in part) for who in (backend, "torch"))
+                print(
+                    f"  ResNet-50 {which}: {ours:.2f} ms, torch {theirs:.2f} ms, {100 * theirs / ours:.0f} % of cuDNN"
+                )
+
+
+# ---- the run
+
+
+def chosen(names):
+    """The backends that are there; the others are said."""
+    status = pydl.backend.available()
+    for name in names:
+        if not status[name]:
+            print(f"{name}: {status[name].reason}", flush=True)
+    return [name for name in names if status[name]]
 
 
 def main():
+    global DRY
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", default="triton")
+    parser.add_argument("--backends", default="triton,cuda")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--seconds", type=float, default=500, help="starts no case after this many")
+    parser.add_argument("--seconds", type=float, default=300, help="starts no case after this many")
     parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--prepare", default="", metavar="I/N", help="only compile, every N-th case from the I-th on")
+    parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
     begun = time.monotonic()
+    DRY = arguments.dry_run
+    if DRY:
+        sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+        import interpreter
+
+        interpreter.install()
+    backends = chosen(arguments.backends.split(","))
+    if not backends:
+        return 1
+    cases = list(all_cases(arguments.only))
+    if arguments.prepare:
+        first, step = map(int, arguments.prepare.split("/"))
+        for case in cases[first::step]:
+            failure = attempt(lambda case=case: case.prepare(backends))
+            if failure is not None:
+                print(f"{case.name}: {failure['failed']}", flush=True)
+            if time.monotonic() - begun > arguments.seconds:
+                break
+        return 0
     torch.backends.cudnn.benchmark = True
-    gpu = torch.cuda.get_device_name()
+    gpu = "dry run" if DRY else torch.cuda.get_device_name()
+    bandwidth = copy_bandwidth()
     record = {
         "gpu": gpu,
-        "backend": arguments.backend,
+        "backends": {name: str(pydl.backend.available()[name].reason) for name in backends},
         "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "triton": str(pydl.backend.available()["triton"].reason),
-        "copy_gbps": copy_bandwidth() / 1e9,
+        "copy_gbps": bandwidth / 1e9,
+        "complete": False,
+        "cases": [],
     }
-    print(f"{gpu}, torch {torch.__version__}, copy {record['copy_gbps']:.0f} GB/s; pydl by {arguments.backend}")
-    print(f"{'':<66}{'ms':>9}{'call':>9}{'torch':>7}{'compile':>7}{'rate':>14}  share")
-    rows = record["cases"] = []
-    target = arguments.out / f"{gpu.replace(' ', '-').lower()}-{arguments.backend}.json"
-    with pydl.backend.use(arguments.backend):
-        for cases in (cross_entropy_cases, dropout_cases, batch_norm_cases, conv2d_cases):
-            for case in cases():
-                if arguments.only not in case.name:
-                    continue
-                if time.monotonic() - begun > arguments.seconds:
-                    print("out of time")
-                    record["complete"] = False
-                    break
-                try:
-                    row = case.run(record["copy_gbps"] * 1e9)
-                except Exception as exception:  # one case must not cost the rest of a lent machine's time
-                    row = {"case": case.name, "failed": f"{type(exception).__name__}: {str(exception)[:200]}"}
-                rows.append(row)
-                show(row)
-                target.write_text(json.dumps(record, indent=1) + "\n")
-    conv = [row for row in rows if "tflops" in row]
-    for kind in ("fwd", "dgrad", "wgrad"):
-        part = [(r, int(r["case"].split("(x")[1].split(")")[0])) for r in conv if r["case"].endswith(kind)]
-        if part:
-            ours, theirs = (sum(r[key] * n for r, n in part) for key in ("ms", "torch_ms"))
-            print(
-                f"ResNet-50 {kind}: {ours:.2f} ms, torch {theirs:.2f} ms, {100 * theirs / ours:.0f} % of cuDNN's speed"
-            )
-    return 1 if any("failed" in row for row in rows) else 0
+    print(f"{gpu}, torch {torch.__version__}, copy {bandwidth / 1e9:.0f} GB/s; ms, times as fast as torch, share")
+    print(HEAD + "".join(f"{name:>9}{'ratio':>7}{'share':>7}" for name in backends))
+    target = arguments.out / f"{gpu.replace(' ', '-').lower()}.json"
+    rows = record["cases"]
+    for case in cases:
+        if time.monotonic() - begun > arguments.seconds:
+            print("out of time")
+            break
+        row = attempt(lambda case=case: case.run(backends, bandwidth))
+        if "failed" in row:  # its inputs could not even be made
+            print(f"{case.name}: {row['failed']}", flush=True)
+            continue
+        rows.append(row)
+        record["complete"] = len(rows) == len(cases)
+        show(row, backends)
+        target.write_text(json.dumps(record, indent=1) + "\n")
+        if not DRY:
+            torch.cuda.empty_cache()
+    summary(rows, backends)
+    failed = [row for row in rows if any("failed" in row.get(name, {}) for name in backends)]
+    return 1 if failed or not record["complete"] else 0
 
 
 if __name__ == "__main__":

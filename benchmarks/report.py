@@ -7,6 +7,7 @@ python benchmarks/report.py --picture ratios.png   # bars of the ratio and of th
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -80,6 +81,61 @@ def share_of(record, calm):
     return calm.get("share", record["share"] * record["pydl_us"] / calm["pydl_us"])
 
 
+def by_network(records):
+    """{(network, dtype): records} of the cases that belong to a network, and the others as a list."""
+    groups, others = {}, []
+    for record in records:
+        if "network" in record:
+            key = record["network"]["name"], record["case"].rsplit(" ", 1)[1]
+            groups.setdefault(key, []).append(record)
+        else:
+            others.append(record)
+    return groups, others
+
+
+NETWORK_COLUMNS = (
+    "network",
+    "cases",
+    *(f"{memory}, {what}" for memory in ("NCHW", "channels_last") for what in ("forward", "input", "weight")),
+    "all",
+    "no page faults",
+    "worst",
+    "worst case",
+)
+
+
+def network_rows(groups):
+    """A row per network: geometric means of the ratio by memory format and pass, and the worst case of all.
+
+    The last rows are of all networks together, one per dtype.
+    """
+    everything = {}
+    for (_, dtype), records in groups.items():
+        everything.setdefault(("all networks", dtype), []).extend(records)
+    for (name, dtype), records in [*groups.items(), *everything.items()]:
+        calm = [without_page_faults(r) or r for r in records]
+        worst = min(range(len(records)), key=lambda i: calm[i]["ratio"])
+        parts = [
+            [
+                c["ratio"]
+                for r, c in zip(records, calm, strict=True)
+                if r["network"]["channels_last"] == last and r["network"]["pass"] == what
+            ]
+            for last in (False, True)
+            for what in ("forward", "input", "weight")
+        ]
+        case = records[worst]["case"].rsplit(" ", 1)[0]
+        yield (
+            f"{name} {dtype}",
+            str(len(records)),
+            *(f"{statistics.geometric_mean(p):.2f}×" if p else "–" for p in parts),
+            f"{statistics.geometric_mean([r['ratio'] for r in records]):.2f}×",
+            f"{statistics.geometric_mean([c['ratio'] for c in calm]):.2f}×",
+            f"{calm[worst]['ratio']:.2f}×",
+            case,
+        )
+
+
 def by_op(records):
     ops = {}
     for record in records:
@@ -94,6 +150,17 @@ def show(records, ceilings):
 
     console = Console(width=None if sys.stdout.isatty() else 170)
     for op, rows in by_op(records).items():
+        groups, rows = by_network(rows)
+        if groups:
+            table = Table(title=f"{op}, all layers of networks", title_justify="left", title_style="bold")
+            for i, column in enumerate(NETWORK_COLUMNS):
+                table.add_column(column, justify="left" if i in (0, len(NETWORK_COLUMNS) - 1) else "right")
+            for row_of_network in network_rows(groups):
+                table.add_row(*row_of_network)
+            console.print()
+            console.print(table)
+        if not rows:
+            continue
         table = Table(title=op, title_justify="left", title_style="bold")
         for i, column in enumerate(COLUMNS):
             table.add_column(column, justify="left" if i in (0, len(COLUMNS) - 1) else "right")
@@ -102,8 +169,9 @@ def show(records, ceilings):
         console.print()
         console.print(table)
     console.print(
-        "ratio: the faster of torch eager and torch.compile over pydl, medians of one run; rate and share of the limit "
-        "without page faults; memory's limit is measured between the rounds of each case; at the start: copy "
+        "ratio: the faster of torch eager and torch.compile over pydl, medians of one run; of networks, geometric "
+        "means of it (memory formats, passes and worst without page faults); rate and share of the limit without page "
+        "faults; memory's limit is measured between the rounds of each case; at the start: copy "
         f"{ceilings['copy']:.1f} GB/s, read {ceilings['read']:.1f} GB/s, multiply-add {ceilings['fma']:.0f} GFLOP/s"
     )
 
@@ -121,10 +189,21 @@ def markdown(ops):
             "| case | pydl | torch eager | torch.compile | ratio to the faster | no page faults | share of the limit |",
             "|---|---:|---:|---:|---:|---:|---:|",
         ]
-        for record in kept["records"]:
+        groups, records = by_network(kept["records"])
+        for record in records:
             name, ours, eager, compiled, ratio, calm, _, limit, _ = row(record)
             lines.append(f"| {name} | {ours} | {eager} | {compiled} | {ratio} | {calm} | {limit} |")
         lines.append("")
+        if groups:
+            lines += [
+                f"**{op}, every distinct layer of networks**: geometric means of the ratio to torch eager in the same "
+                "memory format, without page faults (all: also as it comes), and the worst case.",
+                "",
+                f"| {' | '.join(NETWORK_COLUMNS)} |",
+                "|---|" + "---:|" * (len(NETWORK_COLUMNS) - 2) + "---|",
+                *(f"| {' | '.join(cells)} |" for cells in network_rows(groups)),
+                "",
+            ]
     return "\n".join(lines)
 
 
@@ -135,7 +214,7 @@ def picture(ops, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    records = [r for kept in ops.values() for r in kept["records"]]
+    records = [r for kept in ops.values() for r in kept["records"] if "network" not in r]
     labels = [f"{r['op']}  {r['case']}" for r in records]
     calm = [without_page_faults(r) or r for r in records]
     shares = [100 * share_of(r, c) if "share" in r else 0 for r, c in zip(records, calm, strict=True)]

@@ -36,6 +36,10 @@ class Case:
         target: the ratios aimed at, (as it comes, without page faults), or None.
         check: replaces the comparison with float64 (random ops): called with the timed function and the inputs.
         scale: multiplies the absolute tolerance, for outputs that are sums of many terms.
+        oracle: the dtype in which torch's result is computed for the check.
+        seconds: how long the case is timed (but for the quick run).
+        network: for one of many layers of a network, {"name", "pass", "channels_last"}: such cases are reported by
+            network, as a geometric mean and the worst of them.
     """
 
     op: str
@@ -53,6 +57,9 @@ class Case:
     target: tuple | None = None
     check: Callable | None = None
     scale: float = 1.0
+    oracle: torch.dtype = torch.float64
+    seconds: float = 2.5
+    network: dict | None = None
 
     @property
     def id(self):
@@ -72,7 +79,7 @@ def forward_backward(function):
 
 
 def check(case, inputs):
-    """Compares ours with torch in float64; AssertionError names the first tensor that differs."""
+    """Compares ours with torch in ``case.oracle``; AssertionError names the first tensor that differs."""
     if case.check is not None:
         case.check(case.timed(case.ours), *inputs)
         return
@@ -82,13 +89,14 @@ def check(case, inputs):
         return [t.requires_grad_(before.requires_grad) for t, before in zip(detached, inputs, strict=True)]
 
     relative, absolute = TOLERANCE[case.dtype]
-    expected = case.timed(case.torch)(*copies(torch.float64))
+    expected = case.timed(case.torch)(*copies(case.oracle))
+    words = str(case.oracle).removeprefix("torch.")
     for i, (ours, theirs) in enumerate(zip(case.timed(case.ours)(*copies()), expected, strict=True)):
         error = (ours.double() - theirs).abs()
         allowed = relative * theirs.abs() + absolute * case.scale * theirs.square().mean().sqrt()
         # where ReLU's input is 0 within rounding, its gradient may fall on either side
         wrong = (error > allowed).double().mean().item()
-        assert wrong <= 1e-5, f"{case.id}: result {i} differs from torch in float64 by up to {error.max().item():.3g}"
+        assert wrong <= 1e-5, f"{case.id}: result {i} differs from torch in {words} by up to {error.max().item():.3g}"
 
 
 def time_once(function, inputs, calls):

@@ -20,22 +20,17 @@ Activation activation_of(const char* name, int64_t activation) {
   return static_cast<Activation>(activation);
 }
 
-void fill(double* data, int64_t n, double value) {
-  for (int64_t i = 0; i < n; ++i) data[i] = value;
-}
-
 std::tuple<Tensor, Tensor> batch_norm_stats(const Tensor& input) {
   Call call("batch_norm_stats", input);
   BatchNormParams& p = call.params;
   Tensor mean = call.new_statistic(input, p.mean), var = call.new_statistic(input, p.var);
   if (call.empty()) {  // as torch's mean and var of nothing
-    fill(p.mean, p.channels, NAN);
-    fill(p.var, p.channels, NAN);
+    torch::stable::fill_(mean, NAN);
+    torch::stable::fill_(var, NAN);
     return {std::move(mean), std::move(var)};
   }
   p.input = call.read("input", input);
-  call.allocate_scratch();
-  PYDL_CPU_CALL(batch_norm_stats)(p, torch_threads());
+  call.run(input, PYDL_CPU_CALL(batch_norm_stats), &cuda::Library::batch_norm_stats);
   return {std::move(mean), std::move(var)};
 }
 
@@ -55,8 +50,7 @@ Tensor batch_norm_apply(const Tensor& input, const Tensor& mean, const Tensor& v
   if (residual.has_value()) p.residual = call.read("residual", *residual);
   if (call.empty()) return output;
   p.input = call.read("input", input);
-  call.allocate_scratch();
-  PYDL_CPU_CALL(batch_norm_apply)(p, torch_threads());
+  call.run(input, PYDL_CPU_CALL(batch_norm_apply), &cuda::Library::batch_norm_apply);
   return output;
 }
 
@@ -95,13 +89,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const OptionalTe
   Tensor mean = call.new_statistic(input, p.mean), var = call.new_statistic(input, p.var);
   if (residual.has_value()) p.residual = call.read("residual", *residual);
   if (call.empty()) {
-    fill(p.mean, p.channels, 0);
-    fill(p.var, p.channels, 0);
+    torch::stable::fill_(mean, 0);
+    torch::stable::fill_(var, 0);
     return {std::move(output), std::move(mean), std::move(var)};
   }
   p.input = call.read("input", input);
-  call.allocate_scratch();
-  PYDL_CPU_CALL(batch_norm_forward)(p, torch_threads());
+  call.run(input, PYDL_CPU_CALL(batch_norm_forward), &cuda::Library::batch_norm_forward);
   return {std::move(output), std::move(mean), std::move(var)};
 }
 
@@ -133,11 +126,22 @@ void batch_norm_update_stats(Tensor running_mean, Tensor running_var, const Tens
                             static_cast<const double*>(var.const_data_ptr())};
   const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);
   Tensor* running[] = {&running_mean, &running_var};
+  BatchNormUpdate u{};
+  u.channels = mean.numel();
+  u.momentum = momentum;
   for (int i = 0; i < 2; ++i) {
     PYDL_CHECK(running[i]->numel() == mean.numel() && running[i]->numel() == var.numel(), name,
                ": expected the running statistics to have ", mean.numel(), " elements, got shape ",
                shape_of(*running[i]));
     const double factor = i ? unbiased : 1.0;
+    if (on_cuda(mean)) {
+      u.running[i] = running[i]->mutable_data_ptr();
+      u.dtype[i] = dtype_of(name, *running[i]);
+      u.stride[i] = running[i]->dim() ? running[i]->stride(running[i]->dim() - 1) : 1;
+      u.batch[i] = values[i];
+      u.factor[i] = factor;
+      continue;
+    }
     switch (dtype_of(name, *running[i])) {
       case DType::f32:
         update<float>(*running[i], values[i], momentum, factor);
@@ -153,6 +157,7 @@ void batch_norm_update_stats(Tensor running_mean, Tensor running_var, const Tens
         break;
     }
   }
+  if (const CudaCall launch{name, mean}) launch.run(launch->batch_norm_update, u);
 }
 
 // batch_norm_forward in training and batch_norm_update_stats, in one call.
@@ -205,11 +210,10 @@ std::tuple<Tensor, Tensor> batch_norm_backward_reduce(const Tensor& grad_output,
   Tensor sum_grad = call.new_statistic(input, p.sum_grad);
   Tensor sum_grad_xhat = call.new_statistic(input, p.sum_grad_xhat);
   if (call.empty()) {
-    fill(p.sum_grad, p.channels, 0);
-    fill(p.sum_grad_xhat, p.channels, 0);
+    torch::stable::fill_(sum_grad, 0);
+    torch::stable::fill_(sum_grad_xhat, 0);
   } else {
-    call.allocate_scratch();
-    PYDL_CPU_CALL(batch_norm_backward_reduce)(p, torch_threads());
+    call.run(input, PYDL_CPU_CALL(batch_norm_backward_reduce), &cuda::Library::batch_norm_backward_reduce);
   }
   return {std::move(sum_grad), std::move(sum_grad_xhat)};
 }
@@ -232,8 +236,7 @@ std::tuple<Tensor, Tensor> batch_norm_backward_apply(const Tensor& grad_output, 
   Tensor grad_input = call.allocate(input, p.grad_input);
   Tensor grad_residual = with_residual ? call.allocate(input, p.grad_residual) : absent(input);
   if (!call.empty()) {
-    call.allocate_scratch();
-    PYDL_CPU_CALL(batch_norm_backward_apply)(p, torch_threads());
+    call.run(input, PYDL_CPU_CALL(batch_norm_backward_apply), &cuda::Library::batch_norm_backward_apply);
   }
   return {std::move(grad_input), std::move(grad_residual)};
 }
@@ -257,26 +260,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
     if (need_weight) torch::stable::zero_(grad_weight);
     if (need_bias) torch::stable::zero_(grad_bias);
   } else {
-    std::vector<double> sums(static_cast<size_t>(2 * p.channels));
-    p.sum_grad = sums.data();
-    p.sum_grad_xhat = sums.data() + p.channels;
-    call.allocate_scratch();
-    PYDL_CPU_CALL(batch_norm_backward)(p, torch_threads());
+    std::vector<double> sums;
+    std::optional<Tensor> device_sums;
+    if (call.cuda) {
+      device_sums = call.new_statistics(input, 2, p.sum_grad);
+    } else {
+      sums.resize(static_cast<size_t>(2 * p.channels));
+      p.sum_grad = sums.data();
+    }
+    p.sum_grad_xhat = p.sum_grad + p.channels;
+    call.run(input, PYDL_CPU_CALL(batch_norm_backward), &cuda::Library::batch_norm_backward);
   }
   return {std::move(grad_input), std::move(grad_weight), std::move(grad_bias), std::move(grad_residual)};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
-  m.impl("batch_norm_stats", TORCH_BOX(&batch_norm_stats));
-  m.impl("batch_norm_apply", TORCH_BOX(&batch_norm_apply));
-  m.impl("batch_norm_forward", TORCH_BOX(&batch_norm_forward));
-  m.impl("batch_norm_train", TORCH_BOX(&batch_norm_train));
-  m.impl("batch_norm_update_stats", TORCH_BOX(&batch_norm_update_stats));
-  m.impl("batch_norm_backward_reduce", TORCH_BOX(&batch_norm_backward_reduce));
-  m.impl("batch_norm_backward_apply", TORCH_BOX(&batch_norm_backward_apply));
+#define PYDL_REGISTER(m)                                                        \
+  m.impl("batch_norm_stats", TORCH_BOX(&batch_norm_stats));                     \
+  m.impl("batch_norm_apply", TORCH_BOX(&batch_norm_apply));                     \
+  m.impl("batch_norm_forward", TORCH_BOX(&batch_norm_forward));                 \
+  m.impl("batch_norm_train", TORCH_BOX(&batch_norm_train));                     \
+  m.impl("batch_norm_update_stats", TORCH_BOX(&batch_norm_update_stats));       \
+  m.impl("batch_norm_backward_reduce", TORCH_BOX(&batch_norm_backward_reduce)); \
+  m.impl("batch_norm_backward_apply", TORCH_BOX(&batch_norm_backward_apply));   \
   m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
+
+STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m){PYDL_REGISTER(m)} STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) {
+  PYDL_REGISTER(m)
 }
 
 }  // namespace pydl

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <memory>
 
-#include "csrc/torch.h"
+#include "csrc/cuda.h"
 #include "kernels/batch_norm.h"
 
 namespace pydl {
@@ -38,9 +38,11 @@ struct BatchNormCall {
   BatchNormParams params{};
   std::vector<int64_t> sizes, strides;  // of input, and of a dense tensor in its memory format
   std::vector<Tensor> copies;
+  const bool cuda;  // memory is not for the CPU to read
   std::unique_ptr<void, decltype(&std::free)> scratch{nullptr, &std::free};
 
-  BatchNormCall(const char* op, const Tensor& input) : name(op), sizes(sizes_of(input)) {
+  BatchNormCall(const char* op, const Tensor& input)
+      : name(op), sizes(sizes_of(input)), cuda(on_cuda(input)) {
     PYDL_CHECK(input.dim() >= 2, name,
                ": expected input to have at least 2 dimensions (N, C, ...), got shape ", shape_of(input));
     const bool last = is_channels_last(input);
@@ -108,11 +110,15 @@ struct BatchNormCall {
     if (all_expanded(t)) {
       const int64_t run = params.channels_last ? params.channels : params.spatial;
       Tensor repeated = pydl::empty(t, t.scalar_type(), {run});
-      char* to = static_cast<char*>(repeated.mutable_data_ptr());
-      const char* from = static_cast<const char*>(t.const_data_ptr());
-      const size_t size = static_cast<size_t>(element_size());
-      for (size_t i = 0; i < static_cast<size_t>(run); ++i) memcpy(to + i * size, from, size);
-      view.data = to;
+      view.data = repeated.mutable_data_ptr();
+      if (cuda) {
+        torch::stable::copy_(repeated, all_of_one(t, run));
+      } else {
+        char* to = static_cast<char*>(view.data);
+        const char* from = static_cast<const char*>(t.const_data_ptr());
+        const size_t size = static_cast<size_t>(element_size());
+        for (size_t i = 0; i < static_cast<size_t>(run); ++i) memcpy(to + i * size, from, size);
+      }
       copies.push_back(std::move(repeated));
       return view;
     }
@@ -159,17 +165,28 @@ struct BatchNormCall {
     return const_cast<double*>(static_cast<const double*>(t.const_data_ptr()));
   }
 
-  Tensor new_statistic(const Tensor& like, double*& data) const {
-    Tensor t = pydl::empty(like, ScalarType::Double, {params.channels});
+  Tensor new_statistics(const Tensor& like, int64_t count, double*& data) const {
+    Tensor t = pydl::empty(like, ScalarType::Double, {count * params.channels});
     data = static_cast<double*>(t.mutable_data_ptr());
     return t;
   }
+  Tensor new_statistic(const Tensor& like, double*& data) const { return new_statistics(like, 1, data); }
 
-  void allocate_scratch() {
+  // The op's kernel for the CPU or the CUDA library, on the device of `like`.
+  void run(const Tensor& like, void (*cpu)(const BatchNormParams&, const Parallel&),
+           int (*cuda::Library::*gpu)(const BatchNormParams&, void*)) {
+    if (const CudaCall launch{name, like}) {
+      // may go while kernels are queued: the allocator hands it out again to this stream only
+      Tensor working = pydl::empty(like, ScalarType::Byte, {launch->batch_norm_scratch(params)});
+      params.scratch = working.mutable_data_ptr();
+      launch.run(cuda_library->*gpu, params);
+      return;
+    }
     const int64_t bytes = PYDL_CPU_CALL(batch_norm_scratch)(params);
     scratch.reset(std::aligned_alloc(64, static_cast<size_t>(ceil_div(max_of(bytes, 1), 64) * 64)));
     if (scratch == nullptr) throw std::bad_alloc();
     params.scratch = scratch.get();
+    cpu(params, torch_threads());
   }
 
   bool empty() const { return params.batch * params.channels * params.spatial == 0; }
@@ -185,6 +202,18 @@ struct BatchNormCall {
     std::string text = "(";
     for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
     return text + ")";
+  }
+  // `run` times the one element of t, as a view.
+  static Tensor all_of_one(const Tensor& t, int64_t run) {
+    const int64_t stride = 0;
+    int32_t device_type = 0, device_index = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
+    AtenTensorHandle handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_create_tensor_from_blob(const_cast<void*>(t.const_data_ptr()), 1, &run, &stride, 0,
+                                           to_shim(t.scalar_type()), device_type, device_index, &handle));
+    return Tensor(handle);
   }
   bool all_expanded(const Tensor& t) const {
     bool any = false;

@@ -8,7 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "csrc/torch.h"
+#include "csrc/cuda.h"
 
 namespace pydl {
 namespace {
@@ -59,18 +59,18 @@ void read_environment(Conv2dParams& p) {
   p.algorithm = Conv2dAlgorithm::automatic;
   const char* value = std::getenv("PYDL_CONV2D_ALGO");
   if (value == nullptr) return;
-  const std::pair<const char*, Conv2dAlgorithm> names[] = {{"auto", Conv2dAlgorithm::automatic},
-                                                           {"gemm", Conv2dAlgorithm::gemm},
-                                                           {"winograd", Conv2dAlgorithm::winograd},
-                                                           {"depthwise", Conv2dAlgorithm::depthwise},
-                                                           {"batch", Conv2dAlgorithm::batch}};
+  const std::pair<const char*, Conv2dAlgorithm> names[] = {
+      {"auto", Conv2dAlgorithm::automatic},    {"gemm", Conv2dAlgorithm::gemm},
+      {"winograd", Conv2dAlgorithm::winograd}, {"depthwise", Conv2dAlgorithm::depthwise},
+      {"batch", Conv2dAlgorithm::batch},       {"rows", Conv2dAlgorithm::rows}};
   for (const auto& [name, algorithm] : names)
     if (std::strcmp(value, name) == 0) {
       p.algorithm = algorithm;
       return;
     }
   PYDL_CHECK_VALUE(
-      false, "conv2d: expected PYDL_CONV2D_ALGO to be one of auto, gemm, winograd, depthwise, batch, got ",
+      false,
+      "conv2d: expected PYDL_CONV2D_ALGO to be one of auto, gemm, winograd, depthwise, batch, rows, got ",
       value);
 }
 
@@ -163,8 +163,32 @@ Activation activation_of(const std::string& name) {
                               "'");
 }
 
+// Tensor cores take a weight whose channels lie side by side: beside channels_last tensors of a half type,
+// one that does not is copied, which is small beside what it is multiplied with. On the CPU it is read as it
+// is.
+Tensor fitting_weight(const Tensor& weight, DType dtype, bool channels_last) {
+  const bool half = dtype == DType::bf16 || dtype == DType::f16;
+  if (!half || !channels_last || !on_cuda(weight) ||
+      has_strides(weight, channels_last_strides(sizes_of(weight))))
+    return weight;
+  Tensor copy = empty_format(weight, sizes_of(weight), true);
+  torch::stable::copy_(copy, weight);
+  return copy;
+}
+
+// One pass on the device of `like`: by `gpu` of the CUDA library, or by `kernel` on the CPU.
 template <class F>
-void launch(Conv2dParams& p, Conv2dPass pass, const F& kernel) {
+void launch(const Tensor& like, Conv2dParams& p, Conv2dPass pass, const F& kernel,
+            int (*cuda::Library::*gpu)(const Conv2dParams&, void*)) {
+  if (const CudaCall cuda{"conv2d", like}) {
+    std::optional<Tensor>
+        scratch;  // may go while kernels are queued: it is handed out again to this stream only
+    if (pass == Conv2dPass::backward_weight) {
+      scratch = empty(like, ScalarType::Byte, {cuda->conv2d_weight_scratch(p)});
+      p.scratch = scratch->mutable_data_ptr();
+    }
+    return cuda.run(cuda_library->*gpu, p);
+  }
   const Parallel threads = torch_threads();
   p.scratch = Scratch::of_at_least(PYDL_CPU_CALL(conv2d_scratch_bytes)(p, pass, threads.threads));
   kernel(p, threads);
@@ -187,13 +211,14 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   std::optional<Tensor> dense_bias;  // the kernels read it as contiguous; it is small
   if (bias) dense_bias = torch::stable::contiguous(*bias);
   p.input = const_cast<void*>(input.const_data_ptr());
-  p.weight = const_cast<void*>(weight.const_data_ptr());
+  const Tensor filters = fitting_weight(weight, p.dtype, channels_last);
+  p.weight = const_cast<void*>(filters.const_data_ptr());
   p.bias = bias ? dense_bias->const_data_ptr() : nullptr;
   p.output = output.mutable_data_ptr();
   take_strides(input, p.input_stride);
-  take_strides(weight, p.weight_stride);
+  take_strides(filters, p.weight_stride);
   take_strides(output, p.output_stride);
-  launch(p, Conv2dPass::forward, PYDL_CPU_CALL(conv2d_forward));
+  launch(input, p, Conv2dPass::forward, PYDL_CPU_CALL(conv2d_forward), &cuda::Library::conv2d_forward);
   return output;
 }
 
@@ -207,12 +232,14 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, const Siz
   Tensor grad_input = empty_format(grad_output, input_size, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   p.input = grad_input.mutable_data_ptr();
-  p.weight = const_cast<void*>(weight.const_data_ptr());
+  const Tensor filters = fitting_weight(weight, p.dtype, channels_last);
+  p.weight = const_cast<void*>(filters.const_data_ptr());
   p.output = const_cast<void*>(grad_output.const_data_ptr());
   take_strides(grad_input, p.input_stride);
-  take_strides(weight, p.weight_stride);
+  take_strides(filters, p.weight_stride);
   take_strides(grad_output, p.output_stride);
-  launch(p, Conv2dPass::backward_input, PYDL_CPU_CALL(conv2d_backward_input));
+  launch(grad_output, p, Conv2dPass::backward_input, PYDL_CPU_CALL(conv2d_backward_input),
+         &cuda::Library::conv2d_backward_input);
   return grad_input;
 }
 
@@ -231,7 +258,8 @@ Tensor backward_weight(const Tensor& grad_output, const Tensor& input, const Siz
   take_strides(input, p.input_stride);
   take_strides(grad_weight, p.weight_stride);
   take_strides(grad_output, p.output_stride);
-  launch(p, Conv2dPass::backward_weight, PYDL_CPU_CALL(conv2d_backward_weight));
+  launch(grad_output, p, Conv2dPass::backward_weight, PYDL_CPU_CALL(conv2d_backward_weight),
+         &cuda::Library::conv2d_backward_weight);
   return grad_weight;
 }
 
@@ -248,17 +276,25 @@ Tensor backward_bias(const Tensor& grad_output) {
   p.output = const_cast<void*>(grad_output.const_data_ptr());
   p.grad_bias = grad_bias.mutable_data_ptr();
   take_strides(grad_output, p.output_stride);
-  PYDL_CPU_CALL(conv2d_backward_bias)(p, torch_threads());
+  if (const CudaCall cuda{"conv2d", grad_output}) {
+    p.groups = 1;
+    cuda.run(cuda->conv2d_backward_bias, p);
+  } else {
+    PYDL_CPU_CALL(conv2d_backward_bias)(p, torch_threads());
+  }
   return grad_bias;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
-  m.impl("conv2d_forward", TORCH_BOX(&forward));
-  m.impl("conv2d_backward_input", TORCH_BOX(&backward_input));
-  m.impl("conv2d_backward_weight", TORCH_BOX(&backward_weight));
+#define PYDL_REGISTER(m)                                         \
+  m.impl("conv2d_forward", TORCH_BOX(&forward));                 \
+  m.impl("conv2d_backward_input", TORCH_BOX(&backward_input));   \
+  m.impl("conv2d_backward_weight", TORCH_BOX(&backward_weight)); \
   m.impl("conv2d_backward_bias", TORCH_BOX(&backward_bias));
+
+STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m){PYDL_REGISTER(m)} STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) {
+  PYDL_REGISTER(m)
 }
 
 }  // namespace pydl

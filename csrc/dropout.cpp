@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "csrc/torch.h"
+#include "csrc/cuda.h"
 
 namespace pydl {
 namespace {
@@ -61,15 +61,24 @@ Tensor dropout(const Tensor& input, double p, const Tensor& seed, int64_t shared
   }
   params.input = input.const_data_ptr();
   params.output = output.mutable_data_ptr();
-  params.seed = static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
   params.threshold = static_cast<uint64_t>(std::nearbyint(p * 4294967296.0));
   params.scale = p == 1.0 ? 0.0 : 1.0 / (1.0 - p);
-  PYDL_CPU_CALL(dropout)(params, torch_threads());
+  if (const CudaCall cuda{"dropout", input}) {
+    PYDL_CHECK(seed.is_cpu() == input.is_cpu(),
+               "dropout: expected seed to be on the input's device, got another");
+    params.device_seed = seed.const_data_ptr<int64_t>();
+    cuda.run(cuda->dropout, params);
+  } else {
+    PYDL_CHECK(seed.is_cpu(), "dropout: expected seed to be on the input's device, got another");
+    params.seed = static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
+    PYDL_CPU_CALL(dropout)(params, torch_threads());
+  }
   return output;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) { m.impl("dropout", TORCH_BOX(&dropout)); }
+STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) { m.impl("dropout", TORCH_BOX(&dropout)); }
 
 }  // namespace pydl

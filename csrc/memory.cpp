@@ -170,6 +170,8 @@ class Pool {
 
 }  // namespace
 
+bool poison = false;
+
 bool enabled() { return Pool::pool().stats().enabled; }
 
 void* allocate(int64_t bytes, int64_t* got) {

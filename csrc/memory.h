@@ -27,7 +27,8 @@ namespace memory {
 // Outputs smaller than this come from torch's own allocator, whose freed memory is reused.
 constexpr int64_t kThreshold = 1 << 20;
 
-bool enabled();                               // false under PYDL_MEMORY_POOL=0
+extern bool poison;  // fill new outputs with bytes 0xFF: set by the host twin of CUDA
+bool enabled();      // false under PYDL_MEMORY_POOL=0
 void* allocate(int64_t bytes, int64_t* got);  // null when there is none; got: what release() is told
 void release(void* data, int64_t got);        // from any thread
 void empty_cache();

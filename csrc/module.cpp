@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "csrc/cuda.h"
 #include "csrc/memory.h"
 #include "kernels/cpu/isa.h"
 
@@ -33,6 +34,11 @@ PYBIND11_MODULE(_C, m) {
       if (name == isa_name(isa) && isa_select(isa)) return;
     throw std::invalid_argument("isa: expected the instruction set to be one of this CPU's, got " + name);
   });
+  m.def("load_cuda", &pydl::load_cuda, "loads the library of CUDA kernels at a path");
+  m.def(
+      "cuda_architectures",
+      [] { return std::string(pydl::cuda_library ? pydl::cuda_library->architectures : ""); },
+      "what the loaded CUDA library is compiled for");
   m.def("memory_stats", [] {
     const pydl::MemoryStats stats = pydl::memory::stats();
     py::dict d;

@@ -6,7 +6,7 @@
 #include <tuple>
 #include <vector>
 
-#include "csrc/torch.h"
+#include "csrc/cuda.h"
 
 namespace pydl {
 namespace {
@@ -27,6 +27,14 @@ struct Scratch {
     return reinterpret_cast<void*>((at + 63) / 64 * 64);
   }
 };
+
+// The same on the GPU. The allocator hands it out again to this stream only, so it may go while kernels are
+// queued.
+Tensor cuda_scratch(const Tensor& like, Params& p) {
+  Tensor scratch = empty(like, ScalarType::Byte, {cuda_library->softmax_cross_entropy_scratch(p)});
+  p.scratch = scratch.mutable_data_ptr();
+  return scratch;
+}
 
 bool is_probability_type(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
@@ -207,6 +215,13 @@ Outputs run_forward(const Tensor& input, const Tensor& target, const MaybeTensor
   p.norm = norm.mutable_data_ptr();
   p.denominator = static_cast<double*>(denominator.mutable_data_ptr());
   p.grad_input = grad_input ? grad_input->mutable_data_ptr() : nullptr;
+  if (const CudaCall cuda{"cross_entropy",
+                          input}) {  // an index out of range makes its row nan: nobody waits for it
+    const Tensor scratch = cuda_scratch(input, p);
+    cuda.run(cuda->softmax_cross_entropy_forward, p);
+    if (grad_input) cuda.run(cuda->softmax_cross_entropy_backward, p);
+    return {output, norm, denominator};
+  }
   const Parallel threads = torch_threads();
   Scratch scratch;
   p.scratch = scratch.get(input, PYDL_CPU_CALL(softmax_cross_entropy_scratch)(p, threads.threads));
@@ -261,6 +276,11 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
                        label_smoothing, z_loss);
   set_saved(p, grad_output, norm, denominator);
   p.grad_input = grad_input.mutable_data_ptr();
+  if (const CudaCall cuda{"cross_entropy", input}) {
+    const Tensor scratch = cuda_scratch(input, p);
+    cuda.run(cuda->softmax_cross_entropy_backward, p);
+    return grad_input;
+  }
   const Parallel threads = torch_threads();
   Scratch scratch;
   p.scratch = scratch.get(input, PYDL_CPU_CALL(softmax_cross_entropy_scratch)(p, threads.threads));
@@ -279,17 +299,23 @@ Tensor backward_target(const Tensor& grad_output, const Tensor& input, const Ten
              shape_of(target));
   set_saved(p, grad_output, norm, denominator);
   p.grad_target = grad_target.mutable_data_ptr();
-  PYDL_CPU_CALL(softmax_cross_entropy_backward_target)(p, torch_threads());
+  if (const CudaCall cuda{"cross_entropy", input})
+    cuda.run(cuda->softmax_cross_entropy_backward_target, p);
+  else
+    PYDL_CPU_CALL(softmax_cross_entropy_backward_target)(p, torch_threads());
   return grad_target;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
-  m.impl("softmax_cross_entropy_forward", TORCH_BOX(&forward));
-  m.impl("softmax_cross_entropy_forward_backward", TORCH_BOX(&forward_backward));
-  m.impl("softmax_cross_entropy_backward", TORCH_BOX(&backward));
+#define PYDL_REGISTER(m)                                                          \
+  m.impl("softmax_cross_entropy_forward", TORCH_BOX(&forward));                   \
+  m.impl("softmax_cross_entropy_forward_backward", TORCH_BOX(&forward_backward)); \
+  m.impl("softmax_cross_entropy_backward", TORCH_BOX(&backward));                 \
   m.impl("softmax_cross_entropy_backward_target", TORCH_BOX(&backward_target));
+
+STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m){PYDL_REGISTER(m)} STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) {
+  PYDL_REGISTER(m)
 }
 
 }  // namespace pydl

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstring>
 #include <initializer_list>
 #include <optional>
 #include <utility>
@@ -113,7 +114,10 @@ inline Tensor empty_strided(const Tensor& like, ScalarType type,
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                                          strides.data(), to_shim(type), device_type,
                                                          device_index, &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  if (memory::poison && bytes > 0) [[unlikely]]
+    memset(tensor.mutable_data_ptr(), 0xFF, static_cast<size_t>(bytes));
+  return tensor;
 }
 
 // The same, contiguous in row-major order.

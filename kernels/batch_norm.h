@@ -69,6 +69,17 @@ struct BatchNormParams {
   void* scratch;  // batch_norm_scratch() bytes, 64-byte aligned
 };
 
+// running = (1 - momentum) * running + momentum * factor * batch, for the mean (0) and the variance (1).
+struct BatchNormUpdate {
+  int64_t channels;
+  void* running[2];
+  DType dtype[2];
+  int64_t stride[2];
+  const double* batch[2];
+  double factor[2];
+  double momentum;
+};
+
 namespace cpu {
 PYDL_CPU_ENTRY(int64_t batch_norm_scratch(const BatchNormParams& params))
 // mean and var from input; updates the running statistics when they are given

@@ -20,7 +20,7 @@ namespace pydl {
 enum class Conv2dPass : int32_t { forward, backward_input, backward_weight };
 
 // How a convolution is computed. `automatic` lets the table in kernels/cpu/conv2d.cpp choose.
-enum class Conv2dAlgorithm : int32_t { automatic, gemm, winograd, depthwise, batch };
+enum class Conv2dAlgorithm : int32_t { automatic, gemm, winograd, depthwise, batch, rows };
 
 struct Conv2dParams {
   DType dtype;

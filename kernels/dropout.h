@@ -21,8 +21,9 @@ struct DropoutParams {
   void* output;
   int64_t numel;
   uint64_t seed;
-  uint64_t threshold;  // round(p * 2^32), in [0, 2^32]
-  double scale;        // 1 / (1 - p), or 0 for p = 1
+  const int64_t* device_seed;  // CUDA: where the seed lies, read by the kernel; `seed` is the CPU's
+  uint64_t threshold;          // round(p * 2^32), in [0, 2^32]
+  double scale;                // 1 / (1 - p), or 0 for p = 1
 
   // Outermost dimension first; strides count elements. index_stride is what one step adds to j = i / share:
   // row-major over the dimensions that decide, 0 for those that share a decision. The output is dense: one of

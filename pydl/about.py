@@ -28,7 +28,7 @@ def facts():
     rows += [
         ("CUDA", f"torch has {torch.version.cuda or 'none'}; {_gpus()}"),
         ("Triton", _triton()),
-        ("GPU architectures compiled", ", ".join(getattr(_C, "cuda_architectures", ())) or "none"),
+        ("GPU architectures compiled", ", ".join(backend.cuda_architectures()) or "none"),
         ("models", ", ".join(models.names())),
         ("data sets", ", ".join(data.names())),
     ]

@@ -5,9 +5,12 @@ library was not built). ``PYDL_BACKEND`` or :func:`use` ask for one; asking for 
 names those present. Under ``torch``, ``pydl.functional`` and ``pydl.nn`` call torch's own functions.
 """
 
+import functools
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -28,10 +31,58 @@ class Status:
         return self.ok
 
 
+# The host twin's library (tests/cuda_on_host): the CUDA kernels compiled for the CPU, which serve CPU tensors then.
+_ON_HOST = os.environ.get("PYDL_CUDA_ON_HOST")
+
+
+@functools.cache
+def _cuda_library():
+    """Loads the CUDA library once; None, or why it cannot be used."""
+    path = Path(_ON_HOST or Path(_C.__file__).with_name("libpydl_cuda.so"))
+    if _ON_HOST is None and torch.version.cuda is None:
+        built = "; pydl's CUDA library is built" if path.is_file() else ""
+        return f"torch is built without CUDA{built}"
+    if not path.is_file():
+        return f"pydl was built without its CUDA library ({path} is absent)"
+    try:
+        _C.load_cuda(str(path))
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def cuda_architectures():
+    """What the loaded CUDA library is compiled for, such as ``("sm_80", "sm_90", "compute_120")``."""
+    return tuple(filter(None, _C.cuda_architectures().split(", ")))
+
+
+def _runs_on(capability, architectures):
+    """Whether machine code or PTX among ``architectures`` runs on a GPU of compute capability (major, minor)."""
+    for kind, number, feature in re.findall(r"(sm|compute)_(\d+)([a-z]?)", ", ".join(architectures)):
+        have = divmod(int(number), 10)
+        later = have <= capability and (kind == "compute" or have[0] == capability[0])
+        if have == capability if feature else later:  # sm_90a: that very chip
+            return True
+    return False
+
+
+@functools.cache
 def _cuda_status():
-    if torch.version.cuda is None:
-        return Status(False, "torch is built without CUDA")
-    return Status(False, "pydl was built without its CUDA library")
+    why_not = _cuda_library()
+    if why_not is not None:
+        return Status(False, why_not)
+    if _ON_HOST is not None:
+        return Status(True, "CUDA kernels compiled for the CPU, on CPU tensors")
+    if not torch.cuda.is_available():
+        return Status(False, "torch sees no GPU")
+    compiled = cuda_architectures()
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if not _runs_on(capability, compiled):
+            return Status(
+                False, f"compiled for {', '.join(compiled)}; GPU {index} is sm_{capability[0]}{capability[1]}"
+            )
+    return Status(True, f"CUDA kernels for {', '.join(compiled)}")
 
 
 def _triton_status():
@@ -94,6 +145,17 @@ def use(name):
         _asked = before
 
 
+def _first_on_gpu():
+    """The backend that GPU tensors get where none is asked for, or None."""
+    if _cuda_status():
+        return "cuda"
+    return "triton" if _triton_status() else None
+
+
+# What torch.compiler.assume_constant_result does, without importing torch._dynamo: that takes a second.
+_first_on_gpu._dynamo_marked_constant = True
+
+
 def current(device="cpu"):
     """The name of the backend that serves tensors on ``device``.
 
@@ -106,16 +168,18 @@ def current(device="cpu"):
     if _asked is not None:
         if _asked == "torch" or (_asked == "cpu") == (kind == "cpu"):
             return _asked
-        if _asked == "triton" and kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        if kind == "cpu" and (
+            (_asked == "triton" and os.environ.get("TRITON_INTERPRET") == "1") or (_asked == "cuda" and _ON_HOST)
+        ):
             return _asked
         raise RuntimeError(f"backend: expected tensors for {_asked!r} to be on its device, got one on {kind!r}")
     if kind == "cpu":
         return "cpu"
     if kind == "cuda":
+        name = _first_on_gpu()
+        if name is not None:
+            return name
         status = available()
-        for name in ("cuda", "triton"):
-            if status[name]:
-                return name
         raise RuntimeError(
             f"backend: expected a GPU backend to be available, got cuda: {status['cuda'].reason}; "
             f"triton: {status['triton'].reason}; use('torch') runs torch's own kernels"
@@ -123,13 +187,22 @@ def current(device="cpu"):
     raise RuntimeError(f"backend: expected tensors to be on cpu or cuda, got one on {kind!r}; use('torch') serves it")
 
 
-def ops_for(tensor):
-    """The op namespace that serves ``tensor`` (``torch.ops.pydl`` or ``torch.ops.pydl_triton``), or None for torch."""
+# What Triton computes on tensor cores whatever the layout, and with Hopper's own instructions, so that it comes first.
+_BETTER_IN_TRITON = {("conv2d", torch.bfloat16), ("conv2d", torch.float16)}
+
+
+def ops_for(tensor, op=None):
+    """The op namespace that serves ``tensor`` (``torch.ops.pydl`` or ``torch.ops.pydl_triton``), or None for torch.
+
+    ``op`` is the name of the op, for the ones that a backend serves less well than another.
+    """
     if _asked is None and tensor.is_cpu:  # the common case, kept short: it is paid on every call
         return torch.ops.pydl
     name = current(tensor.device)
     if name == "torch":
         return None
+    if _asked is None and name == "cuda" and (op, tensor.dtype) in _BETTER_IN_TRITON and not _triton.why_not():
+        name = "triton"
     return torch.ops.pydl_triton if name == "triton" else torch.ops.pydl
 
 

@@ -16,15 +16,21 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     interpreter.install()
 
 
+def _leaves_out(item):
+    """Whether a body is not for the backend of this item: of the CPU's kernels alone, or too large to interpret."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    backend = parameters.get("device", "cpu-")
+    if backend.startswith("cpu-"):
+        return False
+    if item.get_closest_marker("cpu_kernels") or parameters.get("algorithm", "auto") != "auto":
+        return True
+    return backend == "triton-interpreted" and any(map(item.get_closest_marker, ("large", "slow")))
+
+
 def pytest_collection_modifyitems(config, items):
-    """Takes the large sizes out of what Triton's interpreter runs: it needs seconds for a million elements."""
-    slow = [
-        item
-        for item in items
-        if "triton-interpreted" in item.nodeid and any(map(item.get_closest_marker, ("large", "slow")))
-    ]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
+    left_out = [item for item in items if _leaves_out(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not _leaves_out(item)]
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,10 @@
 """Triton's interpreter, made to round as GPUs do, so that its results can be held to the ordinary tolerances.
 
 The interpreter converts float32 to bfloat16 by cutting bits off, and multiplies the bit patterns of bfloat16 matrices
-as if they were integers (seen in Triton 3.6), and its loops with bounds known at run time fail under NumPy 2.4, which
-turns only 0-dimensional arrays into integers. Imported by conftest.py where TRITON_INTERPRET=1, before any kernel runs.
+as if they were integers (so in Triton 3.4 to 3.9); until Triton 3.8 its loops with bounds known at run time fail under
+NumPy 2.4, which turns only 0-dimensional arrays into integers; and it prepares triton.language anew for each call of a
+device function, which took half of the tests' time. Imported by conftest.py where TRITON_INTERPRET=1, before any kernel
+runs.
 """
 
 import numpy as np
@@ -22,7 +24,7 @@ def from_bfloat16(bits):
 
 
 def install():
-    """Replaces the two conversions, the matrix product and the conversion of a scalar to an integer."""
+    """Replaces the two conversions, the matrix product, the conversion of a scalar to an integer, and the preparing."""
     convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
     patch_tensor = interpreter._patch_lang_tensor
 
@@ -39,10 +41,26 @@ def install():
 
         return dot(self, widened(a), widened(b), accumulator, *options)
 
-    def patch_lang_tensor(tensor, scope):
-        patch_tensor(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+    def patch_lang_tensor(tensor, *scope):  # newer versions undo what they set, by a scope
+        patch_tensor(tensor, *scope)
+        set_attribute = scope[0].set_attr if scope else setattr
+        set_attribute(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
+    patch_lang, patched = interpreter._patch_lang, set()
+
+    def patch_lang_once(function):
+        modules = {module.__name__ for module in function.__globals__.values() if module is tl or module is tl.core}
+        if modules <= patched:  # a device function, called by a kernel or function that is running
+            return None
+        outermost = not patched
+        patched.update(modules)
+        scope = patch_lang(function)
+        if outermost and scope is not None:  # until Triton 3.5 nothing is undone
+            restore = scope.restore
+            scope.restore = lambda: (patched.clear(), restore())
+        return scope
+
+    interpreter._patch_lang = patch_lang_once
     interpreter._patch_lang_tensor = patch_lang_tensor
     interpreter._convert_float = convert_float
     interpreter.InterpreterBuilder.create_dot = create_dot

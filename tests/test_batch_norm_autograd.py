@@ -7,6 +7,7 @@ from batch_norm_oracle import COLUMNS, ROWS, all_inputs, make
 from testing import assert_close
 from torch.library import opcheck
 
+import pydl
 import pydl.functional as PF
 
 # ---- torch's machinery
@@ -15,7 +16,7 @@ import pydl.functional as PF
 @pytest.mark.parametrize("memory_format", [ROWS, COLUMNS])
 @pytest.mark.parametrize("training", [True, False])
 def test_opcheck(device, memory_format, training):
-    ops = torch.ops.pydl
+    ops = pydl.backend.ops_for(torch.empty(0, device=device))
     x, mean, var, w, b, r = all_inputs((4, 3, 5, 6), torch.float32, device, memory_format, residual=True)
     opcheck(ops.batch_norm_forward, (x, mean, var, w, b, r, training, 1e-5, 1))
     opcheck(ops.batch_norm_forward, (x, mean, var, None, None, None, training, 1e-5, 0))

@@ -131,9 +131,10 @@ def test_each_gradient_alone(device, wanted, training):
 
 def test_what_nobody_needs_is_not_computed(device):
     x, _, _, w, b, _ = all_inputs((6, 4, 5, 5), torch.float32, device)
-    _, mean, var = torch.ops.pydl.batch_norm_forward(x, None, None, w, b, None, True, 1e-5, 0)
+    ops = pydl.backend.ops_for(x)
+    _, mean, var = ops.batch_norm_forward(x, None, None, w, b, None, True, 1e-5, 0)
     needs = (False, True, False, False)
-    grads = torch.ops.pydl.batch_norm_backward(x, x, mean, var, w, b, None, True, 1e-5, 0, *needs)
+    grads = ops.batch_norm_backward(x, x, mean, var, w, b, None, True, 1e-5, 0, *needs)
     assert [g.numel() for g in grads] == [0, 4, 0, 0]
 
 
@@ -155,8 +156,8 @@ def test_frozen_statistics_with_changed_buffers(device):
 @pytest.mark.parametrize("memory_format", [ROWS, COLUMNS])
 @pytest.mark.parametrize("activation", [0, 1, 2])
 def test_halves_make_a_synchronised_version(device, memory_format, activation):
-    ops = torch.ops.pydl
     x, _, _, w, b, r = all_inputs((12, 6, 9, 9), torch.float64, device, memory_format, residual=True)
+    ops = pydl.backend.ops_for(x)
     x, w, b, r = (t.detach() for t in (x, w, b, r))
     grad = torch.randn_like(x)
     y, _, _ = ops.batch_norm_forward(x, None, None, w, b, r, True, 1e-5, activation)
@@ -197,7 +198,7 @@ def test_halves_make_a_synchronised_version(device, memory_format, activation):
 
 def test_halves_refuse_to_be_differentiated(device):
     x = make((6, 4, 5, 5), torch.float32, device)
-    mean, _ = torch.ops.pydl.batch_norm_stats(x)
+    mean, _ = pydl.backend.ops_for(x).batch_norm_stats(x)
     with pytest.raises(RuntimeError, match="batch_norm_stats: expected its inputs to be used without gradient"):
         mean.sum().backward()
 
@@ -205,6 +206,7 @@ def test_halves_refuse_to_be_differentiated(device):
 # ---- determinism
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize(
     "shape,memory_format",
     [

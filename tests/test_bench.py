@@ -89,6 +89,52 @@ def test_targets_are_judged():
     assert load("report").verdict(RECORD) == "15× met / 10× missed"
 
 
+def test_networks_are_reported_by_geometric_mean_and_worst_case():
+    report = load("report")
+
+    def record(what, ratio, calm, last):
+        network = {"name": "LeNet", "pass": what, "channels_last": last}
+        case = {"op": "conv2d", "case": f"LeNet: 5×5, {what} f32", "ratio": ratio, "network": network}
+        return {**case, "no_page_faults": {"ratio": calm}}
+
+    records = [record("forward", 2.0, 1.0, False), record("forward", 8.0, 4.0, False), record("input", 4, 0.5, True)]
+    groups, others = report.by_network([*records, RECORD])
+    assert others == [RECORD]
+    row, everything = report.network_rows(groups)
+    assert row == (
+        "LeNet f32",
+        "3",
+        "2.00×",
+        "–",
+        "–",
+        "–",
+        "0.50×",
+        "–",
+        "4.00×",
+        "1.26×",
+        "0.50×",
+        "LeNet: 5×5, input",
+    )
+    assert everything == ("all networks f32", *row[1:])
+    table = report.markdown({"conv2d": {**KEPT, "records": [*records, RECORD]}})
+    assert "| LeNet f32 | 3 | 2.00× |" in table
+    assert table.count("4 M f32") == 1
+
+
+def test_layers_of_networks():
+    networks = load("networks")
+    found = networks.networks()
+    assert found["LeNet"] == (256, [(1, 28, 6, 5, 1, 2, 1), (6, 14, 16, 5, 1, 0, 1)])
+    counts = {name: len(layers) for name, (_, layers) in found.items()}
+    # torchvision's: ResNet-50 has 53 convolutions and MobileNet-V2 52, of which so many differ
+    assert counts["ResNet-50"] == 23
+    assert counts["MobileNet-V2"] == 30
+    assert all(len(set(layers)) == len(layers) for _, layers in found.values())
+    assert found["MobileNet-V2"][1][-1] == (320, 7, 1280, 1, 1, 0, 1)
+    assert networks.name(found["ResNet-50"][1][0]) == "7×7 3→64@224, stride 2"
+    assert networks.name(found["MobileNet-V2"][1][1]) == "depthwise 3×3 32@112"
+
+
 def test_picture(tmp_path):
     pytest.importorskip("matplotlib")
     load("report").picture({"dropout": KEPT}, tmp_path / "ratios.png")

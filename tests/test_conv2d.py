@@ -38,6 +38,17 @@ SHAPES = {
     "depthwise": ((2, 20, 10, 11), (20, 3, 3), {"groups": 20, "padding": 1}),
     "depthwise stride 2": ((2, 20, 10, 11), (20, 3, 3), {"groups": 20, "padding": 1, "stride": 2}),
     "depthwise 5x5, two filters per channel": ((1, 9, 10, 11), (18, 5, 5), {"groups": 9, "padding": 2}),
+    "depthwise 5x5 stride 2": ((2, 35, 11, 18), (35, 5, 5), {"groups": 35, "padding": 2, "stride": 2}),
+    "depthwise 3x3 in rows of several vectors": ((2, 3, 6, 37), (3, 3, 3), {"groups": 3, "padding": 1}),
+    "depthwise stride 2, odd and several vectors": ((1, 5, 7, 71), (5, 3, 3), {"groups": 5, "padding": 1, "stride": 2}),
+    "depthwise, one pixel": ((2, 18, 1, 1), (18, 3, 3), {"groups": 18, "padding": 1}),
+    "depthwise 7x7": ((2, 17, 9, 8), (17, 7, 7), {"groups": 17, "padding": 3}),
+    "depthwise 7x7 stride 2, no padding": ((1, 16, 15, 16), (16, 7, 7), {"groups": 16, "stride": 2}),
+    "depthwise 4x2 stride 3, dilated": ((2, 33, 14, 13), (33, 4, 2), {"groups": 33, "stride": 3, "dilation": (1, 2)}),
+    "depthwise, padding beyond the kernel": ((1, 20, 5, 4), (40, 3, 3), {"groups": 20, "padding": 4, "stride": 2}),
+    "rows of two vectors, seven channels": ((1, 2, 7, 29), (7, 5, 5), {"padding": 2}),
+    "rows of one vector and a bit, images for a block": ((17, 1, 5, 18), (6, 3, 3), {"padding": 1}),
+    "rows shorter than a vector, read as one": ((2, 6, 14, 14), (3, 5, 5), {"padding": (1, 0)}),
     "same": ((2, 3, 8, 9), (4, 3, 5), {"padding": "same"}),
     "same, even kernel: one more at the bottom and right": ((2, 3, 8, 9), (4, 4, 2), {"padding": "same"}),
     "same, dilated": ((1, 3, 8, 9), (4, 4, 3), {"padding": "same", "dilation": (1, 2)}),
@@ -52,9 +63,10 @@ SHAPES = {
     "groups of many channels": ((2, 40, 7, 9), (72, 3, 3), {"groups": 2, "stride": 2, "padding": 1}),
     "first layer of many channels": ((2, 3, 23, 26), (48, 7, 7), {"stride": 2, "padding": 3}),
     "stride larger than the image": ((2, 20, 2, 3), (24, 3, 3), {"stride": 5, "padding": 1}),
+    "sums in pieces": ((2, 256, 5, 6), (33, 3, 3), {"stride": 2, "padding": 1}),
     "empty batch": ((0, 3, 8, 9), (4, 3, 3), {"padding": 1}),
 }
-ALGORITHMS = ["auto", "gemm", "batch", "winograd", "depthwise"]
+ALGORITHMS = ["auto", "gemm", "batch", "rows", "winograd", "depthwise"]
 
 
 def applies(algorithm, name):
@@ -62,9 +74,11 @@ def applies(algorithm, name):
     size, (_, *kernel), options = SHAPES[name]
     groups = options.get("groups", 1)
     if algorithm == "winograd":
-        return kernel == [3, 3] and groups == options.get("stride", 1) == options.get("dilation", 1) == 1
+        return kernel in ([3, 3], [5, 5]) and groups == options.get("stride", 1) == options.get("dilation", 1) == 1
     if algorithm == "depthwise":
         return groups == size[1]
+    if algorithm == "rows":
+        return groups == options.get("stride", 1) == 1
     return algorithm != "batch" or groups == 1
 
 
@@ -100,8 +114,18 @@ def check(actual, expected, dtype, sizes):
         assert_close(a.detach().double() / size, e / size, dtype, scale=4)
 
 
+@pytest.fixture(autouse=True)
+def _tensors_on_the_device(request):
+    """Makes every tensor of a body on the device of its backend."""
+    if "device" not in request.fixturenames:
+        yield
+        return
+    with request.getfixturevalue("device"):
+        yield
+
+
 # auto takes Winograd and the depthwise kernels where they apply
-@pytest.fixture(params=["auto", "gemm", "batch"])
+@pytest.fixture(params=["auto", "gemm", "batch", "rows"])
 def algorithm(request, monkeypatch):
     monkeypatch.setenv("PYDL_CONV2D_ALGO", request.param)
     return request.param
@@ -208,7 +232,8 @@ def test_only_needed_gradients_are_computed(device):
             continue
         with torch.profiler.profile() as profile:
             y.sum().backward()
-        ran = {event.name for event in profile.events() if event.name.startswith("pydl::")}
+        ran = {event.name.replace("pydl_triton::", "pydl::") for event in profile.events()}
+        ran = {name for name in ran if name.startswith("pydl::")}
         names = ("input", "weight", "bias")
         assert ran == {f"pydl::conv2d_backward_{name}" for name, need in zip(names, needed, strict=True) if need}
         assert [t.grad is not None for t in leaves] == list(needed)
@@ -232,6 +257,7 @@ def test_torch_backend():
         torch.testing.assert_close(conv2d(x, w, b, **options, activation="relu"), F.conv2d(x, w, b, **options).relu())
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize(
     "name", ["lenet 2", "3x3", "1x1", "3x3 stride 2", "depthwise", "deep: several blocks of the sum"]
 )
@@ -397,5 +423,5 @@ def test_autocast(dtype):
 
 
 def test_no_kernel_is_bound_to_one_algorithm_name():
-    assert set(ALGORITHMS) <= {"auto", "gemm", "winograd", "depthwise", "batch"}
+    assert set(ALGORITHMS) <= {"auto", "gemm", "winograd", "depthwise", "batch", "rows"}
     assert pydl.functional.conv2d is conv2d

@@ -200,6 +200,7 @@ def test_large_outputs_past_the_caches(device):
 # ---- the mask is one and the same everywhere
 
 
+@pytest.mark.cpu_kernels
 def test_mask_does_not_depend_on_threads(device):
     x = torch.randn(3, 40, 50, 51, device=device)
     results = []

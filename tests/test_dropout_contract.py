@@ -102,14 +102,15 @@ def test_bad_seeds(device):
 
 def test_op_refuses_bad_arguments(device):
     x, seed = torch.randn(4, 5, device=device), seed_tensor(device=device)
+    ops = pydl.backend.ops_for(x)
     with pytest.raises(ValueError, match=r"dropout: expected p to be a probability in \[0, 1\], got 2"):
-        torch.ops.pydl.dropout(x, 2.0, seed)
+        ops.dropout(x, 2.0, seed)
     with pytest.raises(RuntimeError, match=r"expected shared_dims to be in \[0, 2\], got 3"):
-        torch.ops.pydl.dropout(x, 0.5, seed, 3)
+        ops.dropout(x, 0.5, seed, 3)
     with pytest.raises(RuntimeError, match="expected seed to be an int64 tensor of one element, got"):
-        torch.ops.pydl.dropout(x, 0.5, seed.double())
+        ops.dropout(x, 0.5, seed.double())
     with pytest.raises(RuntimeError, match="expected dtype to be float32, float64, bfloat16 or float16"):
-        torch.ops.pydl.dropout(x.long(), 0.5, seed)
+        ops.dropout(x.long(), 0.5, seed)
 
 
 def test_input_that_is_no_tensor():
@@ -162,8 +163,9 @@ def test_no_graph_without_gradient(device):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(device, dtype, shared_dims):
     x = torch.randn(3, 4, dtype=dtype, device=device, requires_grad=True)
-    torch.library.opcheck(torch.ops.pydl.dropout, (x, 0.5, seed_tensor(device=device), shared_dims))
-    torch.library.opcheck(torch.ops.pydl.dropout, (x.t(), 0.5, seed_tensor(device=device), shared_dims))
+    op = pydl.backend.ops_for(x).dropout
+    torch.library.opcheck(op, (x, 0.5, seed_tensor(device=device), shared_dims))
+    torch.library.opcheck(op, (x.t(), 0.5, seed_tensor(device=device), shared_dims))
 
 
 def test_autocast_follows_the_input(device):

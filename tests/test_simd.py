@@ -9,6 +9,8 @@ import pytest
 import torch
 from philox import words
 
+pytestmark = pytest.mark.cpu_kernels
+
 HALVES = [torch.bfloat16, torch.float16]
 KEPT = next(s for s in range(100) if words(1, s)[0] >= 0.99 * 2**32)
 

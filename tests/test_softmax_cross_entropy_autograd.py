@@ -34,6 +34,7 @@ def test_backward_twice(device):
     assert grads[0].data_ptr() != grads[2].data_ptr()
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(5, 30), (300, 70), (2, 9, 5), (3, 20000), (9, 20000)], ids=str)
 def test_gradient_made_in_the_forward(device, dtype, shape):

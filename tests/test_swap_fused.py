@@ -893,7 +893,7 @@ def test_max_pooling_is_torchs_to_the_last_bit(options, dtype, training):
     net = pydl.swap(nn.Sequential(copy.deepcopy(layer)))
     x = image(4, 8, 25, 31).to(dtype).round(decimals=1)  # with ties
     x[0, 0, :3, :3] = torch.nan
-    assert pydl.report(net).rows[0].fused == "in channels_last, which is faster"
+    assert pydl.report(net).rows[0].fused == "pooled in channels_last, which is faster"
     if not training:
         with torch.no_grad():
             assert torch.equal(net(x).nan_to_num(7), layer(x).nan_to_num(7))
@@ -926,7 +926,7 @@ def test_pooling_inside_a_traced_forward_and_in_channels_last():
     x = image(8, 3, 32, 32)
     net = assert_as_unfused(Stem(), x)
     assert fused(net) == {"bn": "with relu()"}
-    assert pydl.report(net).rows[2].fused == "in channels_last, which is faster"
+    assert pydl.report(net).rows[2].fused == "pooled in channels_last, which is faster"
     net = pydl.swap(Stem()).eval()
     y = net(x.to(memory_format=torch.channels_last))
     assert y.is_contiguous(memory_format=torch.channels_last)

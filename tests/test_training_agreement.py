@@ -28,6 +28,7 @@ def run(net, criterion, images, labels, dtype, lr):
     return train(net, criterion, images.to(dtype), labels, torch.optim.SGD(net.parameters(), lr=lr))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("name, lr", [("lenet", 0.9), ("lenet_bn", 0.5)])
 def test_lenet_trains_as_with_torch(device, name, lr):
     net = pydl.models.get(name)

@@ -1,6 +1,7 @@
 """What the tests share: backends, dtypes with their tolerances, and the comparison with float64 torch."""
 
 import contextlib
+import os
 
 import pytest
 import torch
@@ -15,17 +16,22 @@ TOLERANCE = {
     torch.bfloat16: (2e-2, 2e-2),
     torch.float16: (3e-3, 3e-3),
 }
-DTYPES = list(TOLERANCE)
+ALL_DTYPES = list(TOLERANCE)
+# Triton's interpreter is slow: two dtypes there, and the others in tests/test_triton.py
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPES = [torch.float32, torch.bfloat16] if INTERPRETED else ALL_DTYPES
 
 # triton-interpreted runs the Triton kernels on CPU tensors: TRITON_INTERPRET=1 pytest -m triton, a process of its own
 _BACKENDS = [f"cpu-{isa}" for isa in ("baseline", "avx2", "avx512")] + ["cuda", "triton", "triton-interpreted"]
+if "PYDL_CUDA_ON_HOST" in os.environ:  # every CPU tensor is the CUDA kernels' in this process
+    _BACKENDS = ["cuda-on-host"]
 
 
 def _why_not(name):
     if name.startswith("cpu-"):
         isa = name.removeprefix("cpu-")
         return None if isa in pydl.backend.isas() else f"this CPU has no {isa}"
-    if name == "triton-interpreted":
+    if name in ("triton-interpreted", "cuda-on-host"):
         return None
     if not torch.cuda.is_available():
         return "no GPU on this machine"
@@ -35,7 +41,8 @@ def _why_not(name):
 
 def _marks(name):
     skip = pytest.mark.skipif(_why_not(name) is not None, reason=str(_why_not(name)))
-    return [skip, pytest.mark.triton] if name == "triton-interpreted" else [skip]
+    own_process = {"triton-interpreted": pytest.mark.triton, "cuda-on-host": pytest.mark.cuda_on_host}
+    return [skip, own_process[name]] if name in own_process else [skip]
 
 
 BACKENDS = [pytest.param(name, marks=_marks(name)) for name in _BACKENDS]
@@ -47,12 +54,17 @@ def running(name):
     if name.startswith("cpu-"):
         with pydl.backend.use("cpu"), pydl.backend.isa(name.removeprefix("cpu-")):
             yield torch.device("cpu")
-    elif name == "triton-interpreted":
-        with pydl.backend.use("triton"):
+    elif name in ("triton-interpreted", "cuda-on-host"):
+        with pydl.backend.use(name.split("-")[0]):
             yield torch.device("cpu")
     else:
-        with pydl.backend.use(name):
-            yield torch.device("cuda")
+        allowed = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False  # float32 is held to float32's tolerance
+        try:
+            with pydl.backend.use(name):
+                yield torch.device("cuda")
+        finally:
+            torch.backends.cudnn.allow_tf32 = allowed
 
 
 def assert_close(actual, expected, dtype=None, scale=1.0):

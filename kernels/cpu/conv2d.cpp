@@ -13,6 +13,7 @@ using Algorithm = Conv2dAlgorithm;
 bool supported(Algorithm algorithm, const Conv2dParams& p, Conv2dPass pass) {
   if (algorithm == Algorithm::winograd) return p.allow_winograd && conv2d_winograd_supported(p, pass);
   if (algorithm == Algorithm::batch) return conv2d_batch_supported(p, pass);
+  if (algorithm == Algorithm::rows) return conv2d_rows_supported(p, pass);
   if (algorithm == Algorithm::depthwise) return conv2d_depthwise_supported(p, pass);
   return true;
 }
@@ -33,12 +34,18 @@ bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
 }
 
 Algorithm best(const Conv2dParams& p, Conv2dPass pass) {
-  const Algorithm by_preference[] = {Algorithm::depthwise, Algorithm::winograd, Algorithm::batch};
+  const Algorithm by_preference[] = {Algorithm::depthwise, Algorithm::winograd, Algorithm::batch,
+                                     Algorithm::rows};
+  const bool few =
+      min_of(p.in_channels, p.out_channels) < 16;  // a vector of channels is not full, one of images is
   for (Algorithm algorithm : by_preference) {
     if (!supported(algorithm, p, pass)) continue;
     if (algorithm == Algorithm::depthwise && p.groups > 1) return algorithm;
-    if (algorithm == Algorithm::winograd && conv2d_winograd_worthwhile(p, pass)) return algorithm;
+    if (algorithm == Algorithm::winograd && conv2d_winograd_worthwhile(p, pass) &&
+        !(few && supported(Algorithm::batch, p, pass) && batch_pays(p, pass)))
+      return algorithm;
     if (algorithm == Algorithm::batch && batch_pays(p, pass)) return algorithm;
+    if (algorithm == Algorithm::rows && conv2d_rows_worthwhile(p, pass)) return algorithm;
   }
   return Algorithm::gemm;
 }
@@ -76,6 +83,7 @@ int64_t conv2d_scratch_bytes(const Conv2dParams& params, Conv2dPass pass, int64_
   const Algorithm algorithm = conv2d_algorithm(p, pass);
   if (algorithm == Algorithm::winograd) return conv2d_winograd_scratch(p, pass, threads);
   if (algorithm == Algorithm::depthwise) return conv2d_depthwise_scratch(p, pass, threads);
+  if (algorithm == Algorithm::rows) return conv2d_rows_scratch(p, pass, threads);
   if (algorithm == Algorithm::batch)
     return weight ? conv2d_batch_weight_scratch(p, threads) : conv2d_batch_gather_scratch(p, pass, threads);
   return weight ? conv2d_gemm_weight_scratch(p, threads) : conv2d_gemm_gather_scratch(p, pass, threads);
@@ -86,6 +94,7 @@ void conv2d_forward(const Conv2dParams& params, const Parallel& parallel) {
   const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::forward);
   if (algorithm == Algorithm::winograd) return conv2d_winograd_forward(p, parallel);
   if (algorithm == Algorithm::depthwise) return conv2d_depthwise_forward(p, parallel);
+  if (algorithm == Algorithm::rows) return conv2d_rows(p, Conv2dPass::forward, parallel);
   if (algorithm == Algorithm::batch) return conv2d_batch_forward(p, parallel);
   conv2d_gemm_forward(p, parallel);
 }
@@ -95,6 +104,7 @@ void conv2d_backward_input(const Conv2dParams& params, const Parallel& parallel)
   const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_input);
   if (algorithm == Algorithm::winograd) return conv2d_winograd_backward_input(p, parallel);
   if (algorithm == Algorithm::depthwise) return conv2d_depthwise_backward_input(p, parallel);
+  if (algorithm == Algorithm::rows) return conv2d_rows(p, Conv2dPass::backward_input, parallel);
   if (algorithm == Algorithm::batch) return conv2d_batch_backward_input(p, parallel);
   conv2d_gemm_backward_input(p, parallel);
 }

@@ -29,6 +29,12 @@ void conv2d_batch_forward(const Conv2dParams& params, const Parallel& parallel);
 void conv2d_batch_backward_input(const Conv2dParams& params, const Parallel& parallel);
 void conv2d_batch_backward_weight(const Conv2dParams& params, const Parallel& parallel);
 
+// Direct, with a vector along the rows of planes: few channels, stride 1; no weight gradient.
+bool conv2d_rows_supported(const Conv2dParams& params, Conv2dPass pass);
+bool conv2d_rows_worthwhile(const Conv2dParams& params, Conv2dPass pass);
+int64_t conv2d_rows_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
+void conv2d_rows(const Conv2dParams& params, Conv2dPass pass, const Parallel& parallel);
+
 // One input channel per group.
 bool conv2d_depthwise_supported(const Conv2dParams& params, Conv2dPass pass);
 int64_t conv2d_depthwise_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);

@@ -20,37 +20,21 @@ constexpr int kOut = 3;  // 12 of 16
 #endif
 constexpr int kPixels = 4;
 
-template <class T>
-struct BatchConv {
-  Planes<T> planes;
-  int64_t batch, out_channels, out_height, out_width;
-  int64_t kernel_height, kernel_width, stride_y, stride_x, dilation_y, dilation_x;
-  const T* weight;  // of tap (0, 0); the strides are negative where the kernel is turned
-  int64_t weight_out, weight_in, weight_y, weight_x;
-  T* out;
-  int64_t out_stride[4];
-  const T* bias;
-  Activation activation;
-
-  int64_t out_blocks() const { return ceil_div(out_channels, kOut); }
-  int64_t block_channels() const { return ceil_div(out_channels, out_blocks()); }
-  int64_t taps() const { return planes.channels * kernel_height * kernel_width; }
-};
-
 // How far apart taps lie in a block, in elements.
 struct Steps {
   int64_t channel, row, tap, pixel;
 };
 
-// sum[o][x] of `outs` channels and `pixels` pixels; weights are [channel][row][tap][outs], `skipped` elements
-// between the rows of one channel that count and those of the next.
+// sum[o][x] of `outs` channels and `pixels` pixels; weights are [channel][row][tap][outs]. Between the rows
+// of one channel that count and those of the next lie `skipped` elements, between the taps of rows
+// `skipped_taps`.
 template <class A, int outs, int pixels>
 void direct_tile(int64_t channels, int64_t rows, int64_t taps, const A* in, const Steps& steps,
-                 const A* weights, int64_t skipped, A* result) {
+                 const A* weights, int64_t skipped, int64_t skipped_taps, A* result) {
   vec<A> sum[outs][pixels] = {};
   for (int64_t c = 0; c < channels; ++c, in += steps.channel, weights += skipped) {
     const A* line = in;
-    for (int64_t r = 0; r < rows; ++r, line += steps.row) {
+    for (int64_t r = 0; r < rows; ++r, line += steps.row, weights += skipped_taps) {
       const A* at = line;
       for (int64_t t = 0; t < taps; ++t, at += steps.tap, weights += outs) {
         vec<A> x[pixels];
@@ -72,7 +56,8 @@ void direct_tile(int64_t channels, int64_t rows, int64_t taps, const A* in, cons
 }
 
 template <class A>
-using DirectTile = void (*)(int64_t, int64_t, int64_t, const A*, const Steps&, const A*, int64_t, A*);
+using DirectTile = void (*)(int64_t, int64_t, int64_t, const A*, const Steps&, const A*, int64_t, int64_t,
+                            A*);
 
 template <class A, int outs, int pixels>
 DirectTile<A> pick_tile(int64_t wanted_outs, int64_t wanted_pixels) {
@@ -86,49 +71,68 @@ DirectTile<A> pick_tile(int64_t wanted_outs, int64_t wanted_pixels) {
   }
 }
 
+// Rows of the result that are transposed back together: as many as fill whole squares, where a channel's rows
+// follow one another in memory.
 template <class T>
-int64_t slot_bytes(const BatchConv<T>& g) {
-  using A = acc_t<T>;
-  return Pieces::bytes<A>(g.planes.elements() * lanes<A>) +
-         Pieces::bytes<A>(g.out_channels * g.out_width * lanes<A>);
+int64_t rows_together(const DirectConv<T>& g) {
+  constexpr int64_t all = lanes<acc_t<T>>, most = 8 * all;
+  if (g.out_stride[3] != 1 || g.out_stride[2] != g.out_width || g.out_channels == 1) return 1;
+  int64_t rows = 1;
+  while (rows * g.out_width % all != 0 && 2 * rows * g.out_width <= most) rows *= 2;
+  return min_of(rows, g.out_height);
 }
 
 template <class T>
-int64_t batch_bytes(const BatchConv<T>& g, int64_t threads) {
-  return Pieces::bytes<acc_t<T>>(g.taps() * g.out_blocks() * kOut) + threads * slot_bytes(g);
+int64_t slot_bytes(const DirectConv<T>& g) {
+  using A = acc_t<T>;
+  return Pieces::bytes<A>(g.planes.elements() * lanes<A>) +
+         Pieces::bytes<A>(g.out_channels * rows_together(g) * g.out_width * lanes<A>);
+}
+
+template <class T>
+int64_t batch_bytes(const DirectConv<T>& g, int64_t threads) {
+  return Pieces::bytes<acc_t<T>>(g.taps() * g.out_blocks(kOut) * kOut) + threads * slot_bytes(g);
 }
 
 template <class T, class A>
-void run_block(const BatchConv<T>& g, int64_t image, const A* weights, Pieces scratch) {
+void run_block(const DirectConv<T>& g, int64_t image, const A* weights, Pieces scratch) {
   constexpr int64_t all = lanes<A>;
   const int64_t images = min_of(all, g.batch - image), width = g.planes.padded_width;
   A* block = scratch.take<A>(g.planes.elements() * all);
-  A* row = scratch.take<A>(g.out_channels * g.out_width * all);
+  const int64_t together = rows_together(g);
+  A* buffer = scratch.take<A>(g.out_channels * together * g.out_width * all);
   pack_block(g.planes, image, images, 0, g.planes.padded_height, block);
   const Steps steps = {g.planes.padded_height * width * all, g.dilation_y * width * all, g.dilation_x * all,
                        g.stride_x * all};
-  // the row buffer is in the order of the output's memory: (channel, column) or (column, channel)
+  // the buffer is in the order of the output's memory: (channel, row, column) or (column, channel)
   const bool by_channel = g.out_stride[1] == 1 && g.out_stride[3] == g.out_channels;
-  const int64_t row_channel = by_channel ? all : g.out_width * all,
+  const int64_t row_channel = by_channel ? all : together * g.out_width * all,
                 row_pixel = by_channel ? g.out_channels * all : all;
-  const int64_t per_block = g.block_channels();
+  const int64_t per_block = g.block_channels(kOut);
   for (int64_t y = 0; y < g.out_height; ++y) {
     // rows of taps [first, end) lie on rows of the image; the others would add zeros
     int64_t first = 0, end = g.kernel_height;
     const int64_t top = y * g.stride_y - g.planes.pad_y;
     while (first < end && top + first * g.dilation_y < 0) ++first;
     while (end > first && top + (end - 1) * g.dilation_y >= g.planes.height) --end;
-    for (int64_t b = 0; b < g.out_blocks(); ++b) {
+    A* row = buffer + y % together * g.out_width * all;
+    for (int64_t b = 0; b < g.out_blocks(kOut); ++b) {
       const int64_t o0 = b * per_block, outs = min_of(per_block, g.out_channels - o0);
       const int64_t row_weights = g.kernel_width * outs;
       const A* block_weights = weights + b * per_block * g.taps() + first * row_weights;
       const A* line = block + (y * g.stride_y + first * g.dilation_y) * width * all;
       for (int64_t x = 0; x < g.out_width; x += kPixels) {
         const int64_t pixels = min_of(kPixels, g.out_width - x);
+        // of the taps of a row, [left, right) reach the image from some pixel
+        int64_t left = 0, right = g.kernel_width;
+        const int64_t begin = x * g.stride_x - g.planes.pad_x;
+        while (left < right && begin + (pixels - 1) * g.stride_x + left * g.dilation_x < 0) ++left;
+        while (right > left && begin + (right - 1) * g.dilation_x >= g.planes.width) --right;
         A tile[kOut * kPixels * all];
-        pick_tile<A, kOut, kPixels>(outs, pixels)(g.planes.channels, end - first, g.kernel_width,
-                                                  line + x * g.stride_x * all, steps, block_weights,
-                                                  (g.kernel_height - (end - first)) * row_weights, tile);
+        pick_tile<A, kOut, kPixels>(outs, pixels)(
+            g.planes.channels, end - first, right - left, line + (x * g.stride_x + left * g.dilation_x) * all,
+            steps, block_weights + left * outs, (g.kernel_height - (end - first)) * row_weights,
+            (g.kernel_width - (right - left)) * outs, tile);
         for (int64_t o = 0; o < outs; ++o) {
           const vec<A> bias = g.bias ? splat(load_n(g.bias + o0 + o, 1)[0]) : vec<A>{};
           for (int64_t i = 0; i < pixels; ++i)
@@ -137,38 +141,31 @@ void run_block(const BatchConv<T>& g, int64_t image, const A* weights, Pieces sc
         }
       }
     }
-    T* to = g.out + image * g.out_stride[0] + y * g.out_stride[2];
+    const int64_t rows = y % together + 1;  // in the buffer
+    if (rows < together && y + 1 < g.out_height) continue;
+    T* to = g.out + image * g.out_stride[0] + (y + 1 - rows) * g.out_stride[2];
+    auto from = [&](const A* at) { return [=](int64_t q) { return load(at + q * all); }; };
     if (by_channel) {
-      scatter_lanes(row, to, g.out_stride[0], images, g.out_width * g.out_channels);
+      scatter_lanes(from(buffer), to, g.out_stride[0], images, g.out_width * g.out_channels);
     } else if (g.out_stride[3] == 1) {
       for (int64_t o = 0; o < g.out_channels; ++o)
-        scatter_lanes(row + o * row_channel, to + o * g.out_stride[1], g.out_stride[0], images, g.out_width);
+        scatter_lanes(from(buffer + o * row_channel), to + o * g.out_stride[1], g.out_stride[0], images,
+                      rows * g.out_width);
     } else {
       for (int64_t o = 0; o < g.out_channels; ++o)
         for (int64_t x = 0; x < g.out_width; ++x)
-          scatter_lanes(row + o * row_channel + x * row_pixel, to + o * g.out_stride[1] + x * g.out_stride[3],
-                        g.out_stride[0], images, 1);
+          scatter_lanes(from(buffer + o * row_channel + x * row_pixel),
+                        to + o * g.out_stride[1] + x * g.out_stride[3], g.out_stride[0], images, 1);
     }
   }
 }
 
 template <class T>
-void run_batch(const BatchConv<T>& g, void* scratch, const Parallel& parallel) {
+void run_batch(const DirectConv<T>& g, void* scratch, const Parallel& parallel) {
   using A = acc_t<T>;
   Pieces pieces{static_cast<char*>(scratch)};
-  A* weights = pieces.take<A>(g.taps() * g.out_blocks() * kOut);
-  const int64_t per_block = g.block_channels();
-  parallel(g.out_blocks(), ceil_div(1024, g.taps()), [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b) {
-      A* to = weights + b * per_block * g.taps();
-      for (int64_t c = 0; c < g.planes.channels; ++c)
-        for (int64_t r = 0; r < g.kernel_height; ++r)
-          for (int64_t t = 0; t < g.kernel_width; ++t)
-            for (int64_t o = b * per_block; o < min_of((b + 1) * per_block, g.out_channels); ++o)
-              *to++ = load_n(g.weight + o * g.weight_out + c * g.weight_in + r * g.weight_y + t * g.weight_x,
-                             1)[0];
-    }
-  });
+  A* weights = pieces.take<A>(g.taps() * g.out_blocks(kOut) * kOut);
+  pack_direct_weights(g, kOut, weights, parallel);
   const int64_t tasks = ceil_div(g.batch, lanes<A>), threads = max_of(1, min_of(parallel.threads, tasks));
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot)
@@ -177,93 +174,26 @@ void run_batch(const BatchConv<T>& g, void* scratch, const Parallel& parallel) {
   });
 }
 
-template <class T>
-BatchConv<T> batch_problem(const Conv2dParams& p, Conv2dPass pass) {
-  BatchConv<T> g{};
-  const int64_t reach_y = (p.kernel_height - 1) * p.dilation_height,
-                reach_x = (p.kernel_width - 1) * p.dilation_width;
-  g.batch = p.batch;
-  g.kernel_height = p.kernel_height;
-  g.kernel_width = p.kernel_width;
-  g.dilation_y = p.dilation_height;
-  g.dilation_x = p.dilation_width;
-  g.weight = static_cast<const T*>(p.weight);
-  if (pass == Conv2dPass::forward) {
-    g.stride_y = p.stride_height;
-    g.stride_x = p.stride_width;
-    g.out_channels = p.out_channels;
-    g.out_height = p.out_height;
-    g.out_width = p.out_width;
-    g.planes = {static_cast<const T*>(p.input),
-                {},
-                p.in_channels,
-                p.in_height,
-                p.in_width,
-                p.pad_top,
-                p.pad_left,
-                0,
-                0};
-    g.weight_out = p.weight_stride[0];
-    g.weight_in = p.weight_stride[1];
-    g.weight_y = p.weight_stride[2];
-    g.weight_x = p.weight_stride[3];
-    g.out = static_cast<T*>(p.output);
-    g.bias = static_cast<const T*>(p.bias);
-    g.activation = p.activation;
-    for (int d = 0; d < 4; ++d) g.planes.stride[d] = p.input_stride[d], g.out_stride[d] = p.output_stride[d];
-  } else {
-    g.stride_y = g.stride_x = 1;
-    g.out_channels = p.in_channels;
-    g.out_height = p.in_height;
-    g.out_width = p.in_width;
-    g.planes = {static_cast<const T*>(p.output),
-                {},
-                p.out_channels,
-                p.out_height,
-                p.out_width,
-                reach_y - p.pad_top,
-                reach_x - p.pad_left,
-                0,
-                0};
-    g.weight += (p.kernel_height - 1) * p.weight_stride[2] + (p.kernel_width - 1) * p.weight_stride[3];
-    g.weight_out = p.weight_stride[1];
-    g.weight_in = p.weight_stride[0];
-    g.weight_y = -p.weight_stride[2];
-    g.weight_x = -p.weight_stride[3];
-    g.out = static_cast<T*>(p.input);
-    for (int d = 0; d < 4; ++d) g.planes.stride[d] = p.output_stride[d], g.out_stride[d] = p.input_stride[d];
-  }
-  g.planes.padded_height = (g.out_height - 1) * g.stride_y + reach_y + 1;
-  g.planes.padded_width = (g.out_width - 1) * g.stride_x + reach_x + 1;
-  return g;
-}
-
 }  // namespace
 
-bool conv2d_batch_supported(const Conv2dParams& p, Conv2dPass pass) {
-  if (p.groups != 1) return false;
-  if (pass != Conv2dPass::backward_input) return true;
-  return p.stride_height == 1 && p.stride_width == 1 &&
-         p.pad_top <= (p.kernel_height - 1) * p.dilation_height &&
-         p.pad_left <= (p.kernel_width - 1) * p.dilation_width;
-}
+bool conv2d_batch_supported(const Conv2dParams& p, Conv2dPass pass) { return direct_supported(p, pass); }
 
 int64_t conv2d_batch_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
   dispatch_dtype(p.dtype,
-                 [&](auto type) { bytes = batch_bytes(batch_problem<decltype(type)>(p, pass), threads); });
+                 [&](auto type) { bytes = batch_bytes(direct_problem<decltype(type)>(p, pass), threads); });
   return bytes;
 }
 
 void conv2d_batch_forward(const Conv2dParams& p, const Parallel& parallel) {
   dispatch_dtype(p.dtype, [&](auto type) {
-    run_batch(batch_problem<decltype(type)>(p, Conv2dPass::forward), p.scratch, parallel);
+    run_batch(direct_problem<decltype(type)>(p, Conv2dPass::forward), p.scratch, parallel);
   });
 }
 
 void conv2d_batch_backward_input(const Conv2dParams& p, const Parallel& parallel) {
   dispatch_dtype(p.dtype, [&](auto type) {
-    run_batch(batch_problem<decltype(type)>(p, Conv2dPass::backward_input), p.scratch, parallel);
+    run_batch(direct_problem<decltype(type)>(p, Conv2dPass::backward_input), p.scratch, parallel);
   });
 }
 

@@ -9,36 +9,10 @@
 // back.
 #pragma once
 
-#include "kernels/cpu/conv2d_im2col.h"
+#include "kernels/cpu/conv2d_direct.h"
+#include "kernels/cpu/conv2d_lanes.h"
 
 namespace pydl::cpu::PYDL_ISA {
-
-// Planes of a tensor, to be copied with a border: row y of a plane is row y - pad_y of the image, or zeros.
-template <class T>
-struct Planes {
-  const T* data;
-  int64_t stride[4];  // N, C, H, W
-  int64_t channels, height, width;
-  int64_t pad_y, pad_x, padded_height, padded_width;
-
-  int64_t elements() const { return channels * padded_height * padded_width; }  // times lanes
-};
-
-// Calls put(q, vector) for q < length, where lane i of the vector is from[i * image + q]; images beyond
-// `images` are 0.
-template <class T, class F>
-static PYDL_INLINE void gather_lanes(const T* from, int64_t image, int64_t images, int64_t length,
-                                     const F& put) {
-  using A = acc_t<T>;
-  for (int64_t q = 0; q < length; q += lanes<A>) {
-    const int64_t n = min_of(lanes<A>, length - q);
-    vec<A> square[lanes<A>];
-    for (int64_t i = 0; i < lanes<A>; ++i)
-      square[i] = i < images ? load_between(from + i * image + q, 0, n) : vec<A>{};
-    transpose(square);
-    for (int64_t j = 0; j < n; ++j) put(q + j, square[j]);
-  }
-}
 
 // Rows [first, last) of every plane of images [image, image + images) to block[channel][row -
 // first][column][lane].
@@ -88,19 +62,6 @@ static void pack_block(const Planes<T>& p, int64_t image, int64_t images, int64_
           store(at(c, y, p.pad_x + x), v);
         }
     }
-  }
-}
-
-// to[i * image + q] = lane i of from[q], q < length.
-template <class T, class A>
-static PYDL_INLINE void scatter_lanes(const A* from, T* to, int64_t image, int64_t images, int64_t length) {
-  for (int64_t q = 0; q < length; q += lanes<A>) {
-    const int64_t n = min_of(lanes<A>, length - q);
-    vec<A> square[lanes<A>];
-    for (int64_t j = 0; j < lanes<A>; ++j) square[j] = j < n ? load(from + (q + j) * lanes<A>) : vec<A>{};
-    transpose(square);
-    for (int64_t i = 0; i < images; ++i)
-      n == lanes<A> ? store(to + i * image + q, square[i]) : store_n(to + i * image + q, square[i], n);
   }
 }
 

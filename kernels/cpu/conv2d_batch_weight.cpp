@@ -173,17 +173,7 @@ void conv2d_batch_backward_weight(const Conv2dParams& p, const Parallel& paralle
           run_task<T, A>(p, g, task, partials + task * g.weights,
                          Pieces{pieces.next + slot * g.slot_bytes()});
     });
-    int64_t i = 0;
-    for (int64_t o = 0; o < p.out_channels; ++o)
-      for (int64_t c = 0; c < p.in_channels; ++c)
-        for (int64_t r = 0; r < p.kernel_height; ++r)
-          for (int64_t t = 0; t < p.kernel_width; ++t, ++i) {
-            A sum = 0;
-            for (int64_t task = 0; task < g.tasks; ++task) sum += partials[task * g.weights + i];
-            store_n(static_cast<T*>(p.weight) + o * p.weight_stride[0] + c * p.weight_stride[1] +
-                        r * p.weight_stride[2] + t * p.weight_stride[3],
-                    splat(sum), 1);
-          }
+    store_direct_weights<T>(p, partials, g.tasks);
   });
 }
 

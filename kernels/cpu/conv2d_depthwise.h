@@ -1,9 +1,15 @@
 // Depthwise convolution: each channel is convolved alone, so there is no matrix product, and memory decides.
 //
-// Two forms of each pass. By plane (conv2d_depthwise.cpp): a channel's image is copied once into a small
-// padded plane, its columns sorted by their remainder modulo the stride, so that every tap of every stride is
-// an unaligned load and a vector holds neighbouring pixels. By pixel (conv2d_depthwise_pixels.cpp): with
-// channels_last tensors a vector holds neighbouring channels and nothing is copied.
+// A vector always holds neighbouring channels at one pixel. With channels_last tensors it is read and written
+// where it lies (conv2d_depthwise_pixels.cpp). Planes (NCHW, any other strides, several filters per channel)
+// are first turned into lanes, a vector's worth of channels and a strip of rows at a time, into scratch that
+// stays in the second-level cache (conv2d_depthwise_planes.cpp): transposing in and out costs about as much
+// as the nine products of a 3x3 kernel, and no row is too short.
+//
+// Both run the same tiles (conv2d_depthwise_tiles.cpp): kTilePixels neighbouring pixels of a row share
+// weights and loads. A tile gets its pixels as lists of pointers, one list per kernel row that lies on the
+// image; what lies beside the image points to a row of zeros, and results beside it to a place that nobody
+// reads. The input gradient is the same gather from the gradient, so nothing is ever padded.
 #pragma once
 
 #include "kernels/cpu/conv2d_algorithms.h"
@@ -12,23 +18,71 @@
 
 namespace pydl::cpu::PYDL_ISA {
 
+#if defined(PYDL_AVX512)
+static constexpr int kTilePixels =
+    7;  // 7 sums, 9 pixels and a weight of 32 registers; divides 7, 14, ..., 112
+#else
+static constexpr int kTilePixels = 4;  // 4, 6 and 1 of 16
+#endif
+
+// How the pixels of a tile read their sources, of which a kernel row has `sources()`.
+//   gather: pixel i, tap t reads source i * step + t
+//   spread: stride 2 backward; pixels 2i and 2i + 1 read the gradients that their even and odd taps reach
+//   any:    pixel i, tap t reads source t * kTilePixels + i
+struct TileShape {
+  enum Pattern { gather, spread, any } pattern;
+  int64_t taps, step;
+
+  int64_t sources() const {
+    if (pattern == gather) return (kTilePixels - 1) * step + taps;
+    return pattern == spread ? kTilePixels + (taps + 1) / 2 - 1 : kTilePixels * taps;
+  }
+  int64_t results() const { return pattern == spread ? 2 * kTilePixels : kTilePixels; }
+};
+
+// One tile: `results` pixels of all channels. Blocks are vectors of channels; the last one overlaps its
+// neighbour where the channels do not fill it.
+template <class T>
+struct Tile {
+  int64_t channels;            // at least lanes
+  int64_t rows;                // kernel rows on the image
+  const T* const* sources;     // [row][pitch]
+  int64_t pitch;               // pointers between rows
+  const int64_t* row_weights;  // where each row's weights begin within a block
+  const acc_t<T>* weights;     // [block][...][tap][lane]; forward and input gradient
+  int64_t block;               // elements between blocks of weights (or sums)
+  const acc_t<T>* bias;        // [block][lane] within the blocks of weights, or null
+  Activation activation;
+  bool stream;                // store past the caches
+  T* const* results;          // [pixel]; forward and input gradient
+  const T* const* gradients;  // [pixel]; weight gradient
+  acc_t<T>* sums;             // [block][...][tap][lane], added to; weight gradient
+  int64_t taps;               // of a row, for TileShape::any
+};
+
+template <class T>
+using RunTile = void (*)(const Tile<T>&);
+
+// The tile of the forward pass and the input gradient, and that of the weight gradient (gather and any).
+template <class T>
+RunTile<T> depthwise_tile(const TileShape& shape);
+template <class T>
+RunTile<T> depthwise_weight_tile(const TileShape& shape);
+
+static PYDL_INLINE int64_t first_channel(int64_t block, int64_t channels, int64_t all) {
+  return min_of(block * all, channels - all);
+}
+
+// The forms, in the order in which they are asked; planes serve everything.
+bool depthwise_3x3(const Conv2dParams& p);
+void depthwise_3x3_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel);
+void depthwise_3x3_weight(const Conv2dParams& p, const Parallel& parallel);
 bool depthwise_by_pixel(const Conv2dParams& p);
 int64_t depthwise_pixels_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads);
 void depthwise_pixels_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel);
 void depthwise_pixels_weight(const Conv2dParams& p, const Parallel& parallel);
-
-// The tap of kernel position t that links output `out` to input `in`: in = out * stride - pad + t * dilation.
-// forward: the input position of tap t, or -1 outside; backward: the output position that reads `in` by tap
-// t, or -1.
-static PYDL_INLINE int64_t tap_input(int64_t out, int64_t t, int64_t stride, int64_t pad, int64_t dilation,
-                                     int64_t size) {
-  const int64_t in = out * stride - pad + t * dilation;
-  return in >= 0 && in < size ? in : -1;
-}
-static PYDL_INLINE int64_t tap_output(int64_t in, int64_t t, int64_t stride, int64_t pad, int64_t dilation,
-                                      int64_t size) {
-  const int64_t scaled = in + pad - t * dilation;
-  return scaled >= 0 && scaled % stride == 0 && scaled / stride < size ? scaled / stride : -1;
-}
+int64_t depthwise_planes_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads);
+void depthwise_planes_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel);
+void depthwise_planes_weight(const Conv2dParams& p, const Parallel& parallel);
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -82,7 +82,7 @@ struct SlabPlan {
     pitch = direct ? w.stride[3] / per_element<E> : slab_pitch(elements);
     dense = forward && p.dilation_width == 1 && p.kernel_width > 1 && pitch == elements;
     pieces = 1;
-    if (!dense && taps() > 1)
+    if (!dense)
       while (elements / pieces > 192 && elements % (2 * pieces) == 0) pieces *= 2;
     segment_depth = dense ? p.kernel_width * elements : elements / pieces;
     tiles = ceil_div(gather.channels, kColumns<A>);
@@ -164,8 +164,8 @@ struct SlabPlan {
       for (int64_t phase_x = 0; phase_x < phases_x; ++phase_x) {
         const PhaseAxis v = axis_y(phase_y), h = axis_x(phase_x);
         const int64_t across = dense ? 1 : h.axis.taps;
-        phases[n++] = {phase_y, phase_x,           v.axis.out_size, h.axis.out_size, v.axis.taps * across,
-                       i,       rows * kColumns<A>};
+        const int64_t segments = v.axis.taps * across * pieces;
+        phases[n++] = {phase_y, phase_x, v.axis.out_size, h.axis.out_size, segments, i, rows * kColumns<A>};
         for (int64_t ty = 0; ty < v.axis.taps; ++ty)
           for (int64_t tx = 0; tx < h.axis.taps; ++tx) {
             for (int64_t piece = 0; piece < (tx < across ? pieces : 0); ++piece)

@@ -1,23 +1,24 @@
-// One-dimensional Winograd transforms F(m, 3), m = 1..4 (Toom-Cook; Lavin, Gray: "Fast Algorithms for
-// Convolutional Neural Networks", CVPR 2016), over vectors of channels.
+// One-dimensional Winograd transforms F(m, r): m outputs of r taps (Toom-Cook; Lavin, Gray: "Fast Algorithms
+// for Convolutional Neural Networks", CVPR 2016), over vectors of channels.
 //
-//   y = A^T [ (G g) * (B^T d) ]      d: m + 2 inputs, g: 3 taps, y: m outputs, m + 2 products instead of 3 m
+//   y = A^T [ (G g) * (B^T d) ]   d: n = m + r - 1 inputs, g: r taps, y: m outputs, n products instead of m r
 //
-// A polynomial product is evaluated at m + 2 points, multiplied point by point, and interpolated. The points
-// are
+// A polynomial product is evaluated at n points, multiplied point by point, and interpolated. The points are
 //
-//   0, infinity, 2/3, -2/3, 3/2, -3/2        F(m, 3) takes the first m + 2
+//   0, infinity, 2/3, -2/3, 3/2, -3/2        F(m, r) takes the first n
 //
-// Why these: the error of a Winograd convolution grows with the powers p^0 .. p^3 of its points. 2/3 and 3/2
-// keep every coefficient between 0.12 and 3.4, where the usual 1 and 2 reach 8; the result is as accurate as
-// a direct convolution in float32. Their product is 1, which makes two coefficients of B one.
+// so that 3 taps have tiles of up to 4 outputs and 5 taps tiles of up to 2.
 //
-// Why nested sets: an image's last row and column of tiles may be smaller than 4. F(m, 3) there uses a subset
-// of the same points and the same transformed weights, so a small tile just skips the frequencies it does not
-// have, and no output is computed twice or thrown away.
+// Why these points: the error of a Winograd convolution grows with the powers of its points. 2/3 and 3/2 keep
+// every coefficient of F(4, 3) between 0.12 and 3.4, where the usual 1 and 2 reach 8; the result is as
+// accurate as a direct convolution in float32. Their product is 1, which makes two coefficients of B one.
 //
-// The weight gradient correlates m outputs' gradients with the m + 2 inputs into 3 taps: F(3, m), with the
-// same points, the same B, and the transposed roles of A and G.
+// Why nested sets: an image's last row and column of tiles may be smaller than the others. F(m, r) there uses
+// a subset of the same points and the same transformed weights, so a small tile just skips the frequencies it
+// does not have, and no output is computed twice or thrown away.
+//
+// The weight gradient correlates m outputs' gradients with the n inputs into r taps: F(r, m), with the same
+// points, the same B, and the transposed roles of A and G.
 #pragma once
 
 #include "kernels/cpu/simd.h"
@@ -25,10 +26,12 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int kTile = 4;      // outputs per tile and dimension
 constexpr int kPoints = 6;    // inputs per tile and dimension, and points
 constexpr int kInfinity = 1;  // index of the point at infinity
 constexpr int kFrequencies = kPoints * kPoints;
+
+template <int kTaps>
+constexpr int kTile = kPoints + 1 - kTaps;  // outputs per tile and dimension
 
 constexpr double kPointA = 2.0 / 3.0, kPointB = 3.0 / 2.0;
 constexpr double kPoint[kPoints] = {0.0, 0.0, kPointA, -kPointA, kPointB, -kPointB};
@@ -43,12 +46,26 @@ constexpr double lagrange(int n, int p) {
   return 1.0 / product;
 }
 
-// B^T of F(m, 3): row p holds the coefficients of prod (x - q) over the finite q != p, row infinity those of
-// the product over all. G is shared by every m, so the row is scaled from the full set's interpolation to
-// this one's.
-template <int kOutputs>
+// Powers of the points, rounded once: power[p][j] = p^j, and scaled[p][j] = N_p p^j with N_p = lagrange(6,
+// p), the rows of G; N of the point 0 is 1.
+struct PointTable {
+  float power[kPoints][kPoints], scaled[kPoints][kPoints];
+  constexpr PointTable() : power{}, scaled{} {
+    for (int p = 0; p < kPoints; ++p)
+      for (int j = 0; j < kPoints && p != kInfinity; ++j) {
+        const double value = pydl::cpu::PYDL_ISA::power(kPoint[p], j);
+        power[p][j] = static_cast<float>(value);
+        scaled[p][j] = static_cast<float>(value * lagrange(kPoints, p));
+      }
+  }
+};
+constexpr PointTable kTable;
+
+// B^T of the first n points: row p holds the coefficients of prod (x - q) over the finite q != p, row
+// infinity those of the product over all. G is shared by every n, so the row is scaled from the full set's
+// interpolation to this one's.
+template <int n>
 struct InputMatrix {
-  static constexpr int n = kOutputs + 2;
   float row[n][n];
   constexpr InputMatrix() : row{} {
     for (int p = 0; p < n; ++p) {
@@ -65,9 +82,10 @@ struct InputMatrix {
   }
 };
 
-template <int kOutputs>
+// v = B^T d of n inputs.
+template <int n>
 PYDL_INLINE void transform_input_1d(const vec<float>* d, vec<float>* v) {
-  if constexpr (kOutputs == 4) {  // the symmetric points share their even and odd halves
+  if constexpr (n == kPoints) {  // the symmetric points share their even and odd halves
     constexpr float a = kPointA, b = kPointB, a2 = kPointA * kPointA, b2 = kPointB * kPointB, sum = a2 + b2;
     const vec<float> even_a = d[4] - b2 * d[2], odd_a = d[3] - b2 * d[1];
     const vec<float> even_b = d[4] - a2 * d[2], odd_b = d[3] - a2 * d[1];
@@ -78,93 +96,82 @@ PYDL_INLINE void transform_input_1d(const vec<float>* d, vec<float>* v) {
     v[4] = even_b + b * odd_b;
     v[5] = even_b - b * odd_b;
   } else {
-    constexpr InputMatrix<kOutputs> matrix;
+    constexpr InputMatrix<n> matrix;
 #pragma GCC unroll 6
-    for (int p = 0; p < kOutputs + 2; ++p) {
+    for (int p = 0; p < n; ++p) {
       vec<float> sum{};
 #pragma GCC unroll 6
-      for (int j = 0; j < kOutputs + 2; ++j)
+      for (int j = 0; j < n; ++j)
         if (matrix.row[p][j] != 0.0f) sum += matrix.row[p][j] * d[j];
       v[p] = sum;
     }
   }
 }
 
-// A^T of F(m, 3): y[j] = sum_p p^j m[p], the point at infinity only in the last.
-template <int kOutputs>
-PYDL_INLINE void transform_output_1d(const vec<float>* m, vec<float>* y) {
-  constexpr float a = kPointA, a2 = power(kPointA, 2), a3 = power(kPointA, 3);
-  constexpr float b = kPointB, b2 = power(kPointB, 2), b3 = power(kPointB, 3);
-  if constexpr (kOutputs == 4) {
-    const vec<float> even_a = m[2] + m[3], odd_a = m[2] - m[3], even_b = m[4] + m[5], odd_b = m[4] - m[5];
-    y[0] = m[0] + even_a + even_b;
-    y[1] = a * odd_a + b * odd_b;
-    y[2] = a2 * even_a + b2 * even_b;
-    y[3] = a3 * odd_a + b3 * odd_b + m[1];
-  } else if constexpr (kOutputs == 3) {
-    const vec<float> even_a = m[2] + m[3], odd_a = m[2] - m[3];
-    y[0] = m[0] + even_a + m[4];
-    y[1] = a * odd_a + b * m[4];
-    y[2] = a2 * even_a + b2 * m[4] + m[1];
-  } else if constexpr (kOutputs == 2) {
-    y[0] = m[0] + (m[2] + m[3]);
-    y[1] = a * (m[2] - m[3]) + m[1];
-  } else {
-    y[0] = m[0] + m[2] + m[1];
+// y[j] = sum_p c[p][j] m[p] for j < count over n points, the point at infinity only in the last y: A^T of
+// F(count, r), or with scaled powers that of F(r, m). Symmetric points share their sum and difference.
+template <int n, int count>
+PYDL_INLINE void interpolate_1d(const float (&c)[kPoints][kPoints], const vec<float>* m, vec<float>* y) {
+  constexpr int kPairs = (n - 2) / 2;
+  vec<float> even[kPairs + 1], odd[kPairs + 1];
+#pragma GCC unroll 2
+  for (int k = 0; k < kPairs; ++k) {
+    even[k] = m[2 + 2 * k] + m[3 + 2 * k];
+    odd[k] = m[2 + 2 * k] - m[3 + 2 * k];
+  }
+#pragma GCC unroll 6
+  for (int j = 0; j < count; ++j) {
+    vec<float> sum = j == 0 ? m[0] : j == count - 1 ? m[kInfinity] : vec<float>{};
+    if (j == 0 && count == 1) sum += m[kInfinity];
+#pragma GCC unroll 2
+    for (int k = 0; k < kPairs; ++k) sum += c[2 + 2 * k][j] * (j % 2 ? odd[k] : even[k]);
+    if constexpr (n % 2 == 1) sum += c[n - 1][j] * m[n - 1];
+    y[j] = sum;
   }
 }
 
-// G: u[p] = N_p (g0 + p g1 + p^2 g2), u[infinity] = g2; N_p = lagrange(6, p), which is 1 at 0.
-PYDL_INLINE void transform_weight_1d(const vec<float>* g, vec<float>* u) {
-  constexpr double na = lagrange(kPoints, 2), nb = lagrange(kPoints, 4);
-  constexpr float a0 = na, a1 = na * kPointA, a2 = na * kPointA * kPointA;
-  constexpr float b0 = nb, b1 = nb * kPointB, b2 = nb * kPointB * kPointB;
-  const vec<float> even_a = a0 * g[0] + a2 * g[2], even_b = b0 * g[0] + b2 * g[2];
+// u[p] = sum_j c[p][j] g[j] over j < count, u[infinity] = g[count - 1]: G of F(m, count), or with plain
+// powers that of F(r, count) without its factors N_p.
+template <int n, int count>
+PYDL_INLINE void evaluate_1d(const float (&c)[kPoints][kPoints], const vec<float>* g, vec<float>* u) {
   u[0] = g[0];
-  u[1] = g[2];
-  u[2] = even_a + a1 * g[1];
-  u[3] = even_a - a1 * g[1];
-  u[4] = even_b + b1 * g[1];
-  u[5] = even_b - b1 * g[1];
-}
-
-// The weight gradient's two: G of F(3, m) without its factors N_p, which the sum over tiles takes once at the
-// end ...
-template <int kOutputs>
-PYDL_INLINE void transform_gradient_1d(const vec<float>* g, vec<float>* z) {
-  constexpr float a = kPointA, a2 = power(kPointA, 2), a3 = power(kPointA, 3);
-  constexpr float b = kPointB, b2 = power(kPointB, 2), b3 = power(kPointB, 3);
-  z[0] = g[0];
-  z[1] = g[kOutputs - 1];
-  if constexpr (kOutputs == 4) {
-    const vec<float> even_a = g[0] + a2 * g[2], odd_a = a * g[1] + a3 * g[3];
-    const vec<float> even_b = g[0] + b2 * g[2], odd_b = b * g[1] + b3 * g[3];
-    z[2] = even_a + odd_a;
-    z[3] = even_a - odd_a;
-    z[4] = even_b + odd_b;
-    z[5] = even_b - odd_b;
-  } else if constexpr (kOutputs == 3) {
-    const vec<float> even_a = g[0] + a2 * g[2];
-    z[2] = even_a + a * g[1];
-    z[3] = even_a - a * g[1];
-    z[4] = g[0] + b * g[1] + b2 * g[2];
-  } else if constexpr (kOutputs == 2) {
-    z[2] = g[0] + a * g[1];
-    z[3] = g[0] - a * g[1];
-  } else {
-    z[2] = g[0];
+  u[kInfinity] = g[count - 1];
+#pragma GCC unroll 4
+  for (int p = 2; p < n; p += 2) {
+    vec<float> even = c[p][0] * g[0], odd{};
+#pragma GCC unroll 6
+    for (int j = 2; j < count; j += 2) even += c[p][j] * g[j];
+    if constexpr (count > 1) odd = c[p][1] * g[1];
+#pragma GCC unroll 6
+    for (int j = 3; j < count; j += 2) odd += c[p][j] * g[j];
+    u[p] = even + odd;
+    if (p + 1 < n) u[p + 1] = even - odd;
   }
 }
 
-// ... and A^T of F(3, m) with them: w[j] = sum_p N_p p^j d[p], the point at infinity only in w[2].
+// y = A^T m: kOutputs outputs of r taps.
+template <int kTaps, int kOutputs>
+PYDL_INLINE void transform_output_1d(const vec<float>* m, vec<float>* y) {
+  interpolate_1d<kOutputs + kTaps - 1, kOutputs>(kTable.power, m, y);
+}
+
+// u = G g.
+template <int kTaps>
+PYDL_INLINE void transform_weight_1d(const vec<float>* g, vec<float>* u) {
+  evaluate_1d<kPoints, kTaps>(kTable.scaled, g, u);
+}
+
+// The weight gradient's two: G of F(r, m) without its factors N_p, which the sum over tiles takes once at the
+// end ...
+template <int kTaps, int kOutputs>
+PYDL_INLINE void transform_gradient_1d(const vec<float>* g, vec<float>* z) {
+  evaluate_1d<kOutputs + kTaps - 1, kOutputs>(kTable.power, g, z);
+}
+
+// ... and A^T of F(r, m) with them.
+template <int kTaps>
 PYDL_INLINE void transform_weight_gradient_1d(const vec<float>* d, vec<float>* w) {
-  constexpr double na = lagrange(kPoints, 2), nb = lagrange(kPoints, 4);
-  constexpr float a0 = na, a1 = na * kPointA, a2 = na * kPointA * kPointA;
-  constexpr float b0 = nb, b1 = nb * kPointB, b2 = nb * kPointB * kPointB;
-  const vec<float> even_a = d[2] + d[3], odd_a = d[2] - d[3], even_b = d[4] + d[5], odd_b = d[4] - d[5];
-  w[0] = d[0] + a0 * even_a + b0 * even_b;
-  w[1] = a1 * odd_a + b1 * odd_b;
-  w[2] = a2 * even_a + b2 * even_b + d[1];
+  interpolate_1d<kPoints, kTaps>(kTable.scaled, d, w);
 }
 
 }  // namespace

@@ -1,11 +1,13 @@
-// Winograd weight gradient on the CPU, of 3 x 3, stride 1. See conv2d_winograd_points.h for the transforms.
+// Winograd weight gradient on the CPU, of 3 x 3 and 5 x 5, stride 1. See conv2d_winograd_points.h for the
+// transforms.
 //
 //   V = B^T d B     of every tile and input channel     (36 frequencies)
 //   Z = G g G^T     of every tile of the output gradient and output channel
 //   D = V^T Z       one matrix product per frequency, summed over tiles
 //   dW = A^T D A    of every pair of channels
 //
-// 36 multiplications per tile instead of 144. Tiles are taken in passes whose V and Z stay in L3. Within a
+// 36 multiplications per tile instead of 144 (100 for 5 x 5). Few channels have their own order
+// (conv2d_winograd_chunks.h). Otherwise tiles are taken in passes whose V and Z stay in L3. Within a
 // pass a task is a block of input channels with a panel of output channels: it multiplies 96 tiles at a time,
 // so that one frequency's piece of V, Z and D lies in L1. D is kept between passes only where there are
 // several; with one pass, which is when there are many channels and few tiles, each task turns its piece of D
@@ -16,9 +18,11 @@
 #include "kernels/conv2d.h"
 
 #include "kernels/cpu/conv2d_algorithms.h"
+#include "kernels/cpu/conv2d_winograd_chunks.h"
 #include "kernels/cpu/conv2d_winograd_gemm.h"
+#include "kernels/cpu/conv2d_winograd_images.h"
+#include "kernels/cpu/conv2d_winograd_taps.h"
 #include "kernels/cpu/conv2d_winograd_tasks.h"
-#include "kernels/cpu/conv2d_winograd_tiles.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -37,8 +41,9 @@ struct Transformed {
   }
 };
 
+template <int kTaps>
 struct Plan {
-  Tiles tiles;
+  Tiles<kTaps> tiles;
   int64_t pass_tiles, passes;
   int64_t rows;  // input channels per task
   int64_t blocks, panels;
@@ -74,114 +79,82 @@ struct Plan {
   static constexpr int64_t kRowBlocks = kMaxRows > 8 ? 5 : 10;  // about 64 input channels
 };
 
-// dW of input channels [c, c + rows) and output channels from o on, out of d[frequency][row][lane].
-template <class T>
-void finish(const Conv2dParams& p, const Plan& plan, int64_t c, int64_t rows, int64_t o, const float* d) {
-  const int64_t* s = p.weight_stride;
-  constexpr int kSome = 16;
-  alignas(64) float taps[kSome * 9 * L];
-  for (int64_t i = 0; i < rows; i += kSome) {
-    const int64_t some = min_of(kSome, rows - i);
-    for (int64_t half = 0; half < 2 && o + half * L < p.out_channels; ++half) {
-      const int64_t width = min_of(L, p.out_channels - o - half * L);
-      for (int64_t k = 0; k < some; ++k) {
-        const float* from = d + (i + k) * kPanel + half * L;
-        vec<float> column[kPoints][3];
-#pragma GCC unroll 6
-        for (int q = 0; q < kPoints; ++q) {
-          vec<float> m[kPoints];
-#pragma GCC unroll 6
-          for (int r = 0; r < kPoints; ++r) {
-            const float* at = from + (r * kPoints + q) * plan.d_stride;
-            m[r] = load(at);
-            prefetch(at + 2 * kPanel);  // 36 streams are more than the hardware follows
-          }
-          transform_weight_gradient_1d(m, column[q]);
-        }
-#pragma GCC unroll 3
-        for (int r = 0; r < 3; ++r) {
-          vec<float> m[kPoints], w[3];
-#pragma GCC unroll 6
-          for (int q = 0; q < kPoints; ++q) m[q] = column[q][r];
-          transform_weight_gradient_1d(m, w);
-#pragma GCC unroll 3
-          for (int q = 0; q < 3; ++q) store(taps + (k * 9 + r * 3 + q) * L, w[q]);
-        }
-      }
-      T* to = static_cast<T*>(p.weight) + (o + half * L) * s[0] + (c + i) * s[1];
-      if (s[3] == 1 && s[2] == 3 && (s[1] == 9 || some == 1)) {
-        transpose_out(taps, L, some * 9, width, to, s[0]);
-      } else if (s[1] == 1) {
-        for (int tap = 0; tap < 9; ++tap)
-          transpose_out(taps + tap * L, 9 * L, some, width, to + tap / 3 * s[2] + tap % 3 * s[3], s[0]);
-      } else {
-        for (int64_t j = 0; j < some * 9; ++j)
-          for (int64_t l = 0; l < width; ++l)
-            store_n(to + l * s[0] + j / 9 * s[1] + j % 9 / 3 * s[2] + j % 3 * s[3],
-                    vec<float>{} + taps[j * L + l], 1);
-      }
-    }
-  }
-}
-
-template <class T>
-void run(const Conv2dParams& p, const Parallel& parallel) {
-  const Plan plan(p);
-  const Tiles& tiles = plan.tiles;
-  const Image input{p.input,           p.input_stride[0], p.input_stride[1], p.input_stride[2],
-                    p.input_stride[3], p.in_channels,     p.in_height,       p.in_width};
-  const Image gradient{p.output,           p.output_stride[0], p.output_stride[1], p.output_stride[2],
-                       p.output_stride[3], p.out_channels,     p.out_height,       p.out_width};
+template <int kTaps, class T>
+void run_passes(const Conv2dParams& p, const Parallel& parallel) {
+  const Plan<kTaps> plan(p);
+  const Tiles<kTaps>& tiles = plan.tiles;
+  const Image input = input_of(p), gradient = gradient_of(p);
   float *v = static_cast<float*>(p.scratch), *z = v + plan.v.floats, *d = z + plan.z.floats;
   for (int64_t pass = 0; pass < plan.passes; ++pass) {
     const int64_t begin = pass * plan.pass_tiles, end = min_of(begin + plan.pass_tiles, tiles.count());
     // strips of a row where channels are not adjacent, a few tiles where they are
-    const int64_t some = max_of(4, min_of(kStripTiles, tiles.full_columns)),
+    const int64_t some = max_of(4, min_of(kStripTiles<kTaps>, tiles.full_columns)),
                   groups = ceil_div(end - begin, some);
     run_tasks(parallel, parallel.threads, 2 * groups, [&](int64_t task, int64_t) {
       const int64_t first = begin + task / 2 * some, last = min_of(first + some, end);
       if (task % 2)
-        transform_tiles<T, true>(gradient, tiles, first, last, 0, 0, z + (first - begin) * plan.z.tile,
-                                 plan.z.tile, plan.z.frequency);
+        transform_tiles<kTaps, T, true>(gradient, tiles, first, last, 0, 0, z + (first - begin) * plan.z.tile,
+                                        plan.z.tile, plan.z.frequency);
       else
-        transform_tiles<T, false>(input, tiles, first, last, p.pad_top, p.pad_left,
-                                  v + (first - begin) * plan.v.tile, plan.v.tile, plan.v.frequency);
+        transform_tiles<kTaps, T, false>(input, tiles, first, last, p.pad_top, p.pad_left,
+                                         v + (first - begin) * plan.v.tile, plan.v.tile, plan.v.frequency);
     });
     run_tasks(parallel, parallel.threads, plan.blocks * plan.panels, [&](int64_t task, int64_t worker) {
       const int64_t c = task / plan.panels * plan.rows, o = task % plan.panels * kPanel;
       const int64_t rows = min_of(plan.rows, p.in_channels - c);
       float* sum = d + (plan.passes > 1 ? task : worker) * plan.d_floats;
       const Ahead ahead{plan.v.frequency, plan.z.frequency};
+      alignas(64) float part[Plan<kTaps>::kRowBlocks * kMaxRows * kPanel];
       for (int f = 0; f < kFrequencies; ++f) {
         int64_t first, last;
         tiles.range(f / kPoints, f % kPoints, begin, end, first, last);
         float* to = sum + f * plan.d_stride;
         if (pass == 0 && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
-        for (int64_t t = first; t < last; t += Plan::kDepth)
-          gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(Plan::kDepth, last - t),
+        for (int64_t t = first; t < last; t += Plan<kTaps>::kDepth) {
+          const bool add = pass > 0 || t > first;
+          gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(Plan<kTaps>::kDepth, last - t),
                                v + f * plan.v.frequency + t * plan.v.tile + c, plan.v.tile,
-                               z + f * plan.z.frequency + t * plan.z.tile + o, plan.z.tile, to, kPanel,
-                               pass > 0 || t > first, &ahead);
+                               z + f * plan.z.frequency + t * plan.z.tile + o, plan.z.tile, add ? part : to,
+                               kPanel, false, &ahead);
+          if (add) add_panel(rows, part, to, kPanel);
+        }
       }
-      if (pass == plan.passes - 1) finish<T>(p, plan, c, rows, o, sum);
+      if (pass == plan.passes - 1) gather_weights<kTaps, T>(p, plan.d_stride, c, rows, o, sum);
     });
   }
+}
+
+template <int kTaps, class T>
+void run(const Conv2dParams& p, const Parallel& parallel) {
+  const ChunkPlan<kTaps> plan(p);
+  plan.pays() ? run_chunks<kTaps, T>(p, plan, parallel) : run_passes<kTaps, T>(p, parallel);
+}
+
+template <int kTaps>
+int64_t scratch_floats(const Conv2dParams& p, int64_t threads) {
+  const ChunkPlan<kTaps> plan(p);
+  return plan.pays() ? plan.scratch_floats(threads) : Plan<kTaps>(p).scratch_floats(threads);
 }
 
 }  // namespace
 
 int64_t conv2d_winograd_weight_scratch(const Conv2dParams& p, int64_t threads) {
-  return Plan(p).scratch_floats(threads) * static_cast<int64_t>(sizeof(float));
+  const int64_t floats = p.kernel_height == 3 ? scratch_floats<3>(p, threads) : scratch_floats<5>(p, threads);
+  return floats * static_cast<int64_t>(sizeof(float));
 }
 
 void conv2d_winograd_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
+  auto typed = [&](auto type) {
+    using T = decltype(type);
+    p.kernel_height == 3 ? run<3, T>(p, parallel) : run<5, T>(p, parallel);
+  };
   switch (p.dtype) {
     case DType::bf16:
-      return run<bf16>(p, parallel);
+      return typed(bf16{});
     case DType::f16:
-      return run<f16>(p, parallel);
+      return typed(f16{});
     default:
-      return run<float>(p, parallel);
+      return typed(float{});
   }
 }
 

@@ -391,6 +391,72 @@ PYDL_INLINE vec<double> even_lanes(vec<double> a, vec<double> b) {
   return even;
 }
 
+#if defined(PYDL_AVX512)
+// The odd lanes of a followed by those of b.
+PYDL_INLINE vec<float> odd_lanes(vec<float> a, vec<float> b) {
+  const __m512i index = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return (vec<float>)_mm512_permutex2var_ps((__m512)a, index, (__m512)b);
+}
+// a[0], b[0], a[1], b[1], ...: the first half of it, and the second.
+PYDL_INLINE vec<float> interleave_lanes_low(vec<float> a, vec<float> b) {
+  const __m512i index = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  return (vec<float>)_mm512_permutex2var_ps((__m512)a, index, (__m512)b);
+}
+PYDL_INLINE vec<float> interleave_lanes_high(vec<float> a, vec<float> b) {
+  const __m512i index = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  return (vec<float>)_mm512_permutex2var_ps((__m512)a, index, (__m512)b);
+}
+#else
+PYDL_INLINE vec<float> odd_lanes(vec<float> a, vec<float> b) {
+  vec<float> odd{};
+  for (int i = 0; i < lanes<float> / 2; ++i) {
+    odd[i] = a[2 * i + 1];
+    odd[lanes<float> / 2 + i] = b[2 * i + 1];
+  }
+  return odd;
+}
+PYDL_INLINE vec<float> interleave_lanes_low(vec<float> a, vec<float> b) {
+  vec<float> both{};
+  for (int i = 0; i < lanes<float> / 2; ++i) {
+    both[2 * i] = a[i];
+    both[2 * i + 1] = b[i];
+  }
+  return both;
+}
+PYDL_INLINE vec<float> interleave_lanes_high(vec<float> a, vec<float> b) {
+  vec<float> both{};
+  for (int i = 0; i < lanes<float> / 2; ++i) {
+    both[2 * i] = a[lanes<float> / 2 + i];
+    both[2 * i + 1] = b[lanes<float> / 2 + i];
+  }
+  return both;
+}
+#endif
+PYDL_INLINE vec<double> odd_lanes(vec<double> a, vec<double> b) {
+  vec<double> odd{};
+  for (int i = 0; i < lanes<double> / 2; ++i) {
+    odd[i] = a[2 * i + 1];
+    odd[lanes<double> / 2 + i] = b[2 * i + 1];
+  }
+  return odd;
+}
+PYDL_INLINE vec<double> interleave_lanes_low(vec<double> a, vec<double> b) {
+  vec<double> both{};
+  for (int i = 0; i < lanes<double> / 2; ++i) {
+    both[2 * i] = a[i];
+    both[2 * i + 1] = b[i];
+  }
+  return both;
+}
+PYDL_INLINE vec<double> interleave_lanes_high(vec<double> a, vec<double> b) {
+  vec<double> both{};
+  for (int i = 0; i < lanes<double> / 2; ++i) {
+    both[2 * i] = a[lanes<double> / 2 + i];
+    both[2 * i + 1] = b[lanes<double> / 2 + i];
+  }
+  return both;
+}
+
 // p[index] in the lanes where `inside` is -1, 0 in the others, whose index is not read. 18 cycles for 16
 // lanes on Zen 5: worth it where a vector's numbers lie in three places or more.
 PYDL_INLINE vec<float> gather(const float* p, i32v index, i32v inside) {

@@ -57,7 +57,7 @@ def scaled(x, kept, scale_bits, ACC: tl.constexpr):
     return tl.where(kept, x.to(ACC) * scale, 0.0).to(x.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["numel", "threshold", "scale_bits"])
 def dropout_contiguous_kernel(
     input_ptr,  # [numel]
     output_ptr,  # [numel]
@@ -71,8 +71,11 @@ def dropout_contiguous_kernel(
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offset = start + tl.arange(0, BLOCK)
     w0, w1, w2, w3 = philox(start // 4 + tl.arange(0, BLOCK // 4), tl.load(seed_ptr))
-    word = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
-    kept = word >= tl.cast(threshold, tl.int32).to(tl.uint32, bitcast=True)
+    bar = tl.cast(threshold, tl.int32).to(tl.uint32, bitcast=True)
+    # compared before they change lanes: a byte for each element instead of a word
+    even = tl.interleave((w0 >= bar).to(tl.int8), (w2 >= bar).to(tl.int8))
+    odd = tl.interleave((w1 >= bar).to(tl.int8), (w3 >= bar).to(tl.int8))
+    kept = tl.interleave(even, odd) != 0
     if start + BLOCK <= numel:  # no mask: a mask that is no multiple of 16 bytes would split the accesses
         x = tl.load(input_ptr + offset)
         tl.store(output_ptr + offset, scaled(x, kept, scale_bits, ACC))
@@ -82,7 +85,7 @@ def dropout_contiguous_kernel(
         tl.store(output_ptr + offset, scaled(x, kept, scale_bits, ACC), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "threshold", "scale_bits"])
 def dropout_channels_kernel(
     input_ptr,  # [channels, share]
     output_ptr,  # [channels, share]
@@ -105,7 +108,7 @@ def dropout_channels_kernel(
     tl.store(output_ptr + offset, scaled(x, kept[:, None], scale_bits, ACC), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["numel", "sizes", "mask_strides", "threshold", "scale_bits"])
 def dropout_strided_kernel(
     input_ptr,
     output_ptr,
@@ -150,6 +153,17 @@ def dropout_strided_kernel(
 
 def dropout(input, p, seed, shared_dims=0):
     """Launches dropout; ``seed`` is read on the device. See ``pydl.ops.dropout`` for the arguments."""
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout: expected p to be a probability in [0, 1], got {p:g}")
+    if not 0 <= shared_dims <= input.dim():
+        raise RuntimeError(f"dropout: expected shared_dims to be in [0, {input.dim()}], got {shared_dims}")
+    if input.dtype not in ACCUMULATE:
+        raise RuntimeError(f"dropout: expected dtype to be float32, float64, bfloat16 or float16, got {input.dtype}")
+    if seed.dtype != torch.int64 or seed.numel() != 1:
+        raise RuntimeError(
+            f"dropout: expected seed to be an int64 tensor of one element, got {seed.dtype} of shape "
+            f"{tuple(seed.shape)}"
+        )
     output = torch.empty_like(input)
     numel = input.numel()
     if numel == 0:

@@ -5,6 +5,7 @@ starts kernels on the current stream. It never reads device memory, so it can be
 """
 
 import functools
+import math
 import os
 import struct
 from dataclasses import dataclass
@@ -40,9 +41,13 @@ def _device(index):
     return Device(p.multi_processor_count, p.shared_memory_per_block_optin, 10 * p.major + p.minor)
 
 
+# what the interpreter takes a CPU for: small, so that splits are exercised
+ELSEWHERE = Device(4, 99 * 1024, 80)
+
+
 def device_of(tensor):
-    """The :class:`Device` that holds ``tensor``; under the interpreter a small one, so that splits are exercised."""
-    return _device(tensor.device.index) if tensor.is_cuda else Device(4, 99 * 1024, 80)
+    """The :class:`Device` that holds ``tensor``, or ``ELSEWHERE`` if that is no GPU."""
+    return _device(tensor.device.index) if tensor.is_cuda else ELSEWHERE
 
 
 def launch(kernel, programs, like, *arguments, **options):
@@ -59,6 +64,11 @@ def launch(kernel, programs, like, *arguments, **options):
 def power_of_2(n):
     """The smallest power of two that is at least ``n``."""
     return triton.next_power_of_2(max(int(n), 1))
+
+
+def unit_of(*sizes):
+    """The largest power of two, of 16 at most, that divides all of ``sizes`` (see ``arithmetic.multiple``)."""
+    return math.gcd(16, *sizes)
 
 
 def double_bits(value):

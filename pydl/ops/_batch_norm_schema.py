@@ -15,10 +15,11 @@ _library.define(
     "(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, Tensor? residual, "
     "bool training, float eps, int activation) -> (Tensor output, Tensor mean, Tensor var)",
 )
-# var is biased; count is the number of values per channel, from which the unbiased one follows.
+# var is biased; count is the number of values per channel, from which the unbiased one follows; a symbol, so that a
+# compiled training step takes any batch size.
 _library.define(
     "batch_norm_update_stats",
-    "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, int count, float momentum) -> ()",
+    "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, float momentum) -> ()",
 )
 # Both in one call, for eager mode.
 _library.define(

@@ -248,7 +248,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         raise ValueError(f"conv2d: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
     # zero channels: torch's own answer, an output without channels, is left to torch
     served = input.dtype in _SUPPORTED and not (input.dim() > 2 and input.shape[-3] == 0)
-    ops = backend.ops_for(input) if served else None
+    ops = backend.ops_for(input, "conv2d") if served else None
     if ops is None:
         return _ACTIVATIONS[activation](F.conv2d(input, weight, bias, stride, padding, dilation, groups))
     if weight.dim() != 4:

@@ -95,7 +95,8 @@ class _Eager(torch.autograd.Function):
     the forward, while the row is in the cache: the logits are read from memory once, not twice. That gradient is handed
     out once, and only if the upstream gradient is 1; it is never scaled, since rounding to half types comes last.
     Otherwise it is made from the logits again. Whether the next forward makes it goes by the last backward: a loop that
-    scales its loss pays once. The bits are the same either way.
+    scales its loss pays once. The bits are the same either way. On a GPU the gradient is made in the backward alone:
+    to look at the upstream gradient the host would have to wait for it.
     """
 
     early = True
@@ -105,7 +106,8 @@ class _Eager(torch.autograd.Function):
         input, target, weight, ctx.reduction, ctx.ignore_index, ctx.label_smoothing, ctx.z_loss, _ = args
         ctx.ops = ops
         ctx.set_materialize_grads(False)
-        early = _Eager.early and ctx.reduction != 0 and ctx.needs_input_grad[1] and not target.is_floating_point()
+        ctx.may_be_early = input.is_cpu and ctx.reduction != 0
+        early = _Eager.early and ctx.may_be_early and ctx.needs_input_grad[1] and not target.is_floating_point()
         with torch._C._AutoDispatchBelowAutograd():
             if early:
                 output, norm, denominator, ctx.grad_input = ops.softmax_cross_entropy_forward_backward.default(*args)
@@ -118,7 +120,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         grad_input, ctx.grad_input = ctx.grad_input, None
-        if grad_output is not None and ctx.reduction != 0 and not torch.is_grad_enabled():
+        if grad_output is not None and ctx.may_be_early and not torch.is_grad_enabled():
             _Eager.early = grad_output.item() == 1.0
             if _Eager.early and grad_input is not None:
                 return None, grad_input, None, None, None, None, None, None, None

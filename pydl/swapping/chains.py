@@ -79,10 +79,6 @@ class Chain:
     names: list = field(default_factory=list)  # of the links in order: paths of layers, and "relu()" for functions
     folded: "Folded | None" = None  # by pydl.freeze
 
-    # what generated code calls it
-    __name__ = "chain"
-    __qualname__ = "chain"
-
     def __call__(self, input, residual=None):
         convolution, norm = self.convolution, self.norm
         if norm is None:

@@ -1,5 +1,6 @@
 """Makes the plan of a container: chains among the neighbours of a Sequential, or in the graph of a forward."""
 
+import itertools
 import linecache
 import operator
 import weakref
@@ -151,16 +152,30 @@ def traced_plan(module, facts):
     found, left = [], {}
     try:
         graph, count = tracing.trace(module, facts)
-        _Rewriting(module, graph, facts, found, left).rewrite()
+        rewriting = _Rewriting(module, graph, facts, found, left)
+        rewriting.rewrite()
     except tracing.Untraceable as reason:
         # the same answer until a child or the forward changes; the facts so far are kept
         return Plan(facts.complete(), left=left, why_not=str(reason))
-    return Plan(facts.complete(), found, _function(module, graph) if found else None, count, left)
+    function = _function(module, graph, rewriting.calls) if found else None
+    return Plan(facts.complete(), found, function, count, left)
+
+
+class _Call:
+    """Stands for a chain in a graph. A graph is full of cycles: it must not keep the layers alive."""
+
+    # what generated code calls it
+    __name__ = "fused"
+    __qualname__ = "fused"
+
+    def __call__(self):
+        raise NotImplementedError("a stand-in, replaced when the graph's code is made")
 
 
 class _Rewriting:
     def __init__(self, module, graph, facts, found, left):
         self.module, self.graph, self.facts, self.found, self.left = module, graph, facts, found, left
+        self.calls = {}  # _Call -> what it stands for
 
     def rewrite(self):
         self.follow_writes()
@@ -274,10 +289,10 @@ class _Rewriting:
         if any(map(_writes, between)):
             return False
         (input,) = nodes[0].args[:1]
-        fresh = isinstance(input.target, Chain) or self.kind(input) in _HEADS
+        fresh = isinstance(self.calls.get(input.target), Chain) or self.kind(input) in _HEADS
         for other in between:
-            if isinstance(other.target, Chain):
-                norms = {other.target.norm}
+            if isinstance(other.target, _Call):
+                norms = {getattr(self.calls[other.target], "norm", None)} - {None}
             elif other.op == "call_module":  # it may write to what it can reach
                 if not fresh or len(input.users) > 1:
                     return False
@@ -291,8 +306,10 @@ class _Rewriting:
     def replace(self, nodes, chain, residual):
         last = nodes[-1]
         args = nodes[0].args if getattr(chain, "add", None) is None else (nodes[0].args[0], residual)
+        call = _Call()
+        self.calls[call] = chain
         with self.graph.inserting_after(last):
-            fused = self.graph.call_function(chain, args)
+            fused = self.graph.call_function(call, args)
         last.replace_all_uses_with(fused)
         for node in reversed(nodes):
             self.graph.erase_node(node)
@@ -330,14 +347,14 @@ def _writes(node):
     return in_place or "out" in node.kwargs or node.kwargs.get("inplace") or any(a is True for a in node.args)
 
 
-def _function(module, graph):
+_numbers = itertools.count()
+
+
+def _function(module, graph, calls):
     """A Python function ``run(module, *inputs)`` of a graph."""
     code = graph.python_code("self")
-    for node in graph.nodes:
-        if isinstance(node.target, Chain | pooling.Pool):
-            node.target = Chain  # a graph is full of cycles: it must not keep the layers alive
-    scope = dict(code.globals)
-    filename = f"<pydl.swap of {type(module).__qualname__} {id(graph)}>"
+    scope = {name: calls[value] if isinstance(value, _Call) else value for name, value in code.globals.items()}
+    filename = f"<pydl.swap of {type(module).__qualname__} {next(_numbers)}>"
     linecache.cache[filename] = (len(code.src), None, code.src.splitlines(True), filename)
     exec(compile(code.src, filename, "exec"), scope)
     function = scope.pop("forward")  # out of its own globals: there would be a cycle

@@ -15,10 +15,6 @@ from pydl.ops import _library
 class Pool:
     """A pooling layer in a plan, in the place of the layer itself."""
 
-    # what generated code calls it
-    __name__ = "pool"
-    __qualname__ = "pool"
-
     def __init__(self, layer, name):
         self.layer = layer
         self.names = [name]
@@ -58,13 +54,13 @@ def avg_pool2d(module, input):
 def _rows(input):
     """Whether ``input`` is a batch of images in rows of pixels, on the CPU, large enough, in plain eager mode."""
     return (
-        input.dim() == 4
+        not torch.compiler.is_compiling()
+        and not _library.transforms_active()
+        and input.dim() == 4
         and input.is_cpu
         and input.numel() >= _FROM
         and input.is_floating_point()
         and input.is_contiguous()
-        and not torch.compiler.is_compiling()
-        and not _library.transforms_active()
     )
 
 
@@ -73,8 +69,8 @@ def _pair(value):
 
 
 _SERVED = {
-    torch.nn.MaxPool2d: (max_pool2d, "in channels_last, which is faster"),
-    torch.nn.AvgPool2d: (avg_pool2d, "2×2 as additions of views, which is faster"),
+    torch.nn.MaxPool2d: (max_pool2d, "pooled in channels_last, which is faster"),
+    torch.nn.AvgPool2d: (avg_pool2d, "pooled by adding views, which is faster"),
 }
 CLASSES = tuple(_SERVED)
 

@@ -1,0 +1,65 @@
+// Between planes and lanes: a vector that holds the same pixel of as many planes as it has lanes.
+//
+// The planes are a channel of several images (conv2d_batch.h) or several channels of one image
+// (conv2d_depthwise.h). A stretch of pixels of `lanes` planes is a square of registers, transposed. Pixels
+// are numbered over the stretch; `put` and `get` say where number q lives on the side of the lanes, so that
+// short rows need not be padded to squares.
+#pragma once
+
+#include "kernels/cpu/conv2d_im2col.h"
+
+namespace pydl::cpu::PYDL_ISA {
+
+// Calls put(q, vector) for q < length in order, where lane i of the vector is from[i * plane + q]; planes
+// beyond `planes` read as 0.
+template <class T, class F>
+static PYDL_INLINE void gather_lanes(const T* from, int64_t plane, int64_t planes, int64_t length,
+                                     const F& put) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  int64_t q = 0;
+  if (planes == all)
+    for (; q + all <= length; q += all) {
+      vec<A> square[all];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < all; ++i) square[i] = load(from + i * plane + q);
+      transpose(square);
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < all; ++j) put(q + j, square[j]);
+    }
+  for (; q < length; q += all) {
+    const int64_t n = min_of(all, length - q);
+    vec<A> square[all];
+    for (int64_t i = 0; i < all; ++i)
+      square[i] = i < planes ? load_between(from + i * plane + q, 0, n) : vec<A>{};
+    transpose(square);
+    for (int64_t j = 0; j < n; ++j) put(q + j, square[j]);
+  }
+}
+
+// to[i * plane + q] = lane i of get(q), for i < planes, q < length, which is asked for in order.
+template <class T, class F>
+static PYDL_INLINE void scatter_lanes(const F& get, T* to, int64_t plane, int64_t planes, int64_t length) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  int64_t q = 0;
+  if (planes == all)
+    for (; q + all <= length; q += all) {
+      vec<A> square[all];
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < all; ++j) square[j] = get(q + j);
+      transpose(square);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < all; ++i) store(to + i * plane + q, square[i]);
+    }
+  for (; q < length; q += all) {
+    const int64_t n = min_of(all, length - q);
+    vec<A> square[all];
+    for (int64_t j = 0; j < all; ++j) square[j] = j < n ? get(q + j) : vec<A>{};
+    transpose(square);
+    for (int64_t i = 0; i < planes; ++i)
+      n == all ? store(to + i * plane + q, square[i]) : store_n(to + i * plane + q, square[i], n);
+  }
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

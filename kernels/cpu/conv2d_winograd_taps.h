@@ -1,0 +1,141 @@
+// Between a convolution's weights, in whatever order they lie in memory, and their transforms: U = G g G^T,
+// and of the weight gradient dW = A^T D A.
+#pragma once
+
+#include "kernels/conv2d.h"
+#include "kernels/cpu/conv2d_winograd_gemm.h"
+#include "kernels/cpu/conv2d_winograd_points.h"
+#include "kernels/cpu/simd_transpose.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+struct Weights {
+  const void* data;
+  int64_t in, out, row, column;  // strides in elements
+  int64_t in_channels, out_channels;
+  bool flip;
+};
+
+// taps[(c * kTaps^2 + tap) * L + lane] for input channels [c, c + count) and output channels [o, o + width)
+// of the weights, width <= L. Whatever runs of memory are contiguous are read as vectors and transposed.
+template <int kTaps, class T>
+void load_taps(const Weights& w, int64_t c, int64_t count, int64_t o, int64_t width, float* taps) {
+  constexpr int L = lanes<float>, kAll = kTaps * kTaps;
+  const T* from = static_cast<const T*>(w.data) + c * w.in + o * w.out;
+  const bool taps_adjacent = w.row == kTaps && w.column == 1;
+  if (taps_adjacent && w.in == kAll) {
+    transpose_in(from, w.out, width, count * kAll, taps, L);
+  } else if (taps_adjacent && w.out != 1) {
+    for (int64_t i = 0; i < count; ++i)
+      transpose_in(from + i * w.in, w.out, width, kAll, taps + i * kAll * L, L);
+  } else {
+    for (int tap = 0; tap < kAll; ++tap) {
+      const T* at = from + tap / kTaps * w.row + tap % kTaps * w.column;
+      if (w.in == 1 && w.out != 1) {
+        transpose_in(at, w.out, width, count, taps + tap * L, kAll * L);
+        continue;
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        vec<float> v{};
+        if (w.out == 1)
+          v = width == L ? load(at + i * w.in) : load_n(at + i * w.in, width);
+        else
+          for (int64_t l = 0; l < width; ++l) v[l] = load_n(at + i * w.in + l * w.out, 1)[0];
+        store(taps + (i * kAll + tap) * L, v);
+      }
+    }
+  }
+}
+
+// U of input channels [c, c + count) and the panel of output channels from o on:
+// to[frequency * stride + channel * kPanel + lane].
+template <int kTaps, class T>
+void transform_weights(const Weights& w, int64_t c, int64_t count, int64_t o, float* to, int64_t stride) {
+  constexpr int L = lanes<float>, kAll = kTaps * kTaps;
+  alignas(64) float taps[16 * kAll * L];
+  for (int64_t i = 0; i < count; i += 16) {
+    const int64_t some = min_of(16, count - i);
+    for (int half = 0; half < 2 && o + half * L < w.out_channels; ++half) {
+      load_taps<kTaps, T>(w, c + i, some, o + half * L, min_of(L, w.out_channels - o - half * L), taps);
+      for (int64_t k = 0; k < some; ++k) {
+        const float* tap = taps + k * kAll * L;
+        float* u = to + (i + k) * kPanel + half * L;
+        vec<float> column[kTaps][kPoints];
+#pragma GCC unroll 5
+        for (int s = 0; s < kTaps; ++s) {
+          vec<float> g[kTaps];
+#pragma GCC unroll 5
+          for (int r = 0; r < kTaps; ++r)
+            g[r] = load(tap + (w.flip ? kAll - 1 - (r * kTaps + s) : r * kTaps + s) * L);
+          transform_weight_1d<kTaps>(g, column[s]);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < kPoints; ++r) {
+          vec<float> g[kTaps], v[kPoints];
+#pragma GCC unroll 5
+          for (int s = 0; s < kTaps; ++s) g[s] = column[s][r];
+          transform_weight_1d<kTaps>(g, v);
+#pragma GCC unroll 6
+          for (int s = 0; s < kPoints; ++s) store(u + (r * kPoints + s) * stride, v[s]);
+        }
+      }
+    }
+  }
+}
+
+// dW of input channels [c, c + rows) and output channels from o on, out of d[frequency * d_stride + row *
+// kPanel + lane].
+template <int kTaps, class T>
+void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t rows, int64_t o,
+                    const float* d) {
+  const int64_t* s = p.weight_stride;
+  constexpr int L = lanes<float>, kSome = 16, kAll = kTaps * kTaps;
+  alignas(64) float taps[kSome * kAll * L];
+  for (int64_t i = 0; i < rows; i += kSome) {
+    const int64_t some = min_of(kSome, rows - i);
+    for (int64_t half = 0; half < 2 && o + half * L < p.out_channels; ++half) {
+      const int64_t width = min_of(L, p.out_channels - o - half * L);
+      for (int64_t k = 0; k < some; ++k) {
+        const float* from = d + (i + k) * kPanel + half * L;
+        vec<float> column[kPoints][kTaps];
+#pragma GCC unroll 6
+        for (int q = 0; q < kPoints; ++q) {
+          vec<float> m[kPoints];
+#pragma GCC unroll 6
+          for (int r = 0; r < kPoints; ++r) {
+            const float* at = from + (r * kPoints + q) * d_stride;
+            m[r] = load(at);
+            prefetch(at + 2 * kPanel);  // 36 streams are more than the hardware follows
+          }
+          transform_weight_gradient_1d<kTaps>(m, column[q]);
+        }
+#pragma GCC unroll 5
+        for (int r = 0; r < kTaps; ++r) {
+          vec<float> m[kPoints], w[kTaps];
+#pragma GCC unroll 6
+          for (int q = 0; q < kPoints; ++q) m[q] = column[q][r];
+          transform_weight_gradient_1d<kTaps>(m, w);
+#pragma GCC unroll 5
+          for (int q = 0; q < kTaps; ++q) store(taps + (k * kAll + r * kTaps + q) * L, w[q]);
+        }
+      }
+      T* to = static_cast<T*>(p.weight) + (o + half * L) * s[0] + (c + i) * s[1];
+      if (s[3] == 1 && s[2] == kTaps && (s[1] == kAll || some == 1)) {
+        transpose_out(taps, L, some * kAll, width, to, s[0]);
+      } else if (s[1] == 1) {
+        for (int tap = 0; tap < kAll; ++tap)
+          transpose_out(taps + tap * L, kAll * L, some, width, to + tap / kTaps * s[2] + tap % kTaps * s[3],
+                        s[0]);
+      } else {
+        for (int64_t j = 0; j < some * kAll; ++j)
+          for (int64_t l = 0; l < width; ++l)
+            store_n(to + l * s[0] + j / kAll * s[1] + j % kAll / kTaps * s[2] + j % kTaps * s[3],
+                    vec<float>{} + taps[j * L + l], 1);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,181 @@
+// The two-dimensional transforms of one tile and one vector of channels: first the columns, then the rows.
+// Whole tiles, which most are, have their own unrolled body, whose intermediate values stay in registers as
+// far as they go.
+#pragma once
+
+#include "kernels/cpu/conv2d_winograd_tiles.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+template <int kValue>
+struct Size {
+  static constexpr int value = kValue;
+};
+
+template <int kMost, class F>
+PYDL_INLINE void with_size(int size, const F& body) {  // size, 1 to kMost, as a constant
+  if constexpr (kMost == 1) {
+    body(Size<1>{});
+  } else {
+    if (size == kMost) return body(Size<kMost>{});
+    with_size<kMost - 1>(size, body);
+  }
+}
+
+// Where a tile's rows of pixels lie: row i, column j at row[i] + j * step[i]. Rows outside the image read the
+// same zeros at every column; columns outside it, those not in [first, last), are not read.
+template <class T>
+struct Window {
+  const T* row[kPoints];
+  int64_t step[kPoints];
+  int first, last;
+};
+
+template <class T>
+alignas(64) constexpr T kZeros[lanes<float>] = {};
+
+// V = B^T d B of one tile and one vector of channels; frequency (i, j) goes to to + (6 i + j) * stride.
+template <int kTaps, class T>
+PYDL_INLINE void transform_input(const Window<T>& window, int rows, int columns, float* to, int64_t stride) {
+  vec<float> half[kPoints][kPoints];  // half[j][i]: column j transformed
+  if (rows == kTile<kTaps> && columns == kTile<kTaps> && window.first == 0 && window.last == kPoints) {
+    // most tiles: everything known at compile time stays in registers as far as they go
+#pragma GCC unroll 6
+    for (int j = 0; j < kPoints; ++j) {
+      vec<float> d[kPoints];
+#pragma GCC unroll 6
+      for (int i = 0; i < kPoints; ++i) d[i] = load(window.row[i] + j * window.step[i]);
+      transform_input_1d<kPoints>(d, half[j]);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < kPoints; ++i) {
+      vec<float> d[kPoints], v[kPoints];
+#pragma GCC unroll 6
+      for (int j = 0; j < kPoints; ++j) d[j] = half[j][i];
+      transform_input_1d<kPoints>(d, v);
+#pragma GCC unroll 6
+      for (int j = 0; j < kPoints; ++j) store(to + (i * kPoints + j) * stride, v[j]);
+    }
+    return;
+  }
+  with_size<kTile<kTaps>>(rows, [&](auto size) __attribute__((always_inline)) {
+    constexpr int n = decltype(size)::value + kTaps - 1;
+    for (int j = 0; j < columns + kTaps - 1; ++j) {
+      if (j < window.first || j >= window.last) {
+#pragma GCC unroll 6
+        for (int i = 0; i < n; ++i) half[j][i] = vec<float>{};
+        continue;
+      }
+      vec<float> d[n];
+#pragma GCC unroll 6
+      for (int i = 0; i < n; ++i) d[i] = load(window.row[i] + j * window.step[i]);
+      transform_input_1d<n>(d, half[j]);
+    }
+  });
+  with_size<kTile<kTaps>>(columns, [&](auto size) __attribute__((always_inline)) {
+    constexpr int n = decltype(size)::value + kTaps - 1;
+    for (int i = 0; i < rows + kTaps - 1; ++i) {
+      vec<float> d[n], v[n];
+#pragma GCC unroll 6
+      for (int j = 0; j < n; ++j) d[j] = half[j][i];
+      transform_input_1d<n>(d, v);
+#pragma GCC unroll 6
+      for (int j = 0; j < n; ++j) store(to + (i * kPoints + j) * stride, v[j]);
+    }
+  });
+}
+
+// Z = G g G^T of one tile of output gradients (F(r, m), without the factors N_p), laid out as above.
+template <int kTaps, class T>
+PYDL_INLINE void transform_gradient(const T* from, int64_t row, int64_t column, int rows, int columns,
+                                    float* to, int64_t stride) {
+  vec<float> half[kTile<kTaps>][kPoints];
+  if (rows == kTile<kTaps> && columns == kTile<kTaps>) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kTile<kTaps>; ++j) {
+      vec<float> d[kTile<kTaps>];
+#pragma GCC unroll 4
+      for (int i = 0; i < kTile<kTaps>; ++i) d[i] = load(from + i * row + j * column);
+      transform_gradient_1d<kTaps, kTile<kTaps>>(d, half[j]);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < kPoints; ++i) {
+      vec<float> d[kTile<kTaps>], v[kPoints];
+#pragma GCC unroll 4
+      for (int j = 0; j < kTile<kTaps>; ++j) d[j] = half[j][i];
+      transform_gradient_1d<kTaps, kTile<kTaps>>(d, v);
+#pragma GCC unroll 6
+      for (int j = 0; j < kPoints; ++j) store(to + (i * kPoints + j) * stride, v[j]);
+    }
+    return;
+  }
+  with_size<kTile<kTaps>>(rows, [&](auto size) __attribute__((always_inline)) {
+    constexpr int m = decltype(size)::value;
+    for (int j = 0; j < columns; ++j) {
+      vec<float> d[m];
+#pragma GCC unroll 4
+      for (int i = 0; i < m; ++i) d[i] = load(from + i * row + j * column);
+      transform_gradient_1d<kTaps, m>(d, half[j]);
+    }
+  });
+  with_size<kTile<kTaps>>(columns, [&](auto size) __attribute__((always_inline)) {
+    constexpr int m = decltype(size)::value, n = m + kTaps - 1;
+    for (int i = 0; i < rows + kTaps - 1; ++i) {
+      vec<float> d[m], v[n];
+#pragma GCC unroll 4
+      for (int j = 0; j < m; ++j) d[j] = half[j][i];
+      transform_gradient_1d<kTaps, m>(d, v);
+#pragma GCC unroll 6
+      for (int j = 0; j < n; ++j) store(to + (i * kPoints + j) * stride, v[j]);
+    }
+  });
+}
+
+// Y = A^T M A of one tile and one vector of channels; put(i, j, vector) takes the outputs.
+template <int kTaps, class F>
+PYDL_INLINE void transform_output(const float* from, int64_t stride, int rows, int columns, const F& put) {
+  vec<float> half[kPoints][kTile<kTaps>];  // half[j][i]: output row i, frequency column j
+  if (rows == kTile<kTaps> && columns == kTile<kTaps>) {
+#pragma GCC unroll 6
+    for (int j = 0; j < kPoints; ++j) {
+      vec<float> d[kPoints];
+#pragma GCC unroll 6
+      for (int i = 0; i < kPoints; ++i) d[i] = load(from + (i * kPoints + j) * stride);
+      transform_output_1d<kTaps, kTile<kTaps>>(d, half[j]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kTile<kTaps>; ++i) {
+      vec<float> d[kPoints], y[kTile<kTaps>];
+#pragma GCC unroll 6
+      for (int j = 0; j < kPoints; ++j) d[j] = half[j][i];
+      transform_output_1d<kTaps, kTile<kTaps>>(d, y);
+#pragma GCC unroll 4
+      for (int j = 0; j < kTile<kTaps>; ++j) put(i, j, y[j]);
+    }
+    return;
+  }
+  with_size<kTile<kTaps>>(rows, [&](auto size) __attribute__((always_inline)) {
+    constexpr int m = decltype(size)::value, n = m + kTaps - 1;
+    for (int j = 0; j < columns + kTaps - 1; ++j) {
+      vec<float> d[n];
+#pragma GCC unroll 6
+      for (int i = 0; i < n; ++i) d[i] = load(from + (i * kPoints + j) * stride);
+      transform_output_1d<kTaps, m>(d, half[j]);
+    }
+  });
+  with_size<kTile<kTaps>>(columns, [&](auto size) __attribute__((always_inline)) {
+    constexpr int m = decltype(size)::value, n = m + kTaps - 1;
+    for (int i = 0; i < rows; ++i) {
+      vec<float> d[n], y[m];
+#pragma GCC unroll 6
+      for (int j = 0; j < n; ++j) d[j] = half[j][i];
+      transform_output_1d<kTaps, m>(d, y);
+#pragma GCC unroll 4
+      for (int j = 0; j < m; ++j) put(i, j, y[j]);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,101 @@
+"""The CUDA library compiled for every architecture, and what ptxas says of each kernel: no GPU needed, but nvcc."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
+pytestmark = pytest.mark.cuda_compile
+
+# Bytes of local memory that are no harm, by kernel and type, and why.
+ALLOWED = {
+    # float64: the library functions for division, exp and log are calls, around which registers are put aside
+    r"softmax_cross_entropy_\w+_kernelId": 256,
+    r"batch_norm_\w+_kernelId": 256,
+}
+SHARED_MEMORY = 48 << 10  # that every architecture gives a block without being asked
+
+
+def nvcc():
+    home = os.environ.get("CUDA_HOME")
+    found = str(Path(home, "bin", "nvcc")) if home else shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    assert Path(found).is_file(), "nvcc was not found; install the CUDA toolkit or set CUDA_HOME"
+    return found
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """What the build of the library prints; ptxas reports on each kernel because the build asks it to (-v)."""
+    build = tmp_path_factory.mktemp("cuda")
+    wanted = ";".join(name.replace("sm_", "") + "-real" for name in ARCHITECTURES)
+    configure = [
+        *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+        *("-DPYDL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc()}", f"-DPYDL_CUDA_ARCHITECTURES={wanted}"),
+    ]
+    subprocess.run(configure, check=True, capture_output=True)
+    done = subprocess.run(
+        ["cmake", "--build", str(build), "--target", "pydl_cuda", "--verbose"], capture_output=True, text=True
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-6000:]
+    assert (build / "libpydl_cuda.so").is_file()
+    return text
+
+
+@pytest.fixture(scope="module")
+def kernels(log):
+    """(architecture, mangled name, bytes of stack frame, spilled, registers, shared memory) of each kernel."""
+    found = []
+    for name, architecture, report in re.findall(
+        r"Compiling entry function '(\S+)' for '(sm_\d+)'\n(.*?)(?=\nptxas info    : Comp|\Z)", log, re.DOTALL
+    ):
+        frame, stores, loads = map(
+            int,
+            re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report).groups(),
+        )
+        registers = int(re.search(r"Used (\d+) registers", report)[1])
+        shared = re.search(r"(\d+) bytes smem", report)
+        found.append((architecture, name, frame, stores + loads, registers, int(shared[1]) if shared else 0))
+    return found
+
+
+def test_every_kernel_is_compiled_for_every_architecture(kernels):
+    written = set()
+    for source in ROOT.glob("kernels/cuda/*.cu"):
+        written |= set(
+            re.findall(r"__global__ void\s+(?:__launch_bounds__\(\w+(?:, \d+)?\)\s+)?(\w+)\(", source.read_text())
+        )
+    assert len(written) > 10
+    for architecture in ARCHITECTURES:
+        names = [name for a, name, *_ in kernels if a == architecture]
+        assert {kernel for kernel in written if any(kernel in name for name in names)} == written
+
+
+def test_no_kernel_spills(kernels):
+    """No register goes to local memory, and no array is kept there, but for what ALLOWED names."""
+    bad = [
+        (architecture, name, frame, spilled)
+        for architecture, name, frame, spilled, *_ in kernels
+        if max(frame, spilled) > max((n for pattern, n in ALLOWED.items() if re.search(pattern, name)), default=0)
+    ]
+    assert not bad
+
+
+def test_shared_memory_and_registers_fit(kernels):
+    """Eight warps a block and at least two blocks on a multiprocessor of 65,536 registers."""
+    assert not [kernel for kernel in kernels if kernel[5] > SHARED_MEMORY or kernel[4] > 128]
+
+
+def test_only_the_table_is_exported(log, tmp_path_factory):
+    library = next(tmp_path_factory.getbasetemp().glob("cuda*/libpydl_cuda.so"))
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    symbols = subprocess.run(
+        ["nm", "--dynamic", "--defined-only", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    assert [line.split()[-1] for line in symbols.splitlines() if " T " in line] == ["pydl_cuda_library"]
