@@ -124,20 +124,26 @@ def main():
     if unknown := set(options.models) - set(models.names()):
         sys.exit(f"models: expected names among {', '.join(models.names())}, got {', '.join(sorted(unknown))}")
     path = Path(__file__).parent / "results" / "models" / f"{name()}.json"
-    kept = json.loads(path.read_text()) if path.exists() else {"models": {}}
     if options.readme:
-        insert(options.readme, table(kept))
+        insert(options.readme, table(load(path)))
         return
-    kept["machine"] = describe()
     for model in options.models or models.names():
-        row = kept["models"].setdefault(model, {})
+        row = {}
         for kind, measure in (("accuracy", accuracy), ("speed", speed)):
             if options.only in (None, kind):
                 row |= measure(model)
         print(model, row, flush=True)
+        kept = load(path)  # read again each time: another run may have added to it
+        kept["machine"] = describe()
+        kept["models"][model] = kept["models"].get(model, {}) | row
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(kept, indent=1) + "\n")
-    print(table(kept))
+    print(table(load(path)))
+
+
+def load(path):
+    """What is kept so far."""
+    return json.loads(path.read_text()) if path.exists() else {"models": {}}
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_example(name, capsys, tmp_path, monkeypatch):
     words, least = PROMISES[name]
     assert float(re.findall(rf"{words} ([\d.]+)", out)[-1]) >= least
     if name == "lenet_swapped":
-        assert "pydl serves 2 of 12 layers" in out
+        assert re.search(r"pydl serves \d+ of 12 layers", out)
     if name == "resnet_compared":
         ours, theirs = map(float, re.search(r"losses: ([\d.]+) by pydl, ([\d.]+) by torch", out).groups())
         assert ours == pytest.approx(theirs, rel=1e-2)

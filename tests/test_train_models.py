@@ -110,7 +110,8 @@ def test_every_model_trains_from_the_command_line(model, tmp_path, monkeypatch, 
 
 
 # what a full recipe reaches on the digits, a little below what was seen
-ACCURACY = {"softmax_regression": 0.95, "resnet18": 0.98} | dict.fromkeys(("mlp", "lenet", "lenet_bn"), 0.97)
+ACCURACY = {"softmax_regression": 0.95, "nin": 0.94, "resnet18": 0.98}
+ACCURACY |= dict.fromkeys(("mlp", "lenet", "lenet_bn"), 0.97)
 
 
 @pytest.mark.slow
@@ -121,7 +122,7 @@ def test_recipes_reach_the_accuracy_that_is_promised(tmp_path, model):
     if model in DEEP or model in MODELS:
         assert result.history[-1]["test_accuracy"] >= ACCURACY.get(model, 0.97)
     else:
-        assert result.history[-1]["test_loss"] < {"polynomial_regression": 0.02}.get(model, 0.015)
+        assert result.history[-1]["test_loss"] < {"polynomial_regression": 0.02, "weight_decay": 0.03}.get(model, 0.001)
 
 
 @pytest.mark.slow

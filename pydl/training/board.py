@@ -7,6 +7,7 @@ import torch
 
 from pydl import backend
 from pydl.errors import MissingExtra
+from pydl.swapping import unswap
 
 EXAMPLES = 32  # training images that are shown
 
@@ -35,7 +36,7 @@ class Board:
             self.writer.add_images("examples", pictures.cpu(), learner.step)
         # The graph is made by tracing, which refuses our ops: on torch's, a layer is the same node. A copy, since
         # tracing runs the model.
-        model = copy.deepcopy(learner.model).cpu().eval()
+        model = unswap(copy.deepcopy(learner.model)).cpu().eval()
         with backend.use("torch"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing is deprecated, and still what TensorBoard draws
             self.writer.add_graph(model, images[:2].cpu())

@@ -58,10 +58,12 @@ class Learner:
             if not self.processes.first:  # layers draw their own numbers for their own examples
                 torch.manual_seed((config.seed + self.processes.rank * 0x9E3779B97F4A7C15) % 2**63)
             self._random = self._get_random()
-        self._stepped = self.model  # what a training step calls
         if self.processes.world > 1:
             self.model = pydl.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-            self._stepped = distributed(self.model, self.device)
+        if backend_name != "torch":
+            pydl.swap(self.model)  # built from our layers already: this fuses neighbours, and pools in a faster layout
+        several = self.processes.world > 1
+        self._stepped = distributed(self.model, self.device) if several else self.model  # what a training step calls
         self.regression = not num_classes
         self.criterion = torch.nn.MSELoss() if self.regression else pydl.nn.CrossEntropyLoss()
         self.stepper = Stepper(config, self.model.parameters(), self.device)
