@@ -63,7 +63,7 @@ Moments block_moments(const BatchNormParams& p, int64_t c, const Block& block) {
     };
     for (; i + kUnroll * lanes<A> <= block.length; i += kUnroll * lanes<A>)
       for (int u = 0; u < kUnroll; ++u) {
-        if (kAheadBytes && u * lanes<A> * sizeof(T) % 64 == 0) prefetch(x + i + u * lanes<A> + ahead);
+        if (u * lanes<A> * sizeof(T) % 64 == 0) prefetch_ahead(x + i + u * lanes<A>, ahead);
         add(u, load(x + i + u * lanes<A>) - shift);
       }
     for (int u = 0; i + lanes<A> <= block.length; i += lanes<A>) add(u++, load(x + i) - shift);
@@ -79,16 +79,16 @@ Moments block_moments(const BatchNormParams& p, int64_t c, const Block& block) {
 
 // ---- application
 
+// ahead: from here to where the residual is read next, in elements
 template <Activation kActivation, class T>
 void apply_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin, int64_t length,
-               const Affine<acc_t<T>>& affine) {
+               const Affine<acc_t<T>>& affine, int64_t ahead) {
   const T* x = run_of<const T>(p.input, n, c) + begin;
   T* y = run_of<T>(p.output, n, c) + begin;
   if (p.residual.data) {
     const T* r = run_of<const T>(p.residual, n, c) + begin;
-    const int64_t ahead = ahead_of(p, p.residual, n, runs_ahead<T>(p), -1);
     store_run(y, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
-      if (kAheadBytes) prefetch(r + i + ahead);
+      prefetch_ahead(r + i, ahead);
       return activate<kActivation>(normalise(load_some(x + i, count), affine) + load_some(r + i, count));
     });
   } else {
@@ -113,7 +113,9 @@ void forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& p
           if (!apply) continue;
           const Affine<A> affine = affine_at<A>(p, c);
           // from the last run, which is still in the cache, to the first
-          for (int64_t n = p.batch; n-- > 0;) apply_run<kActivation, T>(p, n, c, 0, p.spatial, affine);
+          for (int64_t n = p.batch; n-- > 0;)
+            apply_run<kActivation, T>(p, n, c, 0, p.spatial, affine,
+                                      ahead_of(p, p.residual, n, runs_ahead<T>(p), -1));
         }
         stream_fence();
       });
@@ -132,7 +134,7 @@ void forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& p
     ChannelCoefficients<A>* const channel = coefficients_of<A>(p, blocks);
     for (int64_t c = 0; c < p.channels; ++c) channel[c].affine = affine_at<A>(p, c);
     over_runs(p, parallel, [&](int64_t n, int64_t c, int64_t begin, int64_t length) {
-      apply_run<kActivation, T>(p, n, c, begin, length, channel[c].affine);
+      apply_run<kActivation, T>(p, n, c, begin, length, channel[c].affine, 0);
     });
   });
 }

@@ -37,12 +37,12 @@ PYDL_INLINE T* run_of(const BatchNormView& view, int64_t n, int64_t c) {
 }
 
 // From run n of a channel to what its walk reads kAheadBytes later, in elements: `runs` runs on, or in the
-// next channel. step is 1 or -1: the order of the runs.
+// next channel, whose first run comes next. step is 1 or -1: the order of the runs.
 PYDL_INLINE int64_t ahead_of(const BatchNormParams& p, const BatchNormView& view, int64_t n, int64_t runs,
                              int64_t step) {
   const int64_t to = n + step * runs;
   if (to >= 0 && to < p.batch) return step * runs * view.row_stride;
-  return (to < 0 ? to + p.batch : to - p.batch) * view.row_stride + view.channel_stride - n * view.row_stride;
+  return view.channel_stride + ((to < 0 ? -to - 1 : to - p.batch) - n) * view.row_stride;
 }
 template <class T>
 PYDL_INLINE int64_t runs_ahead(const BatchNormParams& p) {

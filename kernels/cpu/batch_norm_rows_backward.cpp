@@ -49,10 +49,10 @@ GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& bl
     for (; i + kUnroll * lanes<A> <= block.length; i += kUnroll * lanes<A>)
       for (int u = 0; u < kUnroll; ++u) {
         const int64_t at = i + u * lanes<A>;
-        if (kAheadBytes && u * lanes<A> * sizeof(T) % 64 == 0) {
-          prefetch(x + at + ahead_x);
-          prefetch(g + at + ahead_g);
-          if (reads_output(kGradient)) prefetch(y + at + ahead_y);
+        if (u * lanes<A> * sizeof(T) % 64 == 0) {
+          prefetch_ahead(x + at, ahead_x);
+          prefetch_ahead(g + at, ahead_g);
+          if (reads_output(kGradient)) prefetch_ahead(y + at, ahead_y);
         }
         add(u, at, 0);
       }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cpu/math.h"
+#include "kernels/cpu/simd_stream.h"
 #include "kernels/softmax_cross_entropy.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -31,29 +32,29 @@ static inline void dispatch_types(const SoftmaxCrossEntropyParams& p, F&& body) 
 
 // Offsets of one row after another, in elements.
 struct RowCursor {
-  const SoftmaxCrossEntropyParams& p;
+  const SoftmaxCrossEntropyParams* p;
   int64_t index[SoftmaxCrossEntropyParams::max_dims];
   int64_t row = 0, input = 0, target = 0, grad = 0, grad_output = 0;
 
-  RowCursor(const SoftmaxCrossEntropyParams& params, int64_t position) : p(params) {
-    for (int d = p.dims - 1; d >= 0; --d) {
-      index[d] = position % p.size[d];
-      position /= p.size[d];
+  RowCursor(const SoftmaxCrossEntropyParams& params, int64_t position) : p(&params) {
+    for (int d = p->dims - 1; d >= 0; --d) {
+      index[d] = position % p->size[d];
+      position /= p->size[d];
       move(d, index[d]);
     }
   }
   void move(int d, int64_t steps) {
-    row += steps * p.row_stride[d];
-    input += steps * p.input_stride[d];
-    target += steps * p.target_stride[d];
-    grad += steps * p.grad_stride[d];
-    grad_output += steps * p.grad_output_stride[d];
+    row += steps * p->row_stride[d];
+    input += steps * p->input_stride[d];
+    target += steps * p->target_stride[d];
+    grad += steps * p->grad_stride[d];
+    grad_output += steps * p->grad_output_stride[d];
   }
   void next() {
-    for (int d = p.dims - 1; d >= 0; --d) {
+    for (int d = p->dims - 1; d >= 0; --d) {
       move(d, 1);
-      if (++index[d] < p.size[d]) return;
-      move(d, -p.size[d]);
+      if (++index[d] < p->size[d]) return;
+      move(d, -p->size[d]);
       index[d] = 0;
     }
   }
@@ -205,6 +206,13 @@ PYDL_INLINE mask<A> first_lanes(int64_t n) {
   mask<A> index;
   for (int i = 0; i < lanes<A>; ++i) index[i] = i;
   return index < static_cast<decltype(index[0] + 0)>(n);
+}
+// value in lane i, 0 in the others.
+template <class A>
+PYDL_INLINE vec<A> lane_is(int64_t i, A value) {
+  mask<A> index;
+  for (int j = 0; j < lanes<A>; ++j) index[j] = j;
+  return index == static_cast<decltype(index[0] + 0)>(i) ? broadcast(value) : vec<A>{};
 }
 template <class T>
 PYDL_INLINE vec<acc_t<T>> load_or(const T* x, int64_t n, acc_t<T> other) {
