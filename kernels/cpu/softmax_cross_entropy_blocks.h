@@ -137,7 +137,9 @@ struct SumWalk {
     const vec<A> before = exponentials.top;
     vec<A> e[C::vectors];
     exponentials.next(chunk, c, count, e);
-    sum *= softmax_exp<T>(before - exponentials.top);
+    // pinned, here and in the gradient, so that the compiler fuses no product into a sum in one place it is
+    // inlined and not in another
+    sum = pin(sum * softmax_exp<T>(before - exponentials.top));
     if (kKeep) {
 #pragma GCC unroll 8
       for (int j = 0; j < C::vectors; ++j) store(kept.e + c + j * L, e[j]);
@@ -213,7 +215,7 @@ struct GradientWalk {
   template <class C>
   PYDL_INLINE void next(C, int64_t c, int64_t count, vec<A> (&e)[C::vectors], vec<A> top) {
     constexpr int kVectors = C::vectors, kLast = kVectors - 1;
-    const vec<A> factor = softmax * softmax_exp<T>((top - max) - log_sum);
+    const vec<A> factor = pin(softmax * softmax_exp<T>(pin((top - max) - log_sum)));
     [[maybe_unused]] auto get = [&](const auto* p, int j) PYDL_INLINE_LAMBDA {
       if constexpr (C::is_short)
         if (j == kLast) return load_n(p + c + j * L, count);
