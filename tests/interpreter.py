@@ -1,7 +1,7 @@
 """Triton's interpreter, made to round as GPUs do, so that its results can be held to the ordinary tolerances.
 
 The interpreter converts float32 to bfloat16 by cutting bits off, and multiplies the bit patterns of bfloat16 matrices
-as if they were integers (so in Triton 3.4 to 3.9); until Triton 3.8 its loops with bounds known at run time fail under
+as if they were integers (so in Triton 3.6 and 3.9); until Triton 3.8 its loops with bounds known at run time fail under
 NumPy 2.4, which turns only 0-dimensional arrays into integers; and it prepares triton.language anew for each call of a
 device function, which took half of the tests' time. Imported by conftest.py where TRITON_INTERPRET=1, before any kernel
 runs.

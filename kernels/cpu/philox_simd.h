@@ -68,8 +68,8 @@ PYDL_INLINE vec<float> scale_where_at_least(u32v word, u32v limit, vec<float> v,
   const __mmask16 kept = _mm512_cmpge_epu32_mask((__m512i)word, (__m512i)limit);
   return (vec<float>)_mm512_maskz_mul_ps(kept, (__m512)v, _mm512_set1_ps(scale));
 #else
-  const i32v kept = word >= limit;
-  return bit_cast<vec<float>>(kept & bit_cast<i32v>(v * scale));
+  const i32v kept = word >= limit, bits = bit_cast<i32v>(v * scale);
+  return bit_cast<vec<float>>(kept & bits);
 #endif
 }
 
