@@ -23,7 +23,9 @@ PYDL_DEVICE void absorb(Moments& m, const A (&x)[kCount], int count) {
   A total = 0;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) total += i < count ? x[i] : A(0);
-  const A mean = count == kCount ? total * (A(1) / A(kCount)) : total / static_cast<A>(count);
+  A mean = count == kCount ? total * (A(1) / A(kCount)) : total / static_cast<A>(count);
+  // around an infinite mean every sum would be nan, where the mean is inf and the variance alone nan
+  if (mean - mean != A(0)) mean = A(0);
   A sum = 0, squares = 0;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
