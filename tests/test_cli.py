@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from runs import command_line  # noqa: F401
+from runs import command_line  # noqa: F401  (fixtures)
 
 
 def test_train_needs_no_option(pydl, tmp_path):

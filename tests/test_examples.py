@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import no_pictures, one_thread  # noqa: F401
+from runs import no_pictures, one_thread  # noqa: F401  (fixtures)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # the last number that the script prints under this word, and the least it must be

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import command_line  # noqa: F401
+from runs import command_line  # noqa: F401  (fixtures)
 
 
 @pytest.fixture(scope="module")

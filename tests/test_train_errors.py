@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from runs import learner, no_pictures, one_thread, run  # noqa: F401
+from runs import learner, no_pictures, one_thread, run  # noqa: F401  (fixtures)
 
 from pydl.errors import CheckpointError, OptionError, TrainingError
 from pydl.training import checkpoint

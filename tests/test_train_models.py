@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from runs import few, learner, no_pictures, one_thread, pictures, run  # noqa: F401
+from runs import few, learner, no_pictures, one_thread, pictures, run  # noqa: F401  (fixtures)
 
 from pydl import cli, data, models
 from pydl.training.recipes import RECIPES

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from runs import few, learner, no_pictures, numbers, one_thread, run  # noqa: F401
+from runs import few, learner, no_pictures, numbers, one_thread, run  # noqa: F401  (fixtures)
 
 from pydl import data, train
 from pydl.errors import DataError, OptionError

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from rich.console import Console
-from runs import few, learner, no_pictures, one_thread, pictures, run  # noqa: F401
+from runs import few, learner, no_pictures, one_thread, pictures, run  # noqa: F401  (fixtures)
 
 from pydl.errors import MissingExtra
 from pydl.training import mistakes, monitor

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from runs import no_pictures, one_thread, run  # noqa: F401
+from runs import no_pictures, one_thread, run  # noqa: F401  (fixtures)
 
 import pydl
 from pydl.training.processes import Elsewhere, Processes, environment

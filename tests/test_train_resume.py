@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from runs import assert_same_state, no_pictures, numbers, one_thread, pictures, run  # noqa: F401
+from runs import assert_same_state, no_pictures, numbers, one_thread, pictures, run  # noqa: F401  (fixtures)
 
 from pydl import data, train
 from pydl.errors import CheckpointError

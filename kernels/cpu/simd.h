@@ -406,53 +406,30 @@ PYDL_INLINE vec<float> interleave_lanes_high(vec<float> a, vec<float> b) {
   const __m512i index = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   return (vec<float>)_mm512_permutex2var_ps((__m512)a, index, (__m512)b);
 }
-#else
-PYDL_INLINE vec<float> odd_lanes(vec<float> a, vec<float> b) {
-  vec<float> odd{};
-  for (int i = 0; i < lanes<float> / 2; ++i) {
-    odd[i] = a[2 * i + 1];
-    odd[lanes<float> / 2 + i] = b[2 * i + 1];
-  }
-  return odd;
-}
-PYDL_INLINE vec<float> interleave_lanes_low(vec<float> a, vec<float> b) {
-  vec<float> both{};
-  for (int i = 0; i < lanes<float> / 2; ++i) {
-    both[2 * i] = a[i];
-    both[2 * i + 1] = b[i];
-  }
-  return both;
-}
-PYDL_INLINE vec<float> interleave_lanes_high(vec<float> a, vec<float> b) {
-  vec<float> both{};
-  for (int i = 0; i < lanes<float> / 2; ++i) {
-    both[2 * i] = a[lanes<float> / 2 + i];
-    both[2 * i + 1] = b[lanes<float> / 2 + i];
-  }
-  return both;
-}
 #endif
-PYDL_INLINE vec<double> odd_lanes(vec<double> a, vec<double> b) {
-  vec<double> odd{};
-  for (int i = 0; i < lanes<double> / 2; ++i) {
+template <class V>
+PYDL_INLINE V odd_lanes(V a, V b) {
+  constexpr int half = sizeof(V) / sizeof(a[0]) / 2;
+  V odd{};
+  for (int i = 0; i < half; ++i) {
     odd[i] = a[2 * i + 1];
-    odd[lanes<double> / 2 + i] = b[2 * i + 1];
+    odd[half + i] = b[2 * i + 1];
   }
   return odd;
 }
-PYDL_INLINE vec<double> interleave_lanes_low(vec<double> a, vec<double> b) {
-  vec<double> both{};
-  for (int i = 0; i < lanes<double> / 2; ++i) {
-    both[2 * i] = a[i];
-    both[2 * i + 1] = b[i];
-  }
+template <class V>
+PYDL_INLINE V interleave_lanes_low(V a, V b) {
+  V both{};
+  for (size_t i = 0; i < sizeof(V) / sizeof(a[0]); ++i) both[i] = i % 2 ? b[i / 2] : a[i / 2];
   return both;
 }
-PYDL_INLINE vec<double> interleave_lanes_high(vec<double> a, vec<double> b) {
-  vec<double> both{};
-  for (int i = 0; i < lanes<double> / 2; ++i) {
-    both[2 * i] = a[lanes<double> / 2 + i];
-    both[2 * i + 1] = b[lanes<double> / 2 + i];
+template <class V>
+PYDL_INLINE V interleave_lanes_high(V a, V b) {
+  constexpr size_t lanes_of_v = sizeof(V) / sizeof(a[0]);
+  V both{};
+  for (size_t i = 0; i < lanes_of_v; ++i) {
+    const size_t from = (lanes_of_v + i) / 2;
+    both[i] = i % 2 ? b[from] : a[from];
   }
   return both;
 }
@@ -532,19 +509,6 @@ PYDL_INLINE u64v multiply_low_halves(u64v a, uint32_t b) {
 #endif
 }
 
-// The halves of each 64-bit lane change places.
-PYDL_INLINE u64v swap_halves(u64v a) {
-#if defined(PYDL_AVX512)
-  return (u64v)_mm512_rol_epi64((__m512i)a, 32);
-#elif defined(PYDL_AVX2)
-  return (u64v)_mm256_shuffle_epi32((__m256i)a, 0xB1);
-#elif defined(__x86_64__)
-  return (u64v)_mm_shuffle_epi32((__m128i)a, 0xB1);
-#else
-  return a << 32 | a >> 32;
-#endif
-}
-
 // a, with the high half of each 64-bit lane xored with the high half of b and with key.
 PYDL_INLINE u64v xor_high_halves(u64v a, u64v b, uint32_t key) {
 #if defined(PYDL_AVX512)
@@ -552,26 +516,6 @@ PYDL_INLINE u64v xor_high_halves(u64v a, u64v b, uint32_t key) {
   return (u64v)_mm512_mask_ternarylogic_epi32((__m512i)a, 0xAAAA, (__m512i)b, keys, 0x96);
 #else
   return a ^ (b & 0xffffffff00000000ull) ^ (u64v{} + (static_cast<uint64_t>(key) << 32));
-#endif
-}
-
-// Within each 16 bytes: the low 64-bit lanes of a and b side by side; then the high ones.
-PYDL_INLINE u64v interleave_low(u64v a, u64v b) {
-#if defined(PYDL_AVX512)
-  return (u64v)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b);
-#elif defined(PYDL_AVX2)
-  return (u64v)_mm256_unpacklo_epi64((__m256i)a, (__m256i)b);
-#else
-  return u64v{a[0], b[0]};
-#endif
-}
-PYDL_INLINE u64v interleave_high(u64v a, u64v b) {
-#if defined(PYDL_AVX512)
-  return (u64v)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b);
-#elif defined(PYDL_AVX2)
-  return (u64v)_mm256_unpackhi_epi64((__m256i)a, (__m256i)b);
-#else
-  return u64v{a[1], b[1]};
 #endif
 }
 

@@ -15,7 +15,7 @@ EXAMPLES = 32  # training images that are shown
 def check():
     """Refuses ``--tensorboard`` where its package is not installed, before anything is trained."""
     try:
-        import torch.utils.tensorboard  # noqa: F401
+        import torch.utils.tensorboard  # noqa: F401  (only to see whether it can be)
     except ImportError:
         raise MissingExtra("--tensorboard", "tensorboard", extra="tensorboard") from None
 
