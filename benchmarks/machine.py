@@ -21,13 +21,20 @@ NO_PAGE_FAULTS = {
 
 
 def processor():
-    """The CPU's name as the operating system gives it."""
+    """The CPU's name as the operating system gives it, and its generation, which virtual machines leave out of it."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
-    match = re.search(r"model name\s*:\s*(.+)", text)
-    return match[1].strip() if match else platform.processor() or platform.machine()
+
+    def field(name):
+        match = re.search(rf"^{name}\s*:\s*(.+)", text, re.MULTILINE)
+        return match[1].strip() if match else None
+
+    brand, family, model = field("model name"), field("cpu family"), field("model")
+    if brand is None:
+        return platform.processor() or platform.machine()
+    return f"{brand} (family {family}, model {model})" if family and model else brand
 
 
 def last_level_cache():
