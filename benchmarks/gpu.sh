@@ -88,6 +88,29 @@ if [ "${TESTS:-1}" = 1 ]; then
 fi
 wait "${preparing[@]}"
 
+# ---- one small call of every CUDA kernel under NVIDIA's checker
+watched=()
+for tool in memcheck racecheck; do
+  [ "${TESTS:-1}" = 1 ] && [[ $backends == *cuda* ]] || continue
+  if [ "$dry" = 1 ]; then
+    "$python" benchmarks/gpu_memory.py --device cpu >>"$out/build.log" 2>&1 || status=1
+  elif ! command -v compute-sanitizer >/dev/null; then
+    watched+=("$tool: not run, compute-sanitizer is not on the path")
+  else
+    printf -- '-- compute-sanitizer %s\n' "$tool" >>"$out/build.log"
+    limited "${SANITIZER_SECONDS:-45}" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$python" benchmarks/gpu_memory.py >>"$out/build.log" 2>&1
+    code=$?
+    # a machine whose runtime lets no checker in refuses the device; that is no fault of the kernels
+    if grep -q "Device not supported" "$out/build.log"; then
+      watched+=("$tool: not run, compute-sanitizer refused the device")
+    else
+      [ "$code" = 0 ] || status=1
+      watched+=("$tool: exit $code, $(grep -E "ERROR SUMMARY|RACECHECK SUMMARY|gave torch" "$out/build.log" | tail -n 1)")
+    fi
+  fi
+done
+
 # ---- timings, alone on the machine
 stage "timings"
 left=$((${TOTAL_SECONDS:-530} - SECONDS))
@@ -102,6 +125,7 @@ done
 for file in ${files:-}; do
   printf '%-24s %s\n' "test_$file" "$(tail -n 1 "$out/tests-$file.log")"
 done
+printf '%s\n' ${watched[@]+"${watched[@]}"}
 cat "$out/timings.log"
 echo "exit status $status after ${SECONDS}s"
 exit $status
