@@ -177,12 +177,14 @@ def show(records, ceilings):
 
 
 def markdown(ops):
-    """README's table: one part per op, with machine, date and versions above."""
+    """README's tables: one part per op to unfold, with machine, date and versions above each table."""
     lines = []
     for op, kept in ops.items():
         m, c = kept["machine"], kept["ceilings"]
         lines += [
-            f"**{op}**, {m['processor']}, {m['threads']} threads, {m['isa']}; torch {m['torch']}, "
+            f"<details><summary>{summary(op, kept['records'])}</summary>",
+            "",
+            f"{m['processor']}, {m['threads']} threads, {m['isa']}; torch {m['torch']}, "
             f"commit {m['commit']}, {m['date']}; limits: copy {c['copy']:.0f} GB/s, read {c['read']:.0f} GB/s, "
             f"{c['fma']:.0f} GFLOP/s.",
             "",
@@ -204,7 +206,17 @@ def markdown(ops):
                 *(f"| {' | '.join(cells)} |" for cells in network_rows(groups)),
                 "",
             ]
+        lines += ["</details>", ""]
     return "\n".join(lines)
+
+
+def summary(op, records):
+    """One line for a folded table: how many cases, their geometric mean, the worst and the best."""
+    calm = [(without_page_faults(r) or r)["ratio"] for r in records]
+    return (
+        f"<b>{op}</b>: {len(records)} cases, {statistics.geometric_mean(calm):.2f}× the faster of torch eager and "
+        f"torch.compile without page faults (geometric mean; {min(calm):.2f}× to {max(calm):.2f}×)"
+    )
 
 
 def picture(ops, path):
