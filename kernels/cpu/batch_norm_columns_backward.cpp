@@ -16,6 +16,12 @@ PYDL_INLINE vec<acc_t<T>> gradient_at(const T* g, const T* y, vec<acc_t<T>> x, C
   return grad;
 }
 
+// Out of line: once for hundreds of rows.
+template <class A>
+__attribute__((noinline)) void add_lanes(const A* lane, int64_t n, bool add, double* sum) {
+  for (int64_t i = 0; i < n; ++i) sum[i] = (add ? sum[i] : 0) + static_cast<double>(lane[i]);
+}
+
 // Partial sums of gz and gz * (x - shift) for columns [begin, end) of a segment. kKeep: gz is written to
 // grad_residual on the way.
 template <BatchNormGradient kGradient, bool kKeep, class T>
@@ -38,6 +44,7 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
         const T* x = row_of<const T>(p.input, k, row) + j;
         const T* g = row_of<const T>(p.grad_output, k, row) + j;
         const T* y = p.output.data ? row_of<const T>(p.output, k, row) + j : nullptr;
+#pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
           const int64_t at = v * lanes<A>;
           if (at * sizeof(T) % 64 == 0) {
@@ -58,11 +65,15 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
           sx[v] += gz * (xs - load_some(co.shift + j + at, tail));
         }
       }
-      for (int v = 0; v < kVectors; ++v)
-        for (int64_t i = 0, at = j + v * lanes<A>; i < (tail ? tail : lanes<A>); ++i) {
-          sum[at + i] = (r ? sum[at + i] : 0) + static_cast<double>(s[v][i]);
-          shifted[at + i] = (r ? shifted[at + i] : 0) + static_cast<double>(sx[v][i]);
-        }
+      alignas(64) A lane[2][kVectors * lanes<A>];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        store(lane[0] + v * lanes<A>, s[v]);
+        store(lane[1] + v * lanes<A>, sx[v]);
+      }
+      const int64_t n = tail ? tail : kVectors * lanes<A>;
+      add_lanes(lane[0], n, r > 0, sum + j);
+      add_lanes(lane[1], n, r > 0, shifted + j);
     });
   }
 }

@@ -47,6 +47,7 @@ GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& bl
       shifted[u] += count ? keep_first<A>(product, count) : product;
     };
     for (; i + kUnroll * lanes<A> <= block.length; i += kUnroll * lanes<A>)
+#pragma GCC unroll 4
       for (int u = 0; u < kUnroll; ++u) {
         const int64_t at = i + u * lanes<A>;
         if (u * lanes<A> * sizeof(T) % 64 == 0) {

@@ -219,6 +219,14 @@ PYDL_INLINE vec<acc_t<T>> load_or(const T* x, int64_t n, acc_t<T> other) {
   using A = acc_t<T>;
   return n == lanes<A> ? load(x) : first_lanes<A>(n) ? load_n(x, n) : broadcast<A>(other);
 }
+template <class T, class V>
+PYDL_INLINE void store_some(T* y, V v, int64_t n) {
+#if defined(PYDL_AVX512)
+  store_n(y, v, n);
+#else
+  n == lanes<acc_t<T>> ? store(y, v) : store_n(y, v, n);  // the latter is a call
+#endif
+}
 
 // The two layouts: classes of a row side by side in memory (rows), or rows side by side (strided).
 int64_t rows_partial_bytes(const SoftmaxCrossEntropyParams& p, int64_t threads);
