@@ -146,6 +146,27 @@ void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t
   }
 }
 
+// What depends on the activation; who does what (backward) exists once for each type.
+template <class T>
+struct Walks {
+  using Co = Coefficients<acc_t<T>>;
+  void (*segment)(const BatchNormParams&, const Columns&, Co, int64_t segment, int64_t begin, int64_t end);
+  void (*combine)(const BatchNormParams&, const Columns&, Co);
+  void (*row)(const BatchNormParams&, const Columns&, Co, int64_t row, int64_t width);
+};
+template <class T>
+Walks<T> walks_of(BatchNormGradient gradient, bool keep) {
+  Walks<T> walks{};
+  dispatch_gradient(gradient, [&](auto tag) {
+    constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
+    walks = {&segment_gradient<kGradient, false, T>, &combine_gradient<kGradient, T>,
+             &gradient_row<kGradient, T>};
+    if constexpr (kGradient == BatchNormGradient::relu_output)
+      if (keep) walks.segment = &segment_gradient<kGradient, true, T>;
+  });
+  return walks;
+}
+
 template <class T>
 void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel) {
   using A = acc_t<T>;
@@ -153,28 +174,24 @@ void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel&
   const Scratch scratch(p, k);
   Coefficients<A> co(scratch, k);
   co.fill(p, k, scratch);
-  dispatch_gradient(p.gradient, [&](auto tag) {
-    constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
-    const bool keep = reduce && apply && keeps_gradient(p);
-    if (reduce) {
-      over_segments(k, parallel, [&](int64_t segment, int64_t begin, int64_t end) {
-        if constexpr (kGradient == BatchNormGradient::relu_output)
-          if (keep) return segment_gradient<kGradient, true, T>(p, k, co, segment, begin, end);
-        segment_gradient<kGradient, false, T>(p, k, co, segment, begin, end);
-      });
-      combine_gradient<kGradient, T>(p, k, co);
-    }
-    if (!apply) return;
-    co.fill_gradient(p, k, scratch);
-    BatchNormParams rest = p;  // of which grad_output is gz
-    rest.grad_output = p.grad_residual;
-    rest.output = rest.grad_residual = {};
-    over_rows(p, k, parallel, [&](int64_t row, int64_t width) {
-      if (keep && row < k.rows)
-        gradient_row<BatchNormGradient::linear, T>(rest, k, co, row, width);
-      else
-        gradient_row<kGradient, T>(p, k, co, row, width);
+  const bool keep = reduce && apply && keeps_gradient(p);
+  const Walks<T> walks = walks_of<T>(p.gradient, keep);
+  if (reduce) {
+    over_segments(k, parallel, [&](int64_t segment, int64_t begin, int64_t end) {
+      walks.segment(p, k, co, segment, begin, end);
     });
+    walks.combine(p, k, co);
+  }
+  if (!apply) return;
+  co.fill_gradient(p, k, scratch);
+  BatchNormParams rest = p;  // of which grad_output is gz
+  rest.grad_output = p.grad_residual;
+  rest.output = rest.grad_residual = {};
+  over_rows(p, k, parallel, [&](int64_t row, int64_t width) {
+    if (keep && row < k.rows)
+      gradient_row<BatchNormGradient::linear, T>(rest, k, co, row, width);
+    else
+      walks.row(p, k, co, row, width);
   });
 }
 
