@@ -175,31 +175,48 @@ RowSum<acc_t<T>> sum_block(const T* x, int64_t n, KeptBlock<acc_t<T>> kept) {
 template <class A, class S>
 __attribute__((noinline)) void fill_q(const CallConstants<A>& k, const S* probabilities, int64_t c0,
                                       int64_t n, A scale, A* q) {
-  for (int64_t c = 0; c < n; c += kGroup * lanes<A>)
-    for (int j = 0; j < kGroup; ++j) {
-      const int64_t at = c + j * lanes<A>, count = lanes_of<A>(n - at, 0);
-      vec<A> v = broadcast(k.smooth);
-      if (probabilities) v += load_or(probabilities + c0 + at, count, A(0)) * k.hit;
-      if (k.weight) v *= load_or(k.weight + c0 + at, count, A(0));
-      store(q + at, v * scale);
-    }
+  constexpr int64_t L = lanes<A>;
+  const A* const weight = k.weight ? k.weight + c0 : nullptr;
+  const vec<A> hit = broadcast(k.hit), smooth = broadcast(k.smooth), by = broadcast(scale);
+  if (probabilities) probabilities += c0;
+  auto put = [&](int64_t c, const auto& get) PYDL_INLINE_LAMBDA {
+    vec<A> v = smooth;
+    if (probabilities) prefetch_ahead(probabilities + c);
+    if (probabilities) v += get(probabilities + c) * hit;
+    if (weight) v *= get(weight + c);
+    store(q + c, v * by);
+  };
+  int64_t c = 0;
+  for (; c + L <= n; c += L) put(c, [](const auto* p) PYDL_INLINE_LAMBDA { return load(p); });
+  if (c < n) {
+    put(c, [&](const auto* p) PYDL_INLINE_LAMBDA { return load_n(p, n - c); });
+    c += L;
+  }
+  for (; c % (kGroup * L) != 0; c += L) store(q + c, vec<A>{});
 }
 
-// The sums over n classes. q: of these classes, or null where it is `smooth` for all
+// The sums over n classes. q: of these classes, or null where it is `same` for all
 template <class T>
-QSum<acc_t<T>> q_block(const T* x, const acc_t<T>* q, acc_t<T> smooth, const RowNorm<acc_t<T>>& norm,
+QSum<acc_t<T>> q_block(const T* x, const acc_t<T>* q, acc_t<T> same, const RowNorm<acc_t<T>>& norm,
                        int64_t n) {
   using A = acc_t<T>;
-  vec<A> loss{}, total{};
-  for (int64_t c = 0; c < n; c += lanes<A>) {
-    const int64_t count = min_of(n - c, lanes<A>);
-    const vec<A> share = q ? load(q + c) : broadcast(smooth);
-    const vec<A> d = (norm.max - load_or(x + c, count, norm.max)) + norm.log_sum;
-    const mask<A> in = first_lanes<A>(count);
-    loss += in ? share * d : vec<A>{};
-    total += in ? share : vec<A>{};
+  constexpr int64_t L = lanes<A>;
+  vec<A> loss[2] = {}, total[2] = {};
+  const vec<A> max = broadcast(norm.max), log_sum = broadcast(norm.log_sum);
+  auto add = [&](int i, vec<A> share, vec<A> logit) PYDL_INLINE_LAMBDA {
+    loss[i] += share * ((max - logit) + log_sum);
+    total[i] += share;
+  };
+  int64_t c = 0;
+  for (; c + 2 * L <= n; c += 2 * L)
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) add(i, q ? load(q + c + i * L) : broadcast(same), load(x + c + i * L));
+  for (; c < n; c += L) {
+    const int64_t count = min_of(n - c, L);
+    const vec<A> share = q ? load(q + c) : broadcast(same);
+    add(0, first_lanes<A>(count) ? share : vec<A>{}, load_or(x + c, count, norm.max));
   }
-  return {reduce_add(loss), reduce_add(total)};
+  return {reduce_add(loss[0] + loss[1]), reduce_add(total[0] + total[1])};
 }
 
 // A block of a row's gradient from its exponentials: v_c = e_c exp(top - lse) softmax - g q_c.

@@ -214,10 +214,17 @@ PYDL_INLINE vec<A> lane_is(int64_t i, A value) {
   for (int j = 0; j < lanes<A>; ++j) index[j] = j;
   return index == static_cast<decltype(index[0] + 0)>(i) ? broadcast(value) : vec<A>{};
 }
+// Lanes [0, n) of what lies at x, `other` in the rest.
 template <class T>
 PYDL_INLINE vec<acc_t<T>> load_or(const T* x, int64_t n, acc_t<T> other) {
   using A = acc_t<T>;
-  return n == lanes<A> ? load(x) : first_lanes<A>(n) ? load_n(x, n) : broadcast<A>(other);
+#if defined(PYDL_AVX512)
+  return first_lanes<A>(n) ? load_n(x, n) : broadcast<A>(other);
+#else
+  return n == lanes<A>       ? load(x)
+         : first_lanes<A>(n) ? load_n(x, n)
+                             : broadcast<A>(other);  // load_n is a call
+#endif
 }
 template <class T, class V>
 PYDL_INLINE void store_some(T* y, V v, int64_t n) {
