@@ -40,23 +40,29 @@ void segment_moments(const BatchNormParams& p, const Columns& k, int64_t segment
         return load_some(x, tail);
       };
       if (r == 0) {
+#pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) about[v] = vec<A>{};
         for (int64_t row = 0; row < sample; ++row)
+#pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v) about[v] += x_at(row, v);
+#pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
           about[v] *= static_cast<A>(1) / static_cast<A>(sample);
           about[v] = about[v] - about[v] == 0 ? about[v] : vec<A>{};  // inf and nan go through the sums
         }
       } else {
+#pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v)
           about[v] = load_n(shift + j + v * lanes<A>, tail ? tail : lanes<A>);
       }
       for (int64_t row = 0; row < count; ++row)
+#pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
           const vec<A> d = x_at(row, v) - about[v];
           s[v] += d;
           s2[v] += d * d;
         }
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         const int64_t n = tail ? tail : lanes<A>;
         store_n(shift + j + v * lanes<A>, about[v], n);

@@ -16,6 +16,12 @@ PYDL_INLINE vec<acc_t<T>> gradient_at(const T* g, const T* y, vec<acc_t<T>> x, C
   return grad;
 }
 
+// Out of line: once for hundreds of rows.
+template <class A>
+__attribute__((noinline)) void add_lanes(const A* lane, int64_t n, bool add, double* sum) {
+  for (int64_t i = 0; i < n; ++i) sum[i] = (add ? sum[i] : 0) + static_cast<double>(lane[i]);
+}
+
 // Partial sums of gz and gz * (x - shift) for columns [begin, end) of a segment. kKeep: gz is written to
 // grad_residual on the way.
 template <BatchNormGradient kGradient, bool kKeep, class T>
@@ -38,6 +44,7 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
         const T* x = row_of<const T>(p.input, k, row) + j;
         const T* g = row_of<const T>(p.grad_output, k, row) + j;
         const T* y = p.output.data ? row_of<const T>(p.output, k, row) + j : nullptr;
+#pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
           const int64_t at = v * lanes<A>;
           if (at * sizeof(T) % 64 == 0) {
@@ -58,11 +65,15 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
           sx[v] += gz * (xs - load_some(co.shift + j + at, tail));
         }
       }
-      for (int v = 0; v < kVectors; ++v)
-        for (int64_t i = 0, at = j + v * lanes<A>; i < (tail ? tail : lanes<A>); ++i) {
-          sum[at + i] = (r ? sum[at + i] : 0) + static_cast<double>(s[v][i]);
-          shifted[at + i] = (r ? shifted[at + i] : 0) + static_cast<double>(sx[v][i]);
-        }
+      alignas(64) A lane[2][kVectors * lanes<A>];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        store(lane[0] + v * lanes<A>, s[v]);
+        store(lane[1] + v * lanes<A>, sx[v]);
+      }
+      const int64_t n = tail ? tail : kVectors * lanes<A>;
+      add_lanes(lane[0], n, r > 0, sum + j);
+      add_lanes(lane[1], n, r > 0, shifted + j);
     });
   }
 }
@@ -135,6 +146,27 @@ void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t
   }
 }
 
+// What depends on the activation; who does what (backward) exists once for each type.
+template <class T>
+struct Walks {
+  using Co = Coefficients<acc_t<T>>;
+  void (*segment)(const BatchNormParams&, const Columns&, Co, int64_t segment, int64_t begin, int64_t end);
+  void (*combine)(const BatchNormParams&, const Columns&, Co);
+  void (*row)(const BatchNormParams&, const Columns&, Co, int64_t row, int64_t width);
+};
+template <class T>
+Walks<T> walks_of(BatchNormGradient gradient, bool keep) {
+  Walks<T> walks{};
+  dispatch_gradient(gradient, [&](auto tag) {
+    constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
+    walks = {&segment_gradient<kGradient, false, T>, &combine_gradient<kGradient, T>,
+             &gradient_row<kGradient, T>};
+    if constexpr (kGradient == BatchNormGradient::relu_output)
+      if (keep) walks.segment = &segment_gradient<kGradient, true, T>;
+  });
+  return walks;
+}
+
 template <class T>
 void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel) {
   using A = acc_t<T>;
@@ -142,28 +174,24 @@ void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel&
   const Scratch scratch(p, k);
   Coefficients<A> co(scratch, k);
   co.fill(p, k, scratch);
-  dispatch_gradient(p.gradient, [&](auto tag) {
-    constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
-    const bool keep = reduce && apply && keeps_gradient(p);
-    if (reduce) {
-      over_segments(k, parallel, [&](int64_t segment, int64_t begin, int64_t end) {
-        if constexpr (kGradient == BatchNormGradient::relu_output)
-          if (keep) return segment_gradient<kGradient, true, T>(p, k, co, segment, begin, end);
-        segment_gradient<kGradient, false, T>(p, k, co, segment, begin, end);
-      });
-      combine_gradient<kGradient, T>(p, k, co);
-    }
-    if (!apply) return;
-    co.fill_gradient(p, k, scratch);
-    BatchNormParams rest = p;  // of which grad_output is gz
-    rest.grad_output = p.grad_residual;
-    rest.output = rest.grad_residual = {};
-    over_rows(p, k, parallel, [&](int64_t row, int64_t width) {
-      if (keep && row < k.rows)
-        gradient_row<BatchNormGradient::linear, T>(rest, k, co, row, width);
-      else
-        gradient_row<kGradient, T>(p, k, co, row, width);
+  const bool keep = reduce && apply && keeps_gradient(p);
+  const Walks<T> walks = walks_of<T>(p.gradient, keep);
+  if (reduce) {
+    over_segments(k, parallel, [&](int64_t segment, int64_t begin, int64_t end) {
+      walks.segment(p, k, co, segment, begin, end);
     });
+    walks.combine(p, k, co);
+  }
+  if (!apply) return;
+  co.fill_gradient(p, k, scratch);
+  BatchNormParams rest = p;  // of which grad_output is gz
+  rest.grad_output = p.grad_residual;
+  rest.output = rest.grad_residual = {};
+  over_rows(p, k, parallel, [&](int64_t row, int64_t width) {
+    if (keep && row < k.rows)
+      gradient_row<BatchNormGradient::linear, T>(rest, k, co, row, width);
+    else
+      walks.row(p, k, co, row, width);
   });
 }
 

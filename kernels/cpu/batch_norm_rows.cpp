@@ -62,6 +62,7 @@ Moments block_moments(const BatchNormParams& p, int64_t c, const Block& block) {
       squares[u] += d * d;
     };
     for (; i + kUnroll * lanes<A> <= block.length; i += kUnroll * lanes<A>)
+#pragma GCC unroll 4
       for (int u = 0; u < kUnroll; ++u) {
         if (u * lanes<A> * sizeof(T) % 64 == 0) prefetch_ahead(x + i + u * lanes<A>, ahead);
         add(u, load(x + i + u * lanes<A>) - shift);

@@ -47,6 +47,7 @@ GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& bl
       shifted[u] += count ? keep_first<A>(product, count) : product;
     };
     for (; i + kUnroll * lanes<A> <= block.length; i += kUnroll * lanes<A>)
+#pragma GCC unroll 4
       for (int u = 0; u < kUnroll; ++u) {
         const int64_t at = i + u * lanes<A>;
         if (u * lanes<A> * sizeof(T) % 64 == 0) {
@@ -91,54 +92,67 @@ void gradient_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin,
   }
 }
 
+// What depends on the activation; who does what (backward) exists once for each type.
+template <class T>
+struct Walks {
+  GradientSums (*block)(const BatchNormParams&, int64_t c, const Block&, const Affine<acc_t<T>>&);
+  void (*run)(const BatchNormParams&, int64_t n, int64_t c, int64_t begin, int64_t length,
+              const Affine<acc_t<T>>&, const AffineGradient<acc_t<T>>&);
+};
+template <class T>
+Walks<T> walks_of(BatchNormGradient gradient) {
+  Walks<T> walks{};
+  dispatch_gradient(gradient, [&](auto tag) {
+    constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
+    walks = {&block_gradient<kGradient, T>, &gradient_run<kGradient, T>};
+  });
+  return walks;
+}
+
 template <class T>
 void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel) {
   using A = acc_t<T>;
   const Blocks blocks(p);
-  dispatch_gradient(p.gradient, [&](auto tag) {
-    constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
-    auto slope = [&](int64_t c) { return p.training ? affine_gradient_at<A>(p, c) : AffineGradient<A>{}; };
-    if (reduce && channel_per_task(p, parallel)) {
-      parallel(p.channels, channel_grain(p), [&](int64_t first, int64_t last) {
-        for (int64_t c = first; c < last; ++c) {
-          const Affine<A> affine = affine_at<A>(p, c);
-          GradientSums sums{};
-          for (int64_t j = 0; j < blocks.count; ++j) {
-            const GradientSums part = block_gradient<kGradient, T>(p, c, blocks.at(p, j), affine);
-            sums.sum += part.sum;
-            sums.shifted += part.shifted;
-          }
-          finish_gradient_sums<A>(p, c, sums.sum, sums.shifted);
-          if (!apply) continue;
-          const AffineGradient<A> gradient = slope(c);
-          for (int64_t n = p.batch; n-- > 0;)
-            gradient_run<kGradient, T>(p, n, c, 0, p.spatial, affine, gradient);
-        }
-        stream_fence();
-      });
-      return;
-    }
-    ChannelCoefficients<A>* const channel = coefficients_of<A>(p, blocks);
-    for (int64_t c = 0; c < p.channels; ++c) channel[c].affine = affine_at<A>(p, c);
-    if (reduce) {
-      const GradientSums* partial =
-          over_blocks<GradientSums>(p, blocks, parallel, [&](int64_t c, const Block& block) {
-            return block_gradient<kGradient, T>(p, c, block, channel[c].affine);
-          });
-      for (int64_t c = 0; c < p.channels; ++c) {
+  const Walks<T> walks = walks_of<T>(p.gradient);
+  auto slope = [&](int64_t c) { return p.training ? affine_gradient_at<A>(p, c) : AffineGradient<A>{}; };
+  if (reduce && channel_per_task(p, parallel)) {
+    parallel(p.channels, channel_grain(p), [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c) {
+        const Affine<A> affine = affine_at<A>(p, c);
         GradientSums sums{};
-        for (int64_t j = c * blocks.count; j < (c + 1) * blocks.count; ++j) {
-          sums.sum += partial[j].sum;
-          sums.shifted += partial[j].shifted;
+        for (int64_t j = 0; j < blocks.count; ++j) {
+          const GradientSums part = walks.block(p, c, blocks.at(p, j), affine);
+          sums.sum += part.sum;
+          sums.shifted += part.shifted;
         }
         finish_gradient_sums<A>(p, c, sums.sum, sums.shifted);
+        if (!apply) continue;
+        const AffineGradient<A> gradient = slope(c);
+        for (int64_t n = p.batch; n-- > 0;) walks.run(p, n, c, 0, p.spatial, affine, gradient);
       }
-    }
-    if (!apply) return;
-    for (int64_t c = 0; c < p.channels; ++c) channel[c].gradient = slope(c);
-    over_runs(p, parallel, [&](int64_t n, int64_t c, int64_t begin, int64_t length) {
-      gradient_run<kGradient, T>(p, n, c, begin, length, channel[c].affine, channel[c].gradient);
+      stream_fence();
     });
+    return;
+  }
+  ChannelCoefficients<A>* const channel = coefficients_of<A>(p, blocks);
+  for (int64_t c = 0; c < p.channels; ++c) channel[c].affine = affine_at<A>(p, c);
+  if (reduce) {
+    const GradientSums* partial = over_blocks<GradientSums>(
+        p, blocks, parallel,
+        [&](int64_t c, const Block& block) { return walks.block(p, c, block, channel[c].affine); });
+    for (int64_t c = 0; c < p.channels; ++c) {
+      GradientSums sums{};
+      for (int64_t j = c * blocks.count; j < (c + 1) * blocks.count; ++j) {
+        sums.sum += partial[j].sum;
+        sums.shifted += partial[j].shifted;
+      }
+      finish_gradient_sums<A>(p, c, sums.sum, sums.shifted);
+    }
+  }
+  if (!apply) return;
+  for (int64_t c = 0; c < p.channels; ++c) channel[c].gradient = slope(c);
+  over_runs(p, parallel, [&](int64_t n, int64_t c, int64_t begin, int64_t length) {
+    walks.run(p, n, c, begin, length, channel[c].affine, channel[c].gradient);
   });
 }
 

@@ -87,26 +87,6 @@ PYDL_INLINE void sum_segments(const WindowsBlock<E>& w, const Pitches& s, int64_
   }
 }
 
-// All pieces but the last: total = bias + segments [0, last), written to memory.
-template <class E, int vectors, int groups, int pixels>
-__attribute__((noinline)) const E* sum_pieces(const WindowsBlock<E>& w, const Pitches& s, int64_t last,
-                                              int64_t per_piece, acc_of<E>* total) {
-  using A = acc_of<E>;
-  const E* b = w.weights;
-  for (int64_t t = 0; t < last; t += per_piece) {
-    alignas(64) static constexpr A zeros[2 * lanes<A>] = {};
-    vec<A> sum[groups][pixels * vectors];
-    sum_segments<E, vectors, groups, pixels>(w, s, t, t + per_piece, t ? zeros : w.bias, b, sum);
-    A* to = total;
-#pragma GCC unroll 4
-    for (int g = 0; g < groups; ++g)
-#pragma GCC unroll 14
-      for (int i = 0; i < pixels * vectors; ++i, to += lanes<A>)
-        store(to, t ? load(to) + sum[g][i] : sum[g][i]);
-  }
-  return b;
-}
-
 template <class E, int vectors, int groups, int pixels>
 void windows_kernel(const WindowsBlock<E>& w) {
   using A = acc_of<E>;
@@ -118,45 +98,65 @@ void windows_kernel(const WindowsBlock<E>& w) {
   PYDL_OPAQUE(s.three);
   PYDL_OPAQUE(s.five);
   const int64_t per_piece = ceil_div(kPiece, w.depth);
-  const int64_t before = w.segments > per_piece ? (w.segments - 1) / per_piece * per_piece : 0;
-  alignas(64) A total[groups * pixels * vectors * all];
-  const E* b = w.weights;
-  if (before > 0) b = sum_pieces<E, vectors, groups, pixels>(w, s, before, per_piece, total);
   alignas(64) static constexpr A zeros[2 * all] = {};
+  alignas(64) A total[groups * pixels * vectors * all];  // of all pieces but the last
   vec<A> sum[groups][pixels * vectors];
-  sum_segments<E, vectors, groups, pixels>(w, s, before, w.segments, before ? zeros : w.bias, b, sum);
-  if (before > 0) {
+  const E* b = w.weights;
+  for (int64_t t = 0;; t += per_piece) {
+    const int64_t last = min_of(t + per_piece, w.segments);
+    sum_segments<E, vectors, groups, pixels>(w, s, t, last, t ? zeros : w.bias, b, sum);
+    A* so_far = total;
+    if (t) {
+#pragma GCC unroll 4
+      for (int g = 0; g < groups; ++g)
+#pragma GCC unroll 14
+        for (int i = 0; i < pixels * vectors; ++i, so_far += all) sum[g][i] += load(so_far);
+      so_far = total;
+    }
+    if (last == w.segments) break;
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g)
 #pragma GCC unroll 14
-      for (int i = 0; i < pixels * vectors; ++i) sum[g][i] += load(total + (g * pixels * vectors + i) * all);
+      for (int i = 0; i < pixels * vectors; ++i, so_far += all) store(so_far, sum[g][i]);
   }
-  auto put = [&](auto type) PYDL_INLINE_LAMBDA {
-    using T = decltype(type);
+  if (w.relu) {
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; ++g)
+#pragma GCC unroll 14
+      for (int i = 0; i < pixels * vectors; ++i)
+        sum[g][i] = sum[g][i] < vec<A>{} ? vec<A>{} : sum[g][i];  // nan stays nan
+  }
+  auto each = [&](auto type, const auto& put) PYDL_INLINE_LAMBDA {
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) {
-      T* to = static_cast<T*>(w.out[g]);
+      auto* to = static_cast<decltype(type)*>(w.out[g]);
 #pragma GCC unroll 7
       for (int j = 0; j < pixels; ++j, to += w.out_pitch)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) {
-          vec<A> x = sum[g][j * vectors + v];
-          if (w.relu) x = x < vec<A>{} ? vec<A>{} : x;  // nan stays nan
-          w.stream ? stream(to + v * all, x) : store(to + v * all, x);
-        }
+        for (int v = 0; v < vectors; ++v) put(to + v * all, sum[g][j * vectors + v]);
     }
   };
+  auto write = [&](auto type) PYDL_INLINE_LAMBDA {
+    if (w.stream)
+      each(type, [](auto* to, vec<A> x) PYDL_INLINE_LAMBDA { stream(to, x); });
+    else
+      each(type, [](auto* to, vec<A> x) PYDL_INLINE_LAMBDA { store(to, x); });
+  };
   if constexpr (__is_same(E, bf16_pair))
-    if (w.narrow) return put(bf16{});
-  put(A{});
+    if (w.narrow) return write(bf16{});
+  write(A{});
 }
+
+// Groups that one call takes: of float64, which is for checks more than for speed, one after another.
+template <class E>
+constexpr int kGroupsOf = __is_same(E, double) ? 1 : kMostGroups;
 
 template <class E>
 using Kernel = void (*)(const WindowsBlock<E>&);
 
 template <class E, int vectors, int groups, int pixels>
 constexpr Kernel<E> kernel_of() {
-  if constexpr (groups <= most_groups(pixels))
+  if constexpr (groups <= most_groups(pixels) && groups <= kGroupsOf<E>)
     return &windows_kernel<E, vectors, groups, pixels>;
   else
     return nullptr;
@@ -185,7 +185,14 @@ struct Kernels {
 template <class E>
 void windows_product(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<E>& block) {
   static constexpr Kernels<E> kernels;
-  kernels.at[channels > lanes<acc_of<E>>][pixels - 1][groups - 1](block);
+  const auto& fitting = kernels.at[channels > lanes<acc_of<E>>][pixels - 1];
+  if constexpr (kGroupsOf<E> > 1) return fitting[groups - 1](block);
+  WindowsBlock<E> one = block;
+  for (int64_t g = 0; g < groups; ++g) {
+    one.window[0] = block.window[g];
+    one.out[0] = block.out[g];
+    fitting[0](one);
+  }
 }
 
 }  // namespace

@@ -91,13 +91,16 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
       row10 += advance;
       b += b_stride;
     }
+    if (add) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = load(c + r * c_stride + v * L) + sum[r][v];
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        float* to = c + r * c_stride + v * L;
-        store(to, add ? load(to) + sum[r][v] : sum[r][v]);
-      }
+      for (int v = 0; v < kVectors; ++v) store(c + r * c_stride + v * L, sum[r][v]);
   }
 }
 

@@ -12,6 +12,22 @@ namespace {
 // Out of line: rare, and the common activations should not pay for its registers.
 __attribute__((noinline)) vec<float> sigmoid(vec<float> y) { return 1.0f / (1.0f + exp(-y)); }
 
+// The outputs of one tile and vector of channels: (i, j) goes to to[i * row + j * column]. Not inlined, so
+// that what goes to a strip of floats is one function for every type of image.
+template <int kTaps, class T>
+__attribute__((noinline)) void put_tile(const float* from, int rows, int columns, T* to, int64_t row,
+                                        int64_t column, vec<float> bias, Activation activation) {
+  const vec<float> least = activation == Activation::relu
+                               ? vec<float>{}
+                               : broadcast(-__builtin_inff());  // a branch less per output
+  auto put = [&](int i, int j, vec<float> y) __attribute__((always_inline)) {
+    y = max(least, y + bias);  // nan stays nan
+    if (activation == Activation::sigmoid) y = sigmoid(y);
+    store(to + i * row + j * column, y);
+  };
+  transform_output<kTaps>(from, kPanel, rows, columns, put);
+}
+
 // Outputs of tiles [begin, end), channels from o on, out of m.
 template <int kTaps, class T>
 void finish(const Image& out, const void* bias_data, Activation activation, const Tiles<kTaps>& tiles,
@@ -26,26 +42,15 @@ void finish(const Image& out, const void* bias_data, Activation activation, cons
     for (int64_t c = o; c < channels_end; c += L) {
       const int64_t count = min_of(L, channels_end - c);
       const vec<float> bias = bias_data ? load_n(static_cast<const T*>(bias_data) + c, count) : vec<float>{};
-      auto activate = [&](vec<float> y) __attribute__((always_inline)) {
-        y += bias;
-        if (activation == Activation::relu) return max(vec<float>{}, y);  // nan stays nan
-        if (activation == Activation::sigmoid) return sigmoid(y);
-        return y;
-      };
       const float* from = m + (index - begin) * kFrequencies * kPanel + (c - o);
       if (out.channel == 1 && count == L) {
         T* to = static_cast<T*>(out.data) + tile.n * out.batch + tile.y * out.row + tile.x * out.column + c;
-        transform_output<kTaps>(from, kPanel, tile.rows, tile.columns,
-                                [&](int i, int j, vec<float> y) __attribute__((always_inline)) {
-                                  store(to + i * out.row + j * out.column, activate(y));
-                                });
+        put_tile<kTaps>(from, tile.rows, tile.columns, to, out.row, out.column, bias, activation);
         continue;
       }
       for (int64_t t = 0; t < run; ++t)
-        transform_output<kTaps>(from + t * kFrequencies * kPanel, kPanel, tile.rows, tile.columns,
-                                [&](int i, int j, vec<float> y) __attribute__((always_inline)) {
-                                  store(strip + (i * width + t * kTile<kTaps> + j) * L, activate(y));
-                                });
+        put_tile<kTaps>(from + t * kFrequencies * kPanel, tile.rows, tile.columns,
+                        strip + t * kTile<kTaps> * L, width * L, L, bias, activation);
       store_strip<T>(out, tile.n, c, count, tile.y, tile.x, tile.rows, width, strip);
     }
     index += run;

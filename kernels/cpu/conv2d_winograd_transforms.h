@@ -1,6 +1,9 @@
 // The two-dimensional transforms of one tile and one vector of channels: first the columns, then the rows.
 // Whole tiles, which most are, have their own unrolled body, whose intermediate values stay in registers as
 // far as they go.
+//
+// The transforms of inputs and gradients are not inlined: a tile takes hundreds of cycles, and what comes
+// from a strip of floats is then one function for every type of image.
 #pragma once
 
 #include "kernels/cpu/conv2d_winograd_tiles.h"
@@ -37,7 +40,8 @@ alignas(64) constexpr T kZeros[lanes<float>] = {};
 
 // V = B^T d B of one tile and one vector of channels; frequency (i, j) goes to to + (6 i + j) * stride.
 template <int kTaps, class T>
-PYDL_INLINE void transform_input(const Window<T>& window, int rows, int columns, float* to, int64_t stride) {
+__attribute__((noinline)) void transform_input(const Window<T>& window, int rows, int columns, float* to,
+                                               int64_t stride) {
   vec<float> half[kPoints][kPoints];  // half[j][i]: column j transformed
   if (rows == kTile<kTaps> && columns == kTile<kTaps> && window.first == 0 && window.last == kPoints) {
     // most tiles: everything known at compile time stays in registers as far as they go
@@ -88,8 +92,8 @@ PYDL_INLINE void transform_input(const Window<T>& window, int rows, int columns,
 
 // Z = G g G^T of one tile of output gradients (F(r, m), without the factors N_p), laid out as above.
 template <int kTaps, class T>
-PYDL_INLINE void transform_gradient(const T* from, int64_t row, int64_t column, int rows, int columns,
-                                    float* to, int64_t stride) {
+__attribute__((noinline)) void transform_gradient(const T* from, int64_t row, int64_t column, int rows,
+                                                  int columns, float* to, int64_t stride) {
   vec<float> half[kTile<kTaps>][kPoints];
   if (rows == kTile<kTaps> && columns == kTile<kTaps>) {
 #pragma GCC unroll 4

@@ -132,16 +132,23 @@ PYDL_INLINE u16h narrow_f16(vec<float> x) {
   return (u16h)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 #else
+// Calls on x86-64, where CPUs without the instructions are few by now: inlined everywhere, these thirty would
+// be a large part of what the baseline takes to compile.
+#if defined(__x86_64__)
+#define PYDL_CONVERSION [[maybe_unused]] __attribute__((noinline)) static
+#else
+#define PYDL_CONVERSION PYDL_INLINE
+#endif
 // In integers, for sets without a conversion instruction: exponent and mantissa are moved, and a
 // multiplication by a power of two puts subnormals right.
-PYDL_INLINE vec<float> widen_f16(u16h half) {
+PYDL_CONVERSION vec<float> widen_f16(u16h half) {
   const u32v bits = __builtin_convertvector(half, u32v);
   const u32v sign = (bits & 0x8000u) << 16, body = (bits & 0x7fffu) << 13;
   const u32v finite = bit_cast<u32v>(bit_cast<vec<float>>(body) * 0x1p112f);
   const u32v special = body | 0x7f800000u;
   return bit_cast<vec<float>>((body >= (0x7c00u << 13) ? special : finite) | sign);
 }
-PYDL_INLINE u16h narrow_f16(vec<float> x) {
+PYDL_CONVERSION u16h narrow_f16(vec<float> x) {
   const u32v bits = bit_cast<u32v>(x), sign = (bits >> 16) & 0x8000u, body = bits & 0x7fffffffu;
   // normal halves: rebias the exponent by 127 - 15 and round the 13 lost bits to nearest even
   const u32v normal = (body - (112u << 23) + 0xfffu + ((body >> 13) & 1u)) >> 13;

@@ -3,13 +3,10 @@
 // one masked vector.
 #pragma once
 
-#include "kernels/cpu/softmax_cross_entropy_common.h"
+#include "kernels/cpu/softmax_cross_entropy_q.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
-
-// Vectors whose exp is taken in step (see exp_nonpositive_group); 6 were no faster than 4.
-constexpr int kGroup = kVectorBytes == 64 ? 4 : 2;
 
 template <class A>
 struct RowSum {
@@ -32,15 +29,6 @@ struct RowSum {
 };
 
 template <class A>
-struct QSum {
-  A loss = 0, total = 0;  // sum_c q_c (lse - x_c), sum_c q_c
-  void add(const QSum& other) {
-    loss += other.loss;
-    total += other.total;
-  }
-};
-
-template <class A>
 struct Partial {
   RowSum<A> row;
   QSum<A> q;
@@ -51,7 +39,7 @@ struct Partial {
 // exp(x_c - lse) = e_c * exp(top - lse): one exp for a chunk instead of a second one for each class.
 template <class A>
 struct KeptBlock {
-  A* e = nullptr;     // [n], rounded up to whole vectors
+  A* e = nullptr;     // [n], rounded up to whole groups of vectors
   A* tops = nullptr;  // [tops_of<A>(n)]
 };
 template <class A>  // for n classes: whole chunks, one of half their size, one for the rest
@@ -60,29 +48,26 @@ constexpr int64_t tops_of(int64_t n) {
   return (n / kChunk + 2) * lanes<A>;
 }
 
-// A chunk of kVectors vectors, of which the last may be short.
+// A chunk of kVectors vectors, of which a short one's last may be cut or missing.
 template <int kVectors, bool kShort>
 struct Chunk {
   static constexpr int vectors = kVectors;
   static constexpr bool is_short = kShort;
 };
-// body(Chunk{}, c, count) over [0, n): classes from c on, count of them exist in the last vector.
+// body(Chunk{}, c, count) over [0, n): classes [c, c + count). Two sizes of short chunks, not one for each
+// number of vectors: bodies are what this file takes long to compile for.
 template <class A, class F>
 PYDL_INLINE void over_chunks(int64_t n, const F& body) {
-  constexpr int64_t L = lanes<A>;
+  constexpr int64_t L = lanes<A>, kWhole = 2 * kGroup * L;
   int64_t c = 0;
-  for (; c + 2 * kGroup * L <= n; c += 2 * kGroup * L) body(Chunk<2 * kGroup, false>{}, c, L);
-  if (c + kGroup * L <= n) {
-    body(Chunk<kGroup, false>{}, c, L);
-    c += kGroup * L;
-  }
-  const int64_t rest = ceil_div(n - c, L), count = n - c - (rest - 1) * L;
-  if (rest == 1) body(Chunk<1, true>{}, c, count);
-  if (rest == 2) body(Chunk<2, true>{}, c, count);
-  if constexpr (kGroup > 2) {
-    if (rest == 3) body(Chunk<3, true>{}, c, count);
-    if (rest == 4) body(Chunk<4, true>{}, c, count);
-  }
+  for (; c + kWhole <= n; c += kWhole) body(Chunk<2 * kGroup, false>{}, c, kWhole);
+  for (; n - c > L; c += kGroup * L) body(Chunk<kGroup, true>{}, c, min_of(n - c, kGroup * L));
+  if (c < n) body(Chunk<1, true>{}, c, n - c);
+}
+// Lanes that vector j of a chunk of count classes has.
+template <class A>
+PYDL_INLINE int64_t lanes_of(int64_t count, int j) {
+  return max_of(min_of(count - j * lanes<A>, lanes<A>), 0);
 }
 
 // The maximum of a row's logits so far, lane by lane, and the exponentials of one chunk about it.
@@ -96,12 +81,19 @@ struct Exponentials {
   // e: exp(x - top) of a chunk, 0 beyond count; top becomes that of the chunk
   template <class C>
   PYDL_INLINE void next(C, int64_t c, int64_t count, vec<A> (&e)[C::vectors]) {
-    constexpr int kVectors = C::vectors;
+    constexpr int kVectors = C::vectors, kStep = kVectors < kGroup ? kVectors : kGroup;
+    vec<A> logit[kStep];
     auto at = [&](int j) PYDL_INLINE_LAMBDA {
       if constexpr (C::is_short)
-        if (j == kVectors - 1) return load_or(x + c + j * L, count, -static_cast<A>(__builtin_inf()));
-      return load(x + c + j * L);
+        return logit[j];
+      else
+        return load(x + c + j * L);
     };
+    if constexpr (C::is_short) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kStep; ++j)
+        logit[j] = load_or(x + c + j * L, lanes_of<A>(count, j), -static_cast<A>(__builtin_inf()));
+    }
     // max keeps its second operand where one is nan; that the sum is nan does not depend on it
     vec<A> most[2] = {top, top};
 #pragma GCC unroll 8
@@ -110,7 +102,6 @@ struct Exponentials {
       most[j % 2] = max(at(j), most[j % 2]);
     }
     top = max(most[0], most[1]);
-    constexpr int kStep = kVectors < kGroup ? kVectors : kGroup;
 #pragma GCC unroll 2
     for (int g = 0; g < kVectors; g += kStep) {
       vec<A> v[kStep];
@@ -165,89 +156,41 @@ RowSum<acc_t<T>> sum_block(const T* x, int64_t n, KeptBlock<acc_t<T>> kept) {
   return walk.result();
 }
 
-// q_c of classes [c0, c0 + n), without the part of a class index, which only its own class has.
-// q: probabilities of the row or null
-template <bool kProbabilities, bool kWeighted, class T, class S>
-QSum<acc_t<T>> q_block(const CallConstants<acc_t<T>>& k, const T* x, const S* q,
-                       const RowNorm<acc_t<T>>& norm, int64_t c0, int64_t n) {
-  using A = acc_t<T>;
-  vec<A> loss{}, total{};
-  for (int64_t c = 0; c < n; c += lanes<A>) {
-    const int64_t count = min_of(n - c, lanes<A>);
-    vec<A> share = broadcast(k.smooth);
-    if constexpr (kProbabilities) share += load_n(q + c0 + c, count) * k.hit;
-    if constexpr (kWeighted) share *= load_n(k.weight + c0 + c, count);
-    const vec<A> d = (norm.max - load_or(x + c0 + c, count, norm.max)) + norm.log_sum;
-    const mask<A> in = first_lanes<A>(count);
-    loss += in ? share * d : vec<A>{};
-    total += in ? share : vec<A>{};
-  }
-  return {reduce_add(loss), reduce_add(total)};
-}
-
 // A block of a row's gradient from its exponentials: v_c = e_c exp(top - lse) softmax - g q_c.
-template <bool kProbabilities, bool kWeighted, bool kStream, class T, class S>
+// kVaried: q differs from class to class.
+template <bool kVaried, class T>
 struct GradientWalk {
   using A = acc_t<T>;
   static constexpr int L = lanes<A>;
-  T* to;        // of the block
-  const S* q;   // of the block, or null
-  const A* w;   // of the block, or null
-  int64_t hot;  // the target within the block, or out of it
+  T* to;         // of the block
+  bool streams;  // past the caches
+  const A* gq;   // g q_c of the block, or null
+  A same;        // g q_c where it is the same for all
+  int64_t hot;   // the target within the block, or out of it
   // copies: what is stored cannot change them
-  A max, log_sum, softmax, one_hot, hit, smooth, g;
-
-  GradientWalk(const CallConstants<A>& k, T* to, const S* q, const RowNorm<A>& norm,
-               const GradientTerms<A>& terms, int64_t target, int64_t c0)
-      : to(to),
-        q(kProbabilities ? q + c0 : nullptr),
-        w(kWeighted ? k.weight + c0 : nullptr),
-        hot(target - c0),
-        max(norm.max),
-        log_sum(norm.log_sum),
-        softmax(terms.softmax),
-        one_hot(terms.one_hot),
-        hit(k.hit),
-        smooth(k.smooth),
-        g(terms.grad_output) {}
+  A max, log_sum, softmax, one_hot;
 
   // e, which becomes the gradient, and top: of a chunk
   template <class C>
-  PYDL_INLINE void next(C, int64_t c, int64_t count, vec<A> (&e)[C::vectors], vec<A> top) {
-    constexpr int kVectors = C::vectors, kLast = kVectors - 1;
+  PYDL_INLINE void next(C, int64_t c, [[maybe_unused]] int64_t count, vec<A> (&e)[C::vectors], vec<A> top) {
+    constexpr int kVectors = C::vectors;
     const vec<A> factor = pin(softmax * softmax_exp<T>(pin((top - max) - log_sum)));
-    [[maybe_unused]] auto get = [&](const auto* p, int j) PYDL_INLINE_LAMBDA {
-      if constexpr (C::is_short)
-        if (j == kLast) return load_n(p + c + j * L, count);
-      return load(p + c + j * L);
-    };
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) {
-      vec<A> share = broadcast(smooth);
-      if constexpr (kProbabilities) share += get(q, j) * hit;
-      if constexpr (kWeighted) share *= get(w, j);
-      // pinned, so that the compiler fuses the same one of the two products wherever this is inlined
-      if constexpr (kProbabilities || kWeighted)
-        e[j] = e[j] * factor - pin(share * g);
-      else
-        e[j] = e[j] * factor - share * g;
-    }
+    for (int j = 0; j < kVectors; ++j)
+      e[j] = e[j] * factor - (kVaried ? load(gq + c + j * L) : broadcast(same));
     if (hot >= c && hot < c + kVectors * L) {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) e[j] -= lane_is<A>(hot - c - j * L, one_hot);
     }
     if constexpr (C::is_short) {
 #pragma GCC unroll 8
-      for (int j = 0; j < kLast; ++j) store(to + c + j * L, e[j]);
-      store_n(to + c + kLast * L, e[kLast], count);
+      for (int j = 0; j < kVectors; ++j) store_some(to + c + j * L, e[j], lanes_of<A>(count, j));
+    } else if (streams) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; j += 2) stream_pair(to + c + j * L, e[j], e[j + 1]);
     } else {
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; j += 2) {
-        if (kStream)
-          stream_pair(to + c + j * L, e[j], e[j + 1]);
-        else
-          store_pair(to + c + j * L, e[j], e[j + 1]);
-      }
+      for (int j = 0; j < kVectors; j += 2) store_pair(to + c + j * L, e[j], e[j + 1]);
     }
   }
   template <class C>

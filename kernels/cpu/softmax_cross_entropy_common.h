@@ -13,6 +13,8 @@ namespace pydl::cpu::PYDL_ISA {
 static constexpr int64_t kClassBlock = 8192;
 // Half of a common L3: a larger gradient goes past the caches.
 static constexpr int64_t kStreamBytes = 16 << 20;
+// Vectors whose exp is taken in step (see exp_nonpositive_group); 6 were no faster than 4.
+static constexpr int kGroup = kVectorBytes == 64 ? 4 : 2;
 // Elements per task: several microseconds, ten times the cost of a fork.
 static constexpr int64_t kGrain = 16384;
 
@@ -214,10 +216,25 @@ PYDL_INLINE vec<A> lane_is(int64_t i, A value) {
   for (int j = 0; j < lanes<A>; ++j) index[j] = j;
   return index == static_cast<decltype(index[0] + 0)>(i) ? broadcast(value) : vec<A>{};
 }
+// Lanes [0, n) of what lies at x, `other` in the rest.
 template <class T>
 PYDL_INLINE vec<acc_t<T>> load_or(const T* x, int64_t n, acc_t<T> other) {
   using A = acc_t<T>;
-  return n == lanes<A> ? load(x) : first_lanes<A>(n) ? load_n(x, n) : broadcast<A>(other);
+#if defined(PYDL_AVX512)
+  return first_lanes<A>(n) ? load_n(x, n) : broadcast<A>(other);
+#else
+  return n == lanes<A>       ? load(x)
+         : first_lanes<A>(n) ? load_n(x, n)
+                             : broadcast<A>(other);  // load_n is a call
+#endif
+}
+template <class T, class V>
+PYDL_INLINE void store_some(T* y, V v, int64_t n) {
+#if defined(PYDL_AVX512)
+  store_n(y, v, n);
+#else
+  n == lanes<acc_t<T>> ? store(y, v) : store_n(y, v, n);  // the latter is a call
+#endif
 }
 
 // The two layouts: classes of a row side by side in memory (rows), or rows side by side (strided).

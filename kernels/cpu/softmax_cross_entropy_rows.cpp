@@ -16,8 +16,8 @@ namespace pydl::cpu::PYDL_ISA {
 namespace {
 
 // Rows [begin, end). kept: room for what a row keeps, or null where that would leave the cache.
-template <class T, class S>
-void forward_rows(const RowsCall<T, S>& call, int64_t begin, int64_t end, acc_t<T>* kept) {
+template <class T>
+void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>* kept) {
   using A = acc_t<T>;
   const SoftmaxCrossEntropyParams& p = call.p;
   RowCursor at(p, begin), waiting = at;  // waiting: the row before, whose gradient is made along with a sum
@@ -46,7 +46,7 @@ void forward_rows(const RowsCall<T, S>& call, int64_t begin, int64_t end, acc_t<
     call.finish(at, norm, q);
     if (!p.grad_input) continue;
     const GradientTerms<A> terms = call.terms(at, norm, q.total);
-    if (kept && call.writes_directly(at) && !p.probabilities && !(call.k.weight && call.k.needs_dot)) {
+    if (kept && call.writes_directly(at) && !call.varied()) {
       waits = true;
       waiting = at;
       waiting_norm = norm;
@@ -60,8 +60,8 @@ void forward_rows(const RowsCall<T, S>& call, int64_t begin, int64_t end, acc_t<
     for (int64_t b = 0; b < call.blocks; ++b) call.gradient(waiting, waiting_norm, waiting_terms, b, room(b));
 }
 
-template <class T, class S>
-void backward_rows(const RowsCall<T, S>& call, int64_t begin, int64_t end) {
+template <class T>
+void backward_rows(const RowsCall<T>& call, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   RowCursor at(call.p, begin);
   for (int64_t i = begin; i < end; ++i, at.next()) {
@@ -84,8 +84,8 @@ bool split_rows(const SoftmaxCrossEntropyParams& p, int64_t threads) {
 }
 
 // Each phase over all (row, block) at once, and what needs the whole row in between.
-template <class T, class S>
-void run_split(const RowsCall<T, S>& call, bool forward, const Parallel& parallel) {
+template <class T>
+void run_split(const RowsCall<T>& call, bool forward, const Parallel& parallel) {
   using A = acc_t<T>;
   const SoftmaxCrossEntropyParams& p = call.p;
   char* partials = static_cast<char*>(p.scratch) + ScratchLayout(p, 0).partials;
@@ -143,10 +143,10 @@ int64_t kept_bytes(const SoftmaxCrossEntropyParams& p) {
   return bytes <= kKeptBytes ? bytes : 0;
 }
 
-template <class T, class S>
+template <class T>
 void run(const SoftmaxCrossEntropyParams& p, bool forward, const Parallel& parallel) {
   using A = acc_t<T>;
-  const RowsCall<T, S> call(p);
+  const RowsCall<T> call(p);
   if (split_rows(p, parallel.threads)) return run_split(call, forward, parallel);
   const int64_t kept = kept_bytes<A>(p), grain = ceil_div(kGrain, p.classes + 64);
   const int64_t tasks = max_of(min_of(parallel.threads, ceil_div(p.rows, grain)), 1);
@@ -162,10 +162,7 @@ void run(const SoftmaxCrossEntropyParams& p, bool forward, const Parallel& paral
 }
 
 void run(const SoftmaxCrossEntropyParams& p, bool forward, const Parallel& parallel) {
-  dispatch_types(p, [&](auto type, auto target_type) {
-    using S = decltype(target_type);
-    dispatch_storage_of(type, [&](auto storage) { run<decltype(storage), S>(p, forward, parallel); });
-  });
+  dispatch_storage(p.dtype, [&](auto type) { run<decltype(type)>(p, forward, parallel); });
 }
 
 }  // namespace

@@ -11,8 +11,12 @@ namespace {
 // by block.
 constexpr int64_t kKeptBytes = 768 << 10;
 template <class A>
+constexpr int64_t whole_groups(int64_t n) {
+  return ceil_div(n, kGroup * lanes<A>) * kGroup * lanes<A>;
+}
+template <class A>
 constexpr int64_t kept_block_size(int64_t n) {  // in elements
-  return ceil_div(n, lanes<A>) * lanes<A> + tops_of<A>(n);
+  return whole_groups<A>(n) + tops_of<A>(n);
 }
 template <class A>
 constexpr int64_t kept_row_size(int64_t classes) {
@@ -23,10 +27,10 @@ template <class A>
 KeptBlock<A> kept_block(A* row, int64_t classes, int64_t block) {
   const int64_t n = min_of(classes, kClassBlock);
   row += block * kept_block_size<A>(n);
-  return {row, row + ceil_div(n, lanes<A>) * lanes<A>};
+  return {row, row + whole_groups<A>(n)};
 }
 
-template <class T, class S>
+template <class T>
 struct RowsCall {
   using A = acc_t<T>;
   const SoftmaxCrossEntropyParams& p;
@@ -43,9 +47,6 @@ struct RowsCall {
         past_cache(p.rows * p.classes * static_cast<int64_t>(sizeof(T)) >= kStreamBytes) {}
 
   const T* input(const RowCursor& at) const { return static_cast<const T*>(p.input) + at.input; }
-  const S* probabilities(const RowCursor& at) const {
-    return p.probabilities ? static_cast<const S*>(p.target) + at.target : nullptr;
-  }
   T* grad(const RowCursor& at) const { return static_cast<T*>(p.grad_input) + at.grad; }
   int64_t target(const RowCursor& at) const {
     return p.probabilities ? -1 : static_cast<const int64_t*>(p.target)[at.target];
@@ -58,74 +59,79 @@ struct RowsCall {
   RowSum<A> sum(const RowCursor& at, int64_t block, KeptBlock<A> kept = {}) const {
     return sum_block<kKeep>(input(at) + block * kClassBlock, block_size(block), kept);
   }
+  // Whether q differs from class to class.
+  bool varied() const { return p.probabilities || (k.weight && k.needs_dot); }
+  // scale q_c of a block, in room; null where it is k.smooth for all.
+  const A* fill(const RowCursor& at, int64_t block, A scale, A* room) const {
+    if (!varied()) return nullptr;
+    auto from = [&](const auto* probabilities) {
+      fill_q(k, probabilities ? probabilities + at.target : nullptr, block * kClassBlock, block_size(block),
+             scale, room);
+    };
+    if (!p.probabilities)
+      from(static_cast<const A*>(nullptr));
+    else if (p.target_dtype == p.dtype)
+      from(static_cast<const T*>(p.target));
+    else
+      from(static_cast<const A*>(p.target));
+    return room;
+  }
   QSum<A> q_sum(const RowCursor& at, const RowNorm<A>& norm, int64_t block) const {
-    const T* x = input(at);
-    const S* q = probabilities(at);
-    const int64_t c0 = block * kClassBlock, n = block_size(block);
-    if (p.probabilities)
-      return k.weight ? q_block<true, true>(k, x, q, norm, c0, n)
-                      : q_block<true, false>(k, x, q, norm, c0, n);
-    return k.weight ? q_block<false, true>(k, x, q, norm, c0, n)
-                    : q_block<false, false>(k, x, q, norm, c0, n);
+    alignas(64) A q[kClassBlock];
+    return q_block(input(at) + block * kClassBlock, fill(at, block, A(1), q), k.smooth, norm,
+                   block_size(block));
   }
   // from what sum<true> kept of the block
   void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
                 KeptBlock<A> kept) const {
-    write(at, block, reinterpret_cast<T*>(kept.e), [&](auto options, T* to) {
-      gradient_of_kept(walk(options, at, norm, terms, block, to), kept, block_size(block));
-    });
+    write(at, norm, terms, block, reinterpret_cast<T*>(kept.e),
+          [&](auto walk) { gradient_of_kept(walk, kept, block_size(block)); });
   }
   // from the logits: the same bits
   void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
                 int64_t block) const {
     alignas(64) T room[kClassBlock];
-    write(at, block, room, [&](auto options, T* to) {
-      gradient_of_logits(walk(options, at, norm, terms, block, to), input(at) + block * kClassBlock,
-                         block_size(block));
-    });
+    write(at, norm, terms, block, room,
+          [&](auto walk) { gradient_of_logits(walk, input(at) + block * kClassBlock, block_size(block)); });
   }
-  // a block of a gradient that writes_directly(), and of the sum of the row after it
+  // a block of a gradient that writes_directly() and is not varied(), and of the sum of the row after it
   RowSum<A> gradient_and_sum(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
                              const RowCursor& next, int64_t block, KeptBlock<A> kept) const {
     T* const to = grad(at) + block * kClassBlock;
-    auto run = [&](auto options) {
-      return pydl::cpu::PYDL_ISA::gradient_and_sum(walk(options, at, norm, terms, block, to), kept,
-                                                   input(next) + block * kClassBlock, block_size(block));
-    };
-    return past_cache ? run(Options<false, false, true>{}) : run(Options<false, false, false>{});
+    return pydl::cpu::PYDL_ISA::gradient_and_sum(walk<false>(at, norm, terms, block, to, past_cache, nullptr),
+                                                 kept, input(next) + block * kClassBlock, block_size(block));
   }
   // Whether the gradient's rows may be written in place: past the caches only whole lines go.
   bool writes_directly(const RowCursor& at) const {
     return !past_cache || reinterpret_cast<uintptr_t>(grad(at)) % kVectorBytes == 0;
   }
 
-  template <bool kProbabilities, bool kWeighted, bool kStream>
-  struct Options {
-    template <class Target>
-    using Walk = GradientWalk<kProbabilities, kWeighted, kStream, T, Target>;
-  };
-  template <class O>
-  typename O::template Walk<S> walk(O, const RowCursor& at, const RowNorm<A>& norm,
-                                    const GradientTerms<A>& terms, int64_t block, T* to) const {
-    return {k, to, probabilities(at), norm, terms, target(at), block * kClassBlock};
+  template <bool kVaried>
+  GradientWalk<kVaried, T> walk(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
+                                int64_t block, T* to, bool streams, const A* gq) const {
+    return {to,
+            streams,
+            gq,
+            terms.grad_output * k.smooth,
+            target(at) - block * kClassBlock,
+            norm.max,
+            norm.log_sum,
+            terms.softmax,
+            terms.one_hot};
   }
-  // body(options, to) writes a block's gradient to `to`: its place, or room, from where it is copied there.
+  // body(walk) writes a block's gradient to its place, or to room, from where it is copied there.
   template <class F>
-  void write(const RowCursor& at, int64_t block, T* room, const F& body) const {
+  void write(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
+             T* room, const F& body) const {
     T* const place = grad(at) + block * kClassBlock;
-    const bool direct = writes_directly(at), streams = past_cache && direct,
-               weighted = k.weight && k.needs_dot;
+    const bool direct = writes_directly(at), streams = past_cache && direct;
     T* const to = direct ? place : room;
-    if (p.probabilities) {
-      if (weighted)
-        streams ? body(Options<true, true, true>{}, to) : body(Options<true, true, false>{}, to);
-      else
-        streams ? body(Options<true, false, true>{}, to) : body(Options<true, false, false>{}, to);
+    if (varied()) {
+      alignas(64) A gq[kClassBlock];
+      fill(at, block, terms.grad_output, gq);
+      body(walk<true>(at, norm, terms, block, to, streams, gq));
     } else {
-      if (weighted)
-        streams ? body(Options<false, true, true>{}, to) : body(Options<false, true, false>{}, to);
-      else
-        streams ? body(Options<false, false, true>{}, to) : body(Options<false, false, false>{}, to);
+      body(walk<false>(at, norm, terms, block, to, streams, nullptr));
     }
     if (!direct) stream_copy(place, room, block_size(block) * static_cast<int64_t>(sizeof(T)));
   }

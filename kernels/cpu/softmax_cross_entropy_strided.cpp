@@ -93,13 +93,17 @@ struct StridedCall {
       for (int64_t i = 0; i < rows; i += L) {
         const int64_t n = min_of(L, rows - i);
         vec<A> v[kSize];
+#pragma GCC unroll 4
         for (int j = 0; j < kSize; ++j) v[j] = load_rows(x + (c + j) * x_class + i * x_stride, x_stride, n);
         const vec<A> before = load(b.max + i);
         vec<A> m = before;
+#pragma GCC unroll 4
         for (int j = 0; j < kSize; ++j) m = max(v[j], m);
         vec<A> sum = load(b.log_sum + i) * softmax_exp<T>(before - m);
+#pragma GCC unroll 4
         for (int j = 0; j < kSize; ++j) v[j] -= m;
         softmax_exp<T>(v);
+#pragma GCC unroll 4
         for (int j = 0; j < kSize; ++j) sum += v[j];
         store(b.max + i, m);
         store(b.log_sum + i, sum);
