@@ -29,53 +29,61 @@ class _EagerBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, residual, rest):
         # what needs no gradient comes as one tuple: each argument of its own costs on the way in and out
-        ops, running_mean, running_var, training, momentum, eps, activation = rest
-        with _below_autograd():
-            if training and running_mean is not None:
-                output, mean, var = ops.batch_norm_train(
-                    input, running_mean, running_var, weight, bias, residual, momentum, eps, activation
-                )
-            else:
-                output, mean, var = ops.batch_norm_forward(
-                    input, running_mean, running_var, weight, bias, residual, training, eps, activation
-                )
+        output, mean, var = _forward(input, weight, bias, residual, rest)
+        ctx.rest = rest
+        activation = rest[-1]
+        # what ctx.save_for_backward sets
         if activation and keeps_output(activation, residual):
-            ctx.save_for_backward(input, mean, var, weight, bias, output)
+            ctx.to_save = input, mean, var, weight, bias, output
         else:
-            ctx.save_for_backward(input, mean, var, weight, bias)
-        ctx.arguments = ops, training, eps, activation
+            ctx.to_save = input, mean, var, weight, bias, None
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
         need_input, need_weight, need_bias, need_residual, _ = ctx.needs_input_grad
-        ops, training, eps, activation = ctx.arguments
-        input, mean, var, weight, bias, *kept = ctx.saved_tensors
+        ops, _, _, training, _, eps, activation = ctx.rest
+        input, mean, var, weight, bias, output = ctx.saved_tensors
         through = need_residual and activation != 0
-        grad_residual = grad_output if need_residual else None  # but for an activation
-        grad_input = grad_weight = grad_bias = None
+        grad_input = grad_weight = grad_bias = grad_residual = None
         if need_input or need_weight or need_bias or through:
-            args = (
-                grad_output, input, mean, var, weight, bias, kept[0] if kept else None, training, eps, activation,
-                need_input, need_weight, need_bias, through,
-            )  # fmt: skip
             if torch.is_grad_enabled():
-                grad_input, grad_weight, grad_bias, gz = ops.batch_norm_backward(*args)
+                grad_input, grad_weight, grad_bias, grad_residual = ops.batch_norm_backward(
+                    grad_output, input, mean, var, weight, bias, output, training, eps, activation,
+                    need_input, need_weight, need_bias, through,
+                )  # fmt: skip
             else:
-                with _below_autograd():
-                    grad_input, grad_weight, grad_bias, gz = ops.batch_norm_backward(*args)
-            grad_input = grad_input if need_input else None
+                with _library.below_autograd():
+                    grad_input, grad_weight, grad_bias, grad_residual = _library.quick(ops).batch_norm_backward(
+                        grad_output, input, mean, var, weight, bias, output, training, eps, activation,
+                        need_input, need_weight, need_bias, through,
+                    )  # fmt: skip
+            if not need_input:
+                grad_input = None
             grad_weight = _shaped(grad_weight, weight) if need_weight else None
             grad_bias = _shaped(grad_bias, bias) if need_bias else None
-            grad_residual = gz if through else grad_residual
+        if not through:
+            grad_residual = grad_output if need_residual else None
         return grad_input, grad_weight, grad_bias, grad_residual, None
+
+
+def _forward(input, weight, bias, residual, rest):
+    ops, running_mean, running_var, training, momentum, eps, activation = rest
+    with _library.below_autograd():
+        if training and running_mean is not None:
+            return _library.quick(ops).batch_norm_train(
+                input, running_mean, running_var, weight, bias, residual, momentum, eps, activation
+            )
+        return _library.quick(ops).batch_norm_forward(
+            input, running_mean, running_var, weight, bias, residual, training, eps, activation
+        )
 
 
 def _shaped(grad, parameter):
     return grad if parameter.dim() == 1 else grad.view_as(parameter)
 
 
-_below_autograd = torch._C._AutoDispatchBelowAutograd
+_apply = _library.eager(_EagerBatchNorm)
 
 
 # ---- public
@@ -150,9 +158,17 @@ def batch_norm(
     update = training and running_mean is not None and values != 0
     if not torch.compiler.is_compiling() and not _library.transforms_active():
         rest = ops, running_mean, running_var, training, momentum, eps, code
-        output = _EagerBatchNorm.apply(input, weight, bias, residual, rest)
+        alive = _library.alive
+        input = alive(input)
+        weight = None if weight is None else alive(weight)
+        bias = None if bias is None else alive(bias)
+        residual = None if residual is None else alive(residual)
+        if torch.is_grad_enabled():
+            output = _apply(input, weight, bias, residual, rest)
+        else:
+            output = _forward(input, weight, bias, residual, rest)[0]
         if update:
-            torch.autograd.graph.increment_version((running_mean, running_var))
+            torch._C._increment_version((running_mean, running_var))
         return output
     args = input, running_mean, running_var, weight, bias, residual, training, eps, code
     if _library.transforms_active():

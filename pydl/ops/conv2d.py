@@ -110,19 +110,20 @@ def _forward_context(ctx, inputs, output):
     )
 
 
-def _forward_backward(ops, ctx, grad):
+def _forward_backward(ops, ctx, grad, needs=None):
     input, weight, output = ctx.saved_tensors
+    needs_input, needs_weight, needs_bias = needs or ctx.needs_input_grad[:3]
     if ctx.activation == "relu":
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     elif ctx.activation == "sigmoid":
         grad = torch.ops.aten.sigmoid_backward(grad, output)
     grad_input = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
+    if needs_input:
         grad_input = ops.conv2d_backward_input(grad, weight, ctx.input_size, *ctx.options, ctx.channels_last)
-    if ctx.needs_input_grad[1]:
+    if needs_weight:
         # in the weight's own format, so that accumulating it copies nothing
         grad_weight = ops.conv2d_backward_weight(grad, input, ctx.weight_size, *ctx.options, ctx.weight_channels_last)
-    if ctx.needs_input_grad[2]:
+    if needs_bias:
         grad_bias = ops.conv2d_backward_bias(grad)
     return grad_input, grad_weight, grad_bias, None, None, None, None, None, None
 
@@ -188,14 +189,57 @@ def _bias_backward(ops, ctx, grad):
 
 _library.autograd("conv2d_backward_bias", _bias_context, _bias_backward)
 
+
+# From about this many multiplications on, a gradient costs more than to ask the engine whether it is wanted.
+_WORTH_ASKING = 1 << 20
+
+
+class _EagerConv2d(torch.autograd.Function):
+    """The same in eager mode with the fewest hops: each op is called below the autograd layer of the dispatcher.
+
+    The registered formula above, which torch.compile uses, costs three times as much; with create_graph the backward
+    goes through it, and so can be differentiated again.
+    """
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, rest):
+        # what needs no gradient comes as one tuple: each argument of its own costs on the way in and out
+        ops, stride, padding, dilation, groups, ctx.activation, ctx.channels_last = rest
+        with _library.below_autograd():
+            output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest[1:])
+        ctx.ops, ctx.options = ops, (stride, padding, dilation, groups)
+        ctx.input_size, ctx.weight_size = input.shape, weight.shape
+        ctx.weight_channels_last = _is_channels_last(weight)
+        ctx.to_save = (  # what ctx.save_for_backward sets
+            input if weight.requires_grad else None,
+            weight if input.requires_grad else None,
+            output if ctx.activation != "none" else None,
+        )
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        *needs, _ = ctx.needs_input_grad
+        if needs[0] and needs[1] and grad.numel() * ctx.weight_size[1:].numel() > _WORTH_ASKING:
+            needs[0], needs[1] = _library.wanted(ctx, 0), _library.wanted(ctx, 1)
+        if torch.is_grad_enabled():
+            return *_forward_backward(ctx.ops, ctx, grad, needs)[:3], None
+        with _library.below_autograd():
+            return *_forward_backward(_library.quick(ctx.ops), ctx, grad, needs)[:3], None
+
+
+_apply = _library.eager(_EagerConv2d)
+
 _SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _ACTIVATIONS = {None: lambda x: x, "relu": F.relu, "sigmoid": torch.sigmoid}
 
 
 def _pair(name, value):
     """(y, x) of an argument that is one integer, or a sequence of one or two."""
-    if type(value) is int:  # the common case, kept short: it is paid on every call
+    if type(value) is int:  # the common cases, kept short: they are paid on every call
         return (value, value)
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is int is type(value[1]):
+        return value
     if hasattr(value, "__index__"):  # numpy's integers too
         return (index(value), index(value))
     try:
@@ -255,7 +299,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         return _ACTIVATIONS[activation](F.conv2d(input, weight, bias, stride, padding, dilation, groups))
     if weight.dim() != 4:
         raise RuntimeError(f"conv2d: expected weight to be 4-D, got shape {tuple(weight.shape)}")
-    if _library.transforms_active():
+    transforms = _library.transforms_active()
+    if transforms:
         ops = _library.transformed(ops)
     device_type = input.device.type
     if torch.is_autocast_enabled(device_type):
@@ -277,7 +322,13 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
             )
         input = input.unsqueeze(0)
     channels_last = (_is_channels_last(input) or _is_channels_last(weight)) and input.numel() != 0
-    output = ops.conv2d_forward(
-        input, weight, bias, stride, padding, dilation, groups, activation or "none", channels_last
-    )
+    rest = (stride, padding, dilation, groups, activation or "none", channels_last)
+    if transforms or torch.compiler.is_compiling():
+        output = ops.conv2d_forward(input, weight, bias, *rest)
+    elif torch.is_grad_enabled():
+        alive = _library.alive
+        output = _apply(alive(input), alive(weight), None if bias is None else alive(bias), (ops, *rest))
+    else:
+        with _library.below_autograd():
+            output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest)
     return output if batched else output.squeeze(0)

@@ -86,21 +86,24 @@ class _EagerDropout(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, input, seed, rest):
-        ops, p, shared_dims = ctx.rest = rest
-        ctx.save_for_backward(seed)
-        with torch._C._AutoDispatchBelowAutograd():
-            return ops.dropout(input, p, seed, shared_dims)
+    def forward(ctx, input, rest):
+        ops, p, seed, shared_dims = rest
+        ctx.rest = ops, p, shared_dims
+        ctx.to_save = (seed,)  # what ctx.save_for_backward sets
+        with _library.below_autograd():
+            return _library.quick(ops).dropout(input, p, seed, shared_dims)
 
     @staticmethod
     def backward(ctx, grad_output):
         ops, p, shared_dims = ctx.rest
         (seed,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return ops.dropout(grad_output, p, seed, shared_dims), None, None
-        with torch._C._AutoDispatchBelowAutograd():
-            return ops.dropout(grad_output, p, seed, shared_dims), None, None
+            return ops.dropout(grad_output, p, seed, shared_dims), None
+        with _library.below_autograd():
+            return _library.quick(ops).dropout(grad_output, p, seed, shared_dims), None
 
+
+_eager = _library.eager(_EagerDropout)
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -115,7 +118,7 @@ def _apply(ops, input, p, seed, shared_dims):
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
     ):
-        return _EagerDropout.apply(input, seed, (ops, p, shared_dims))
+        return _eager(_library.alive(input), (ops, p, seed, shared_dims))
     return ops.dropout(input, p, seed, shared_dims)
 
 

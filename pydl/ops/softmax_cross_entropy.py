@@ -80,9 +80,9 @@ def cross_entropy(
     if _library.transforms_active():
         return Transformable.apply(ops, *args)[0]
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
-        return _Eager.apply(ops, *args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return ops.softmax_cross_entropy_forward.default(*args)[0]
+        return _apply(_library.alive(input), _library.alive(target), (ops, *args[2:]))
+    with _library.below_autograd():
+        return _library.quick(ops).softmax_cross_entropy_forward(*args)[0]
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -102,29 +102,38 @@ class _Eager(torch.autograd.Function):
     early = True
 
     @staticmethod
-    def forward(ctx, ops, *args):
-        input, target, weight, ctx.reduction, ctx.ignore_index, ctx.label_smoothing, ctx.z_loss, _ = args
-        ctx.ops = ops
-        ctx.set_materialize_grads(False)
-        ctx.may_be_early = input.is_cpu and ctx.reduction != 0
-        early = _Eager.early and ctx.may_be_early and ctx.needs_input_grad[1] and not target.is_floating_point()
-        with torch._C._AutoDispatchBelowAutograd():
-            if early:
-                output, norm, denominator, ctx.grad_input = ops.softmax_cross_entropy_forward_backward.default(*args)
+    def forward(ctx, input, target, rest):
+        # what needs no gradient comes as one tuple: each argument of its own costs on the way in and out
+        ops, weight, reduction, *_ = ctx.rest = rest
+        ctx.materialize_grads = False  # what ctx.set_materialize_grads sets, as ctx.save_for_backward sets to_save
+        ctx.may_be_early = may_be_early = reduction != 0 and input.is_cpu
+        quick = _library.quick(ops)
+        with _library.below_autograd():
+            if may_be_early and _Eager.early and input.requires_grad and not target.is_floating_point():
+                output, norm, denominator, ctx.grad_input = quick.softmax_cross_entropy_forward_backward(
+                    input, target, *rest[1:]
+                )
             else:
-                output, norm, denominator = ops.softmax_cross_entropy_forward.default(*args)
+                output, norm, denominator = quick.softmax_cross_entropy_forward(input, target, *rest[1:])
                 ctx.grad_input = None
-        ctx.save_for_backward(input, target, weight, norm, denominator)
+        ctx.to_save = input, target, weight, norm, denominator
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
         grad_input, ctx.grad_input = ctx.grad_input, None
-        if grad_output is not None and ctx.may_be_early and not torch.is_grad_enabled():
+        if ctx.may_be_early and grad_output is not None and not torch.is_grad_enabled():
             _Eager.early = grad_output.item() == 1.0
             if _Eager.early and grad_input is not None:
-                return None, grad_input, None, None, None, None, None, None, None
-        return None, *backward(ctx.ops, ctx, grad_output, first=1)
+                return grad_input, None, None
+        ops, _, ctx.reduction, ctx.ignore_index, ctx.label_smoothing, ctx.z_loss, _ = ctx.rest
+        if torch.is_grad_enabled():
+            return *backward(ops, ctx, grad_output)[:2], None
+        with _library.below_autograd():
+            return *backward(_library.quick(ops), ctx, grad_output)[:2], None
+
+
+_apply = _library.eager(_Eager)
 
 
 def _class_weight(input, weight, autocast):

@@ -91,7 +91,8 @@ def _tensors(output):
     return torch.utils._pytree.tree_leaves(output) if not isinstance(output, torch.Tensor) else [output]
 
 
-_OURS = ("pydl", "_Eager", "_EagerBatchNorm", "_EagerBatchNormBackward", "_EagerBackward")
+_EAGER = ("_Eager", "_EagerBatchNorm", "_EagerConv2d", "_EagerDropout")
+_OURS = ("pydl", *_EAGER, *(f"{name}Backward" for name in _EAGER))
 
 
 def _shares(step, devices):

@@ -1,0 +1,134 @@
+"""What the autograd.Functions for eager mode (pydl.ops._library.eager) must not lose beside torch's own ``apply``."""
+
+import pytest
+import torch
+from torch.autograd.profiler import profile
+
+import pydl.functional as PF
+
+
+def conv(input, weight, bias):
+    return PF.conv2d(input, weight, bias, padding=1)
+
+
+def norm(input, weight, bias):
+    return PF.batch_norm(input, None, None, weight, bias, training=True)
+
+
+def loss(input, weight, bias):
+    target = torch.arange(input.shape[0]) % input.shape[1]
+    return PF.cross_entropy(input.mean((2, 3)), target) * weight.sum()
+
+
+def drop(input, weight, bias):
+    return PF.dropout(input, 0.5, seed=torch.tensor([7])) * bias.sum()
+
+
+OPS = [conv, norm, loss, drop]
+
+
+def make(op):
+    generator = torch.Generator().manual_seed(3)
+    weight = (16, 16, 3, 3) if op is conv else (16,)
+    shapes = (4, 16, 12, 12), weight, (16,)  # 1.3 M multiplications: enough for conv2d to ask what is wanted
+    return [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+def calls(function):
+    """The names of pydl's ops that ``function`` calls."""
+    with profile() as profiler:
+        function()
+    return sorted(event.key for event in profiler.key_averages() if event.key.startswith("pydl::"))
+
+
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("through", ["grad", "grad of a product", "backward"])
+@pytest.mark.parametrize("asked", [(0,), (1,), (0, 1), (2,)], ids=str)
+def test_conv2d_computes_the_gradients_asked_for(device, asked, through):
+    """requires_grad of both input and weight, and a gradient asked for of one: the other is not computed."""
+    leaves = [t.detach().to(device).requires_grad_() for t in make(conv)]
+    inputs = [t * 2 for t in leaves] if through == "grad of a product" else leaves
+    output = conv(*inputs)
+    grad = torch.randn_like(output)
+    expected = torch.autograd.grad(torch.nn.functional.conv2d(*inputs, padding=1), leaves, grad, retain_graph=True)
+    found = []
+
+    def run():
+        wanted = [leaves[i] for i in asked]
+        if through == "backward":
+            output.backward(grad, inputs=wanted)
+            found.extend(t.grad for t in wanted)
+        else:
+            found.extend(torch.autograd.grad(output, wanted, grad))
+
+    of_input, of_weight = (f"pydl::conv2d_backward_{name}" for name in ("input", "weight"))
+    called = calls(run)
+    assert (of_input in called, of_weight in called) == (0 in asked, 1 in asked)
+    for i, gradient in zip(asked, found, strict=True):
+        torch.testing.assert_close(gradient, expected[i])
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
+def test_tensor_kept_from_a_transform(op):
+    """A tensor that left torch.func.grad in a wrapper serves as the tensor inside it."""
+    inputs = make(op)
+    kept = []
+
+    def inside(x):
+        kept.append(x * 1.0)
+        return x.sum()
+
+    torch.func.grad(inside)(inputs[0].detach())
+    plain = inputs[0].detach().requires_grad_()
+    first = op(kept[0], *inputs[1:])
+    torch.testing.assert_close(first, op(plain, *inputs[1:]))
+    parameter = inputs[1] if op in (norm, loss) else inputs[2]
+    grads = [
+        torch.autograd.grad(output, parameter, torch.ones_like(output)) for output in (first, op(plain, *inputs[1:]))
+    ]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
+def test_saved_tensors_hooks(op):
+    """What the backward reads goes through the hooks, and comes back through them."""
+    inputs = make(op)
+    grad = torch.ones_like(op(*inputs))
+    expected = torch.autograd.grad(op(*inputs), inputs[0], grad)
+    packed, unpacked = [], []
+
+    def pack(tensor):
+        packed.append(tensor.shape)
+        return tensor.clone()
+
+    def unpack(tensor):
+        unpacked.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        output = op(*inputs)
+    assert packed
+    torch.testing.assert_close(torch.autograd.grad(output, inputs[0], grad), expected)
+    assert unpacked
+
+
+@pytest.mark.parametrize("op", [conv, norm], ids=lambda op: op.__name__)
+def test_input_written_before_backward(op):
+    """torch's version counter sees it."""
+    leaf, weight, bias = make(op)
+    input = leaf * 1.0
+    output = op(input, weight, bias)
+    input.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
+def test_backward_twice(op):
+    """The saved tensors are freed by the first backward, unless it keeps the graph."""
+    inputs = make(op)
+    output = op(*inputs).sum()
+    first = torch.autograd.grad(output, inputs[0], retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(output, inputs[0]), first)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(output, inputs[0])
