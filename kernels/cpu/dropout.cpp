@@ -32,6 +32,7 @@ template <bool kStream, int kChains, class T, class A>
 PYDL_INLINE void step(const Mask<A>& mask, const T* x, T* y, int64_t first) {
   const A scale = mask.scale;
   constexpr int kLine = 64 / sizeof(T);
+#pragma GCC unroll 32
   for (int k = 0; k < kChains * kElements; k += kLine) prefetch_ahead(x + k);
   Words words[kChains];
   philox<kChains, true>(mask.keys, static_cast<uint64_t>(first) / 4, words);
@@ -50,6 +51,7 @@ PYDL_INLINE void step(const Mask<A>& mask, const T* x, T* y, int64_t first) {
       }
     }
   };
+#pragma GCC unroll 8
   for (int c = 0; c < kChains; ++c) {
     const int at = c * kElements;
     apply(x + at, y + at, words[c].low);

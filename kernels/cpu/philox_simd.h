@@ -130,6 +130,7 @@ PYDL_INLINE void philox(const RoundKeys& keys, uint64_t block, Words (&words)[kC
       b[i] = xor_low_half_of(p0, same);
     }
   } else {
+#pragma GCC unroll 8
     for (int i = 0; i < kChains; ++i) {
       a[i] = counter_offsets() + (block + static_cast<uint64_t>(i * kBlocks));
       b[i] = u64v{};
@@ -149,6 +150,7 @@ PYDL_INLINE void philox(const RoundKeys& keys, uint64_t block, Words (&words)[kC
       }
     }
   }
+#pragma GCC unroll 8
   for (int i = 0; i < kChains; ++i)
     words[i] = {bit_cast<u32v>(interleave_low_swapped(a[i], b[i])),
                 bit_cast<u32v>(interleave_high_swapped(a[i], b[i]))};
