@@ -34,7 +34,6 @@ def case(
         read=dtype.itemsize * (large + small) + places,
         written=dtype.itemsize * (large + small) + places,
         dtype=dtype,
-        target=target,
         quick=quick,
     )
 

@@ -265,7 +265,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
-@pytest.mark.parametrize(("options", "message"), MISTAKES, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize("options,message", MISTAKES, ids=lambda v: str(v)[:40])
 def test_mistakes(name, options, message):
     x = torch.randn(2, 3, 6, 6)
     with pytest.raises((RuntimeError, TypeError)) as theirs:

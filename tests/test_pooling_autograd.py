@@ -30,7 +30,7 @@ def image(last=False, dtype=torch.float64):
 
 @pytest.mark.parametrize("last", [False, True], ids=["NCHW", "channels_last"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_gradients_of_first_and_second_order(device, options, last):
+def test_gradients_of_first_and_second_order(options, last):
     for function in (PF.max_pool2d, PF.avg_pool2d):
         assert torch.autograd.gradcheck(lambda x, f=function: f(x, **options), image(last))
         assert torch.autograd.gradgradcheck(lambda x, f=function: f(x, **options), image(last))

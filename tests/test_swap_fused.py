@@ -901,6 +901,11 @@ def test_max_pooling_is_torchs_to_the_last_bit(options, dtype, training):
             assert torch.equal(net(x).nan_to_num(7), layer(x).nan_to_num(7))
         return
     expected, actual = outcome(layer, x), outcome(net, x)
+    if dtype == torch.bfloat16:  # torch rounds at each addition where windows overlap; we add in float32 and round once
+        leaf = x.float().requires_grad_()
+        y = layer(leaf)
+        y.backward(torch.linspace(-1, 2, y.numel(), dtype=dtype).view(y.shape).float())
+        expected["input 0"] = leaf.grad.to(dtype)
     for name, value in expected.items():
         assert torch.equal(actual[name].nan_to_num(7), value.nan_to_num(7)), name
     assert actual["output"].is_contiguous()

@@ -92,21 +92,23 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   const Axis y = vertical(p), x = horizontal(p);
   const bool halves = x.kernel == 2 && x.stride == 2 && y.kernel == 2;
   const bool separate = x.kernel <= x.stride;  // no pixel is in two windows of a row
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t oy = row % y.out, plane = row / y.out;
-    const T* window = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
-                      plane % p.channels * p.from_stride[1] + y.start(oy) * p.from_stride[2];
-    T* output = static_cast<T*>(p.to) + row * x.out;
-    const Range down = y.taps(oy);
-    if (halves && down.begin == 0 && down.end == 2)
-      pool_row<2, true>(p, x, window, down, oy, output);
-    else if (x.stride == 2)
-      pool_row<2, false>(p, x, window, down, oy, output);
-    else if (x.stride == 1)
-      pool_row<1, false>(p, x, window, down, oy, output);
-    else if (separate)
-      pool_wide_row(p, x, window, down, oy, output);
-  }
+  each_plane(y.out, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
+                     plane % p.channels * p.from_stride[1];
+    for (int64_t oy = first; oy < last; ++oy) {
+      const T* window = image + y.start(oy) * p.from_stride[2];
+      T* output = static_cast<T*>(p.to) + (plane * y.out + oy) * x.out;
+      const Range down = y.taps(oy);
+      if (halves && down.begin == 0 && down.end == 2)
+        pool_row<2, true>(p, x, window, down, oy, output);
+      else if (x.stride == 2)
+        pool_row<2, false>(p, x, window, down, oy, output);
+      else if (x.stride == 1)
+        pool_row<1, false>(p, x, window, down, oy, output);
+      else if (separate)
+        pool_wide_row(p, x, window, down, oy, output);
+    }
+  });
 }
 
 // Output rows [begin, end), counted over all images, of a channels_last output; the input's channels are

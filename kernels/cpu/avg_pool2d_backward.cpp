@@ -26,49 +26,50 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
   const Axis y = vertical(p), x = horizontal(p);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t i = row % y.in, plane = row / y.in;
-    const Range windows = y.windows(i);
+  each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
     const T* from = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
                     plane % p.channels * p.from_stride[1];
-    T* to = static_cast<T*>(p.to) + row * x.in;
-    if constexpr (kStep == 1) {
-      for (int64_t j = 0; j < x.in; j += all) {
-        vec<A> sum{};
-        for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
-          vec<A> part{};
-          for (int64_t s = x.kernel - 1; s >= 0; --s)
-            part += column_gradients(p, x, from + oy * p.from_stride[2], j + x.pad - s);
-          sum += part * broadcast(scale_of_row<A>(p, oy));
-        }
-        j + all <= x.in ? store(to + j, sum) : store_n(to + j, sum, x.in - j);
-      }
-    } else {
-      // from an even place of the padded row, so that a tap's parity is its pixel's
-      for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {
-        vec<A> even{}, odd{}, low, high;
-        for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
-          const T* grad = from + oy * p.from_stride[2];
-          const vec<A> scale = broadcast(scale_of_row<A>(p, oy));
-          if (kHalves) {
-            even = odd = column_gradients(p, x, grad, at / 2) * scale;
-            continue;
+    for (int64_t i = first; i < last; ++i) {
+      const Range windows = y.windows(i);
+      T* to = static_cast<T*>(p.to) + (plane * y.in + i) * x.in;
+      if constexpr (kStep == 1) {
+        for (int64_t j = 0; j < x.in; j += all) {
+          vec<A> sum{};
+          for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
+            vec<A> part{};
+            for (int64_t s = x.kernel - 1; s >= 0; --s)
+              part += column_gradients(p, x, from + oy * p.from_stride[2], j + x.pad - s);
+            sum += part * broadcast(scale_of_row<A>(p, oy));
           }
-          vec<A> e{}, o{};
-          for (int64_t s = x.kernel - 1; s >= 0; --s) {
-            const vec<A> v = column_gradients(p, x, grad, (at - s + 1) >> 1);
-            s& 1 ? o += v : e += v;
-          }
-          even += e * scale;
-          odd += o * scale;
+          j + all <= x.in ? store(to + j, sum) : store_n(to + j, sum, x.in - j);
         }
-        weave(even, odd, low, high);
-        const int64_t j = at - x.pad;
-        store_between(to + j, low, -j, x.in - j);
-        store_between(to + j + all, high, -j - all, x.in - j - all);
+      } else {
+        // from an even place of the padded row, so that a tap's parity is its pixel's
+        for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {
+          vec<A> even{}, odd{}, low, high;
+          for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
+            const T* grad = from + oy * p.from_stride[2];
+            const vec<A> scale = broadcast(scale_of_row<A>(p, oy));
+            if (kHalves) {
+              even = odd = column_gradients(p, x, grad, at / 2) * scale;
+              continue;
+            }
+            vec<A> e{}, o{};
+            for (int64_t s = x.kernel - 1; s >= 0; --s) {
+              const vec<A> v = column_gradients(p, x, grad, (at - s + 1) >> 1);
+              s& 1 ? o += v : e += v;
+            }
+            even += e * scale;
+            odd += o * scale;
+          }
+          weave(even, odd, low, high);
+          const int64_t j = at - x.pad;
+          store_between(to + j, low, -j, x.in - j);
+          store_between(to + j + all, high, -j - all, x.in - j - all);
+        }
       }
     }
-  }
+  });
 }
 
 // Input rows [begin, end), counted over all images, of a channels_last gradient; channels of grad_output are

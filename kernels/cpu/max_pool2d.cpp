@@ -106,8 +106,7 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   Ring<A> ring;
   alignas(64) A carried[kChunk];
   alignas(64) char carried_place[kChunk * sizeof(A)];
-  for (int64_t row = begin; row < end;) {
-    const int64_t plane = row / y.out, from = row % y.out, to = min_of(y.out, from + end - row);
+  each_plane(y.out, begin, end, [&](int64_t plane, int64_t from, int64_t to) PYDL_INLINE_LAMBDA {
     const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
                      plane % p.channels * p.from_stride[1];
     for (int64_t first = 0; first < x.out; first += kChunk) {
@@ -141,8 +140,7 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
         }
       }
     }
-    row += to - from;
-  }
+  });
 }
 
 // Output rows [begin, end), counted over all images, of a channels_last output; the input's channels are

@@ -63,39 +63,40 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
   const Axis y = vertical(p), x = horizontal(p);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t i = row % y.in, plane = row / y.in;
+  each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
     const int64_t image = plane / p.channels, channel = plane % p.channels;
-    const Range windows = y.windows(i);
-    T* to = static_cast<T*>(p.to) + row * x.in;
-    const auto each_cover = [&](auto body) PYDL_INLINE_LAMBDA {
-      for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
-        const Cover<T, P> c = cover<T, P>(p, y, image, channel, oy, i);
-        if (c.tap >= 0) body(c);
-      }
-    };
-    if constexpr (kStep == 1) {
-      for (int64_t j = 0; j < x.in; j += all) {
-        vec<A> sum{};
-        each_cover([&](const Cover<T, P>& c)
-                       PYDL_INLINE_LAMBDA { sum = add_row<1, 0, kWidth>(sum, c, x, j + x.pad); });
-        j + all <= x.in ? store(to + j, sum) : store_n(to + j, sum, x.in - j);
-      }
-    } else {
-      // from an even place of the padded row, so that a phase is a parity
-      for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {
-        vec<A> even{}, odd{}, low, high;
-        each_cover([&](const Cover<T, P>& c) PYDL_INLINE_LAMBDA {
-          even = add_row<2, 0, kWidth>(even, c, x, at);
-          odd = add_row<2, 1, kWidth>(odd, c, x, at + 1);
-        });
-        weave(even, odd, low, high);
-        const int64_t j = at - x.pad;
-        store_between(to + j, low, -j, x.in - j);
-        store_between(to + j + all, high, -j - all, x.in - j - all);
+    for (int64_t i = first; i < last; ++i) {
+      const Range windows = y.windows(i);
+      T* to = static_cast<T*>(p.to) + (plane * y.in + i) * x.in;
+      const auto each_cover = [&](auto body) PYDL_INLINE_LAMBDA {
+        for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
+          const Cover<T, P> c = cover<T, P>(p, y, image, channel, oy, i);
+          if (c.tap >= 0) body(c);
+        }
+      };
+      if constexpr (kStep == 1) {
+        for (int64_t j = 0; j < x.in; j += all) {
+          vec<A> sum{};
+          each_cover([&](const Cover<T, P>& c)
+                         PYDL_INLINE_LAMBDA { sum = add_row<1, 0, kWidth>(sum, c, x, j + x.pad); });
+          j + all <= x.in ? store(to + j, sum) : store_n(to + j, sum, x.in - j);
+        }
+      } else {
+        // from an even place of the padded row, so that a phase is a parity
+        for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {
+          vec<A> even{}, odd{}, low, high;
+          each_cover([&](const Cover<T, P>& c) PYDL_INLINE_LAMBDA {
+            even = add_row<2, 0, kWidth>(even, c, x, at);
+            odd = add_row<2, 1, kWidth>(odd, c, x, at + 1);
+          });
+          weave(even, odd, low, high);
+          const int64_t j = at - x.pad;
+          store_between(to + j, low, -j, x.in - j);
+          store_between(to + j + all, high, -j - all, x.in - j - all);
+        }
       }
     }
-  }
+  });
 }
 
 // Input rows [begin, end), counted over all images, of a channels_last gradient; channels of grad_output and

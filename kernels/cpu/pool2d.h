@@ -80,6 +80,16 @@ PYDL_INLINE void each_written(const Pool2dParams& p, int64_t height, int64_t wid
       for (int64_t c = 0; c < inner; ++c, ++offset) body(plane / planes, plane % planes + c, y, x, offset);
   }
 }
+// Calls body(plane, from, to) for the rows [begin, end), counted over all planes of `height` rows, plane by
+// plane.
+template <class F>
+PYDL_INLINE void each_plane(int64_t height, int64_t begin, int64_t end, const F& body) {
+  for (int64_t row = begin; row < end;) {
+    const int64_t plane = row / height, from = row - plane * height, to = min_of(height, from + end - row);
+    body(plane, from, to);
+    row += to - from;
+  }
+}
 PYDL_INLINE int64_t rows_written(const Pool2dParams& p, int64_t height) {
   return p.batch * (p.channels_last ? 1 : p.channels) * height;
 }
