@@ -37,7 +37,7 @@ PYDL_INLINE void pool_row(const AvgPool2dParams& p, const Axis& x, const T* wind
         return load_row<1>(window, i, x.in, A(0)) + load_row<1>(window + stride, i, x.in, A(0));
       };
       const vec<A> low = both(at), high = both(at + all);
-      sum = every_second(low, high) + every_other(low, high);
+      sum = even_lanes(low, high) + odd_lanes(low, high);
     } else {
       for (int64_t r = down.begin; r < down.end; ++r)
         for (int64_t s = 0; s < x.kernel; ++s)

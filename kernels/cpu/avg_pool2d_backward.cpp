@@ -46,7 +46,7 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
       } else {
         // from an even place of the padded row, so that a tap's parity is its pixel's
         for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {
-          vec<A> even{}, odd{}, low, high;
+          vec<A> even{}, odd{};
           for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
             const T* grad = from + oy * p.from_stride[2];
             const vec<A> scale = broadcast(scale_of_row<A>(p, oy));
@@ -62,10 +62,9 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
             even += e * scale;
             odd += o * scale;
           }
-          weave(even, odd, low, high);
           const int64_t j = at - x.pad;
-          store_between(to + j, low, -j, x.in - j);
-          store_between(to + j + all, high, -j - all, x.in - j - all);
+          store_between(to + j, interleave_lanes_low(even, odd), -j, x.in - j);
+          store_between(to + j + all, interleave_lanes_high(even, odd), -j - all, x.in - j - all);
         }
       }
     }

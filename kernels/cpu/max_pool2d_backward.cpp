@@ -84,15 +84,14 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
       } else {
         // from an even place of the padded row, so that a phase is a parity
         for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {
-          vec<A> even{}, odd{}, low, high;
+          vec<A> even{}, odd{};
           each_cover([&](const Cover<T, P>& c) PYDL_INLINE_LAMBDA {
             even = add_row<2, 0, kWidth>(even, c, x, at);
             odd = add_row<2, 1, kWidth>(odd, c, x, at + 1);
           });
-          weave(even, odd, low, high);
           const int64_t j = at - x.pad;
-          store_between(to + j, low, -j, x.in - j);
-          store_between(to + j + all, high, -j - all, x.in - j - all);
+          store_between(to + j, interleave_lanes_low(even, odd), -j, x.in - j);
+          store_between(to + j + all, interleave_lanes_high(even, odd), -j - all, x.in - j - all);
         }
       }
     }

@@ -36,6 +36,12 @@ struct Axis {
     return {max_of(0, ceil_of(at - (kernel - 1) * dilation, stride)), min_of(out, at / stride + 1)};
   }
 
+  // From the windows of an earlier pixel to those of pixel i, without a division.
+  PYDL_INLINE void follow(Range& r, int64_t i) const {
+    while (r.begin < out && start(r.begin) + (kernel - 1) * dilation < i) ++r.begin;
+    while (r.end < out && start(r.end) <= i) ++r.end;
+  }
+
   // The tap by which window o covers pixel i, or -1.
   PYDL_INLINE int64_t tap(int64_t o, int64_t i) const {
     const int64_t distance = i - start(o);

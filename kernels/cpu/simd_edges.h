@@ -64,59 +64,34 @@ PYDL_INLINE void store_between(T* p, vec<acc_t<T>> v, int64_t low, int64_t high)
   for (int64_t i = low; i < high; ++i) p[i] = some[i];
 }
 
-// ---- every second element
+// ---- every second element: the shuffles of simd.h where the compiler makes less of the general form
 
 #if defined(PYDL_AVX512)
-PYDL_INLINE vec<double> every_second(vec<double> a, vec<double> b) {
-  const __m512i index = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
-  return (vec<double>)_mm512_permutex2var_pd((__m512d)a, index, (__m512d)b);
-}
-PYDL_INLINE vec<double> every_other(vec<double> a, vec<double> b) {
+PYDL_INLINE vec<double> odd_lanes(vec<double> a, vec<double> b) {
   const __m512i index = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
   return (vec<double>)_mm512_permutex2var_pd((__m512d)a, index, (__m512d)b);
 }
-PYDL_INLINE void weave(vec<double> a, vec<double> b, vec<double>& low, vec<double>& high) {
-  const __m512i first = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-  const __m512i second = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
-  low = (vec<double>)_mm512_permutex2var_pd((__m512d)a, first, (__m512d)b);
-  high = (vec<double>)_mm512_permutex2var_pd((__m512d)a, second, (__m512d)b);
+PYDL_INLINE vec<double> interleave_lanes_low(vec<double> a, vec<double> b) {
+  const __m512i index = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+  return (vec<double>)_mm512_permutex2var_pd((__m512d)a, index, (__m512d)b);
+}
+PYDL_INLINE vec<double> interleave_lanes_high(vec<double> a, vec<double> b) {
+  const __m512i index = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+  return (vec<double>)_mm512_permutex2var_pd((__m512d)a, index, (__m512d)b);
 }
 #elif defined(PYDL_AVX2)
-PYDL_INLINE vec<double> every_second(vec<double> a, vec<double> b) {
-  return (vec<double>)_mm256_permute4x64_pd(_mm256_unpacklo_pd((__m256d)a, (__m256d)b), 0xd8);
-}
-PYDL_INLINE vec<float> every_other(vec<float> a, vec<float> b) {
+PYDL_INLINE vec<float> odd_lanes(vec<float> a, vec<float> b) {
   return (vec<float>)_mm256_permute4x64_pd((__m256d)_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd), 0xd8);
 }
-PYDL_INLINE vec<double> every_other(vec<double> a, vec<double> b) {
-  return (vec<double>)_mm256_permute4x64_pd(_mm256_unpackhi_pd((__m256d)a, (__m256d)b), 0xd8);
-}
-PYDL_INLINE void weave(vec<float> a, vec<float> b, vec<float>& low, vec<float>& high) {
+PYDL_INLINE vec<float> interleave_lanes_low(vec<float> a, vec<float> b) {
   const __m256 p = _mm256_unpacklo_ps((__m256)a, (__m256)b), q = _mm256_unpackhi_ps((__m256)a, (__m256)b);
-  low = (vec<float>)_mm256_permute2f128_ps(p, q, 0x20);
-  high = (vec<float>)_mm256_permute2f128_ps(p, q, 0x31);
+  return (vec<float>)_mm256_permute2f128_ps(p, q, 0x20);
 }
-PYDL_INLINE void weave(vec<double> a, vec<double> b, vec<double>& low, vec<double>& high) {
-  const __m256d p = _mm256_unpacklo_pd((__m256d)a, (__m256d)b),
-                q = _mm256_unpackhi_pd((__m256d)a, (__m256d)b);
-  low = (vec<double>)_mm256_permute2f128_pd(p, q, 0x20);
-  high = (vec<double>)_mm256_permute2f128_pd(p, q, 0x31);
+PYDL_INLINE vec<float> interleave_lanes_high(vec<float> a, vec<float> b) {
+  const __m256 p = _mm256_unpacklo_ps((__m256)a, (__m256)b), q = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+  return (vec<float>)_mm256_permute2f128_ps(p, q, 0x31);
 }
 #endif
-// The even lanes of a followed by those of b; the odd ones; and a[0], b[0], a[1], b[1], ... in two vectors.
-template <class V>
-PYDL_INLINE V every_second(V a, V b) {
-  return even_lanes(a, b);
-}
-template <class V>
-PYDL_INLINE V every_other(V a, V b) {
-  return odd_lanes(a, b);
-}
-template <class V>
-PYDL_INLINE void weave(V a, V b, V& low, V& high) {
-  low = interleave_lanes_low(a, b);
-  high = interleave_lanes_high(a, b);
-}
 
 // Lane i: element x + i * kStep of a row of `width` elements at p, `fill` outside of the row. kStep: 1 or 2.
 template <int kStep, class T>
@@ -126,9 +101,9 @@ PYDL_INLINE vec<acc_t<T>> load_row(const T* p, int64_t x, int64_t width, acc_t<T
     if (x >= 0 && x + all <= width) return load(p + x);
     return load_between(p + x, -x, width - x, fill);
   } else {
-    if (x >= 0 && x + 2 * all <= width) return every_second(load(p + x), load(p + x + all));
-    return every_second(load_between(p + x, -x, width - x, fill),
-                        load_between(p + x + all, -x - all, width - x - all, fill));
+    if (x >= 0 && x + 2 * all <= width) return even_lanes(load(p + x), load(p + x + all));
+    return even_lanes(load_between(p + x, -x, width - x, fill),
+                      load_between(p + x + all, -x - all, width - x - all, fill));
   }
 }
 
@@ -197,6 +172,70 @@ PYDL_INLINE mask<A> load_integers(const P* p, int64_t low, int64_t high) {
   for (int64_t i = max_of(low, 0); i < min_of(high, lanes<A>); ++i) v[i] = p[i];
   return v;
 }
+
+// ---- the same for lanes that are known before a loop: what they are made of is computed once
+
+#if defined(PYDL_AVX512)
+struct Lanes {
+  uint32_t bits;
+};
+PYDL_INLINE Lanes lanes_between(int64_t low, int64_t high) { return {between_mask(low, high)}; }
+PYDL_INLINE vec<float> load_lanes(const float* p, Lanes inside, float fill) {
+  return (vec<float>)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)inside.bits, p);
+}
+PYDL_INLINE vec<double> load_lanes(const double* p, Lanes inside, double fill) {
+  return (vec<double>)_mm512_mask_loadu_pd(_mm512_set1_pd(fill), (__mmask8)inside.bits, p);
+}
+PYDL_INLINE vec<float> fill_others(vec<float> v, Lanes inside, float fill) {
+  return (vec<float>)_mm512_mask_mov_ps(_mm512_set1_ps(fill), (__mmask16)inside.bits, (__m512)v);
+}
+PYDL_INLINE vec<float> load_lanes(const bf16* p, Lanes inside, float fill) {
+  return fill_others(widen_bf16((u16h)_mm256_maskz_loadu_epi16((__mmask16)inside.bits, p)), inside, fill);
+}
+PYDL_INLINE vec<float> load_lanes(const f16* p, Lanes inside, float fill) {
+  return fill_others(widen_f16((u16h)_mm256_maskz_loadu_epi16((__mmask16)inside.bits, p)), inside, fill);
+}
+template <class A, class P>
+PYDL_INLINE mask<A> load_integers(const P* p, Lanes inside) {
+  if constexpr (sizeof(A) == 4) {
+    const __m128i bytes = _mm_maskz_loadu_epi8((__mmask16)inside.bits, p);
+    return (mask<A>)_mm512_cvtepu8_epi32(bytes);
+  } else {
+    const __m128i bytes = _mm_maskz_loadu_epi8((__mmask16)(inside.bits & 0xff), p);
+    return (mask<A>)_mm512_cvtepu8_epi64(bytes);
+  }
+}
+PYDL_INLINE void store_lanes(float* p, vec<float> v, Lanes inside) {
+  _mm512_mask_storeu_ps(p, (__mmask16)inside.bits, (__m512)v);
+}
+PYDL_INLINE void store_lanes(double* p, vec<double> v, Lanes inside) {
+  _mm512_mask_storeu_pd(p, (__mmask8)inside.bits, (__m512d)v);
+}
+PYDL_INLINE void store_lanes(bf16* p, vec<float> v, Lanes inside) {
+  _mm256_mask_storeu_epi16(p, (__mmask16)inside.bits, (__m256i)narrow_bf16(v));
+}
+PYDL_INLINE void store_lanes(f16* p, vec<float> v, Lanes inside) {
+  _mm256_mask_storeu_epi16(p, (__mmask16)inside.bits, (__m256i)narrow_f16(v));
+}
+#else
+struct Lanes {
+  int64_t low, high;
+};
+PYDL_INLINE Lanes lanes_between(int64_t low, int64_t high) { return {low, high}; }
+template <class T>
+PYDL_INLINE vec<acc_t<T>> load_lanes(const T* p, Lanes inside, acc_t<T> fill) {
+  if (inside.low <= 0 && inside.high >= lanes<acc_t<T>>) return load(p);
+  return load_between(p, inside.low, inside.high, fill);
+}
+template <class A, class P>
+PYDL_INLINE mask<A> load_integers(const P* p, Lanes inside) {
+  return load_integers<A>(p, inside.low, inside.high);
+}
+template <class T>
+PYDL_INLINE void store_lanes(T* p, vec<acc_t<T>> v, Lanes inside) {
+  store_between(p, v, inside.low, inside.high);
+}
+#endif
 
 // ---- choosing
 
