@@ -29,8 +29,9 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
     const T* from = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
                     plane % p.channels * p.from_stride[1];
+    Range windows = y.windows(first);
     for (int64_t i = first; i < last; ++i) {
-      const Range windows = y.windows(i);
+      y.follow(windows, i);
       T* to = static_cast<T*>(p.to) + (plane * y.in + i) * x.in;
       if constexpr (kStep == 1) {
         for (int64_t j = 0; j < x.in; j += all) {
@@ -71,6 +72,38 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   });
 }
 
+// The same for windows that lie apart, with any stride: each spreads over its pixels of a row.
+template <class T>
+void spread(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const Axis y = vertical(p), x = horizontal(p);
+  const A* column_scale = static_cast<const A*>(p.column_scale);
+  each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const T* from = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
+                    plane % p.channels * p.from_stride[1];
+    Range windows = y.windows(first);
+    for (int64_t i = first; i < last; ++i) {
+      y.follow(windows, i);
+      T* to = static_cast<T*>(p.to) + (plane * y.in + i) * x.in;
+      int64_t j = 0;
+      if (windows.begin < windows.end) {
+        const A scale = scale_of_row<A>(p, windows.begin);
+        const T* grad = from + windows.begin * p.from_stride[2];
+        for (int64_t ox = 0; ox < x.out; ++ox) {
+          const Range taps = x.taps(ox);
+          const A value =
+              load_one(grad + ox * p.from_stride[3]) * scale * (column_scale ? column_scale[ox] : A(1));
+          T share;
+          store_one(&share, value);
+          for (; j < x.start(ox); ++j) store_one(to + j, A(0));  // pixels between windows
+          for (; j < x.start(ox) + taps.end; ++j) to[j] = share;
+        }
+      }
+      for (; j < x.in; ++j) store_one(to + j, A(0));
+    }
+  });
+}
+
 // Input rows [begin, end), counted over all images, of a channels_last gradient; channels of grad_output are
 // dense.
 template <class T>
@@ -83,8 +116,9 @@ void channels(const AvgPool2dParams& p, int64_t begin, int64_t end) {
     const int64_t i = row % y.in;
     const T* image = static_cast<const T*>(p.from) + row / y.in * p.from_stride[0];
     const Range down = y.windows(i);
+    Range right = x.windows(0);
     for (int64_t j = 0; j < x.in; ++j) {
-      const Range right = x.windows(j);
+      x.follow(right, j);
       T* to = static_cast<T*>(p.to) + (row * x.in + j) * p.channels;
       for (int64_t c = 0; c < p.channels; c += all) {
         const int64_t n = min_of(all, p.channels - c);
@@ -130,6 +164,8 @@ void backward(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   if (dense && p.stride_width == 2 && p.kernel_width == 2 && p.kernel_height <= p.stride_height)
     return rows<2, true, T>(p, begin, end);
   if (dense && p.stride_width == 2) return rows<2, false, T>(p, begin, end);
+  if (!p.channels_last && p.kernel_width <= p.stride_width && p.kernel_height <= p.stride_height)
+    return spread<T>(p, begin, end);
   strided<T>(p, begin, end);
 }
 

@@ -35,28 +35,69 @@ PYDL_INLINE M load_mask(const I* p) {
   return v;
 }
 
+// The first tap of each window that lies in the image, for the windows that begin at `at` and kStep apart.
+template <int kStep, class A>
+PYDL_INLINE mask<A> first_taps(const Axis& x, int64_t at) {
+  mask<A> k{};
+  if (at >= 0) return k;
+  for (int i = 0; i < lanes<A>; ++i) k[i] = i * kStep;
+  k = -(k + splat_integer<A>(at));  // how many pixels each begins before the image
+  k = (k > 0) & k;
+  if (x.dilation > 1)
+    for (int i = 0; i < lanes<A>; ++i) k[i] = ceil_div(k[i], x.dilation);
+  return k;
+}
+
+// For the outputs of one chunk: which lanes of each tap's vectors lie in the image.
+template <int kStep, int kWidth, class A>
+struct RowPlan {
+  Lanes inside[kChunk / lanes<A>][kWidth][kStep];
+
+  PYDL_INLINE RowPlan(const Axis& x, int64_t first, int64_t n) {
+    constexpr int64_t all = lanes<A>;
+    for (int64_t j = 0; j < n; j += all)
+      for (int s = 0; s < kWidth; ++s)
+        for (int half = 0; half < kStep; ++half) {
+          const int64_t at = x.start(first + j) + s + half * all;
+          inside[j / all][s][half] = lanes_between(-at, x.in - at);
+        }
+  }
+};
+template <int kStep, class A>
+struct RowPlan<kStep, 0, A> {
+  PYDL_INLINE RowPlan(const Axis&, int64_t, int64_t) {}
+};
+
+template <int kStep, class T>
+PYDL_INLINE vec<acc_t<T>> load_planned(const T* p, const Lanes* inside, acc_t<T> fill) {
+  if constexpr (kStep == 1)
+    return load_lanes(p, inside[0], fill);
+  else
+    return even_lanes(load_lanes(p, inside[0], fill), load_lanes(p + lanes<acc_t<T>>, inside[1], fill));
+}
+
 // kWidth: the kernel's, without dilation, or 0 where only x says it.
 template <bool kPlaces, int kStep, int kWidth, class T, class A>
-PYDL_INLINE void pool_row(const Axis& x, const T* row, int64_t first, int64_t n, A* best, void* tap) {
+PYDL_INLINE void pool_row(const Axis& x, const RowPlan<kStep, kWidth, A>& plan, const T* row, int64_t first,
+                          int64_t n, A* best, void* tap) {
   constexpr int64_t all = lanes<A>;
   const A lowest = -__builtin_inf();
-  const int64_t width = kWidth ? kWidth : x.kernel;
   for (int64_t j = 0; j < n; j += all) {
     const int64_t at = x.start(first + j);
     vec<A> m;
     mask<A> k{};
-    int64_t s = 1;
-    if (at >= 0) {
-      m = load_row<kStep>(row, at, x.in, lowest);
-    } else {
-      m = broadcast(lowest);
-      s = 0;
-      for (int i = 0; i < all; ++i) k[i] = x.taps(first + j + i).begin;
-    }
+    if (kPlaces) k = first_taps<kStep, A>(x, at);
+    if constexpr (kWidth > 0) {
+      const auto& inside = plan.inside[j / all];
+      m = load_planned<kStep>(row + at, inside[0], lowest);
 #pragma GCC unroll 4
-    for (; s < width; ++s)
-      take_greater<A>(m, k, load_row<kStep>(row, at + (kWidth ? s : s * x.dilation), x.in, lowest),
-                      splat_integer<A>(s));
+      for (int s = 1; s < kWidth; ++s)
+        take_greater<A>(m, k, load_planned<kStep>(row + at + s, inside[s], lowest), splat_integer<A>(s));
+    } else {
+      m = load_row<kStep>(row, at, x.in, lowest);
+      for (int64_t s = 1; s < x.kernel; ++s)
+        take_greater<A>(m, k, load_row<kStep>(row, at + s * x.dilation, x.in, lowest), splat_integer<A>(s));
+    }
     store(best + j, m);
     if (kPlaces) memcpy(static_cast<char*>(tap) + j * sizeof(A), &k, sizeof k);
   }
@@ -106,11 +147,12 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   Ring<A> ring;
   alignas(64) A carried[kChunk];
   alignas(64) char carried_place[kChunk * sizeof(A)];
-  each_plane(y.out, begin, end, [&](int64_t plane, int64_t from, int64_t to) PYDL_INLINE_LAMBDA {
-    const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
-                     plane % p.channels * p.from_stride[1];
-    for (int64_t first = 0; first < x.out; first += kChunk) {
-      const int64_t n = min_of(kChunk, x.out - first);
+  for (int64_t first = 0; first < x.out; first += kChunk) {
+    const int64_t n = min_of(kChunk, x.out - first);
+    const RowPlan<kStep, kWidth, A> plan(x, first, n);
+    each_plane(y.out, begin, end, [&](int64_t plane, int64_t from, int64_t to) PYDL_INLINE_LAMBDA {
+      const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
+                       plane % p.channels * p.from_stride[1];
       ring.clear();
       for (int64_t oy = from; oy < to; ++oy) {
         const int64_t at = (plane * y.out + oy) * x.out + first;
@@ -132,15 +174,15 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
             slot[i] = (y.dilation == 1 ? in : in / y.dilation) % kRing;
             if (ring.row[slot[i]] == in) continue;
             ring.row[slot[i]] = in;
-            pool_row<kPlaces, kStep, kWidth>(x, image + in * p.from_stride[2], first, n, ring.best[slot[i]],
-                                             ring.tap[slot[i]]);
+            pool_row<kPlaces, kStep, kWidth>(x, plan, image + in * p.from_stride[2], first, n,
+                                             ring.best[slot[i]], ring.tap[slot[i]]);
           }
           pool_column<kPlaces>(ring, slot, count, r, x.kernel, n, r > taps.begin, output, places, carried,
                                carried_place, r + count == taps.end);
         }
       }
-    }
-  });
+    });
+  }
 }
 
 // Output rows [begin, end), counted over all images, of a channels_last output; the input's channels are

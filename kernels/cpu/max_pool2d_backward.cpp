@@ -9,6 +9,7 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
+constexpr int64_t kBand = 16;      // rows of a plane at once
 constexpr int64_t kStretch = 512;  // pixels of a row at once, where they go one by one
 
 // One output row that covers the input row at hand.
@@ -32,13 +33,12 @@ PYDL_INLINE Cover<T, P> cover(const MaxPool2dParams& p, const Axis& y, int64_t i
 
 // The sum over the taps of column phase kPhase (of kStep), in lanes that are kStep pixels apart; `at` is the
 // place in the padded row of lane 0.
-template <int kStep, int kPhase, int kWidth, class T, class P>
+template <int kStep, int kPhase, class T, class P>
 PYDL_INLINE vec<acc_t<T>> add_row(vec<acc_t<T>> sum, const Cover<T, P>& row, const Axis& x, int64_t at) {
   using A = acc_t<T>;
-  const int64_t width = kWidth ? kWidth : x.kernel;
-#pragma GCC unroll 4
-  for (int64_t s = width - 1; s >= 0; --s) {  // windows in order: the later the tap, the earlier the window
-    const int64_t reach = kWidth ? s : s * x.dilation;  // kWidth comes without dilation
+  for (int64_t s = x.kernel - 1; s >= 0;
+       --s) {  // windows in order: the later the tap, the earlier the window
+    const int64_t reach = s * x.dilation;
     if (kStep == 2 && (reach & 1) != kPhase) continue;
     const int64_t ox = kStep == 2 ? (at - reach) >> 1 : at - reach;
     constexpr int64_t all = lanes<A>;
@@ -57,8 +57,65 @@ PYDL_INLINE vec<acc_t<T>> add_row(vec<acc_t<T>> sum, const Cover<T, P>& row, con
 }
 
 // Input rows [begin, end), counted over all planes, of an NCHW gradient; rows of grad_output and of places
-// are dense.
-template <int kStep, int kWidth, class T, class P>
+// are dense. For kernels of width kWidth without dilation: by columns of one or two vectors, so that which
+// lanes lie in the image is worked out once for a band of rows.
+template <int kStep, int kWidth, class T>
+void columns(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const Axis y = vertical(p), x = horizontal(p);
+  const int64_t down_grad = p.from_stride[2], down_places = p.places_stride[2];
+  each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const int64_t image = plane / p.channels, channel = plane % p.channels;
+    const T* grads = static_cast<const T*>(p.from) + image * p.from_stride[0] + channel * p.from_stride[1];
+    const uint8_t* places =
+        static_cast<const uint8_t*>(p.places) + image * p.places_stride[0] + channel * p.places_stride[1];
+    T* to = static_cast<T*>(p.to) + plane * y.in * x.in;
+    for (int64_t top = first; top < last; top += kBand) {
+      const int64_t bottom = min_of(last, top + kBand);
+      // where a phase is a parity, from an even place of the padded row
+      for (int64_t at = kStep == 2 ? x.pad & ~int64_t{1} : x.pad; at < x.in + x.pad; at += kStep * all) {
+        Lanes inside[kWidth];
+        int64_t ox[kWidth];
+#pragma GCC unroll 4
+        for (int s = 0; s < kWidth; ++s) {
+          ox[s] = kStep == 2 ? (at + (s & 1) - s) / 2 : at - s;
+          inside[s] = lanes_between(-ox[s], x.out - ox[s]);
+        }
+        const int64_t j = at - x.pad;
+        const Lanes low = lanes_between(-j, x.in - j), high = lanes_between(-j - all, x.in - j - all);
+        Range windows = y.windows(top);
+        for (int64_t i = top; i < bottom; ++i) {
+          y.follow(windows, i);
+          vec<A> sum[kStep] = {};
+          for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
+            const int64_t r = y.tap(oy, i);
+            if (r < 0) continue;
+            const T* grad = grads + oy * down_grad;
+            const uint8_t* place = places + oy * down_places;
+#pragma GCC unroll 4
+            for (int s = kWidth - 1; s >= 0; --s) {  // as in add_row
+              vec<A>& part = sum[kStep == 2 ? s & 1 : 0];
+              part = add_where_equal<A>(part, load_lanes(grad + ox[s], inside[s], A(0)),
+                                        load_integers<A>(place + ox[s], inside[s]),
+                                        splat_integer<A>(r * kWidth + s));
+            }
+          }
+          T* row = to + i * x.in + j;
+          if constexpr (kStep == 2) {
+            store_lanes(row, interleave_lanes_low(sum[0], sum[1]), low);
+            store_lanes(row + all, interleave_lanes_high(sum[0], sum[1]), high);
+          } else {
+            store_lanes(row, sum[0], low);
+          }
+        }
+      }
+    }
+  });
+}
+
+// The same for any kernel.
+template <int kStep, class T, class P>
 void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
@@ -78,7 +135,7 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
         for (int64_t j = 0; j < x.in; j += all) {
           vec<A> sum{};
           each_cover([&](const Cover<T, P>& c)
-                         PYDL_INLINE_LAMBDA { sum = add_row<1, 0, kWidth>(sum, c, x, j + x.pad); });
+                         PYDL_INLINE_LAMBDA { sum = add_row<1, 0>(sum, c, x, j + x.pad); });
           j + all <= x.in ? store(to + j, sum) : store_n(to + j, sum, x.in - j);
         }
       } else {
@@ -86,8 +143,8 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
         for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {
           vec<A> even{}, odd{};
           each_cover([&](const Cover<T, P>& c) PYDL_INLINE_LAMBDA {
-            even = add_row<2, 0, kWidth>(even, c, x, at);
-            odd = add_row<2, 1, kWidth>(odd, c, x, at + 1);
+            even = add_row<2, 0>(even, c, x, at);
+            odd = add_row<2, 1>(odd, c, x, at + 1);
           });
           const int64_t j = at - x.pad;
           store_between(to + j, interleave_lanes_low(even, odd), -j, x.in - j);
@@ -108,8 +165,9 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t i = row % y.in, image = row / y.in;
     const Range down = y.windows(i);
+    Range right = x.windows(0);
     for (int64_t j = 0; j < x.in; ++j) {
-      const Range right = x.windows(j);
+      x.follow(right, j);
       T* to = static_cast<T*>(p.to) + (row * x.in + j) * p.channels;
       for (int64_t c = 0; c < p.channels; c += all) {
         const int64_t n = min_of(all, p.channels - c);
@@ -166,11 +224,11 @@ void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 
 template <int kStep, class T, class P>
 void rows_of_width(const MaxPool2dParams& p, int64_t begin, int64_t end) {
-  if (sizeof(P) == 1 && p.kernel_width == 2 && p.dilation_width == 1)
-    return rows<kStep, 2, T, P>(p, begin, end);
-  if (sizeof(P) == 1 && p.kernel_width == 3 && p.dilation_width == 1)
-    return rows<kStep, 3, T, P>(p, begin, end);
-  rows<kStep, 0, T, P>(p, begin, end);
+  if constexpr (sizeof(P) == 1) {
+    if (p.kernel_width == 2 && p.dilation_width == 1) return columns<kStep, 2, T>(p, begin, end);
+    if (p.kernel_width == 3 && p.dilation_width == 1) return columns<kStep, 3, T>(p, begin, end);
+  }
+  rows<kStep, T, P>(p, begin, end);
 }
 
 template <class T, class P>

@@ -119,8 +119,12 @@ def avg_pool2d(
     options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor, channels_last
     if _library.transforms_active():
         output = _library.transformed(ops).avg_pool2d(image, *options)
-    elif image.requires_grad and torch.is_grad_enabled() and _pool2d.quick(image):
-        output = _EagerAvgPool.apply(image, ops, options)
+    elif _pool2d.quick(image):
+        if image.requires_grad and torch.is_grad_enabled():
+            output = _EagerAvgPool.apply(image, ops, options)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = ops.avg_pool2d(image, *options)
     else:
         output = ops.avg_pool2d(image, *options)
     return output if image is input else output.squeeze(0)

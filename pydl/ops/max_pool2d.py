@@ -178,6 +178,9 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
             output, places = _EagerMaxPool.apply(image, ops, window, ceil_mode, channels_last)
         else:
             output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, True)
+    elif _pool2d.quick(image):
+        with torch._C._AutoDispatchBelowAutograd():
+            output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, return_indices)
     else:
         output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, return_indices)
     if return_indices:
