@@ -22,8 +22,32 @@ PYDL_INLINE A scale_of(const AvgPool2dParams& p, int64_t oy, int64_t ox) {
                         : scale_of_row<A>(p, oy);
 }
 
-// One output row, from its window's rows down.begin to down.end; kHalves: the mean over 2x2, the most common.
-template <int kStep, bool kHalves, class T>
+// The mean over 2x2 with stride 2, the most common, for output rows [first, last) of a plane whose windows
+// lie in the image with both rows: by columns of one vector, whose lanes are worked out once for all of them.
+template <class T>
+PYDL_INLINE void halves(const AvgPool2dParams& p, const Axis& y, const Axis& x, const T* image, T* output,
+                        int64_t first, int64_t last) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const int64_t stride = p.from_stride[2];
+  for (int64_t j = 0; j < x.out; j += all) {
+    const int64_t at = x.start(j);
+    const Lanes low = lanes_between(-at, x.in - at), high = lanes_between(-at - all, x.in - at - all);
+    const Lanes out = lanes_between(0, x.out - j);
+    const vec<A> columns =
+        p.column_scale ? load_lanes(static_cast<const A*>(p.column_scale) + j, out, A(0)) : broadcast(A(1));
+    for (int64_t oy = first; oy < last; ++oy) {
+      const T* window = image + y.start(oy) * stride + at;
+      const vec<A> a = load_lanes(window, low, A(0)) + load_lanes(window + stride, low, A(0));
+      const vec<A> b = load_lanes(window + all, high, A(0)) + load_lanes(window + stride + all, high, A(0));
+      const vec<A> scale = columns * broadcast(scale_of_row<A>(p, oy));
+      store_lanes(output + oy * x.out + j, (even_lanes(a, b) + odd_lanes(a, b)) * scale, out);
+    }
+  }
+}
+
+// One output row, from its window's rows down.begin to down.end.
+template <int kStep, class T>
 PYDL_INLINE void pool_row(const AvgPool2dParams& p, const Axis& x, const T* window, Range down, int64_t oy,
                           T* output) {
   using A = acc_t<T>;
@@ -32,17 +56,8 @@ PYDL_INLINE void pool_row(const AvgPool2dParams& p, const Axis& x, const T* wind
   for (int64_t j = 0; j < x.out; j += all) {
     const int64_t at = x.start(j);
     vec<A> sum{};
-    if constexpr (kHalves) {
-      const auto both = [&](int64_t i) PYDL_INLINE_LAMBDA {
-        return load_row<1>(window, i, x.in, A(0)) + load_row<1>(window + stride, i, x.in, A(0));
-      };
-      const vec<A> low = both(at), high = both(at + all);
-      sum = even_lanes(low, high) + odd_lanes(low, high);
-    } else {
-      for (int64_t r = down.begin; r < down.end; ++r)
-        for (int64_t s = 0; s < x.kernel; ++s)
-          sum += load_row<kStep>(window + r * stride, at + s, x.in, A(0));
-    }
+    for (int64_t r = down.begin; r < down.end; ++r)
+      for (int64_t s = 0; s < x.kernel; ++s) sum += load_row<kStep>(window + r * stride, at + s, x.in, A(0));
     const int64_t n = x.out - j;
     sum *= broadcast(scale_of_row<A>(p, oy));
     if (p.column_scale) sum *= load_between(static_cast<const A*>(p.column_scale) + j, 0, n);
@@ -90,21 +105,30 @@ PYDL_INLINE void pool_wide_row(const AvgPool2dParams& p, const Axis& x, const T*
 template <class T>
 void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   const Axis y = vertical(p), x = horizontal(p);
-  const bool halves = x.kernel == 2 && x.stride == 2 && y.kernel == 2;
+  const bool two_by_two = x.kernel == 2 && x.stride == 2 && y.kernel == 2 && y.stride == 2;
   const bool separate = x.kernel <= x.stride;  // no pixel is in two windows of a row
   each_plane(y.out, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
     const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
                      plane % p.channels * p.from_stride[1];
+    if (two_by_two) {  // all rows but those in the padding
+      const int64_t top = y.pad > 0 ? 1 : 0, bottom = (y.in + y.pad) / 2;
+      const int64_t from = min_of(max_of(first, top), last), to = max_of(min_of(last, bottom), from);
+      T* plane_output = static_cast<T*>(p.to) + plane * y.out * x.out;
+      halves(p, y, x, image, plane_output, from, to);
+      for (int64_t oy = first; oy < last; ++oy)
+        if (oy < from || oy >= to)
+          pool_row<2>(p, x, image + y.start(oy) * p.from_stride[2], y.taps(oy), oy,
+                      plane_output + oy * x.out);
+      return;
+    }
     for (int64_t oy = first; oy < last; ++oy) {
       const T* window = image + y.start(oy) * p.from_stride[2];
       T* output = static_cast<T*>(p.to) + (plane * y.out + oy) * x.out;
       const Range down = y.taps(oy);
-      if (halves && down.begin == 0 && down.end == 2)
-        pool_row<2, true>(p, x, window, down, oy, output);
-      else if (x.stride == 2)
-        pool_row<2, false>(p, x, window, down, oy, output);
+      if (x.stride == 2)
+        pool_row<2>(p, x, window, down, oy, output);
       else if (x.stride == 1)
-        pool_row<1, false>(p, x, window, down, oy, output);
+        pool_row<1>(p, x, window, down, oy, output);
       else if (separate)
         pool_wide_row(p, x, window, down, oy, output);
     }

@@ -20,8 +20,41 @@ PYDL_INLINE vec<acc_t<T>> column_gradients(const AvgPool2dParams& p, const Axis&
   return v;
 }
 
+// Windows of 2 with stride 2, the most common, for an NCHW gradient whose grad_output has dense rows: each
+// pixel is in one window at most. By columns of two vectors, whose lanes are worked out once for a plane.
+template <class T>
+void halves(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const Axis y = vertical(p), x = horizontal(p);
+  each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const T* from = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
+                    plane % p.channels * p.from_stride[1];
+    T* to = static_cast<T*>(p.to) + plane * y.in * x.in;
+    for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {  // a place in the padded row
+      const int64_t ox = at / 2, j = at - x.pad;
+      const Lanes inside = lanes_between(0, x.out - ox);
+      const Lanes low = lanes_between(-j, x.in - j), high = lanes_between(-j - all, x.in - j - all);
+      const vec<A> columns = p.column_scale
+                                 ? load_lanes(static_cast<const A*>(p.column_scale) + ox, inside, A(0))
+                                 : broadcast(A(1));
+      Range windows = y.windows(first);
+      for (int64_t i = first; i < last; ++i) {
+        y.follow(windows, i);
+        vec<A> share{};
+        if (windows.begin < windows.end)
+          share = load_lanes(from + windows.begin * p.from_stride[2] + ox, inside, A(0)) *
+                  (columns * broadcast(scale_of_row<A>(p, windows.begin)));
+        T* row = to + i * x.in + j;
+        store_lanes(row, interleave_lanes_low(share, share), low);
+        store_lanes(row + all, interleave_lanes_high(share, share), high);
+      }
+    }
+  });
+}
+
 // Input rows [begin, end), counted over all planes, of an NCHW gradient; rows of grad_output are dense.
-template <int kStep, bool kHalves, class T>
+template <int kStep, class T>
 void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
@@ -51,10 +84,6 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
           for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
             const T* grad = from + oy * p.from_stride[2];
             const vec<A> scale = broadcast(scale_of_row<A>(p, oy));
-            if (kHalves) {
-              even = odd = column_gradients(p, x, grad, at / 2) * scale;
-              continue;
-            }
             vec<A> e{}, o{};
             for (int64_t s = x.kernel - 1; s >= 0; --s) {
               const vec<A> v = column_gradients(p, x, grad, (at - s + 1) >> 1);
@@ -160,10 +189,10 @@ template <class T>
 void backward(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   const bool dense = p.from_stride[p.channels_last ? 1 : 3] == 1;
   if (dense && p.channels_last) return channels<T>(p, begin, end);
-  if (dense && p.stride_width == 1) return rows<1, false, T>(p, begin, end);
+  if (dense && p.stride_width == 1) return rows<1, T>(p, begin, end);
   if (dense && p.stride_width == 2 && p.kernel_width == 2 && p.kernel_height <= p.stride_height)
-    return rows<2, true, T>(p, begin, end);
-  if (dense && p.stride_width == 2) return rows<2, false, T>(p, begin, end);
+    return halves<T>(p, begin, end);
+  if (dense && p.stride_width == 2) return rows<2, T>(p, begin, end);
   if (!p.channels_last && p.kernel_width <= p.stride_width && p.kernel_height <= p.stride_height)
     return spread<T>(p, begin, end);
   strided<T>(p, begin, end);
