@@ -40,6 +40,7 @@ template <int kStep, class A>
 PYDL_INLINE mask<A> first_taps(const Axis& x, int64_t at) {
   mask<A> k{};
   if (at >= 0) return k;
+#pragma GCC unroll 16
   for (int i = 0; i < lanes<A>; ++i) k[i] = i * kStep;
   k = -(k + splat_integer<A>(at));  // how many pixels each begins before the image
   k = (k > 0) & k;

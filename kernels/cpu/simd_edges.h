@@ -11,6 +11,7 @@ namespace pydl::cpu::PYDL_ISA {
 template <class A>
 PYDL_INLINE vec<A> fill_outside(vec<A> v, int64_t low, int64_t high, A fill) {
   mask<A> lane;
+#pragma GCC unroll 16
   for (int i = 0; i < lanes<A>; ++i) lane[i] = i;
   typedef decltype(lane[0] + lane[0]) Lane;
   const Lane first = static_cast<Lane>(max_of(low, 0)), last = static_cast<Lane>(min_of(high, lanes<A>));
