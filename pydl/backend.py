@@ -190,16 +190,21 @@ def current(device="cpu"):
 # What Triton computes on tensor cores whatever the layout, and with Hopper's own instructions, so that it comes first.
 _BETTER_IN_TRITON = {("conv2d", torch.bfloat16), ("conv2d", torch.float16)}
 
+# Ops that have a kernel on the CPU alone; the other backends leave them to torch.
+ON_CPU_ALONE = {"max_pool2d", "avg_pool2d"}
+
 
 def ops_for(tensor, op=None):
     """The op namespace that serves ``tensor`` (``torch.ops.pydl`` or ``torch.ops.pydl_triton``), or None for torch.
 
-    ``op`` is the name of the op, for the ones that a backend serves less well than another.
+    ``op`` is the name of the op, for the ones that a backend serves less well than another, or not at all.
     """
     if _asked is None and tensor.is_cpu:  # the common case, kept short: it is paid on every call
         return torch.ops.pydl
+    if _asked is None and op in ON_CPU_ALONE:
+        return None  # on a GPU, whatever serves there
     name = current(tensor.device)
-    if name == "torch":
+    if name == "torch" or (name != "cpu" and op in ON_CPU_ALONE):
         return None
     if _asked is None and name == "cuda" and (op, tensor.dtype) in _BETTER_IN_TRITON and not _triton.why_not():
         name = "triton"

@@ -1,9 +1,21 @@
 """torch.nn.functional's names and signatures, served by our kernels; what is keyword-only is our addition."""
 
 from pydl.ops import _batching  # noqa: F401  (rules of torch.func.vmap)
+from pydl.ops.avg_pool2d import avg_pool2d
 from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
+from pydl.ops.max_pool2d import max_pool2d
 from pydl.ops.softmax_cross_entropy import cross_entropy
 
-__all__ = ["batch_norm", "conv2d", "cross_entropy", "dropout", "dropout1d", "dropout2d", "dropout3d"]
+__all__ = [
+    "avg_pool2d",
+    "batch_norm",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "max_pool2d",
+]

@@ -1,7 +1,7 @@
 """torch.nn's names for the layers that pydl serves: the same arguments, ``state_dict`` and ``repr``, our kernels.
 
 Each class is a subclass of torch's that replaces ``forward`` alone, and reads nothing but torch's own attributes: so
-``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (Linear, ReLU, pooling,
+``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (Linear, ReLU,
 Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch`` the functions called here are torch's.
 """
 
@@ -12,6 +12,7 @@ from pydl import backend, functional
 from pydl.ops.sync_batch_norm import group_of, sync_batch_norm
 
 __all__ = [
+    "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -25,6 +26,7 @@ __all__ = [
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "LazyConv2d",
+    "MaxPool2d",
     "SyncBatchNorm",
 ]
 
@@ -215,6 +217,30 @@ class Dropout3d(_Eager, torch.nn.Dropout3d):
 
     def forward(self, input):
         return functional.dropout3d(input, self.p, self.training, self.inplace)
+
+
+class MaxPool2d(_Eager, torch.nn.MaxPool2d):
+    """``torch.nn.MaxPool2d`` over :func:`pydl.functional.max_pool2d` (d2l chapter "Pooling"); on the CPU."""
+
+    def forward(self, input):
+        return functional.max_pool2d(
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+        )
+
+
+class AvgPool2d(_Eager, torch.nn.AvgPool2d):
+    """``torch.nn.AvgPool2d`` over :func:`pydl.functional.avg_pool2d` (d2l chapter "Pooling"); on the CPU."""
+
+    def forward(self, input):
+        return functional.avg_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
+        )
 
 
 class CrossEntropyLoss(_Eager, torch.nn.CrossEntropyLoss):

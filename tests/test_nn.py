@@ -21,6 +21,8 @@ LAYERS = [
     ("Dropout1d", {"p": 0.3}, (5, 7, 3)),
     ("Dropout2d", {"p": 0.3}, (5, 7, 3, 2)),
     ("Dropout3d", {"p": 0.3}, (5, 7, 3, 2, 2)),
+    ("MaxPool2d", {"kernel_size": 3, "stride": 2, "padding": 1}, (2, 3, 9, 8)),
+    ("AvgPool2d", {"kernel_size": 3, "stride": 2, "ceil_mode": True}, (2, 3, 9, 8)),
     ("LazyConv2d", {"out_channels": 6, "kernel_size": 3}, (2, 4, 9, 8)),
     ("LazyBatchNorm1d", {}, (8, 4)),
     ("LazyBatchNorm2d", {}, (3, 4, 5, 6)),

@@ -895,23 +895,28 @@ def test_max_pooling_is_torchs_to_the_last_bit(options, dtype, training):
     net = pydl.swap(nn.Sequential(copy.deepcopy(layer)))
     x = image(4, 8, 25, 31).to(dtype).round(decimals=1)  # with ties
     x[0, 0, :3, :3] = torch.nan
-    assert pydl.report(net).rows[0].fused == "pooled in channels_last, which is faster"
+    assert pydl.report(net).rows[0].served_by == f"cpu {pydl.backend.current_isa()}"
     if not training:
         with torch.no_grad():
             assert torch.equal(net(x).nan_to_num(7), layer(x).nan_to_num(7))
         return
     expected, actual = outcome(layer, x), outcome(net, x)
+    if dtype == torch.bfloat16:  # torch rounds at each addition where windows overlap; we add in float32 and round once
+        leaf = x.float().requires_grad_()
+        y = layer(leaf)
+        y.backward(torch.linspace(-1, 2, y.numel(), dtype=dtype).view(y.shape).float())
+        expected["input 0"] = leaf.grad.to(dtype)
     for name, value in expected.items():
         assert torch.equal(actual[name].nan_to_num(7), value.nan_to_num(7)), name
     assert actual["output"].is_contiguous()
 
 
 def test_average_pooling(device):
-    for shape in ((8, 6, 28, 28), (8, 6, 27, 28), (2, 3, 4, 4)):  # rearranged; odd; small
+    for shape in ((8, 6, 28, 28), (8, 6, 27, 28), (2, 3, 4, 4)):  # even; odd; small
         for options in ({"kernel_size": 2}, {"kernel_size": 2, "stride": 1}, {"kernel_size": 2, "divisor_override": 3}):
             assert_as_unfused(nn.Sequential(nn.AvgPool2d(**options)), image(*shape), dtype=torch.float32)
     net = pydl.swap(nn.Sequential(nn.AvgPool2d(2)))
-    x = image(8, 6, 28, 28).double().requires_grad_()  # large enough to be rearranged
+    x = image(8, 6, 28, 28).double().requires_grad_()
     assert torch.autograd.gradcheck(net, x, fast_mode=True)
     assert torch.autograd.gradgradcheck(net, x, fast_mode=True)
 
@@ -928,7 +933,7 @@ def test_pooling_inside_a_traced_forward_and_in_channels_last():
     x = image(8, 3, 32, 32)
     net = assert_as_unfused(Stem(), x)
     assert fused(net) == {"bn": "with relu()"}
-    assert pydl.report(net).rows[2].fused == "pooled in channels_last, which is faster"
+    assert pydl.report(net).rows[2].served_by == f"cpu {pydl.backend.current_isa()}"
     net = pydl.swap(Stem()).eval()
     y = net(x.to(memory_format=torch.channels_last))
     assert y.is_contiguous(memory_format=torch.channels_last)

@@ -2,10 +2,10 @@
 
 from collections import OrderedDict
 
-from torch.nn import AdaptiveAvgPool2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
+from torch.nn import AdaptiveAvgPool2d, Flatten, Linear, ReLU, Sequential
 
 from pydl.models._registry import check_variant, register
-from pydl.nn import Conv2d, Dropout
+from pydl.nn import Conv2d, Dropout, MaxPool2d
 
 
 @register("classifier")

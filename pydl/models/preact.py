@@ -1,10 +1,10 @@
 """Residual networks with pre-activation, x + f(relu(bn(x))): nothing stands on the path of the identity."""
 
 import torch.nn.functional as F
-from torch.nn import Linear, MaxPool2d, Module, Sequential
+from torch.nn import Linear, Module, Sequential
 
 from pydl.models._registry import check_input_size, register
-from pydl.nn import BatchNorm2d, Conv2d, Dropout
+from pydl.nn import BatchNorm2d, Conv2d, Dropout, MaxPool2d
 
 
 class PreActBlock(Module):

@@ -1,10 +1,10 @@
 """Residual networks: blocks that compute relu(x + f(x)); the book's ResNet-18, ResNet-50 and ResNeXt-50."""
 
 import torch.nn.functional as F
-from torch.nn import Linear, MaxPool2d, Module, Sequential
+from torch.nn import Linear, Module, Sequential
 
 from pydl.models._registry import check_input_size, check_variant, register
-from pydl.nn import BatchNorm2d, Conv2d
+from pydl.nn import BatchNorm2d, Conv2d, MaxPool2d
 
 WIDTHS = (64, 128, 256, 512)  # of the four stages
 

@@ -1,11 +1,12 @@
 """Rules of torch.func.vmap: how a batch of calls becomes one call.
 
 A convolution is independent of the number of images and of groups: samples that share the weight become images, samples
-with weights of their own become groups of channels. The channels of a batch norm are independent of each other.
+with weights of their own become groups of channels. The channels of a batch norm are independent of each other, and
+the images of a pooling.
 Cross entropy has no rule: its loss and its denominator are reduced per call, so vmap calls it sample by sample.
 """
 
-from pydl.ops import _library, batch_norm, conv2d  # noqa: F401  (which define the ops)
+from pydl.ops import _library, avg_pool2d, batch_norm, conv2d, max_pool2d  # noqa: F401  (which define the ops)
 
 
 def _fold(tensor, dim, into, size):
@@ -76,6 +77,46 @@ def _batch_norm_forward(ops, info, in_dims, input, mean, var, weight, bias, resi
     return (_unfold(output, 1, size), _unfold(mean, 0, size), _unfold(var, 0, size)), (1, 0, 0)
 
 
+def _max_pool2d(ops, info, in_dims, input, *options):
+    size = info.batch_size
+    output, places = ops.max_pool2d(_fold(input, in_dims[0], 0, size), *options)
+    wants_places = options[-1]
+    return (_unfold(output, 0, size), _unfold(places, 0, size) if wants_places else places), (
+        0,
+        0 if wants_places else None,
+    )
+
+
+def _max_pool2d_backward(ops, info, in_dims, grad_output, places, input_size, *options):
+    size = info.batch_size
+    grad_output, places = (_fold(t, d, 0, size) for t, d in zip((grad_output, places), in_dims[:2], strict=True))
+    grad_input = ops.max_pool2d_backward(grad_output, places, [input_size[0] * size, *input_size[1:]], *options)
+    return _unfold(grad_input, 0, size), 0
+
+
+def _max_pool2d_gather(ops, info, in_dims, input, places, *options):
+    size = info.batch_size
+    input, places = (_fold(t, d, 0, size) for t, d in zip((input, places), in_dims[:2], strict=True))
+    return _unfold(ops.max_pool2d_gather(input, places, *options), 0, size), 0
+
+
+def _avg_pool2d(ops, info, in_dims, input, *options):
+    size = info.batch_size
+    return _unfold(ops.avg_pool2d(_fold(input, in_dims[0], 0, size), *options), 0, size), 0
+
+
+def _avg_pool2d_backward(ops, info, in_dims, grad_output, input_size, *options):
+    size = info.batch_size
+    grad_output = _fold(grad_output, in_dims[0], 0, size)
+    grad_input = ops.avg_pool2d_backward(grad_output, [input_size[0] * size, *input_size[1:]], *options)
+    return _unfold(grad_input, 0, size), 0
+
+
+_library.vmap("avg_pool2d", _avg_pool2d)
+_library.vmap("avg_pool2d_backward", _avg_pool2d_backward)
+_library.vmap("max_pool2d", _max_pool2d)
+_library.vmap("max_pool2d_backward", _max_pool2d_backward)
+_library.vmap("max_pool2d_gather", _max_pool2d_gather)
 _library.vmap("conv2d_forward", _conv2d_forward)
 _library.vmap("conv2d_backward_input", _conv2d_backward_input)
 _library.vmap("conv2d_backward_weight", _conv2d_backward_weight)

@@ -10,20 +10,26 @@ from torch.autograd import forward_ad
 from pydl.ops import _triton
 
 NAMESPACES = ("pydl", "pydl_triton")
+_namespaces_of = {}  # name of an op -> those that have it
 
 
-def define(name, schema):
-    """Declares ``name`` with ``schema``, e.g. ``define("dropout", "(Tensor input, float p) -> Tensor")``."""
-    for namespace in NAMESPACES:
+def define(name, schema, triton=True):
+    """Declares ``name`` with ``schema``, e.g. ``define("dropout", "(Tensor input, float p) -> Tensor")``.
+
+    Without ``triton`` it has no Triton kernel, and is declared in ``pydl`` alone.
+    """
+    _namespaces_of[name] = NAMESPACES if triton else NAMESPACES[:1]
+    for namespace in _namespaces_of[name]:
         torch.library.define(f"{namespace}::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _triton.implement(name)  # the compiled implementations of ``pydl`` register themselves, in csrc/<op>.cpp
+    if triton:
+        _triton.implement(name)  # the compiled implementations of ``pydl`` register themselves, in csrc/<op>.cpp
 
 
 def fake(name):
     """Decorator: the shape, dtype and strides of ``name``'s outputs, for tracing without data."""
 
     def register(function):
-        for namespace in NAMESPACES:
+        for namespace in _namespaces_of[name]:
             torch.library.register_fake(f"{namespace}::{name}", function)
         return function
 
@@ -32,7 +38,7 @@ def fake(name):
 
 def autograd(name, setup_context, backward):
     """Gives ``name`` a backward: ``backward(ops, ctx, *grads)``, ``ops`` being the namespace of the forward."""
-    for namespace in NAMESPACES:
+    for namespace in _namespaces_of[name]:
         ops = getattr(torch.ops, namespace)
 
         def bound(ctx, *grads, _ops=ops):
@@ -151,7 +157,7 @@ def wanted(ctx, edge):
 
 def vmap(name, rule):
     """Gives ``name`` a rule for torch.func.vmap: ``rule(ops, info, in_dims, *args) -> (outputs, out_dims)``."""
-    for namespace in NAMESPACES:
+    for namespace in _namespaces_of[name]:
         ops = getattr(torch.ops, namespace)
 
         def bound(info, in_dims, *args, _ops=ops):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from pydl import backend
 from pydl.ops import _library
+from pydl.ops._memory_format import is_channels_last
 
 # padding is (top, bottom, left, right): "same" with an even kernel pads one more at the bottom and on the right.
 # channels_last is the memory format of the result: decided once, in `conv2d` below, so that kernel and fake agree.
@@ -82,26 +83,11 @@ def _(grad_output):
     return grad_output.new_empty(grad_output.shape[1])
 
 
-def _is_channels_last(t):
-    """Whether the strides of ``t`` say channels_last, as torch decides it; ambiguous ones say contiguous."""
-    stride = t.stride()
-    if stride[3] < stride[1]:  # the common case: rows of pixels
-        return False
-    size, smallest = t.shape, 0
-    for d in (1, 3, 2, 0):
-        if size[d] == 0 or stride[d] < smallest:
-            return False
-        if d == 0 and smallest == stride[1]:  # one channel of one pixel
-            return False
-        smallest = stride[d] * size[d] if size[d] > 1 else stride[d]
-    return True
-
-
 def _forward_context(ctx, inputs, output):
     input, weight, _, stride, padding, dilation, groups, ctx.activation, ctx.channels_last = inputs
     ctx.options = (stride, padding, dilation, groups)
     ctx.input_size, ctx.weight_size = input.shape, weight.shape
-    ctx.weight_channels_last = _is_channels_last(weight)
+    ctx.weight_channels_last = is_channels_last(weight)
     needs_input, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(
         input if needs_weight else None,
@@ -135,7 +121,7 @@ _library.autograd("conv2d_forward", _forward_context, _forward_backward)
 # grad_output is the convolution of g, and that of weight is the weight gradient with g in the input's place.
 def _input_context(ctx, inputs, output):
     grad_output, weight, _, *ctx.options, ctx.channels_last = inputs
-    ctx.weight_size, ctx.weight_channels_last = weight.shape, _is_channels_last(weight)
+    ctx.weight_size, ctx.weight_channels_last = weight.shape, is_channels_last(weight)
     ctx.save_for_backward(*(t if need else None for t, need in zip((grad_output, weight), _swap(ctx), strict=True)))
 
 
@@ -162,7 +148,7 @@ _library.autograd("conv2d_backward_input", _input_context, _input_backward)
 # grad_weight(grad_output, input): with g the gradient of its result, g stands in the weight's place.
 def _weight_context(ctx, inputs, output):
     grad_output, input, _, *ctx.options, _ = inputs
-    ctx.input_size, ctx.channels_last = input.shape, _is_channels_last(input)
+    ctx.input_size, ctx.channels_last = input.shape, is_channels_last(input)
     ctx.save_for_backward(*(t if need else None for t, need in zip((grad_output, input), _swap(ctx), strict=True)))
 
 
@@ -209,7 +195,7 @@ class _EagerConv2d(torch.autograd.Function):
             output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest[1:])
         ctx.ops, ctx.options = ops, (stride, padding, dilation, groups)
         ctx.input_size, ctx.weight_size = input.shape, weight.shape
-        ctx.weight_channels_last = _is_channels_last(weight)
+        ctx.weight_channels_last = is_channels_last(weight)
         ctx.to_save = (  # what ctx.save_for_backward sets
             input if weight.requires_grad else None,
             weight if input.requires_grad else None,
@@ -321,7 +307,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
                 f"conv2d: expected input to be 3-D (unbatched) or 4-D (batched), got shape {tuple(input.shape)}"
             )
         input = input.unsqueeze(0)
-    channels_last = (_is_channels_last(input) or _is_channels_last(weight)) and input.numel() != 0
+    channels_last = (is_channels_last(input) or is_channels_last(weight)) and input.numel() != 0
     rest = (stride, padding, dilation, groups, activation or "none", channels_last)
     if transforms or torch.compiler.is_compiling():
         output = ops.conv2d_forward(input, weight, bias, *rest)

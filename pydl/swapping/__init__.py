@@ -3,7 +3,6 @@
 served.py      which layers, and why the others are left to torch
 binding.py     what is bound to a module's instance, and how it survives copies
 chains.py      what one kernel computes in the place of several layers
-pooling.py     torch's pooling, in the layout in which it is fast
 planning.py    finds the chains: among neighbours of a Sequential, and in the graph (tracing.py) of a module's forward
 fusing.py      a container's forward, and when its plan still holds
 table.py       the report; timing.py: where the time goes
@@ -14,7 +13,6 @@ import torch
 
 from pydl.swapping import binding, planning, served, timing
 from pydl.swapping.binding import SwappedForward, is_swapped, rebuild
-from pydl.swapping.chains import Chain
 from pydl.swapping.fusing import FusedForward
 from pydl.swapping.mode import swapped
 from pydl.swapping.table import Report, Row, make_report
@@ -104,8 +102,7 @@ def freeze(module):
         if binding.is_bound(container, FusedForward):
             plan = container.forward.plan(container)
             for chain in plan.chains if plan is not None else ():
-                if isinstance(chain, Chain):
-                    chain.freeze()
+                chain.freeze()
     return module
 
 

@@ -16,12 +16,20 @@ def _dropout(input, p, train):
     return functional.dropout(input, p, train)
 
 
+def _max_pool2d_with_indices(
+    input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=True
+):
+    """What F.max_pool2d becomes with ``return_indices``; called by itself, it returns them whatever that says."""
+    return functional.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+
+
 _OURS = {getattr(F, name): getattr(functional, name) for name in functional.__all__}
 _OURS |= {torch.conv2d: functional.conv2d, torch.batch_norm: _batch_norm, torch.dropout: _dropout}
+_OURS |= {torch.max_pool2d: functional.max_pool2d, F.max_pool2d_with_indices: _max_pool2d_with_indices}
 
 
 class swapped(TorchFunctionMode):
-    """Serves ``torch.nn.functional``'s (and torch's own) ``cross_entropy, conv2d, batch_norm, dropout...`` by pydl.
+    """Serves ``torch.nn.functional``'s (and torch's own) ``cross_entropy, conv2d, max_pool2d, ...`` by pydl.
 
     Inside the block, in this thread, whoever calls them: a loss that is a plain function, or the modules of a model
     that was not swapped. Results are those of ``pydl.functional``; nothing is fused. The backward is ours wherever it

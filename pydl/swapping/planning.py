@@ -8,7 +8,7 @@ import weakref
 import torch
 from torch.nn import functional as F
 
-from pydl.swapping import pooling, tracing
+from pydl.swapping import tracing
 from pydl.swapping.chains import ACTIVATIONS, Chain, role, why_not_linked
 from pydl.swapping.fusing import Facts, FusedForward, Plan
 
@@ -24,7 +24,7 @@ def could_fuse(module):
     """Whether ``module`` calls layers by itself that might be links of a chain, now or later."""
     if isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict) or type(module).forward is _NO_FORWARD:
         return False
-    return any(role(child) in _HEADS or type(child) in pooling.CLASSES for child in _reachable(module))
+    return any(role(child) in _HEADS for child in _reachable(module))
 
 
 def why_never(container):
@@ -84,8 +84,6 @@ def sequential_plan(module, facts):
 
 def _first_chain(layers, facts, left):
     """The chain that begins with the first of ``layers`` (name, layer), or None."""
-    if type(layers[0][1]) in pooling.CLASSES:
-        return _pool(*layers[0], facts, left)
     links = []
     for wanted in (_HEADS, ("norm", *ACTIVATIONS), ACTIVATIONS):
         if len(links) == len(layers):
@@ -101,15 +99,6 @@ def _first_chain(layers, facts, left):
         for _, layer, _ in links:
             facts.add_link(layer)
     return _chain(links, left)
-
-
-def _pool(name, layer, facts, left):
-    """A :class:`~pydl.swapping.pooling.Pool`, or None where the layer has to be called by itself."""
-    facts.add_link(layer)
-    reason = why_not_linked(layer)
-    if reason:
-        left[name] = reason
-    return None if reason else pooling.Pool(layer, name)
 
 
 def _chain(links, left, add=None):
@@ -181,8 +170,6 @@ class _Rewriting:
         self.follow_writes()
         done = set()
         for node in list(self.graph.nodes):
-            if node.op == "call_module" and type(self.module.get_submodule(node.target)) in pooling.CLASSES:
-                self.replace_pool(node)
             if node in done or self.kind(node) not in _HEADS:
                 continue
             nodes, residual = self.follow(node)
@@ -265,13 +252,6 @@ class _Rewriting:
                 links.append((f"{kind}()", None, kind))
         return _chain(links, self.left, add)
 
-    def replace_pool(self, node):
-        pool = _pool(node.target, self.module.get_submodule(node.target), self.facts, self.left)
-        if pool is not None and _only(node):
-            self.watch(node.target)
-            self.replace([node], pool, None)
-            self.found.append(pool)
-
     def watch(self, path):
         """That the layer at a path is still the same, at every step of the path."""
         owner = self.module
@@ -289,10 +269,10 @@ class _Rewriting:
         if any(map(_writes, between)):
             return False
         (input,) = nodes[0].args[:1]
-        fresh = isinstance(self.calls.get(input.target), Chain) or self.kind(input) in _HEADS
+        fresh = input.target in self.calls or self.kind(input) in _HEADS
         for other in between:
             if isinstance(other.target, _Call):
-                norms = {getattr(self.calls[other.target], "norm", None)} - {None}
+                norms = {self.calls[other.target].norm} - {None}
             elif other.op == "call_module":  # it may write to what it can reach
                 if not fresh or len(input.users) > 1:
                     return False
@@ -305,7 +285,7 @@ class _Rewriting:
 
     def replace(self, nodes, chain, residual):
         last = nodes[-1]
-        args = nodes[0].args if getattr(chain, "add", None) is None else (nodes[0].args[0], residual)
+        args = nodes[0].args if chain.add is None else (nodes[0].args[0], residual)
         call = _Call()
         self.calls[call] = chain
         with self.graph.inserting_after(last):

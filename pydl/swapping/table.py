@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from pydl import backend
+from pydl import backend, nn
 from pydl.swapping import planning, served
 from pydl.swapping.binding import is_bound, is_swapped
-from pydl.swapping.chains import Chain
 from pydl.swapping.fusing import FusedForward
-from pydl.swapping.pooling import Pool
 from pydl.swapping.timing import Timing
 
+_OPS = {
+    cls: op
+    for layer, op in (("MaxPool2d", "max_pool2d"), ("AvgPool2d", "avg_pool2d"))
+    for cls in (getattr(torch.nn, layer), getattr(nn, layer))
+}
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 
 
@@ -110,11 +113,7 @@ def _fusing(module):
 
         if plan.why_not:
             left[name] = plan.why_not
-        chains = [chain for chain in plan.chains if isinstance(chain, Chain)]
-        for pool in plan.chains:
-            if isinstance(pool, Pool):
-                _join(fused, row(pool.names[0]), pool.remark)
-        for names, remark in (kernel for chain in chains for kernel in chain.kernels()):
+        for names, remark in (kernel for chain in plan.chains for kernel in chain.kernels()):
             head, *others = map(row, names)
             if others:
                 _join(fused, head, f"with {', '.join(others)}{remark}")
@@ -148,17 +147,20 @@ def _status(layer, cls, model_device):
         reason = served.why_left(layer) or (None if is_swapped(layer) else "not swapped")
     if reason is None:
         tensor = next(layer.parameters(), None)
-        name, reason = _serving(model_device if tensor is None else tensor.device)
-        return name, reason
+        return _serving(model_device if tensor is None else tensor.device, cls)
     return "torch", reason
 
 
-def _serving(device):
-    """What serves our layers on ``device``, and why that is not pydl, if so."""
+def _serving(device, cls=None):
+    """What serves our layers (``cls`` among them) on ``device``, and why that is not pydl, if so."""
+    if _OPS.get(cls) in backend.ON_CPU_ALONE and backend._asked is None and device.type not in ("cpu", "meta"):
+        return "torch", f"pydl has no kernel for {cls.__name__} on {device.type}"
     try:
         name = backend.current(device)
     except RuntimeError as error:  # no backend for this device: a call would raise the same
         return "nothing", str(error)
+    if _OPS.get(cls) in backend.ON_CPU_ALONE and name not in ("cpu", "torch"):
+        return "torch", f"the backend {name} has no kernel for {cls.__name__}"
     if name == "torch":
         return name, "meta tensors hold no data" if device.type == "meta" else "the backend torch was asked for"
     return (f"cpu {backend.current_isa()}" if name == "cpu" else name), ""

@@ -61,7 +61,7 @@ class Learner:
         if self.processes.world > 1:
             self.model = pydl.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if backend_name != "torch":
-            pydl.swap(self.model)  # built from our layers already: this fuses neighbours, and pools in a faster layout
+            pydl.swap(self.model)  # built from our layers already: this fuses neighbours
         several = self.processes.world > 1
         self._stepped = distributed(self.model, self.device) if several else self.model  # what a training step calls
         self.regression = not num_classes

@@ -1,0 +1,96 @@
+// What the pooling ops share of torch's side: checks, the size of the output, tensors of a memory format.
+#pragma once
+
+#include "csrc/torch.h"
+#include "kernels/pool2d.h"
+
+namespace pydl {
+
+using PoolSizes = std::vector<int64_t>;
+
+inline std::string text_of_sizes(const PoolSizes& sizes) {
+  std::string text = "(";
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+  return text + ")";
+}
+
+struct PoolOptions {
+  const PoolSizes &kernel, &stride, &padding, &dilation;
+  bool ceil_mode;
+};
+
+// Windows along one dimension, as torch counts them: with ceil_mode the last may hang over the end, but has
+// to begin in the image or in the padding before it.
+inline int64_t count_windows(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation,
+                             bool ceil_mode) {
+  const int64_t room = in + 2 * pad - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0);
+  if (room < 0) return 0;
+  const int64_t count = room / stride + 1;
+  return ceil_mode && (count - 1) * stride >= in + pad ? count - 1 : count;
+}
+
+// Checks sizes and options, and fills in all but pointers, strides, dtype and layout. input: sizes (N, C, H,
+// W).
+inline void describe_pool(const char* op, const PoolSizes& input, const PoolOptions& o, Pool2dParams& p) {
+  for (const auto& [name, pair] : {std::pair<const char*, const PoolSizes&>{"kernel_size", o.kernel},
+                                   {"stride", o.stride},
+                                   {"padding", o.padding},
+                                   {"dilation", o.dilation}}) {
+    PYDL_CHECK(pair.size() == 2, op, ": expected ", name, " to be 2 numbers, got ", text_of_sizes(pair));
+    const int64_t least = std::strcmp(name, "padding") == 0 ? 0 : 1;
+    PYDL_CHECK(pair[0] >= least && pair[1] >= least, op, ": expected ", name, " to be at least ", least,
+               ", got ", text_of_sizes(pair));
+  }
+  PYDL_CHECK(
+      input.size() == 4 && input[1] > 0 && input[2] > 0 && input[3] > 0, op,
+      ": expected input to be 3-D (unbatched) or 4-D (batched) and empty in its batch alone, got shape ",
+      text_of_sizes(input));
+  for (size_t d = 0; d < 2; ++d)
+    PYDL_CHECK(o.padding[d] <= (o.dilation[d] * (o.kernel[d] - 1) + 1) / 2, op,
+               ": expected padding to be at most half of the kernel's reach, got padding ",
+               text_of_sizes(o.padding), " for kernel_size ", text_of_sizes(o.kernel), " and dilation ",
+               text_of_sizes(o.dilation));
+  p.batch = input[0];
+  p.channels = input[1];
+  p.in_height = input[2];
+  p.in_width = input[3];
+  p.kernel_height = o.kernel[0];
+  p.kernel_width = o.kernel[1];
+  p.stride_height = o.stride[0];
+  p.stride_width = o.stride[1];
+  p.pad_top = o.padding[0];
+  p.pad_left = o.padding[1];
+  p.dilation_height = o.dilation[0];
+  p.dilation_width = o.dilation[1];
+  p.out_height = count_windows(input[2], o.kernel[0], o.stride[0], o.padding[0], o.dilation[0], o.ceil_mode);
+  p.out_width = count_windows(input[3], o.kernel[1], o.stride[1], o.padding[1], o.dilation[1], o.ceil_mode);
+  PYDL_CHECK(p.out_height > 0 && p.out_width > 0, op,
+             ": expected the kernel to be no larger than the padded input (", input[2] + 2 * o.padding[0],
+             " x ", input[3] + 2 * o.padding[1], "), got kernel_size ", text_of_sizes(o.kernel),
+             " with dilation ", text_of_sizes(o.dilation));
+}
+
+inline PoolSizes output_sizes(const Pool2dParams& p) {
+  return {p.batch, p.channels, p.out_height, p.out_width};
+}
+
+inline void check_sizes(const char* op, const char* what, const Tensor& t, const PoolSizes& sizes) {
+  PYDL_CHECK(sizes_of(t) == sizes, op, ": expected ", what, " to be of shape ", text_of_sizes(sizes),
+             ", got ", shape_of(t));
+}
+
+inline Tensor empty_in_format(const Tensor& like, ScalarType type, const PoolSizes& sizes,
+                              bool channels_last) {
+  return channels_last ? empty_strided(like, type, sizes, channels_last_strides(sizes))
+                       : empty(like, type, sizes);
+}
+
+// From which tensor to which.
+inline void set_sides(Pool2dParams& p, const Tensor& from, const Tensor& to, bool channels_last) {
+  p.from = from.const_data_ptr();
+  p.to = to.mutable_data_ptr();
+  p.channels_last = channels_last;
+  for (int64_t d = 0; d < 4; ++d) p.from_stride[d] = from.stride(d);
+}
+
+}  // namespace pydl

@@ -1,0 +1,208 @@
+// Average pooling on the CPU. See kernels/avg_pool2d.h for the formula.
+//
+// In rows of pixels lanes are outputs of a row, whose sums stay in registers; with a stride beyond 2 the
+// window's rows are added up first, as they lie, and the columns of that one row after. In channels_last
+// lanes are channels.
+#include "kernels/avg_pool2d.h"
+
+#include "kernels/cpu/pool2d.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+constexpr int64_t kStretch = 512;  // pixels of a row added up at once
+
+template <class A>
+PYDL_INLINE A scale_of_row(const AvgPool2dParams& p, int64_t oy) {
+  return p.row_scale ? static_cast<const A*>(p.row_scale)[oy] : static_cast<A>(p.scale);
+}
+template <class A>
+PYDL_INLINE A scale_of(const AvgPool2dParams& p, int64_t oy, int64_t ox) {
+  return p.column_scale ? scale_of_row<A>(p, oy) * static_cast<const A*>(p.column_scale)[ox]
+                        : scale_of_row<A>(p, oy);
+}
+
+// The mean over 2x2 with stride 2, the most common, for output rows [first, last) of a plane whose windows
+// lie in the image with both rows: by columns of one vector, whose lanes are worked out once for all of them.
+template <class T>
+PYDL_INLINE void halves(const AvgPool2dParams& p, const Axis& y, const Axis& x, const T* image, T* output,
+                        int64_t first, int64_t last) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const int64_t stride = p.from_stride[2];
+  for (int64_t j = 0; j < x.out; j += all) {
+    const int64_t at = x.start(j);
+    const Lanes low = lanes_between(-at, x.in - at), high = lanes_between(-at - all, x.in - at - all);
+    const Lanes out = lanes_between(0, x.out - j);
+    const vec<A> columns =
+        p.column_scale ? load_lanes(static_cast<const A*>(p.column_scale) + j, out, A(0)) : broadcast(A(1));
+    for (int64_t oy = first; oy < last; ++oy) {
+      const T* window = image + y.start(oy) * stride + at;
+      const vec<A> a = load_lanes(window, low, A(0)) + load_lanes(window + stride, low, A(0));
+      const vec<A> b = load_lanes(window + all, high, A(0)) + load_lanes(window + stride + all, high, A(0));
+      const vec<A> scale = columns * broadcast(scale_of_row<A>(p, oy));
+      store_lanes(output + oy * x.out + j, (even_lanes(a, b) + odd_lanes(a, b)) * scale, out);
+    }
+  }
+}
+
+// One output row, from its window's rows down.begin to down.end.
+template <int kStep, class T>
+PYDL_INLINE void pool_row(const AvgPool2dParams& p, const Axis& x, const T* window, Range down, int64_t oy,
+                          T* output) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const int64_t stride = p.from_stride[2];
+  for (int64_t j = 0; j < x.out; j += all) {
+    const int64_t at = x.start(j);
+    vec<A> sum{};
+    for (int64_t r = down.begin; r < down.end; ++r)
+      for (int64_t s = 0; s < x.kernel; ++s) sum += load_row<kStep>(window + r * stride, at + s, x.in, A(0));
+    const int64_t n = x.out - j;
+    sum *= broadcast(scale_of_row<A>(p, oy));
+    if (p.column_scale) sum *= load_between(static_cast<const A*>(p.column_scale) + j, 0, n);
+    n >= all ? store(output + j, sum) : store_n(output + j, sum, n);
+  }
+}
+
+// The same with any stride: the rows first.
+template <class T>
+PYDL_INLINE void pool_wide_row(const AvgPool2dParams& p, const Axis& x, const T* window, Range down,
+                               int64_t oy, T* output) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const int64_t stride = p.from_stride[2];
+  const auto columns = [&](int64_t ox) PYDL_INLINE_LAMBDA {
+    const Range taps = x.taps(ox);
+    return Range{x.start(ox) + taps.begin, x.start(ox) + taps.end};
+  };
+  A total = 0;
+  int64_t ox = 0;
+  for (int64_t first = 0; first < x.in && ox < x.out; first += kStretch) {
+    const int64_t n = min_of(kStretch, x.in - first);
+    alignas(64) A sums[kStretch];
+    for (int64_t j = 0; j < n; j += all) {
+      vec<A> sum{};
+      if (j + all <= n)
+        for (int64_t r = down.begin; r < down.end; ++r) sum += load(window + r * stride + first + j);
+      else
+        for (int64_t r = down.begin; r < down.end; ++r) sum += load_n(window + r * stride + first + j, n - j);
+      store(sums + j, sum);
+    }
+    while (ox < x.out) {
+      const Range c = columns(ox);
+      const int64_t last = min_of(c.end, first + n);
+      for (int64_t j = max_of(c.begin, first); j < last; ++j) total += sums[j - first];
+      if (c.end > first + n) break;  // goes on in the next stretch
+      store_one(output + ox, total * scale_of<A>(p, oy, ox));
+      total = 0;
+      ++ox;
+    }
+  }
+}
+
+// Output rows [begin, end), counted over all planes, of an NCHW output; the input's rows are dense.
+template <class T>
+void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  const Axis y = vertical(p), x = horizontal(p);
+  const bool two_by_two = x.kernel == 2 && x.stride == 2 && y.kernel == 2 && y.stride == 2;
+  const bool separate = x.kernel <= x.stride;  // no pixel is in two windows of a row
+  each_plane(y.out, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
+                     plane % p.channels * p.from_stride[1];
+    if (two_by_two) {  // all rows but those in the padding
+      const int64_t top = y.pad > 0 ? 1 : 0, bottom = (y.in + y.pad) / 2;
+      const int64_t from = min_of(max_of(first, top), last), to = max_of(min_of(last, bottom), from);
+      T* plane_output = static_cast<T*>(p.to) + plane * y.out * x.out;
+      halves(p, y, x, image, plane_output, from, to);
+      for (int64_t oy = first; oy < last; ++oy)
+        if (oy < from || oy >= to)
+          pool_row<2>(p, x, image + y.start(oy) * p.from_stride[2], y.taps(oy), oy,
+                      plane_output + oy * x.out);
+      return;
+    }
+    for (int64_t oy = first; oy < last; ++oy) {
+      const T* window = image + y.start(oy) * p.from_stride[2];
+      T* output = static_cast<T*>(p.to) + (plane * y.out + oy) * x.out;
+      const Range down = y.taps(oy);
+      if (x.stride == 2)
+        pool_row<2>(p, x, window, down, oy, output);
+      else if (x.stride == 1)
+        pool_row<1>(p, x, window, down, oy, output);
+      else if (separate)
+        pool_wide_row(p, x, window, down, oy, output);
+    }
+  });
+}
+
+// Output rows [begin, end), counted over all images, of a channels_last output; the input's channels are
+// dense.
+template <class T>
+void channels(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const Axis y = vertical(p), x = horizontal(p);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t oy = row % y.out;
+    const T* image = static_cast<const T*>(p.from) + row / y.out * p.from_stride[0];
+    const Range rs = y.taps(oy);
+    for (int64_t ox = 0; ox < x.out; ++ox) {
+      T* output = static_cast<T*>(p.to) + (row * x.out + ox) * p.channels;
+      const Range ss = x.taps(ox);
+      const T* window = image + y.start(oy) * p.from_stride[2] + x.start(ox) * p.from_stride[3];
+      const vec<A> scale = broadcast(scale_of<A>(p, oy, ox));
+      for (int64_t c = 0; c < p.channels; c += all) {
+        const int64_t n = p.channels - c;
+        vec<A> sum{};
+        for (int64_t r = rs.begin; r < rs.end; ++r)
+          for (int64_t s = ss.begin; s < ss.end; ++s) {
+            const T* pixel = window + r * p.from_stride[2] + s * p.from_stride[3] + c;
+            sum += n >= all ? load(pixel) : load_n(pixel, n);
+          }
+        sum *= scale;
+        n >= all ? store(output + c, sum) : store_n(output + c, sum, n);
+      }
+    }
+  }
+}
+
+// The same, whatever the strides: pixel by pixel.
+template <class T>
+void strided(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const Axis y = vertical(p), x = horizontal(p);
+  const int64_t* stride = p.from_stride;
+  T* output = static_cast<T*>(p.to);
+  each_written(p, y.out, x.out, begin, end,
+               [&](int64_t n, int64_t c, int64_t oy, int64_t ox, int64_t offset) PYDL_INLINE_LAMBDA {
+                 const T* image = static_cast<const T*>(p.from) + n * stride[0] + c * stride[1];
+                 const Range rs = y.taps(oy), ss = x.taps(ox);
+                 A sum = 0;
+                 for (int64_t r = rs.begin; r < rs.end; ++r)
+                   for (int64_t s = ss.begin; s < ss.end; ++s)
+                     sum += load_one(image + (y.start(oy) + r) * stride[2] + (x.start(ox) + s) * stride[3]);
+                 store_one(output + offset, sum * scale_of<A>(p, oy, ox));
+               });
+}
+
+}  // namespace
+
+void avg_pool2d(const AvgPool2dParams& p, const Parallel& parallel) {
+  const int64_t count = rows_written(p, p.out_height);
+  const int64_t pixels = p.in_width * p.stride_height * (p.channels_last ? p.channels : 1);
+  const bool in_rows =
+      !p.channels_last && p.from_stride[3] == 1 && (p.stride_width <= 2 || p.kernel_width <= p.stride_width);
+  dispatch_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    parallel(count, ceil_div(kPoolGrain, max_of(pixels, 1)), [&](int64_t begin, int64_t end) {
+      if (in_rows)
+        rows<T>(p, begin, end);
+      else if (p.channels_last && p.from_stride[1] == 1)
+        channels<T>(p, begin, end);
+      else
+        strided<T>(p, begin, end);
+    });
+  });
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,213 @@
+// The gradient of average pooling: each pixel gathers its share of the windows that cover it.
+#include "kernels/avg_pool2d.h"
+#include "kernels/cpu/pool2d.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+template <class A>
+PYDL_INLINE A scale_of_row(const AvgPool2dParams& p, int64_t oy) {
+  return p.row_scale ? static_cast<const A*>(p.row_scale)[oy] : static_cast<A>(p.scale);
+}
+
+// The gradients of the windows from ox on, times the scale of their columns; 0 beyond the row.
+template <class T>
+PYDL_INLINE vec<acc_t<T>> column_gradients(const AvgPool2dParams& p, const Axis& x, const T* grad,
+                                           int64_t ox) {
+  using A = acc_t<T>;
+  vec<A> v = load_row<1>(grad, ox, x.out, A(0));
+  if (p.column_scale) v *= load_row<1>(static_cast<const A*>(p.column_scale), ox, x.out, A(0));
+  return v;
+}
+
+// Windows of 2 with stride 2, the most common, for an NCHW gradient whose grad_output has dense rows: each
+// pixel is in one window at most. By columns of two vectors, whose lanes are worked out once for a plane.
+template <class T>
+void halves(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const Axis y = vertical(p), x = horizontal(p);
+  each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const T* from = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
+                    plane % p.channels * p.from_stride[1];
+    T* to = static_cast<T*>(p.to) + plane * y.in * x.in;
+    for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {  // a place in the padded row
+      const int64_t ox = at / 2, j = at - x.pad;
+      const Lanes inside = lanes_between(0, x.out - ox);
+      const Lanes low = lanes_between(-j, x.in - j), high = lanes_between(-j - all, x.in - j - all);
+      const vec<A> columns = p.column_scale
+                                 ? load_lanes(static_cast<const A*>(p.column_scale) + ox, inside, A(0))
+                                 : broadcast(A(1));
+      Range windows = y.windows(first);
+      for (int64_t i = first; i < last; ++i) {
+        y.follow(windows, i);
+        vec<A> share{};
+        if (windows.begin < windows.end)
+          share = load_lanes(from + windows.begin * p.from_stride[2] + ox, inside, A(0)) *
+                  (columns * broadcast(scale_of_row<A>(p, windows.begin)));
+        T* row = to + i * x.in + j;
+        store_lanes(row, interleave_lanes_low(share, share), low);
+        store_lanes(row + all, interleave_lanes_high(share, share), high);
+      }
+    }
+  });
+}
+
+// Input rows [begin, end), counted over all planes, of an NCHW gradient; rows of grad_output are dense.
+template <int kStep, class T>
+void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const Axis y = vertical(p), x = horizontal(p);
+  each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const T* from = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
+                    plane % p.channels * p.from_stride[1];
+    Range windows = y.windows(first);
+    for (int64_t i = first; i < last; ++i) {
+      y.follow(windows, i);
+      T* to = static_cast<T*>(p.to) + (plane * y.in + i) * x.in;
+      if constexpr (kStep == 1) {
+        for (int64_t j = 0; j < x.in; j += all) {
+          vec<A> sum{};
+          for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
+            vec<A> part{};
+            for (int64_t s = x.kernel - 1; s >= 0; --s)
+              part += column_gradients(p, x, from + oy * p.from_stride[2], j + x.pad - s);
+            sum += part * broadcast(scale_of_row<A>(p, oy));
+          }
+          j + all <= x.in ? store(to + j, sum) : store_n(to + j, sum, x.in - j);
+        }
+      } else {
+        // from an even place of the padded row, so that a tap's parity is its pixel's
+        for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {
+          vec<A> even{}, odd{};
+          for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
+            const T* grad = from + oy * p.from_stride[2];
+            const vec<A> scale = broadcast(scale_of_row<A>(p, oy));
+            vec<A> e{}, o{};
+            for (int64_t s = x.kernel - 1; s >= 0; --s) {
+              const vec<A> v = column_gradients(p, x, grad, (at - s + 1) >> 1);
+              s& 1 ? o += v : e += v;
+            }
+            even += e * scale;
+            odd += o * scale;
+          }
+          const int64_t j = at - x.pad;
+          store_between(to + j, interleave_lanes_low(even, odd), -j, x.in - j);
+          store_between(to + j + all, interleave_lanes_high(even, odd), -j - all, x.in - j - all);
+        }
+      }
+    }
+  });
+}
+
+// The same for windows that lie apart, with any stride: each spreads over its pixels of a row.
+template <class T>
+void spread(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const Axis y = vertical(p), x = horizontal(p);
+  const A* column_scale = static_cast<const A*>(p.column_scale);
+  each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const T* from = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
+                    plane % p.channels * p.from_stride[1];
+    Range windows = y.windows(first);
+    for (int64_t i = first; i < last; ++i) {
+      y.follow(windows, i);
+      T* to = static_cast<T*>(p.to) + (plane * y.in + i) * x.in;
+      int64_t j = 0;
+      if (windows.begin < windows.end) {
+        const A scale = scale_of_row<A>(p, windows.begin);
+        const T* grad = from + windows.begin * p.from_stride[2];
+        for (int64_t ox = 0; ox < x.out; ++ox) {
+          const Range taps = x.taps(ox);
+          const A value =
+              load_one(grad + ox * p.from_stride[3]) * scale * (column_scale ? column_scale[ox] : A(1));
+          T share;
+          store_one(&share, value);
+          for (; j < x.start(ox); ++j) store_one(to + j, A(0));  // pixels between windows
+          for (; j < x.start(ox) + taps.end; ++j) to[j] = share;
+        }
+      }
+      for (; j < x.in; ++j) store_one(to + j, A(0));
+    }
+  });
+}
+
+// Input rows [begin, end), counted over all images, of a channels_last gradient; channels of grad_output are
+// dense.
+template <class T>
+void channels(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const Axis y = vertical(p), x = horizontal(p);
+  const A* column_scale = static_cast<const A*>(p.column_scale);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t i = row % y.in;
+    const T* image = static_cast<const T*>(p.from) + row / y.in * p.from_stride[0];
+    const Range down = y.windows(i);
+    Range right = x.windows(0);
+    for (int64_t j = 0; j < x.in; ++j) {
+      x.follow(right, j);
+      T* to = static_cast<T*>(p.to) + (row * x.in + j) * p.channels;
+      for (int64_t c = 0; c < p.channels; c += all) {
+        const int64_t n = min_of(all, p.channels - c);
+        vec<A> sum{};
+        for (int64_t oy = down.begin; oy < down.end; ++oy)
+          for (int64_t ox = right.begin; ox < right.end; ++ox) {
+            const T* grad = image + oy * p.from_stride[2] + ox * p.from_stride[3] + c;
+            const A scale = scale_of_row<A>(p, oy) * (column_scale ? column_scale[ox] : A(1));
+            sum += (n == all ? load(grad) : load_n(grad, n)) * broadcast(scale);
+          }
+        n == all ? store(to + c, sum) : store_n(to + c, sum, n);
+      }
+    }
+  }
+}
+
+// The same, whatever the strides: pixel by pixel.
+template <class T>
+void strided(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const Axis y = vertical(p), x = horizontal(p);
+  const int64_t* stride = p.from_stride;
+  const A* column_scale = static_cast<const A*>(p.column_scale);
+  T* to = static_cast<T*>(p.to);
+  each_written(p, y.in, x.in, begin, end,
+               [&](int64_t n, int64_t c, int64_t i, int64_t j, int64_t offset) PYDL_INLINE_LAMBDA {
+                 const T* grad = static_cast<const T*>(p.from) + n * stride[0] + c * stride[1];
+                 const Range down = y.windows(i), right = x.windows(j);
+                 A sum = 0;
+                 for (int64_t oy = down.begin; oy < down.end; ++oy)
+                   for (int64_t ox = right.begin; ox < right.end; ++ox)
+                     sum += load_one(grad + oy * stride[2] + ox * stride[3]) * scale_of_row<A>(p, oy) *
+                            (column_scale ? column_scale[ox] : A(1));
+                 store_one(to + offset, sum);
+               });
+}
+
+template <class T>
+void backward(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  const bool dense = p.from_stride[p.channels_last ? 1 : 3] == 1;
+  if (dense && p.channels_last) return channels<T>(p, begin, end);
+  if (dense && p.stride_width == 1) return rows<1, T>(p, begin, end);
+  if (dense && p.stride_width == 2 && p.kernel_width == 2 && p.kernel_height <= p.stride_height)
+    return halves<T>(p, begin, end);
+  if (dense && p.stride_width == 2) return rows<2, T>(p, begin, end);
+  if (!p.channels_last && p.kernel_width <= p.stride_width && p.kernel_height <= p.stride_height)
+    return spread<T>(p, begin, end);
+  strided<T>(p, begin, end);
+}
+
+}  // namespace
+
+void avg_pool2d_backward(const AvgPool2dParams& p, const Parallel& parallel) {
+  const int64_t count = rows_written(p, p.in_height);
+  const int64_t elements = p.in_width * (p.channels_last ? p.channels : 1);
+  dispatch_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    parallel(count, ceil_div(kPoolGrain, max_of(elements, 1)),
+             [&](int64_t begin, int64_t end) { backward<T>(p, begin, end); });
+  });
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

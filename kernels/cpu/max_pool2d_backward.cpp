@@ -1,0 +1,257 @@
+// The gradient of maximum pooling: each pixel gathers from the windows that cover it.
+//
+// A scatter, window by window, would have to clear grad_input first and could not be cut among threads; a
+// gather writes each pixel once, in registers until then, and is a comparison and an addition for each window
+// that covers it. Windows are added in their order, as torch does.
+#include "kernels/cpu/pool2d.h"
+#include "kernels/max_pool2d.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+constexpr int64_t kBand = 16;      // rows of a plane at once
+constexpr int64_t kStretch = 512;  // pixels of a row at once, where they go one by one
+
+// One output row that covers the input row at hand.
+template <class T, class P>
+struct Cover {
+  const T* grad;
+  const P* places;
+  int64_t tap;  // of its first column: r * kernel_width
+};
+
+// What output row oy of a plane is to input row i; tap -1 where it steps over it.
+template <class T, class P>
+PYDL_INLINE Cover<T, P> cover(const MaxPool2dParams& p, const Axis& y, int64_t image, int64_t channel,
+                              int64_t oy, int64_t i) {
+  const int64_t r = y.tap(oy, i);
+  const int64_t *g = p.from_stride, *k = p.places_stride;
+  return {static_cast<const T*>(p.from) + image * g[0] + channel * g[1] + oy * g[2],
+          static_cast<const P*>(p.places) + image * k[0] + channel * k[1] + oy * k[2],
+          r < 0 ? -1 : r * p.kernel_width};
+}
+
+// The sum over the taps of column phase kPhase (of kStep), in lanes that are kStep pixels apart; `at` is the
+// place in the padded row of lane 0.
+template <int kStep, int kPhase, class T, class P>
+PYDL_INLINE vec<acc_t<T>> add_row(vec<acc_t<T>> sum, const Cover<T, P>& row, const Axis& x, int64_t at) {
+  using A = acc_t<T>;
+  for (int64_t s = x.kernel - 1; s >= 0;
+       --s) {  // windows in order: the later the tap, the earlier the window
+    const int64_t reach = s * x.dilation;
+    if (kStep == 2 && (reach & 1) != kPhase) continue;
+    const int64_t ox = kStep == 2 ? (at - reach) >> 1 : at - reach;
+    constexpr int64_t all = lanes<A>;
+    vec<A> grad;
+    mask<A> place;
+    if (ox >= 0 && ox + all <= x.out) {
+      grad = load(row.grad + ox);
+      place = load_integers<A>(row.places + ox, 0, all);
+    } else {
+      grad = load_between(row.grad + ox, -ox, x.out - ox);
+      place = load_integers<A>(row.places + ox, -ox, x.out - ox);
+    }
+    sum = add_where_equal<A>(sum, grad, place, splat_integer<A>(row.tap + s));
+  }
+  return sum;
+}
+
+// Input rows [begin, end), counted over all planes, of an NCHW gradient; rows of grad_output and of places
+// are dense. For kernels of width kWidth without dilation: by columns of one or two vectors, so that which
+// lanes lie in the image is worked out once for a band of rows.
+template <int kStep, int kWidth, class T>
+void columns(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const Axis y = vertical(p), x = horizontal(p);
+  const int64_t down_grad = p.from_stride[2], down_places = p.places_stride[2];
+  each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const int64_t image = plane / p.channels, channel = plane % p.channels;
+    const T* grads = static_cast<const T*>(p.from) + image * p.from_stride[0] + channel * p.from_stride[1];
+    const uint8_t* places =
+        static_cast<const uint8_t*>(p.places) + image * p.places_stride[0] + channel * p.places_stride[1];
+    T* to = static_cast<T*>(p.to) + plane * y.in * x.in;
+    for (int64_t top = first; top < last; top += kBand) {
+      const int64_t bottom = min_of(last, top + kBand);
+      // where a phase is a parity, from an even place of the padded row
+      for (int64_t at = kStep == 2 ? x.pad & ~int64_t{1} : x.pad; at < x.in + x.pad; at += kStep * all) {
+        Lanes inside[kWidth];
+        int64_t ox[kWidth];
+#pragma GCC unroll 4
+        for (int s = 0; s < kWidth; ++s) {
+          ox[s] = kStep == 2 ? (at + (s & 1) - s) / 2 : at - s;
+          inside[s] = lanes_between(-ox[s], x.out - ox[s]);
+        }
+        const int64_t j = at - x.pad;
+        const Lanes low = lanes_between(-j, x.in - j), high = lanes_between(-j - all, x.in - j - all);
+        Range windows = y.windows(top);
+        for (int64_t i = top; i < bottom; ++i) {
+          y.follow(windows, i);
+          vec<A> sum[kStep] = {};
+          for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
+            const int64_t r = y.tap(oy, i);
+            if (r < 0) continue;
+            const T* grad = grads + oy * down_grad;
+            const uint8_t* place = places + oy * down_places;
+#pragma GCC unroll 4
+            for (int s = kWidth - 1; s >= 0; --s) {  // as in add_row
+              vec<A>& part = sum[kStep == 2 ? s & 1 : 0];
+              part = add_where_equal<A>(part, load_lanes(grad + ox[s], inside[s], A(0)),
+                                        load_integers<A>(place + ox[s], inside[s]),
+                                        splat_integer<A>(r * kWidth + s));
+            }
+          }
+          T* row = to + i * x.in + j;
+          if constexpr (kStep == 2) {
+            store_lanes(row, interleave_lanes_low(sum[0], sum[1]), low);
+            store_lanes(row + all, interleave_lanes_high(sum[0], sum[1]), high);
+          } else {
+            store_lanes(row, sum[0], low);
+          }
+        }
+      }
+    }
+  });
+}
+
+// The same for any kernel.
+template <int kStep, class T, class P>
+void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const Axis y = vertical(p), x = horizontal(p);
+  each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const int64_t image = plane / p.channels, channel = plane % p.channels;
+    for (int64_t i = first; i < last; ++i) {
+      const Range windows = y.windows(i);
+      T* to = static_cast<T*>(p.to) + (plane * y.in + i) * x.in;
+      const auto each_cover = [&](auto body) PYDL_INLINE_LAMBDA {
+        for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
+          const Cover<T, P> c = cover<T, P>(p, y, image, channel, oy, i);
+          if (c.tap >= 0) body(c);
+        }
+      };
+      if constexpr (kStep == 1) {
+        for (int64_t j = 0; j < x.in; j += all) {
+          vec<A> sum{};
+          each_cover([&](const Cover<T, P>& c)
+                         PYDL_INLINE_LAMBDA { sum = add_row<1, 0>(sum, c, x, j + x.pad); });
+          j + all <= x.in ? store(to + j, sum) : store_n(to + j, sum, x.in - j);
+        }
+      } else {
+        // from an even place of the padded row, so that a phase is a parity
+        for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {
+          vec<A> even{}, odd{};
+          each_cover([&](const Cover<T, P>& c) PYDL_INLINE_LAMBDA {
+            even = add_row<2, 0>(even, c, x, at);
+            odd = add_row<2, 1>(odd, c, x, at + 1);
+          });
+          const int64_t j = at - x.pad;
+          store_between(to + j, interleave_lanes_low(even, odd), -j, x.in - j);
+          store_between(to + j + all, interleave_lanes_high(even, odd), -j - all, x.in - j - all);
+        }
+      }
+    }
+  });
+}
+
+// Input rows [begin, end), counted over all images, of a channels_last gradient; channels of grad_output and
+// places are dense.
+template <class T, class P>
+void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const Axis y = vertical(p), x = horizontal(p);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t i = row % y.in, image = row / y.in;
+    const Range down = y.windows(i);
+    Range right = x.windows(0);
+    for (int64_t j = 0; j < x.in; ++j) {
+      x.follow(right, j);
+      T* to = static_cast<T*>(p.to) + (row * x.in + j) * p.channels;
+      for (int64_t c = 0; c < p.channels; c += all) {
+        const int64_t n = min_of(all, p.channels - c);
+        vec<A> sum{};
+        for (int64_t oy = down.begin; oy < down.end; ++oy) {
+          const Cover<T, P> rows = cover<T, P>(p, y, image, 0, oy, i);
+          if (rows.tap < 0) continue;
+          for (int64_t ox = right.begin; ox < right.end; ++ox) {
+            const int64_t s = x.tap(ox, j);
+            if (s < 0) continue;
+            const T* grad = rows.grad + ox * p.from_stride[3] + c;
+            const P* places = rows.places + ox * p.places_stride[3] + c;
+            const mask<A> wanted = splat_integer<A>(rows.tap + s);
+            sum = n == all ? add_where_equal<A>(sum, load(grad), load_integers<A>(places, 0, all), wanted)
+                           : add_where_equal<A>(sum, load_n(grad, n), load_integers<A>(places, 0, n), wanted);
+          }
+        }
+        n == all ? store(to + c, sum) : store_n(to + c, sum, n);
+      }
+    }
+  }
+}
+
+// The same, whatever the strides: window by window, for a stretch of a row of pixels of one channel.
+template <class T, class P>
+void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const Axis y = vertical(p), x = horizontal(p);
+  const int64_t planes = p.channels_last ? 1 : p.channels, inner = p.channels_last ? p.channels : 1;
+  const int64_t g = p.from_stride[3], k = p.places_stride[3];
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t i = row % y.in, plane = row / y.in;
+    const Range windows = y.windows(i);
+    for (int64_t c = 0; c < inner; ++c)
+      for (int64_t first = 0; first < x.in; first += kStretch) {
+        const int64_t n = min_of(kStretch, x.in - first);
+        A sum[kStretch];
+        for (int64_t j = 0; j < n; ++j) sum[j] = 0;
+        const int64_t from = x.windows(first).begin, to = x.windows(first + n - 1).end;
+        for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
+          const Cover<T, P> rows = cover<T, P>(p, y, plane / planes, plane % planes + c, oy, i);
+          if (rows.tap < 0) continue;
+          for (int64_t ox = from; ox < to; ++ox) {
+            const int64_t s = static_cast<int64_t>(rows.places[ox * k]) - rows.tap;
+            const int64_t j = x.start(ox) + s * x.dilation - first;
+            if (s >= 0 && s < x.kernel && j >= 0 && j < n) sum[j] += load_one(rows.grad + ox * g);
+          }
+        }
+        T* output = static_cast<T*>(p.to) + (row * x.in + first) * inner + c;
+        for (int64_t j = 0; j < n; ++j) store_one(output + j * inner, sum[j]);
+      }
+  }
+}
+
+template <int kStep, class T, class P>
+void rows_of_width(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  if constexpr (sizeof(P) == 1) {
+    if (p.kernel_width == 2 && p.dilation_width == 1) return columns<kStep, 2, T>(p, begin, end);
+    if (p.kernel_width == 3 && p.dilation_width == 1) return columns<kStep, 3, T>(p, begin, end);
+  }
+  rows<kStep, T, P>(p, begin, end);
+}
+
+template <class T, class P>
+void backward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  const int inner = p.channels_last ? 1 : 3;  // the dimension that is dense in grad_input
+  const bool dense = p.from_stride[inner] == 1 && p.places_stride[inner] == 1;
+  if (dense && p.channels_last) return channels<T, P>(p, begin, end);
+  if (dense && p.stride_width == 1) return rows_of_width<1, T, P>(p, begin, end);
+  if (dense && p.stride_width == 2) return rows_of_width<2, T, P>(p, begin, end);
+  strided<T, P>(p, begin, end);
+}
+
+}  // namespace
+
+void max_pool2d_backward(const MaxPool2dParams& p, const Parallel& parallel) {
+  const int64_t rows = rows_written(p, p.in_height);
+  const int64_t elements = p.in_width * (p.channels_last ? p.channels : 1);
+  dispatch_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    parallel(rows, ceil_div(kPoolGrain, max_of(elements, 1)), [&](int64_t begin, int64_t end) {
+      p.byte_places ? backward<T, uint8_t>(p, begin, end) : backward<T, int32_t>(p, begin, end);
+    });
+  });
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,130 @@
+"""2-D average pooling (LeCun et al., 1989; d2l chapter "Pooling"), on the CPU.
+
+    output[n, c, y, x] = sum over r, s of input[n, c, y*stride + r - padding, x*stride + s - padding] / divisor
+
+Linear in the input: the derivative of the backward is the forward again.
+"""
+
+from operator import index
+
+import torch
+import torch.nn.functional as F
+
+from pydl import backend
+from pydl.ops import _library, _pool2d
+from pydl.ops._memory_format import is_channels_last
+
+# divisor: what sums are divided by, 0 for the number of pixels. channels_last is the memory format of the result:
+# decided once, in `avg_pool2d` below, so that kernel and fake agree.
+_OPTIONS = (
+    "int[2] kernel_size, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, int divisor, "
+    "bool channels_last"
+)
+_library.define("avg_pool2d", f"(Tensor input, {_OPTIONS}) -> Tensor", triton=False)
+_library.define(
+    "avg_pool2d_backward", f"(Tensor grad_output, SymInt[4] input_size, {_OPTIONS}) -> Tensor", triton=False
+)
+
+
+@_library.fake("avg_pool2d")
+def _(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor, channels_last):
+    size = _pool2d.output_size("avg_pool2d", input.shape, kernel_size, stride, padding, (1, 1), ceil_mode)
+    return _pool2d.empty(input, size, channels_last)
+
+
+@_library.fake("avg_pool2d_backward")
+def _(grad_output, input_size, *options):
+    return _pool2d.empty(grad_output, input_size, options[-1])
+
+
+def _forward_context(ctx, inputs, output):
+    input, *ctx.options = inputs
+    ctx.input_size = input.shape
+
+
+def _forward_backward(ops, ctx, grad_output):
+    return ops.avg_pool2d_backward(grad_output, ctx.input_size, *ctx.options), *(None,) * 7
+
+
+_library.autograd("avg_pool2d", _forward_context, _forward_backward)
+
+
+def _backward_context(ctx, inputs, output):
+    _, _, *ctx.options = inputs
+
+
+def _backward_backward(ops, ctx, grad):
+    return ops.avg_pool2d(grad, *ctx.options), *(None,) * 8
+
+
+_library.autograd("avg_pool2d_backward", _backward_context, _backward_backward)
+
+
+class _EagerAvgPool(torch.autograd.Function):
+    """The same in eager mode with the fewest hops: each op is called below the autograd layer of the dispatcher.
+
+    With create_graph the backward goes through the registered formula, and so can be differentiated again.
+    """
+
+    @staticmethod
+    def forward(ctx, input, ops, options):
+        ctx.rest = ops, input.shape, options
+        with torch._C._AutoDispatchBelowAutograd():
+            return ops.avg_pool2d(input, *options)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        ops, input_size, options = ctx.rest
+        if torch.is_grad_enabled():
+            return ops.avg_pool2d_backward(grad_output, input_size, *options), None, None
+        with torch._C._AutoDispatchBelowAutograd():
+            return ops.avg_pool2d_backward(grad_output, input_size, *options), None, None
+
+
+def avg_pool2d(
+    input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+):
+    """The mean of each window's pixels, as :func:`torch.nn.functional.avg_pool2d`.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); float32, float64, bfloat16 or float16 on the CPU, with any strides (other
+            dtypes and devices are served by torch). Sums are accumulated in float32 (float64 for float64).
+        kernel_size: one number of pixels or (y, x).
+        stride: the same; the kernel's size if None.
+        padding: the same; zeros around the image, at most half of the kernel's size.
+        ceil_mode: windows may hang over the end of the padded image, as long as they begin before it.
+        count_include_pad: zeros of the padding count as pixels; what hangs over the padded image never does.
+        divisor_override: divides sums by this number instead of the number of pixels.
+
+    Returns:
+        (N, C, H', W') or (C, H', W'), channels_last if the input is. H' = (H + 2 * padding - kernel height) / stride
+        + 1, rounded down, or up with ``ceil_mode``.
+
+    Raises:
+        RuntimeError: shapes or options that do not fit.
+        TypeError: options that are no integers.
+    """
+    ops = backend.ops_for(input, "avg_pool2d") if input.dtype in _pool2d.SUPPORTED else None
+    if ops is None:
+        return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    kernel_size, stride, padding, _ = _pool2d.pairs("avg_pool2d", kernel_size, stride, padding)
+    if divisor_override is not None:
+        if not hasattr(divisor_override, "__index__"):
+            raise TypeError(f"avg_pool2d: expected divisor_override to be an integer, got {divisor_override!r}")
+        if divisor_override == 0:
+            raise RuntimeError("avg_pool2d: expected divisor_override to be other than zero, got 0")
+    divisor = 0 if divisor_override is None else index(divisor_override)
+    image = _pool2d.batched("avg_pool2d", input)
+    channels_last = input.dim() == 4 and is_channels_last(image)
+    options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor, channels_last
+    if _library.transforms_active():
+        output = _library.transformed(ops).avg_pool2d(image, *options)
+    elif _pool2d.quick(image):
+        if image.requires_grad and torch.is_grad_enabled():
+            output = _EagerAvgPool.apply(image, ops, options)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = ops.avg_pool2d(image, *options)
+    else:
+        output = ops.avg_pool2d(image, *options)
+    return output if image is input else output.squeeze(0)
