@@ -33,6 +33,8 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
+constexpr int64_t kSmallScratch = 16384;
+
 struct BatchNormCall {
   const char* name;
   BatchNormParams params{};
@@ -183,9 +185,14 @@ struct BatchNormCall {
       return;
     }
     const int64_t bytes = PYDL_CPU_CALL(batch_norm_scratch)(params);
-    scratch.reset(std::aligned_alloc(64, static_cast<size_t>(ceil_div(max_of(bytes, 1), 64) * 64)));
-    if (scratch == nullptr) throw std::bad_alloc();
-    params.scratch = scratch.get();
+    // Of small calls on the stack: to allocate a few KB makes the C library tidy up its free lists.
+    alignas(64) char small[kSmallScratch];
+    params.scratch = small;
+    if (bytes > kSmallScratch) {
+      scratch.reset(std::aligned_alloc(64, static_cast<size_t>(ceil_div(bytes, 64) * 64)));
+      if (scratch == nullptr) throw std::bad_alloc();
+      params.scratch = scratch.get();
+    }
     cpu(params, torch_threads());
   }
 
