@@ -19,7 +19,8 @@ bool supported(Algorithm algorithm, const Conv2dParams& p, Conv2dPass pass) {
 }
 
 // Depthwise, and groups of a few channels. Measured on Zen 4: groups of 16 fill implicit GEMM's vectors as
-// well, which then loses to lanes of groups where these need not be transposed, but not in the weight gradient.
+// well, which then loses to lanes of groups where these need not be transposed, but not in the weight
+// gradient.
 bool depthwise_pays(const Conv2dParams& p, Conv2dPass pass) {
   const bool few = p.in_channels / p.groups < 16;
   return p.groups > 1 && (few || (pass != Conv2dPass::backward_weight && p.input_stride[1] == 1));
