@@ -212,7 +212,9 @@ def test_expanded_gradient(channels_last, algorithm, device):
     check(passes(conv2d, x, w, b, options, grad), expected, torch.float32, x.shape)
 
 
-@pytest.mark.parametrize("name", ["lenet 1", "3x3", "1x1", "depthwise", "stride 3"])
+@pytest.mark.parametrize(
+    "name", ["lenet 1", "3x3", "1x1", "depthwise", "ResNeXt: groups of 4, vectors overlap", "stride 3"]
+)
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_fused_activation(name, activation, channels_last, algorithm, device):
@@ -273,7 +275,17 @@ def test_torch_backend():
 
 @pytest.mark.cpu_kernels
 @pytest.mark.parametrize(
-    "name", ["lenet 2", "3x3", "1x1", "3x3 stride 2", "depthwise", "deep: several blocks of the sum"]
+    "name",
+    [
+        "lenet 2",
+        "3x3",
+        "1x1",
+        "3x3 stride 2",
+        "depthwise",
+        "ResNeXt: groups of 4, stride 2",
+        "first layer in several regions",
+        "deep: several blocks of the sum",
+    ],
 )
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_thread_count_changes_no_bit(name, channels_last, algorithm, device):
