@@ -11,12 +11,13 @@ namespace {
 
 constexpr int kP = kTilePixels;
 
-// For every lane, that of its group's first channel.
+// For every lane, that of its group's first channel. `inputs` divides the lanes: it is a power of two.
 template <class A>
 PYDL_INLINE mask<A> group_lanes(int64_t inputs) {
-  mask<A> first{};
-  for (int l = 0; l < lanes<A>; ++l) first[l] = l - l % inputs;
-  return first;
+  mask<A> lane{};
+#pragma GCC unroll 16
+  for (int l = 0; l < lanes<A>; ++l) lane[l] = l;
+  return lane & static_cast<__typeof__(lane[0] + 0)>(-inputs);
 }
 
 template <class T, int kTaps, int kStep>
