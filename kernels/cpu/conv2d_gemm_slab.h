@@ -129,10 +129,14 @@ struct SlabPlan {
   int64_t taps() const { return p.kernel_height * p.kernel_width; }
   int64_t n_phases() const { return phases_y * phases_x; }
   Regions cut(int64_t pixels) const {
+    auto within = [&](int64_t budget) {
+      return Regions(gather.batch, grid_height(), grid_width(), y, x, direct ? elements : pitch, budget,
+                     pixels);
+    };
     // every region reads all weights once: where these exceed the caches, larger regions are worth windows
-    // that come from beyond the second level
-    const int64_t budget = max_of(kSlab, min_of(tiles * tile_elements / 8, 4 * kSlab));
-    return {gather.batch, grid_height(), grid_width(), y, x, direct ? elements : pitch, budget, pixels};
+    // that come from beyond the second level, as long as there is more than one to share
+    const Regions large = within(max_of(kSlab, min_of(tiles * tile_elements / 8, 4 * kSlab)));
+    return large.count() > 1 ? large : within(kSlab);
   }
 
   // Channels side by side, every window inside the image, and pixels not a multiple of 2 KB apart, which
