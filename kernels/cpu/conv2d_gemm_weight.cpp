@@ -42,11 +42,10 @@ struct WeightPlan {
         y{p.stride_height, -p.pad_top, (p.kernel_height - 1) * p.dilation_height + 1},
         x{p.stride_width, -p.pad_left, (p.kernel_width - 1) * p.dilation_width + 1},
         regions(1, 1, 1, {1, 0, 1}, {1, 0, 1}, 1, 1, 1) {
-    // channels side by side, every window inside, and pixels that fall into at least half of the sets of the
-    // first-level cache: a region's are read again for every tile of output channels
+    // channels side by side, every window inside, pixels not all in one set of the first-level cache
     direct = __is_same(T, E) && p.input_stride[1] == 1 && y.low >= 0 && x.low >= 0 &&
              y.covered(p.out_height) + y.low <= p.in_height && x.covered(p.out_width) + x.low <= p.in_width &&
-             p.input_stride[3] * x.step * static_cast<int64_t>(sizeof(T)) % 256 != 0;
+             p.input_stride[3] * x.step * static_cast<int64_t>(sizeof(T)) % 4096 != 0;
     const int64_t pixels = p.batch * p.out_height * p.out_width;
     const int64_t ranges = max_of(1, pixels / kSplitPixels);
     blocks = ceil_div(channels, taps == 1 ? 2 * kChannels : kChannels);
