@@ -61,6 +61,20 @@ SHAPES = {
     "1x1, several blocks of channels": ((2, 150, 5, 7), (40, 1, 1), {}),
     "5x5 valid: windows read in place": ((2, 34, 12, 11), (36, 5, 5), {}),
     "groups of many channels": ((2, 40, 7, 9), (72, 3, 3), {"groups": 2, "stride": 2, "padding": 1}),
+    "ResNeXt: groups of 4, vectors overlap": ((2, 36, 9, 17), (36, 3, 3), {"groups": 9, "padding": 1}),
+    "ResNeXt: groups of 4, stride 2": ((3, 32, 11, 16), (32, 3, 3), {"groups": 8, "padding": 1, "stride": 2}),
+    "ResNeXt: groups of 4, less than a vector": ((2, 8, 5, 6), (8, 3, 3), {"groups": 2, "padding": 1}),
+    "ResNeXt: groups of 8, 5x5": ((2, 24, 9, 10), (24, 5, 5), {"groups": 3, "padding": 2}),
+    "ResNeXt: groups of 16, no padding": ((2, 48, 7, 8), (48, 3, 3), {"groups": 3}),
+    "ResNeXt: groups of 2, dilated, stride 3": (
+        (2, 18, 13, 14),
+        (18, 3, 2),
+        {"groups": 9, "padding": 2, "stride": (2, 3), "dilation": 2},
+    ),
+    "ResNeXt: groups of 4, 1x1": ((2, 40, 6, 7), (40, 1, 1), {"groups": 10}),
+    "first layer of one channel, stride 4": ((2, 1, 39, 40), (20, 11, 11), {"stride": 4, "padding": 1}),
+    "first layer in several regions": ((1, 3, 60, 91), (40, 5, 4), {"stride": 2, "padding": (2, 1)}),
+    "first layer, several images per region": ((5, 2, 7, 9), (17, 3, 3), {"stride": (2, 3), "padding": 5}),
     "first layer of many channels": ((2, 3, 23, 26), (48, 7, 7), {"stride": 2, "padding": 3}),
     "stride larger than the image": ((2, 20, 2, 3), (24, 3, 3), {"stride": 5, "padding": 1}),
     "sums in pieces": ((2, 256, 5, 6), (33, 3, 3), {"stride": 2, "padding": 1}),
@@ -76,7 +90,7 @@ def applies(algorithm, name):
     if algorithm == "winograd":
         return kernel in ([3, 3], [5, 5]) and groups == options.get("stride", 1) == options.get("dilation", 1) == 1
     if algorithm == "depthwise":
-        return groups == size[1]
+        return groups == size[1] or "ResNeXt" in name
     if algorithm == "rows":
         return groups == options.get("stride", 1) == 1
     return algorithm != "batch" or groups == 1
@@ -198,7 +212,9 @@ def test_expanded_gradient(channels_last, algorithm, device):
     check(passes(conv2d, x, w, b, options, grad), expected, torch.float32, x.shape)
 
 
-@pytest.mark.parametrize("name", ["lenet 1", "3x3", "1x1", "depthwise", "stride 3"])
+@pytest.mark.parametrize(
+    "name", ["lenet 1", "3x3", "1x1", "depthwise", "ResNeXt: groups of 4, vectors overlap", "stride 3"]
+)
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_fused_activation(name, activation, channels_last, algorithm, device):
@@ -259,7 +275,17 @@ def test_torch_backend():
 
 @pytest.mark.cpu_kernels
 @pytest.mark.parametrize(
-    "name", ["lenet 2", "3x3", "1x1", "3x3 stride 2", "depthwise", "deep: several blocks of the sum"]
+    "name",
+    [
+        "lenet 2",
+        "3x3",
+        "1x1",
+        "3x3 stride 2",
+        "depthwise",
+        "ResNeXt: groups of 4, stride 2",
+        "first layer in several regions",
+        "deep: several blocks of the sum",
+    ],
 )
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_thread_count_changes_no_bit(name, channels_last, algorithm, device):

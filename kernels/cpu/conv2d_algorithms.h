@@ -35,7 +35,7 @@ bool conv2d_rows_worthwhile(const Conv2dParams& params, Conv2dPass pass);
 int64_t conv2d_rows_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
 void conv2d_rows(const Conv2dParams& params, Conv2dPass pass, const Parallel& parallel);
 
-// One input channel per group.
+// One input channel per group, or a few, as many out as in.
 bool conv2d_depthwise_supported(const Conv2dParams& params, Conv2dPass pass);
 int64_t conv2d_depthwise_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
 void conv2d_depthwise_forward(const Conv2dParams& params, const Parallel& parallel);

@@ -25,12 +25,21 @@ struct Steps {
   int64_t channel, row, tap, pixel;
 };
 
-// sum[o][x] of `outs` channels and `pixels` pixels; weights are [channel][row][tap][outs]. Between the rows
-// of one channel that count and those of the next lie `skipped` elements, between the taps of rows
-// `skipped_taps`.
+// Where a tile of results goes, and what is done to it on the way.
+template <class A>
+struct Target {
+  A* to;
+  int64_t channel, pixel;  // elements between neighbours
+  const A* bias;           // of the tile's channels
+  Activation activation;
+};
+
+// target[o][x] = act(bias[o] + sum) of `outs` channels and `pixels` pixels; weights are
+// [channel][row][tap][outs]. Between the rows of one channel that count and those of the next lie `skipped`
+// elements, between the taps of rows `skipped_taps`.
 template <class A, int outs, int pixels>
 void direct_tile(int64_t channels, int64_t rows, int64_t taps, const A* in, const Steps& steps,
-                 const A* weights, int64_t skipped, int64_t skipped_taps, A* result) {
+                 const A* weights, int64_t skipped, int64_t skipped_taps, const Target<A>& target) {
   vec<A> sum[outs][pixels] = {};
   for (int64_t c = 0; c < channels; ++c, in += steps.channel, weights += skipped) {
     const A* line = in;
@@ -49,15 +58,29 @@ void direct_tile(int64_t channels, int64_t rows, int64_t taps, const A* in, cons
       }
     }
   }
+  A* to = target.to;
+  const bool relu = target.activation == Activation::relu;
 #pragma GCC unroll 6
-  for (int o = 0; o < outs; ++o)
+  for (int o = 0; o < outs; ++o, to += target.channel) {
+    const vec<A> bias = splat(target.bias[o]);
 #pragma GCC unroll 4
-    for (int i = 0; i < pixels; ++i) store(result + (o * kPixels + i) * lanes<A>, sum[o][i]);
+    for (int i = 0; i < pixels; ++i) {
+      vec<A> x = sum[o][i] + bias;
+      if (relu) x = x < vec<A>{} ? vec<A>{} : x;  // nan stays nan
+      store(to + i * target.pixel, x);
+    }
+  }
+  if (target.activation != Activation::sigmoid) return;
+#pragma GCC unroll 1
+  for (int q = 0; q < outs * pixels; ++q) {
+    A* at = target.to + q / pixels * target.channel + q % pixels * target.pixel;
+    store(at, activate<A>(load(at), target.activation));
+  }
 }
 
 template <class A>
 using DirectTile = void (*)(int64_t, int64_t, int64_t, const A*, const Steps&, const A*, int64_t, int64_t,
-                            A*);
+                            const Target<A>&);
 
 template <class A, int outs, int pixels>
 DirectTile<A> pick_tile(int64_t wanted_outs, int64_t wanted_pixels) {
@@ -91,11 +114,12 @@ int64_t slot_bytes(const DirectConv<T>& g) {
 
 template <class T>
 int64_t batch_bytes(const DirectConv<T>& g, int64_t threads) {
-  return Pieces::bytes<acc_t<T>>(g.taps() * g.out_blocks(kOut) * kOut) + threads * slot_bytes(g);
+  return Pieces::bytes<acc_t<T>>(g.taps() * g.out_blocks(kOut) * kOut) +
+         Pieces::bytes<acc_t<T>>(g.out_channels) + threads * slot_bytes(g);
 }
 
 template <class T, class A>
-void run_block(const DirectConv<T>& g, int64_t image, const A* weights, Pieces scratch) {
+void run_block(const DirectConv<T>& g, int64_t image, const A* weights, const A* bias, Pieces scratch) {
   constexpr int64_t all = lanes<A>;
   const int64_t images = min_of(all, g.batch - image), width = g.planes.padded_width;
   A* block = scratch.take<A>(g.planes.elements() * all);
@@ -116,29 +140,23 @@ void run_block(const DirectConv<T>& g, int64_t image, const A* weights, Pieces s
     while (first < end && top + first * g.dilation_y < 0) ++first;
     while (end > first && top + (end - 1) * g.dilation_y >= g.planes.height) --end;
     A* row = buffer + y % together * g.out_width * all;
-    for (int64_t b = 0; b < g.out_blocks(kOut); ++b) {
-      const int64_t o0 = b * per_block, outs = min_of(per_block, g.out_channels - o0);
-      const int64_t row_weights = g.kernel_width * outs;
-      const A* block_weights = weights + b * per_block * g.taps() + first * row_weights;
-      const A* line = block + (y * g.stride_y + first * g.dilation_y) * width * all;
-      for (int64_t x = 0; x < g.out_width; x += kPixels) {
-        const int64_t pixels = min_of(kPixels, g.out_width - x);
-        // of the taps of a row, [left, right) reach the image from some pixel
-        int64_t left = 0, right = g.kernel_width;
-        const int64_t begin = x * g.stride_x - g.planes.pad_x;
-        while (left < right && begin + (pixels - 1) * g.stride_x + left * g.dilation_x < 0) ++left;
-        while (right > left && begin + (right - 1) * g.dilation_x >= g.planes.width) --right;
-        A tile[kOut * kPixels * all];
+    const A* line = block + (y * g.stride_y + first * g.dilation_y) * width * all;
+    // all channels of some pixels in succession: what they see stays in the first-level cache
+    for (int64_t x = 0; x < g.out_width; x += kPixels) {
+      const int64_t pixels = min_of(kPixels, g.out_width - x);
+      // of the taps of a row, [left, right) reach the image from some pixel
+      int64_t left = 0, right = g.kernel_width;
+      const int64_t begin = x * g.stride_x - g.planes.pad_x;
+      while (left < right && begin + (pixels - 1) * g.stride_x + left * g.dilation_x < 0) ++left;
+      while (right > left && begin + (right - 1) * g.dilation_x >= g.planes.width) --right;
+      for (int64_t b = 0; b < g.out_blocks(kOut); ++b) {
+        const int64_t o0 = b * per_block, outs = min_of(per_block, g.out_channels - o0);
+        const int64_t row_weights = g.kernel_width * outs;
         pick_tile<A, kOut, kPixels>(outs, pixels)(
             g.planes.channels, end - first, right - left, line + (x * g.stride_x + left * g.dilation_x) * all,
-            steps, block_weights + left * outs, (g.kernel_height - (end - first)) * row_weights,
-            (g.kernel_width - (right - left)) * outs, tile);
-        for (int64_t o = 0; o < outs; ++o) {
-          const vec<A> bias = g.bias ? splat(load_n(g.bias + o0 + o, 1)[0]) : vec<A>{};
-          for (int64_t i = 0; i < pixels; ++i)
-            store(row + (o0 + o) * row_channel + (x + i) * row_pixel,
-                  activate<A>(load(tile + (o * kPixels + i) * all) + bias, g.activation));
-        }
+            steps, weights + b * per_block * g.taps() + first * row_weights + left * outs,
+            (g.kernel_height - (end - first)) * row_weights, (g.kernel_width - (right - left)) * outs,
+            {row + o0 * row_channel + x * row_pixel, row_channel, row_pixel, bias + o0, g.activation});
       }
     }
     const int64_t rows = y % together + 1;  // in the buffer
@@ -166,11 +184,13 @@ void run_batch(const DirectConv<T>& g, void* scratch, const Parallel& parallel) 
   Pieces pieces{static_cast<char*>(scratch)};
   A* weights = pieces.take<A>(g.taps() * g.out_blocks(kOut) * kOut);
   pack_direct_weights(g, kOut, weights, parallel);
+  A* bias = pieces.take<A>(g.out_channels);
+  for (int64_t o = 0; o < g.out_channels; ++o) bias[o] = g.bias ? load_n(g.bias + o, 1)[0] : A(0);
   const int64_t tasks = ceil_div(g.batch, lanes<A>), threads = max_of(1, min_of(parallel.threads, tasks));
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot)
       for (int64_t task = tasks * slot / threads; task < tasks * (slot + 1) / threads; ++task)
-        run_block(g, task * lanes<A>, weights, Pieces{pieces.next + slot * slot_bytes(g)});
+        run_block(g, task * lanes<A>, weights, bias, Pieces{pieces.next + slot * slot_bytes(g)});
   });
 }
 

@@ -1,4 +1,7 @@
 // Depthwise convolution: each channel is convolved alone, so there is no matrix product, and memory decides.
+// Groups of a few channels, as many out as in, are served alike: where the groups of a vector of channels
+// fill it, every result in it sums over the same lanes of its group in turn, so that a tile needs one
+// rearrangement of lanes per source and channel of a group beside its products (conv2d_grouped_tiles.cpp).
 //
 // 3x3 kernels of padding 1 walk down the rows of planes (conv2d_depthwise_3x3.cpp). Everywhere else a vector
 // holds neighbouring channels at one pixel. With channels_last tensors it is read and written
@@ -46,32 +49,71 @@ struct TileShape {
 template <class T>
 struct Tile {
   int64_t channels;            // at least lanes
+  int64_t inputs;              // channels that each result sums over
   int64_t rows;                // kernel rows on the image
   const T* const* sources;     // [row][pitch]
   int64_t pitch;               // pointers between rows
   const int64_t* row_weights;  // where each row's weights begin within a block
-  const acc_t<T>* weights;     // [block][...][tap][lane]; forward and input gradient
+  const acc_t<T>* weights;     // [block][...][input][tap][lane]; forward and input gradient
   int64_t block;               // elements between blocks of weights (or sums)
   const acc_t<T>* bias;        // [block][lane] within the blocks of weights, or null
   Activation activation;
   bool stream;                // store past the caches
   T* const* results;          // [pixel]; forward and input gradient
   const T* const* gradients;  // [pixel]; weight gradient
-  acc_t<T>* sums;             // [block][...][tap][lane], added to; weight gradient
+  acc_t<T>* sums;             // [block][...][input][tap][lane], added to; weight gradient
   int64_t taps;               // of a row, for TileShape::any
 };
 
 template <class T>
 using RunTile = void (*)(const Tile<T>&);
 
+// Adds the bias, applies the activation and stores the results of one block.
+template <class T, int count>
+static PYDL_INLINE void finish_tile(const Tile<T>& tile, const vec<acc_t<T>> (&sum)[count], int64_t c) {
+  using A = acc_t<T>;
+  if (tile.activation == Activation::none) {
+    if (tile.stream) {
+#pragma GCC unroll 16
+      for (int i = 0; i < count; ++i) stream(tile.results[i] + c, sum[i]);
+      return;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < count; ++i) store(tile.results[i] + c, sum[i]);
+    return;
+  }
+  A some[count * lanes<A>];
+#pragma GCC unroll 16
+  for (int i = 0; i < count; ++i) store(some + i * lanes<A>, sum[i]);
+#pragma GCC unroll 1
+  for (int i = 0; i < count; ++i)
+    store(tile.results[i] + c, activate<A>(load(some + i * lanes<A>), tile.activation));
+}
+
 // The tile of the forward pass and the input gradient, and that of the weight gradient (gather and any).
 template <class T>
 RunTile<T> depthwise_tile(const TileShape& shape);
 template <class T>
 RunTile<T> depthwise_weight_tile(const TileShape& shape);
+// The same where a result sums over several channels.
+template <class T>
+RunTile<T> grouped_tile(const TileShape& shape);
+template <class T>
+RunTile<T> grouped_weight_tile(const TileShape& shape);
+
+// Channels that a result sums over.
+static PYDL_INLINE int64_t inputs_of(const Conv2dParams& p) { return p.in_channels / p.groups; }
 
 static PYDL_INLINE int64_t first_channel(int64_t block, int64_t channels, int64_t all) {
   return min_of(block * all, channels - all);
+}
+
+// body(first channel, block) for every block of channels.
+template <class T, class F>
+static PYDL_INLINE void each_block(const Tile<T>& tile, const F& body) {
+  constexpr int64_t all = lanes<acc_t<T>>;
+  const int64_t blocks = ceil_div(tile.channels, all);
+  for (int64_t b = 0; b < blocks; ++b) body(first_channel(b, tile.channels, all), b * tile.block);
 }
 
 // The forms, in the order in which they are asked; planes serve everything.

@@ -251,10 +251,11 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
 }  // namespace
 
 bool depthwise_3x3(const Conv2dParams& p) {
-  return kVectorBytes == 64 && p.out_channels == p.groups && p.kernel_height == 3 && p.kernel_width == 3 &&
-         p.pad_top == 1 && p.pad_left == 1 && p.stride_height == p.stride_width && p.stride_width <= 2 &&
-         p.dilation_height == 1 && p.dilation_width == 1 && p.input_stride[3] == 1 &&
-         p.output_stride[3] == 1 && p.out_height == (p.in_height - 1) / p.stride_height + 1 &&
+  return kVectorBytes == 64 && p.in_channels == p.groups && p.out_channels == p.groups &&
+         p.kernel_height == 3 && p.kernel_width == 3 && p.pad_top == 1 && p.pad_left == 1 &&
+         p.stride_height == p.stride_width && p.stride_width <= 2 && p.dilation_height == 1 &&
+         p.dilation_width == 1 && p.input_stride[3] == 1 && p.output_stride[3] == 1 &&
+         p.out_height == (p.in_height - 1) / p.stride_height + 1 &&
          p.out_width == (p.in_width - 1) / p.stride_width + 1;
 }
 

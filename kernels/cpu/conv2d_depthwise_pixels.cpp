@@ -21,9 +21,9 @@ struct Pixels {
   int64_t channels, blocks, block, parts;
 
   Pixels(const Conv2dParams& p, Conv2dPass pass) : p(p), plan(p, pass) {
-    channels = p.groups;
+    channels = p.in_channels;
     blocks = ceil_div(channels, all);
-    const int64_t taps = p.kernel_height * p.kernel_width * all;
+    const int64_t taps = inputs_of(p) * p.kernel_height * p.kernel_width * all;
     const bool weight = pass == Conv2dPass::backward_weight;
     block = weight ? taps : taps + all;  // then the bias
     parts = weight ? max_of(1, min_of(p.batch * p.out_height, kMaxParts)) : 1;
@@ -63,7 +63,7 @@ void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   memset(zeros, 0, static_cast<size_t>(s.channels) * sizeof(T));
   const RowTables tables(s.plan, from_stride[3], to_stride[3], pieces);
   const T* bias = backward ? nullptr : static_cast<const T*>(p.bias);
-  parallel(s.blocks, 16, [&](int64_t first, int64_t last) {
+  parallel(s.blocks, ceil_div(16, inputs_of(p)), [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
       const int64_t c = first_channel(b, s.channels, all);
       pack_taps(s.plan, static_cast<const T*>(p.weight) + c * p.weight_stride[0], p.weight_stride[0], all,
@@ -82,8 +82,8 @@ void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) {
       Pieces own{pieces.next + slot * s.slot_bytes()};
-      RowRunner<T> runner(s.plan, tables, p.kernel_height, s.channels, zeros, depthwise_tile<T>(s.plan.shape),
-                          own);
+      RowRunner<T> runner(s.plan, tables, p.kernel_height, s.channels, zeros,
+                          (inputs_of(p) > 1 ? grouped_tile<T> : depthwise_tile<T>)(s.plan.shape), own);
       runner.tile.weights = weights;
       runner.tile.block = s.block;
       runner.tile.bias = bias ? weights + s.block - all : nullptr;
@@ -117,8 +117,9 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) {
       Pieces own{pieces.next + slot * s.slot_bytes()};
-      RowRunner<T> runner(s.plan, tables, p.kernel_height, s.channels, zeros,
-                          depthwise_weight_tile<T>(s.plan.shape), own);
+      RowRunner<T> runner(
+          s.plan, tables, p.kernel_height, s.channels, zeros,
+          (inputs_of(p) > 1 ? grouped_weight_tile<T> : depthwise_weight_tile<T>)(s.plan.shape), own);
       runner.tile.block = s.block;
       for (int64_t part = s.parts * slot / threads; part < s.parts * (slot + 1) / threads; ++part) {
         runner.tile.sums = partials + part * sums;
@@ -135,7 +136,7 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
       }
     }
   });
-  parallel(s.blocks, 16, [&](int64_t first, int64_t last) {
+  parallel(s.blocks, ceil_div(16, inputs_of(p)), [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b)
       unpack_taps(p, partials + b * s.block, sums, s.parts,
                   static_cast<T*>(p.weight) + first_channel(b, s.channels, all) * p.weight_stride[0],
@@ -147,7 +148,8 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
 
 bool depthwise_by_pixel(const Conv2dParams& p) {
   const int64_t all = p.dtype == DType::f64 ? lanes<double> : lanes<float>;
-  return p.out_channels == p.groups && p.input_stride[1] == 1 && p.output_stride[1] == 1 && p.groups >= all;
+  return p.out_channels == p.in_channels && p.input_stride[1] == 1 && p.output_stride[1] == 1 &&
+         p.in_channels >= all;
 }
 
 int64_t depthwise_pixels_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {

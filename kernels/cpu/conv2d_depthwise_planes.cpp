@@ -24,6 +24,7 @@ struct Planes {
   RowPlan plan;
   bool weight;
   int64_t filters, blocks, block;             // filters per channel; blocks of channels, and their weights
+  int64_t taps;                               // weights of a filter, times lanes
   int64_t height, source_height;              // of results (weight: of the gradient) and sources
   int64_t strips, max_rows, max_source_rows;  // strips per image, and their rows at most
   int64_t source_sets, result_sets;           // strips packed at a time: the gradients of all filters, or one
@@ -33,9 +34,10 @@ struct Planes {
   Planes(const Conv2dParams& p, Conv2dPass pass)
       : p(p), plan(p, pass), weight(pass == Conv2dPass::backward_weight) {
     const bool backward = plan.backward;
-    filters = p.out_channels / p.groups;
-    blocks = ceil_div(p.groups, all);
-    block = filters * (p.kernel_height * p.kernel_width + 1) * all;
+    filters = p.out_channels / p.in_channels;
+    blocks = ceil_div(p.in_channels, all);
+    taps = inputs_of(p) * p.kernel_height * p.kernel_width * all;
+    block = filters * (taps + all);
     height = backward ? p.in_height : p.out_height;
     source_height = backward ? p.out_height : p.in_height;
     source_sets = backward ? filters : 1;
@@ -64,7 +66,7 @@ struct Planes {
       }
     return {first, max_of(first, plan.rows_read(rows.last - 1))};
   }
-  int64_t channels_of(int64_t b) const { return min_of(all, p.groups - b * all); }
+  int64_t channels_of(int64_t b) const { return min_of(all, p.in_channels - b * all); }
   int64_t set_elements() const { return max_source_rows * plan.source_width * all; }
   int64_t slot_bytes() const {
     return RowRunner<A>::bytes(plan, p.kernel_height * source_sets, all) +
@@ -114,8 +116,7 @@ void gather_strip(const Planes<T>& s, int64_t image, int64_t b, Range rows, cons
   const Range from = s.source_rows_of(rows);
   const T* source_data = static_cast<const T*>(backward ? p.output : p.input);
   T* result_data = static_cast<T*>(backward ? p.input : p.output);
-  const int64_t taps = p.kernel_height * p.kernel_width * all, row = s.plan.source_width * all,
-                result_row = s.plan.width * all;
+  const int64_t taps = s.taps, row = s.plan.source_width * all, result_row = s.plan.width * all;
   for (int64_t j = 0; j < s.source_sets; ++j)
     pack_rows(
         s.slab(source_data, s.source_stride, s.source_sets, s.plan.source_width, image, b, j, from.first),
@@ -142,8 +143,8 @@ void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   const Planes<T> s(p, pass);
   Pieces pieces{static_cast<char*>(p.scratch)};
   const Shared<T> shared(s, pieces);
-  const int64_t taps = p.kernel_height * p.kernel_width * all;
-  parallel(s.blocks, 16, [&](int64_t first, int64_t last) {
+  const int64_t taps = s.taps;
+  parallel(s.blocks, ceil_div(16, inputs_of(p)), [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b)
       for (int64_t j = 0; j < s.filters; ++j) {
         A* to = shared.weights + b * s.block;
@@ -161,7 +162,7 @@ void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
     for (int64_t slot = first; slot < last; ++slot) {
       Pieces own{pieces.next + slot * s.slot_bytes()};
       RowRunner<A> runner(s.plan, shared.tables, p.kernel_height * s.source_sets, all, shared.zeros,
-                          depthwise_tile<A>(s.plan.shape), own);
+                          (inputs_of(p) > 1 ? grouped_tile<A> : depthwise_tile<A>)(s.plan.shape), own);
       runner.tile.activation = pass == Conv2dPass::forward ? p.activation : Activation::none;
       A* source = own.take<A>(s.source_sets * s.set_elements());
       A* result = own.take<A>(s.max_rows * s.plan.width * all);
@@ -194,7 +195,7 @@ void weight_part(const Planes<T>& s, int64_t b, int64_t part, RowRunner<acc_t<T>
       pack_rows(s.slab(static_cast<const T*>(p.output), p.output_stride, s.filters, s.plan.width, image, b, j,
                        rows.first),
                 rows.last - rows.first, gradient);
-      runner.tile.sums = sums + j * p.kernel_height * p.kernel_width * all;
+      runner.tile.sums = sums + j * s.taps;
       for (int64_t y = rows.first; y < rows.last; ++y) {
         runner.tile.rows = 0;
         runner.add_rows(y, source - from.first * row, row, 0);
@@ -215,8 +216,9 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) {
       Pieces own{pieces.next + slot * s.slot_bytes()};
-      RowRunner<A> runner(s.plan, shared.tables, p.kernel_height, all, shared.zeros,
-                          depthwise_weight_tile<A>(s.plan.shape), own);
+      RowRunner<A> runner(
+          s.plan, shared.tables, p.kernel_height, all, shared.zeros,
+          (inputs_of(p) > 1 ? grouped_weight_tile<A> : depthwise_weight_tile<A>)(s.plan.shape), own);
       A* source = own.take<A>(s.set_elements());
       A* gradient = own.take<A>(s.max_rows * s.plan.width * all);
       for (int64_t i = tasks * slot / threads; i < tasks * (slot + 1) / threads; ++i) {
@@ -225,11 +227,10 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
       }
     }
   });
-  parallel(s.blocks, 16, [&](int64_t first, int64_t last) {
+  parallel(s.blocks, ceil_div(16, inputs_of(p)), [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b)
       for (int64_t j = 0; j < s.filters; ++j)
-        unpack_taps(p, shared.weights + b * s.block + j * p.kernel_height * p.kernel_width * all,
-                    s.blocks * s.block, s.parts,
+        unpack_taps(p, shared.weights + b * s.block + j * s.taps, s.blocks * s.block, s.parts,
                     static_cast<T*>(p.weight) + (b * all * s.filters + j) * p.weight_stride[0],
                     s.filters * p.weight_stride[0], s.channels_of(b));
   });

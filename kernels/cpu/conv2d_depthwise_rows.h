@@ -33,8 +33,9 @@ struct RowPlan {
 
   RowPlan(const Conv2dParams& p, Conv2dPass pass) : p(p), backward(pass == Conv2dPass::backward_input) {
     const int64_t taps = p.kernel_width, step = p.stride_width;
-    const bool unrolled =
-        (taps == 3 || taps == 5 || taps == 7) && (step == 1 || step == 2) && p.dilation_width == 1;
+    // wider kernels of groups are rare
+    const bool unrolled = (taps == 3 || (inputs_of(p) == 1 && (taps == 5 || taps == 7))) &&
+                          (step == 1 || step == 2) && p.dilation_width == 1;
     turned = backward && unrolled && step == 1;
     shape = {!unrolled               ? TileShape::any
              : backward && step == 2 ? TileShape::spread
@@ -136,6 +137,7 @@ struct RowRunner {
     row_weights = scratch.take<int64_t>(max_rows);
     sink = scratch.take<T>(channels);
     tile.channels = channels;
+    tile.inputs = inputs_of(plan.p);
     tile.sources = sources;
     tile.pitch = plan.pitch;
     tile.row_weights = row_weights;
@@ -147,7 +149,7 @@ struct RowRunner {
   // Adds the source rows that row `row` of the results reads from an image (or strip) that begins at `from`
   // with row 0 (which need not be there).
   void add_rows(int64_t row, const T* from, int64_t row_step, int64_t weights) {
-    const int64_t per_row = plan.shape.taps * lanes<acc_t<T>>;
+    const int64_t per_row = tile.inputs * plan.shape.taps * lanes<acc_t<T>>;
     for (int64_t r = 0; r < plan.p.kernel_height; ++r) {
       const int64_t at = plan.source_row(row, r);
       if (at < 0) continue;
@@ -181,11 +183,30 @@ struct RowRunner {
   }
 };
 
+// The taps of up to `lanes` filters of groups of several channels, as [row][input][tap][lane]. In the input
+// gradient lanes are input channels, and the filters of their group take turns.
+template <class T, class A>
+static void pack_group_taps(const RowPlan& plan, const T* from, int64_t filters, A* to) {
+  const Conv2dParams& p = plan.p;
+  const int64_t width = p.kernel_width, inputs = inputs_of(p);
+  for (int64_t r = 0; r < p.kernel_height; ++r)
+    for (int64_t i = 0; i < inputs; ++i)
+      for (int64_t t = 0; t < width; ++t) {
+        const int64_t tap = plan.turned ? width - 1 - t : t;
+        const T* at = from + r * p.weight_stride[2] + tap * p.weight_stride[3];
+        for (int64_t l = 0; l < lanes<A>; ++l, ++to) {
+          const int64_t o = plan.backward ? l - l % inputs + i : l, c = plan.backward ? l % inputs : i;
+          *to = l < filters ? load_n(at + o * p.weight_stride[0] + c * p.weight_stride[1], 1)[0] : A(0);
+        }
+      }
+}
+
 // The taps of up to `lanes` filters as [row][tap][lane]; filters `stride` elements apart.
 template <class T, class A>
 static void pack_taps(const RowPlan& plan, const T* from, int64_t stride, int64_t filters, A* to) {
   const Conv2dParams& p = plan.p;
   const int64_t width = p.kernel_width;
+  if (inputs_of(p) > 1) return pack_group_taps(plan, from, filters, to);
   auto place = [&](int64_t r, int64_t t) {
     return to + (r * width + (plan.turned ? width - 1 - t : t)) * lanes<A>;
   };
@@ -214,14 +235,15 @@ template <class T, class A>
 static void unpack_taps(const Conv2dParams& p, const A* from, int64_t part, int64_t parts, T* to,
                         int64_t stride, int64_t filters) {
   for (int64_t r = 0; r < p.kernel_height; ++r)
-    for (int64_t t = 0; t < p.kernel_width; ++t, from += lanes<A>) {
-      vec<A> sum{};
-      for (int64_t i = 0; i < parts; ++i) sum += load(from + i * part);
-      T some[lanes<A>];
-      store(some, sum);
-      T* at = to + r * p.weight_stride[2] + t * p.weight_stride[3];
-      for (int64_t i = 0; i < filters; ++i) at[i * stride] = some[i];
-    }
+    for (int64_t input = 0; input < inputs_of(p); ++input)
+      for (int64_t t = 0; t < p.kernel_width; ++t, from += lanes<A>) {
+        vec<A> sum{};
+        for (int64_t i = 0; i < parts; ++i) sum += load(from + i * part);
+        T some[lanes<A>];
+        store(some, sum);
+        T* at = to + input * p.weight_stride[1] + r * p.weight_stride[2] + t * p.weight_stride[3];
+        for (int64_t i = 0; i < filters; ++i) at[i * stride] = some[i];
+      }
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -7,36 +7,6 @@ namespace {
 
 constexpr int kP = kTilePixels;
 
-// Adds the bias, applies the activation and stores the results of one block.
-template <class T, int count>
-PYDL_INLINE void finish(const Tile<T>& tile, const vec<acc_t<T>> (&sum)[count], int64_t c) {
-  using A = acc_t<T>;
-  if (tile.activation == Activation::none) {
-    if (tile.stream) {
-#pragma GCC unroll 16
-      for (int i = 0; i < count; ++i) stream(tile.results[i] + c, sum[i]);
-      return;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < count; ++i) store(tile.results[i] + c, sum[i]);
-    return;
-  }
-  A some[count * lanes<A>];
-#pragma GCC unroll 16
-  for (int i = 0; i < count; ++i) store(some + i * lanes<A>, sum[i]);
-#pragma GCC unroll 1
-  for (int i = 0; i < count; ++i)
-    store(tile.results[i] + c, activate<A>(load(some + i * lanes<A>), tile.activation));
-}
-
-// body(first channel, block) for every block of channels.
-template <class T, class F>
-PYDL_INLINE void each_block(const Tile<T>& tile, const F& body) {
-  constexpr int64_t all = lanes<acc_t<T>>;
-  const int64_t blocks = ceil_div(tile.channels, all);
-  for (int64_t b = 0; b < blocks; ++b) body(first_channel(b, tile.channels, all), b * tile.block);
-}
-
 template <class T, int kTaps, int kStep>
 void gather_tile(const Tile<T>& tile) {
   using A = acc_t<T>;
@@ -58,7 +28,7 @@ void gather_tile(const Tile<T>& tile) {
         for (int i = 0; i < kP; ++i) sum[i] += weight * x[i * kStep + t];
       }
     }
-    finish<T, kP>(tile, sum, c);
+    finish_tile<T, kP>(tile, sum, c);
   });
 }
 
@@ -88,7 +58,7 @@ void spread_tile(const Tile<T>& tile) {
         for (int i = 0; i < kP; ++i) sum[2 * i + 1] += weight * x[i - j + kEven - 1];
       }
     }
-    finish<T, 2 * kP>(tile, sum, c);
+    finish_tile<T, 2 * kP>(tile, sum, c);
   });
 }
 
@@ -109,7 +79,7 @@ void any_tile(const Tile<T>& tile) {
         for (int i = 0; i < kP; ++i) sum[i] += weight * load(from[i] + c);
       }
     }
-    finish<T, kP>(tile, sum, c);
+    finish_tile<T, kP>(tile, sum, c);
   });
 }
 

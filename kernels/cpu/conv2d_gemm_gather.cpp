@@ -14,6 +14,7 @@
 #include "kernels/cpu/conv2d_finish.h"
 #include "kernels/cpu/conv2d_gather.h"
 #include "kernels/cpu/conv2d_gemm_slab.h"
+#include "kernels/cpu/conv2d_gemm_spread.h"
 #include "kernels/cpu/conv2d_im2col.h"
 #include "kernels/cpu/simd_transpose.h"
 
@@ -281,6 +282,7 @@ void run_gather(const Gather<T>& g, void* scratch, const Parallel& parallel) {
 
 int64_t conv2d_gemm_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   const bool is_forward = pass == Conv2dPass::forward;
+  if (!is_forward && spread_pays(p)) return spread_scratch(p, threads);
   if (slab_gather_pays(p, is_forward)) return slab_gather_scratch(p, is_forward, threads);
   int64_t bytes = 0;
   dispatch_dtype(p.dtype, [&](auto type) {
@@ -305,6 +307,7 @@ void conv2d_gemm_forward(const Conv2dParams& p, const Parallel& parallel) {
 }
 
 void conv2d_gemm_backward_input(const Conv2dParams& p, const Parallel& parallel) {
+  if (spread_pays(p)) return spread_backward_input(p, parallel);
   if (slab_gather_pays(p, false)) return slab_gather(p, false, parallel);
   dispatch_dtype(p.dtype, [&](auto type) {
     using T = decltype(type);

@@ -36,6 +36,9 @@ struct Task {
     const Gather<T>& g = plan.gather;
     return g.result + group * g.result_group + m0 * g.result_stride[1];
   }
+  const E* window(const Pixel& at) const {
+    return view.data + at.image * view.image + at.row * view.row + at.column * view.column;
+  }
   int64_t staged_columns() const { return region.columns * plan.phases_x; }
   int64_t staged_rows() const { return region.rows * plan.phases_y; }
 
@@ -76,10 +79,16 @@ struct Task {
     block.relu = g.activation == Activation::relu;
     block.narrow = !staged && !__is_same(T, A);
     block.stream = !staged && plan.stream;
+    // of windows read where they lie, the beginnings of the next block's: by the time it starts, the hardware
+    // has not seen enough of them to fetch ahead
+    if (plan.direct)
+      for (int64_t j = groups * pixels; j < 2 * groups * pixels; ++j)
+        for (int64_t line = 0; line < 4; ++line)
+          prefetch(window(first[0]) + j * view.column + line * (64 / static_cast<int64_t>(sizeof(E))));
     block.out_pitch = staged ? plan.phases_x * kColumns<A> : g.result_stride[3] * plan.phases_x;
     for (int64_t i = 0; i < groups; ++i) {
       const Pixel& at = first[i];
-      block.window[i] = view.data + at.image * view.image + at.row * view.row + at.column * view.column;
+      block.window[i] = window(at);
       if (staged) {
         const int64_t row = at.row * plan.phases_y + phase.y, column = at.column * plan.phases_x + phase.x;
         block.out[i] = staging + ((at.image * staged_rows() + row) * staged_columns() + column) * kColumns<A>;

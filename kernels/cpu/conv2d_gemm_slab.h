@@ -129,18 +129,25 @@ struct SlabPlan {
   int64_t taps() const { return p.kernel_height * p.kernel_width; }
   int64_t n_phases() const { return phases_y * phases_x; }
   Regions cut(int64_t pixels) const {
-    return {gather.batch, grid_height(), grid_width(), y, x, direct ? elements : pitch, kSlab, pixels};
+    auto within = [&](int64_t budget) {
+      return Regions(gather.batch, grid_height(), grid_width(), y, x, direct ? elements : pitch, budget,
+                     pixels);
+    };
+    // every region reads all weights once: where these exceed the caches, larger regions are worth windows
+    // that come from beyond the second level, as long as there is more than one to share
+    const Regions large = within(max_of(kSlab, min_of(tiles * tile_elements / 8, 4 * kSlab)));
+    return large.count() > 1 ? large : within(kSlab);
   }
 
-  // Channels side by side, every window inside the image, and pixels not a multiple of 4 KB apart, which
-  // would all fall into one set of the first-level cache.
+  // Channels side by side, every window inside the image, and pixels not a multiple of 2 KB apart, which
+  // would all fall into two sets of the first-level cache.
   bool readable_in_place() const {
     const Windows<T>& w = gather.windows;
     if (!__is_same(T, E) && !__is_same(E, bf16_pair)) return false;
     for (int d = 0; d < 4; ++d)
       if (d != 1 && w.stride[d] % per_element<E> != 0) return false;
     const int64_t apart = w.stride[3] * w.x.step * static_cast<int64_t>(sizeof(T));
-    return w.stride[1] == 1 && w.channels % per_element<E> == 0 && apart % 4096 != 0 && y.low >= 0 &&
+    return w.stride[1] == 1 && w.channels % per_element<E> == 0 && apart % 2048 != 0 && y.low >= 0 &&
            x.low >= 0 && y.low + y.covered(grid_height()) <= w.y.in_size &&
            x.low + x.covered(grid_width()) <= w.x.in_size;
   }
@@ -244,8 +251,13 @@ void pack_weight_tile(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, c
       for (int64_t q = 0; q < length; q += all) {
         const int64_t n = min_of(all, length - q);
         vec<A> square[all];
-        for (int64_t i = 0; i < all; ++i)
-          square[i] = i < some ? load_n(run + i * g.weight_m + q, n) : vec<A>{};
+        if (n == all && some == all) {
+#pragma GCC unroll 16
+          for (int64_t i = 0; i < all; ++i) square[i] = load(run + i * g.weight_m + q);
+        } else {
+          for (int64_t i = 0; i < all; ++i)
+            square[i] = i < some ? load_n(run + i * g.weight_m + q, n) : vec<A>{};
+        }
         transpose(square);
         for (int64_t j = 0; j < n; ++j) place(q + j, square[j]);
       }

@@ -99,6 +99,12 @@ void pack_gradient_row(const T* from, const int64_t* stride, int64_t pixels, int
       }
     return;
   }
+  if constexpr (__is_same(E, float))
+    if (stride[3] == 1) {
+      for (int64_t c = 0; c < channels; c += all)
+        transpose_in(from + c * stride[1], stride[1], min_of(all, channels - c), pixels, to + c, kColumns<A>);
+      return;
+    }
   for (int64_t c = 0; c < channels; c += all)
     for (int64_t j = 0; j < elements; j += all) {
       const int64_t n = min_of(all, elements - j), some = min_of(all, channels - c);

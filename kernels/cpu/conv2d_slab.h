@@ -42,7 +42,10 @@ struct Regions {
     };
     columns = max_of(1, min_of(width, most_pixels));
     while (columns > 14 && size(1, columns) > budget) columns = ceil_div(columns, 2);
-    if (columns < width) columns = min_of(width, ceil_div(columns, 14) * 14);
+    if (columns < width) {  // pieces of about the same size, in whole tiles of the widest microkernel
+      columns = ceil_div(width, ceil_div(width, columns));
+      columns = min_of(width, ceil_div(columns, 14) * 14);
+    }
     rows = max_of(1, min_of(height, most_pixels / columns));
     while (rows > 1 && size(rows, columns) > budget) --rows;
     rows = ceil_div(height, ceil_div(height, rows));
@@ -111,9 +114,13 @@ static void transpose_line(const T* from, int64_t channel_stride, int64_t channe
   using A = acc_of<E>;
   constexpr int64_t all = lanes<A>;
   const int64_t elements = ceil_div(channels, per_element<E>);
-  for (int64_t j = 0; j < pixels; j += all) {
+  int64_t whole = 0;  // channels that fill vectors
+  if constexpr (__is_same(E, float))
+    for (; whole + all <= channels; whole += all)
+      transpose_in(from + whole * channel_stride, channel_stride, all, pixels, to + whole, pitch);
+  for (int64_t j = 0; j < pixels && whole < elements; j += all) {
     const int64_t n = min_of(all, pixels - j);
-    for (int64_t c = 0; c < elements; c += all) {
+    for (int64_t c = whole; c < elements; c += all) {
       vec<A> square[all];
       load_square<T, E>(from + j, channel_stride, channels, c, n, square);
       A* at = reinterpret_cast<A*>(to + j * pitch + c);

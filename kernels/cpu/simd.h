@@ -441,6 +441,28 @@ PYDL_INLINE V interleave_lanes_high(V a, V b) {
   return both;
 }
 
+// Lane i of the result is lane index[i] of v.
+#if defined(PYDL_AVX512)
+PYDL_INLINE vec<float> permute(vec<float> v, mask<float> index) {
+  return (vec<float>)_mm512_permutexvar_ps((__m512i)index, (__m512)v);
+}
+PYDL_INLINE vec<double> permute(vec<double> v, mask<double> index) {
+  return (vec<double>)_mm512_permutexvar_pd((__m512i)index, (__m512d)v);
+}
+#else
+#if defined(PYDL_AVX2)
+PYDL_INLINE vec<float> permute(vec<float> v, mask<float> index) {
+  return (vec<float>)_mm256_permutevar8x32_ps((__m256)v, (__m256i)index);
+}
+#endif
+template <class V, class I>
+PYDL_INLINE V permute(V v, I index) {
+  V moved{};
+  for (size_t i = 0; i < sizeof(V) / sizeof(v[0]); ++i) moved[i] = v[index[i]];
+  return moved;
+}
+#endif
+
 // p[index] in the lanes where `inside` is -1, 0 in the others, whose index is not read. 18 cycles for 16
 // lanes on Zen 5: worth it where a vector's numbers lie in three places or more.
 PYDL_INLINE vec<float> gather(const float* p, i32v index, i32v inside) {
