@@ -1,9 +1,10 @@
-// Winograd weight gradient of few channels, whose products D of all pairs of channels fit L2.
+// Winograd weight gradient of few channels: everything but the images stays in L2.
 //
-// The tiles are cut into chunks, a number that depends on the convolution alone. A task takes a chunk block
-// by block: it transforms a block's inputs and gradients into L2, and adds their products to the chunk's D,
-// which stays there. In the end the chunks' D are added in order, with the rounding errors of these long sums
-// carried along.
+// The tiles are cut into chunks and the pairs of channels into blocks, numbers that depend on the convolution
+// alone. A task is a block of a chunk: a few tiles at a time, it transforms their inputs and gradients into
+// L2 and adds their products to the block's D, which stays there. Blocks of a chunk transform the same tiles
+// again, which costs less than the way through L3. In the end the chunks' D are added in order, with the
+// rounding errors of these long sums carried along.
 #pragma once
 
 #include "kernels/cpu/conv2d_winograd_gemm.h"
@@ -24,74 +25,102 @@ Image gradient_of(const Conv2dParams& p) {
   return {p.output, s[0], s[1], s[2], s[3], p.out_channels, p.out_height, p.out_width};
 }
 
+// Channels [first, first + count) of an image.
+template <class T>
+Image channels_of(const Image& image, int64_t first, int64_t count) {
+  Image part = image;
+  part.data = static_cast<T*>(image.data) + first * image.channel;
+  part.channels = count;
+  return part;
+}
+
 template <int kTaps>
 struct ChunkPlan {
   Tiles<kTaps> tiles;
-  int64_t panels, chunks, chunk_tiles, block;
-  int64_t d_stride, d_floats;                  // between frequencies of D; D of a panel
+  int64_t rows, columns;  // channels of a block: of the input and of the output
+  int64_t row_blocks, column_blocks, panels;
+  int64_t chunks, chunk_tiles, step;           // tiles of a chunk, and those transformed at a time
+  int64_t d_stride, d_floats;                  // between frequencies of D; D of a panel of a block
   int64_t v_frequency, v_tile;                 // strides
   int64_t z_frequency, z_tile, v_floats, own;  // own: floats of each worker
 
   explicit ChunkPlan(const Conv2dParams& p) : tiles(p.batch, p.out_height, p.out_width) {
     panels = ceil_div(p.out_channels, kPanel);
-    d_stride = p.in_channels * kPanel + 48;
+    row_blocks = ceil_div(p.in_channels, 64);
+    rows = row_blocks == 1 ? p.in_channels : ceil_div(ceil_div(p.in_channels, row_blocks), 16) * 16;
+    row_blocks = ceil_div(p.in_channels, rows);
+    columns = min_of(panels, max_of(1, (rows > 32 ? 32 : 64) / kPanel)) * kPanel;
+    column_blocks = ceil_div(panels * kPanel, columns);
+    d_stride = rows * kPanel + 48;
     d_floats = piece(kFrequencies * d_stride);
-    v_frequency = ceil_div(p.in_channels, 16) * 16;
-    z_frequency = ceil_div(p.out_channels, 16) * 16;
+    v_frequency = ceil_div(rows, 16) * 16;
+    z_frequency = min_of(columns, ceil_div(p.out_channels, 16) * 16);
     v_tile = (kFrequencies + 1) * v_frequency;  // rows of one frequency spread over the cache sets
     z_tile = (kFrequencies + 1) * z_frequency;
-    block = max_of(1, min_of(6, kBlockFloats / (16 * (v_tile + z_tile)))) * 16;
-    // more chunks: shorter sums, work for more threads, more to combine; whole blocks in each
-    const int64_t most = max_of(1, min_of(sums() <= kMaxSumFloats / 2 ? 32 : 16, tiles.count() / 32));
-    chunk_tiles = max_of(1, ceil_div(ceil_div(tiles.count(), most), block) * block);
+    // more chunks: shorter sums, work for more threads, more to combine
+    const int64_t most = max_of(1, min_of(ceil_div(kTasks, row_blocks * column_blocks), tiles.count() / 64));
+    chunk_tiles = max_of(1, ceil_div(ceil_div(tiles.count(), most), kPart) * kPart);
     chunks = max_of(1, ceil_div(tiles.count(), chunk_tiles));
-    v_floats = piece(block * v_tile);
-    own = v_floats + piece(block * z_tile);
+    const int64_t room = kBlockFloats - columns / kPanel * d_floats;
+    step = min_of(chunk_tiles, max_of(1, min_of(6, room / (kPart * (v_tile + z_tile)))) * kPart);
+    v_floats = piece(step * v_tile);
+    own = v_floats + piece(step * z_tile);
   }
 
-  int64_t sums() const { return panels * d_floats; }  // floats of D of a chunk
-  bool pays() const { return sums() <= kMaxSumFloats; }
+  int64_t sums() const { return row_blocks * panels * d_floats; }  // floats of D of a chunk
+  bool pays() const { return row_blocks * column_blocks <= kMostBlocks; }
   int64_t scratch_floats(int64_t threads) const { return chunks * sums() + threads * own; }
 
-  static constexpr int64_t kMaxSumFloats = 320 << 10 >> 2;  // 320 KB
-  static constexpr int64_t kBlockFloats = 320 << 10 >> 2;   // 320 KB
+  static constexpr int64_t kTasks = 16;
+  static constexpr int64_t kMostBlocks = 2;
+  static constexpr int64_t kBlockFloats = 768 << 10 >> 2;  // 768 KB of D, V and Z
 };
 
 template <int kTaps, class T>
 void run_chunks(const Conv2dParams& p, const ChunkPlan<kTaps>& plan, const Parallel& parallel) {
   const Tiles<kTaps>& tiles = plan.tiles;
   const Image input = input_of(p), gradient = gradient_of(p);
-  float *d = static_cast<float*>(p.scratch), *own = d + plan.chunks * plan.sums();
-  run_tasks(parallel, parallel.threads, plan.chunks, [&](int64_t chunk, int64_t worker) {
+  float *own = static_cast<float*>(p.scratch), *d = own + parallel.threads * plan.own;
+  const int64_t blocks = plan.row_blocks * plan.column_blocks;
+  run_tasks(parallel, parallel.threads, plan.chunks * blocks, [&](int64_t task, int64_t worker) {
+    const int64_t chunk = task / blocks, row_block = task % blocks / plan.column_blocks;
+    const int64_t c = row_block * plan.rows, rows = min_of(plan.rows, p.in_channels - c);
+    const int64_t o = task % plan.column_blocks * plan.columns,
+                  columns = min_of(plan.columns, p.out_channels - o);
+    const Image in = channels_of<T>(input, c, rows), out = channels_of<T>(gradient, o, columns);
     const int64_t chunk_begin = chunk * plan.chunk_tiles;
     const int64_t chunk_end = min_of(chunk_begin + plan.chunk_tiles, tiles.count());
-    float *v = own + worker * plan.own, *z = v + plan.v_floats, *sum = d + chunk * plan.sums();
+    float *v = own + worker * plan.own, *z = v + plan.v_floats;
+    float* sum = d + chunk * plan.sums() + (row_block * plan.panels + o / kPanel) * plan.d_floats;
     const Ahead ahead{plan.v_frequency, plan.z_frequency};
-    if (chunk_begin == chunk_end) memset(sum, 0, static_cast<size_t>(plan.sums()) * sizeof(float));
-    for (int64_t begin = chunk_begin; begin < chunk_end; begin += plan.block) {
-      const int64_t end = min_of(begin + plan.block, chunk_end);
-      transform_tiles<kTaps, T, false>(input, tiles, begin, end, p.pad_top, p.pad_left, v, plan.v_tile,
+    for (int64_t begin = chunk_begin; begin == chunk_begin || begin < chunk_end; begin += plan.step) {
+      const int64_t end = min_of(begin + plan.step, chunk_end);
+      transform_tiles<kTaps, T, false>(in, tiles, begin, end, p.pad_top, p.pad_left, v, plan.v_tile,
                                        plan.v_frequency);
-      transform_tiles<kTaps, T, true>(gradient, tiles, begin, end, 0, 0, z, plan.z_tile, plan.z_frequency);
-      for (int64_t panel = 0; panel < plan.panels; ++panel)
-        for (int f = 0; f < kFrequencies; ++f) {
-          int64_t first, last;
-          tiles.range(f / kPoints, f % kPoints, begin, end, first, last);
-          float* to = sum + panel * plan.d_floats + f * plan.d_stride;
+      transform_tiles<kTaps, T, true>(out, tiles, begin, end, 0, 0, z, plan.z_tile, plan.z_frequency);
+      for (int f = 0; f < kFrequencies; ++f) {
+        int64_t first, last;
+        tiles.range(f / kPoints, f % kPoints, begin, end, first, last);
+        for (int64_t j = 0; j < columns; j += kPanel) {
+          float* to = sum + j / kPanel * plan.d_floats + f * plan.d_stride;
           if (begin == chunk_begin && first >= last)
-            memset(to, 0, static_cast<size_t>(p.in_channels * kPanel) * sizeof(float));
-          gemm<Rows::adjacent>(p.in_channels, p.out_channels - panel * kPanel, last - first,
+            memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
+          gemm<Rows::adjacent>(rows, columns - j, last - first,
                                v + first * plan.v_tile + f * plan.v_frequency, plan.v_tile,
-                               z + first * plan.z_tile + f * plan.z_frequency + panel * kPanel, plan.z_tile,
-                               to, kPanel, begin > chunk_begin, &ahead);
+                               z + first * plan.z_tile + f * plan.z_frequency + j, plan.z_tile, to, kPanel,
+                               begin > chunk_begin, &ahead);
         }
+      }
     }
   });
   constexpr int64_t kSome = 16;
-  const int64_t groups = ceil_div(p.in_channels, kSome);
-  run_tasks(parallel, parallel.threads, plan.panels * groups, [&](int64_t task, int64_t) {
-    const int64_t panel = task / groups, c = task % groups * kSome, rows = min_of(kSome, p.in_channels - c);
-    float* sum = d + panel * plan.d_floats + c * kPanel;
+  const int64_t groups = ceil_div(plan.rows, kSome);
+  run_tasks(parallel, parallel.threads, plan.row_blocks * plan.panels * groups, [&](int64_t task, int64_t) {
+    const int64_t block = task / groups, row = task % groups * kSome,
+                  c = block / plan.panels * plan.rows + row;
+    const int64_t rows = min_of(min_of(kSome, plan.rows - row), p.in_channels - c);
+    if (rows <= 0) return;
+    float* sum = d + block * plan.d_floats + row * kPanel;
     for (int f = 0; f < kFrequencies; ++f)
       for (int64_t i = 0; i < rows * kPanel; i += lanes<float>) {
         float* to = sum + f * plan.d_stride + i;
@@ -103,7 +132,7 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<kTaps>& plan, const Paral
         }
         store(to, total + lost);
       }
-    gather_weights<kTaps, T>(p, plan.d_stride, c, rows, panel * kPanel, sum);
+    gather_weights<kTaps, T>(p, plan.d_stride, c, rows, block % plan.panels * kPanel, sum);
   });
 }
 

@@ -76,51 +76,58 @@ void transform_tiles(const Image& image, const Tiles<kTaps>& tiles, int64_t begi
   alignas(64) float strip[kStripFloats];
   for (int64_t index = begin; index < end;) {
     const Tile tile = tiles[index];
-    const int64_t y = tile.y - pad_y, x = tile.x - pad_x, height = tile.rows + kHalo;
-    const int64_t run = min_of(min_of(tile.run, end - index), image.channel == 1 ? 1 : kStripTiles<kTaps>);
-    const int64_t width = (run - 1) * kTile<kTaps> + tile.columns + kHalo;
-    const T* from =
-        static_cast<const T*>(image.data) + tile.n * image.batch + y * image.row + x * image.column;
-    Window<T> window;  // of adjacent channels, which are read where they are
-    window.first = static_cast<int>(min_of(max_of(0, -x), width));
-    window.last = static_cast<int>(min_of(width, image.width - x));
-    for (int64_t c = 0; c < image.channels; c += L) {
-      const int64_t count = min_of(L, image.channels - c);
-      float* v = to + (index - begin) * tile_stride + c;
-      if (image.channel == 1 && count == L) {
-        if constexpr (kGradient) {
-          transform_gradient<kTaps>(from + c, image.row, image.column, tile.rows, tile.columns, v,
-                                    frequency_stride);
-        } else {
-          for (int64_t i = 0; i < kPoints; ++i) {
-            const bool inside = i < height && y + i >= 0 && y + i < image.height;
-            window.row[i] = inside ? from + c + i * image.row : kZeros<T>;
-            window.step[i] = inside ? image.column : 0;
+    const int64_t y = tile.y - pad_y, height = tile.rows + kHalo;
+    const int64_t all = min_of(tile.run, end - index);
+    for (int64_t done = 0, run; done < all; done += run) {
+      float* row = to + (index + done - begin) * tile_stride;
+      const int64_t x = tile.x + done * kTile<kTaps> - pad_x;
+      run = min_of(all - done, image.channel == 1 ? 1 : kStripTiles<kTaps>);
+      const int64_t width = (run - 1) * kTile<kTaps> + tile.columns + kHalo;
+      const T* from =
+          static_cast<const T*>(image.data) + tile.n * image.batch + y * image.row + x * image.column;
+      Window<T> window;  // of adjacent channels, which are read where they are
+      window.first = static_cast<int>(min_of(max_of(0, -x), width));
+      window.last = static_cast<int>(min_of(width, image.width - x));
+      for (int64_t c = 0; c < image.channels; c += L) {
+        const int64_t count = min_of(L, image.channels - c);
+        float* v = row + c;
+        if (image.channel == 1 && count == L) {
+          const float* next = c + L < image.channels ? v + L : row + tile_stride;
+          if constexpr (kGradient) {
+            transform_gradient<kTaps>(from + c, image.row, image.column, tile.rows, tile.columns, v,
+                                      frequency_stride, next);
+          } else {
+            for (int64_t i = 0; i < kPoints; ++i) {
+              const bool inside = i < height && y + i >= 0 && y + i < image.height;
+              window.row[i] = inside ? from + c + i * image.row : kZeros<T>;
+              window.step[i] = inside ? image.column : 0;
+            }
+            if (window.last == width)  // the pixels that the next tile adds
+              for (int64_t i = 0; i < height; ++i)
+                for (int64_t j = 0; j < kTile<kTaps>; ++j)
+                  prefetch(window.row[i] + (tile.columns + kHalo + j) * window.step[i]);
+            transform_input<kTaps>(window, tile.rows, tile.columns, v, frequency_stride, next);
           }
-          if (window.last == width)  // the pixels that the next tile adds
-            for (int64_t i = 0; i < height; ++i)
-              for (int64_t j = 0; j < kTile<kTaps>; ++j)
-                prefetch(window.row[i] + (tile.columns + kHalo + j) * window.step[i]);
-          transform_input<kTaps>(window, tile.rows, tile.columns, v, frequency_stride);
+          continue;
         }
-        continue;
-      }
-      load_strip<T>(image, tile.n, c, count, y, x, height, width, strip);
-      for (int64_t t = 0; t < run; ++t, v += tile_stride) {
-        const float* pixels = strip + t * kTile<kTaps> * L;
-        if constexpr (kGradient) {
-          transform_gradient<kTaps>(pixels, width * L, L, tile.rows, tile.columns, v, frequency_stride);
-        } else {
-          Window<float> within{{}, {}, 0, tile.columns + kHalo};
-          for (int64_t i = 0; i < kPoints; ++i) {
-            within.row[i] = pixels + min_of(i, height - 1) * width * L;
-            within.step[i] = L;
+        load_strip<T>(image, tile.n, c, count, y, x, height, width, strip);
+        for (int64_t t = 0; t < run; ++t, v += tile_stride) {
+          const float* pixels = strip + t * kTile<kTaps> * L;
+          if constexpr (kGradient) {
+            transform_gradient<kTaps>(pixels, width * L, L, tile.rows, tile.columns, v, frequency_stride,
+                                      v + tile_stride);
+          } else {
+            Window<float> within{{}, {}, 0, tile.columns + kHalo};
+            for (int64_t i = 0; i < kPoints; ++i) {
+              within.row[i] = pixels + min_of(i, height - 1) * width * L;
+              within.step[i] = L;
+            }
+            transform_input<kTaps>(within, tile.rows, tile.columns, v, frequency_stride, v + tile_stride);
           }
-          transform_input<kTaps>(within, tile.rows, tile.columns, v, frequency_stride);
         }
       }
     }
-    index += run;
+    index += all;
   }
 }
 

@@ -82,19 +82,28 @@ struct InputMatrix {
   }
 };
 
+// v[0], v[1] = B^T d of all six inputs at the points 2 * kPair and 2 * kPair + 1, which share their halves.
+template <int kPair>
+PYDL_INLINE void transform_input_pair(const vec<float>* d, vec<float>* v) {
+  constexpr float a2 = kPointA * kPointA, b2 = kPointB * kPointB;
+  if constexpr (kPair == 0) {
+    v[0] = (d[0] + d[4]) - (a2 + b2) * d[2];
+    v[1] = (d[5] + d[1]) - (a2 + b2) * d[3];
+  } else {  // symmetric: the sum and difference of an even and an odd part
+    constexpr float x = kPair == 1 ? kPointA : kPointB, other = kPair == 1 ? b2 : a2;
+    const vec<float> even = d[4] - other * d[2], odd = d[3] - other * d[1];
+    v[0] = even + x * odd;
+    v[1] = even - x * odd;
+  }
+}
+
 // v = B^T d of n inputs.
 template <int n>
 PYDL_INLINE void transform_input_1d(const vec<float>* d, vec<float>* v) {
-  if constexpr (n == kPoints) {  // the symmetric points share their even and odd halves
-    constexpr float a = kPointA, b = kPointB, a2 = kPointA * kPointA, b2 = kPointB * kPointB, sum = a2 + b2;
-    const vec<float> even_a = d[4] - b2 * d[2], odd_a = d[3] - b2 * d[1];
-    const vec<float> even_b = d[4] - a2 * d[2], odd_b = d[3] - a2 * d[1];
-    v[0] = (d[0] + d[4]) - sum * d[2];
-    v[1] = (d[5] + d[1]) - sum * d[3];
-    v[2] = even_a + a * odd_a;
-    v[3] = even_a - a * odd_a;
-    v[4] = even_b + b * odd_b;
-    v[5] = even_b - b * odd_b;
+  if constexpr (n == kPoints) {
+    transform_input_pair<0>(d, v);
+    transform_input_pair<1>(d, v + 2);
+    transform_input_pair<2>(d, v + 4);
   } else {
     constexpr InputMatrix<n> matrix;
 #pragma GCC unroll 6
@@ -130,23 +139,35 @@ PYDL_INLINE void interpolate_1d(const float (&c)[kPoints][kPoints], const vec<fl
   }
 }
 
-// u[p] = sum_j c[p][j] g[j] over j < count, u[infinity] = g[count - 1]: G of F(m, count), or with plain
-// powers that of F(r, count) without its factors N_p.
-template <int n, int count>
-PYDL_INLINE void evaluate_1d(const float (&c)[kPoints][kPoints], const vec<float>* g, vec<float>* u) {
-  u[0] = g[0];
-  u[kInfinity] = g[count - 1];
-#pragma GCC unroll 4
-  for (int p = 2; p < n; p += 2) {
+// u[0], u[1] = sum_j c[p][j] g[j] over j < count at the points p = 2 * kPair and p + 1.
+template <int kPair, int count>
+PYDL_INLINE void evaluate_pair(const float (&c)[kPoints][kPoints], const vec<float>* g, vec<float>* u) {
+  if constexpr (kPair == 0) {
+    u[0] = g[0];
+    u[kInfinity] = g[count - 1];
+  } else {
+    constexpr int p = 2 * kPair;
     vec<float> even = c[p][0] * g[0], odd{};
 #pragma GCC unroll 6
     for (int j = 2; j < count; j += 2) even += c[p][j] * g[j];
     if constexpr (count > 1) odd = c[p][1] * g[1];
 #pragma GCC unroll 6
     for (int j = 3; j < count; j += 2) odd += c[p][j] * g[j];
-    u[p] = even + odd;
-    if (p + 1 < n) u[p + 1] = even - odd;
+    u[0] = even + odd;
+    u[1] = even - odd;
   }
+}
+
+// u[p] = sum_j c[p][j] g[j] over j < count, u[infinity] = g[count - 1]: G of F(m, count), or with plain
+// powers that of F(r, count) without its factors N_p. Of an odd number of points the last has no partner.
+template <int n, int count>
+PYDL_INLINE void evaluate_1d(const float (&c)[kPoints][kPoints], const vec<float>* g, vec<float>* u) {
+  vec<float> all[kPoints];
+  evaluate_pair<0, count>(c, g, all);
+  if constexpr (n > 2) evaluate_pair<1, count>(c, g, all + 2);
+  if constexpr (n > 4) evaluate_pair<2, count>(c, g, all + 4);
+#pragma GCC unroll 6
+  for (int p = 0; p < n; ++p) u[p] = all[p];
 }
 
 // y = A^T m: kOutputs outputs of r taps.
@@ -166,6 +187,11 @@ PYDL_INLINE void transform_weight_1d(const vec<float>* g, vec<float>* u) {
 template <int kTaps, int kOutputs>
 PYDL_INLINE void transform_gradient_1d(const vec<float>* g, vec<float>* z) {
   evaluate_1d<kOutputs + kTaps - 1, kOutputs>(kTable.power, g, z);
+}
+
+template <int kTaps, int kPair>
+PYDL_INLINE void transform_gradient_pair(const vec<float>* g, vec<float>* z) {  // of a whole tile
+  evaluate_pair<kPair, kTile<kTaps>>(kTable.power, g, z);
 }
 
 // ... and A^T of F(r, m) with them.

@@ -38,31 +38,48 @@ struct Window {
 template <class T>
 alignas(64) constexpr T kZeros[lanes<float>] = {};
 
-// V = B^T d B of one tile and one vector of channels; frequency (i, j) goes to to + (6 i + j) * stride.
+// Calls body(Size<0>), body(Size<1>), body(Size<2>): each pair of points of a whole tile.
+template <class F>
+PYDL_INLINE void for_each_pair(const F& body) {
+  body(Size<0>{});
+  body(Size<1>{});
+  body(Size<2>{});
+}
+
+// V = B^T d B of one tile and one vector of channels; frequency (i, j) goes to to + (6 i + j) * stride, and
+// the next tile's will to next + (6 i + j) * stride.
+//
+// Whole tiles, which most are, are read once for each pair of rows of V: two rows of six half-transformed
+// vectors stay in registers, where all six rows would be stored and loaded again.
 template <int kTaps, class T>
 __attribute__((noinline)) void transform_input(const Window<T>& window, int rows, int columns, float* to,
-                                               int64_t stride) {
-  vec<float> half[kPoints][kPoints];  // half[j][i]: column j transformed
+                                               int64_t stride, const float* next) {
   if (rows == kTile<kTaps> && columns == kTile<kTaps> && window.first == 0 && window.last == kPoints) {
-    // most tiles: everything known at compile time stays in registers as far as they go
+    for_each_pair([&](auto pair) __attribute__((always_inline)) {
+      constexpr int kPair = decltype(pair)::value;
+      vec<float> half[2][kPoints];
 #pragma GCC unroll 6
-    for (int j = 0; j < kPoints; ++j) {
-      vec<float> d[kPoints];
+      for (int j = 0; j < kPoints; ++j) {
+        prefetch(next + (kPair * 2 * kPoints + 2 * j) * stride);
+        prefetch(next + (kPair * 2 * kPoints + 2 * j + 1) * stride);
+        vec<float> d[kPoints], v[2];
 #pragma GCC unroll 6
-      for (int i = 0; i < kPoints; ++i) d[i] = load(window.row[i] + j * window.step[i]);
-      transform_input_1d<kPoints>(d, half[j]);
-    }
+        for (int i = 0; i < kPoints; ++i) d[i] = load(window.row[i] + j * window.step[i]);
+        transform_input_pair<kPair>(d, v);
+        half[0][j] = v[0];
+        half[1][j] = v[1];
+      }
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        vec<float> v[kPoints];
+        transform_input_1d<kPoints>(half[i], v);
 #pragma GCC unroll 6
-    for (int i = 0; i < kPoints; ++i) {
-      vec<float> d[kPoints], v[kPoints];
-#pragma GCC unroll 6
-      for (int j = 0; j < kPoints; ++j) d[j] = half[j][i];
-      transform_input_1d<kPoints>(d, v);
-#pragma GCC unroll 6
-      for (int j = 0; j < kPoints; ++j) store(to + (i * kPoints + j) * stride, v[j]);
-    }
+        for (int j = 0; j < kPoints; ++j) store(to + ((2 * kPair + i) * kPoints + j) * stride, v[j]);
+      }
+    });
     return;
   }
+  vec<float> half[kPoints][kPoints];  // half[j][i]: column j transformed
   with_size<kTile<kTaps>>(rows, [&](auto size) __attribute__((always_inline)) {
     constexpr int n = decltype(size)::value + kTaps - 1;
     for (int j = 0; j < columns + kTaps - 1; ++j) {
@@ -93,27 +110,34 @@ __attribute__((noinline)) void transform_input(const Window<T>& window, int rows
 // Z = G g G^T of one tile of output gradients (F(r, m), without the factors N_p), laid out as above.
 template <int kTaps, class T>
 __attribute__((noinline)) void transform_gradient(const T* from, int64_t row, int64_t column, int rows,
-                                                  int columns, float* to, int64_t stride) {
-  vec<float> half[kTile<kTaps>][kPoints];
-  if (rows == kTile<kTaps> && columns == kTile<kTaps>) {
+                                                  int columns, float* to, int64_t stride, const float* next) {
+  constexpr int kSide = kTile<kTaps>;
+  if (rows == kSide && columns == kSide) {
+    for_each_pair([&](auto pair) __attribute__((always_inline)) {
+      constexpr int kPair = decltype(pair)::value;
+#pragma GCC unroll 12
+      for (int f = 0; f < 2 * kPoints; ++f) prefetch(next + (kPair * 2 * kPoints + f) * stride);
+      vec<float> half[2][kSide];
 #pragma GCC unroll 4
-    for (int j = 0; j < kTile<kTaps>; ++j) {
-      vec<float> d[kTile<kTaps>];
+      for (int j = 0; j < kSide; ++j) {
+        vec<float> d[kSide], z[2];
 #pragma GCC unroll 4
-      for (int i = 0; i < kTile<kTaps>; ++i) d[i] = load(from + i * row + j * column);
-      transform_gradient_1d<kTaps, kTile<kTaps>>(d, half[j]);
-    }
+        for (int i = 0; i < kSide; ++i) d[i] = load(from + i * row + j * column);
+        transform_gradient_pair<kTaps, kPair>(d, z);
+        half[0][j] = z[0];
+        half[1][j] = z[1];
+      }
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        vec<float> v[kPoints];
+        transform_gradient_1d<kTaps, kSide>(half[i], v);
 #pragma GCC unroll 6
-    for (int i = 0; i < kPoints; ++i) {
-      vec<float> d[kTile<kTaps>], v[kPoints];
-#pragma GCC unroll 4
-      for (int j = 0; j < kTile<kTaps>; ++j) d[j] = half[j][i];
-      transform_gradient_1d<kTaps, kTile<kTaps>>(d, v);
-#pragma GCC unroll 6
-      for (int j = 0; j < kPoints; ++j) store(to + (i * kPoints + j) * stride, v[j]);
-    }
+        for (int j = 0; j < kPoints; ++j) store(to + ((2 * kPair + i) * kPoints + j) * stride, v[j]);
+      }
+    });
     return;
   }
+  vec<float> half[kSide][kPoints];
   with_size<kTile<kTaps>>(rows, [&](auto size) __attribute__((always_inline)) {
     constexpr int m = decltype(size)::value;
     for (int j = 0; j < columns; ++j) {

@@ -85,6 +85,10 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
   const Tiles<kTaps>& tiles = plan.tiles;
   const Image input = input_of(p), gradient = gradient_of(p);
   float *v = static_cast<float*>(p.scratch), *z = v + plan.v.floats, *d = z + plan.z.floats;
+  // Long sums are sums of sums of 96 tiles, for their accuracy; short ones go without, and reach less far in
+  // L1.
+  const bool few = tiles.count() <= 256;
+  const int64_t depth = few ? 64 : Plan<kTaps>::kDepth;
   for (int64_t pass = 0; pass < plan.passes; ++pass) {
     const int64_t begin = pass * plan.pass_tiles, end = min_of(begin + plan.pass_tiles, tiles.count());
     // strips of a row where channels are not adjacent, a few tiles where they are
@@ -110,12 +114,12 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
         tiles.range(f / kPoints, f % kPoints, begin, end, first, last);
         float* to = sum + f * plan.d_stride;
         if (pass == 0 && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
-        for (int64_t t = first; t < last; t += Plan<kTaps>::kDepth) {
-          const bool add = pass > 0 || t > first;
-          gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(Plan<kTaps>::kDepth, last - t),
+        for (int64_t t = first; t < last; t += depth) {
+          const bool further = pass > 0 || t > first, add = further && !few;
+          gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(depth, last - t),
                                v + f * plan.v.frequency + t * plan.v.tile + c, plan.v.tile,
                                z + f * plan.z.frequency + t * plan.z.tile + o, plan.z.tile, add ? part : to,
-                               kPanel, false, &ahead);
+                               kPanel, further && few, &ahead);
           if (add) add_panel(rows, part, to, kPanel);
         }
       }
