@@ -1,5 +1,6 @@
 """Where the time of a model goes: how much of a step our kernels take, what holds the rest, and torch beside it."""
 
+import contextlib
 import copy
 import statistics
 import time
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from pydl.backend import use
 from pydl.swapping.binding import is_bound
 from pydl.swapping.fusing import FusedForward
 
@@ -58,7 +60,11 @@ def measure(module, example, compile=False):
     backward = module.training and any(p.requires_grad for p in module.parameters())
     devices = [example[0].device] if example[0].is_cuda else []
     with torch.random.fork_rng(devices):
-        steps = {name: _step(model, example, backward) for name, model in contestants.items()}
+        # under torch's backend, since layers of pydl.nn are ours without any swap
+        steps = {
+            name: _step(model, example, backward, "torch" if name.startswith("torch") else None)
+            for name, model in contestants.items()
+        }
         seconds = {name: [] for name in steps}
         for step in steps.values():
             step(), step()  # compiles, and fills caches
@@ -73,9 +79,9 @@ def measure(module, example, compile=False):
     return Timing(medians, covered, others, "forward and backward" if backward else "forward")
 
 
-def _step(model, example, backward):
+def _step(model, example, backward, name=None):
     def step():
-        with torch.set_grad_enabled(backward):
+        with torch.set_grad_enabled(backward), use(name) if name else contextlib.nullcontext():
             output = model(*example)
             if backward:
                 model.zero_grad()
@@ -91,7 +97,7 @@ def _tensors(output):
     return torch.utils._pytree.tree_leaves(output) if not isinstance(output, torch.Tensor) else [output]
 
 
-_EAGER = ("_Eager", "_EagerBatchNorm", "_EagerConv2d", "_EagerDropout")
+_EAGER = ("_Eager", "_EagerAvgPool", "_EagerBatchNorm", "_EagerConv2d", "_EagerDropout", "_EagerMaxPool")
 _OURS = ("pydl", *_EAGER, *(f"{name}Backward" for name in _EAGER))
 
 
