@@ -33,7 +33,7 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
-constexpr int64_t kSmallScratch = 16384;
+constexpr int64_t kSmallScratch = 16384;  // bytes that a call keeps on the stack
 
 struct BatchNormCall {
   const char* name;

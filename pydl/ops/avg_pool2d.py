@@ -69,7 +69,7 @@ class _EagerAvgPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, ops, options):
         ctx.rest = ops, input.shape, options
-        with torch._C._AutoDispatchBelowAutograd():
+        with _library.below_autograd():
             return ops.avg_pool2d(input, *options)
 
     @staticmethod
@@ -77,7 +77,7 @@ class _EagerAvgPool(torch.autograd.Function):
         ops, input_size, options = ctx.rest
         if torch.is_grad_enabled():
             return ops.avg_pool2d_backward(grad_output, input_size, *options), None, None
-        with torch._C._AutoDispatchBelowAutograd():
+        with _library.below_autograd():
             return ops.avg_pool2d_backward(grad_output, input_size, *options), None, None
 
 
@@ -123,7 +123,7 @@ def avg_pool2d(
         if image.requires_grad and torch.is_grad_enabled():
             output = _EagerAvgPool.apply(image, ops, options)
         else:
-            with torch._C._AutoDispatchBelowAutograd():
+            with _library.below_autograd():
                 output = ops.avg_pool2d(image, *options)
     else:
         output = ops.avg_pool2d(image, *options)

@@ -107,7 +107,7 @@ class _EagerMaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, ops, window, ceil_mode, channels_last):
-        with torch._C._AutoDispatchBelowAutograd():
+        with _library.below_autograd():
             output, places = ops.max_pool2d(input, *window, ceil_mode, channels_last, True)
         ctx.rest = ops, window, channels_last, input.shape
         ctx.save_for_backward(places)
@@ -124,7 +124,7 @@ class _EagerMaxPool(torch.autograd.Function):
         if torch.is_grad_enabled():
             grad = ops.max_pool2d_backward(grad_output, places, input_size, *window, channels_last)
         else:
-            with torch._C._AutoDispatchBelowAutograd():
+            with _library.below_autograd():
                 grad = ops.max_pool2d_backward(grad_output, places, input_size, *window, channels_last)
         return grad, None, None, None, None
 
@@ -179,7 +179,7 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
         else:
             output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, True)
     elif _pool2d.quick(image):
-        with torch._C._AutoDispatchBelowAutograd():
+        with _library.below_autograd():
             output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, return_indices)
     else:
         output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, return_indices)
