@@ -1,26 +1,11 @@
 """What maximum and average pooling share: arguments, the size of the output, and the checks, for tracing."""
 
-from operator import index
-
 import torch
+
+from pydl.ops._pair import pair
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
-def pair(op, name, value):
-    """(y, x) of an argument that is one integer, or a sequence of one or two."""
-    if type(value) is int:  # the common case, kept short: it is paid on every call
-        return (value, value)
-    if hasattr(value, "__index__"):
-        return (index(value), index(value))
-    try:
-        numbers = tuple(index(v) for v in value)
-    except TypeError:
-        raise TypeError(f"{op}: expected {name} to be an integer or two, got {value!r}") from None
-    if len(numbers) not in (1, 2):
-        raise RuntimeError(f"{op}: expected {name} to be one number or 2, got {numbers}")
-    return numbers if len(numbers) == 2 else numbers * 2
 
 
 def pairs(op, kernel_size, stride, padding, dilation=1):

@@ -7,14 +7,13 @@ Forward, input gradient and weight gradient are ops of our own. Each is linear i
 each are the other two, so that the three are closed under differentiation to any order.
 """
 
-from operator import index
-
 import torch
 import torch.nn.functional as F
 
 from pydl import backend
 from pydl.ops import _library
 from pydl.ops._memory_format import is_channels_last
+from pydl.ops._pair import pair
 
 # padding is (top, bottom, left, right): "same" with an even kernel pads one more at the bottom and on the right.
 # channels_last is the memory format of the result: decided once, in `conv2d` below, so that kernel and fake agree.
@@ -220,27 +219,10 @@ _SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _ACTIVATIONS = {None: lambda x: x, "relu": F.relu, "sigmoid": torch.sigmoid}
 
 
-def _pair(name, value):
-    """(y, x) of an argument that is one integer, or a sequence of one or two."""
-    if type(value) is int:  # the common cases, kept short: they are paid on every call
-        return (value, value)
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is int is type(value[1]):
-        return value
-    if hasattr(value, "__index__"):  # numpy's integers too
-        return (index(value), index(value))
-    try:
-        pair = tuple(index(v) for v in value)
-    except TypeError:
-        raise TypeError(f"conv2d: expected {name} to be an integer or two, got {value!r}") from None
-    if len(pair) not in (1, 2):
-        raise RuntimeError(f"conv2d: expected {name} to be one number or 2, got {pair}")
-    return pair if len(pair) == 2 else pair * 2
-
-
 def _padding(padding, weight, stride, dilation):
     """(top, bottom, left, right) of torch's padding argument."""
     if not isinstance(padding, str):
-        y, x = _pair("padding", padding)
+        y, x = pair("conv2d", "padding", padding)
         return (y, y, x, x)
     if padding == "valid":
         return (0, 0, 0, 0)
@@ -296,7 +278,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
             t.to(dtype) if t is not None and t.dtype in _SUPPORTED and t.dtype != torch.float64 else t
             for t in (input, weight, bias)
         )
-    stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
+    stride, dilation = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
     padding = _padding(padding, weight, stride, dilation)
     if not hasattr(groups, "__index__"):
         raise TypeError(f"conv2d: expected groups to be an integer, got {groups!r}")
