@@ -13,6 +13,10 @@ SHAPES = [
     (5, 3),  # fewer classes than lanes
     (3, 16),  # one whole vector
     (4, 17),  # and one more
+    (37, 10),  # short rows: whole tiles of them and a rest
+    (16, 1),
+    (35, 128),  # the most classes that count as short
+    (18, 129),  # and one more
     (2, 255),  # chunks, vectors and a remainder
     (3, 8200),  # two class blocks, the second of 8
     (64, 40),  # rows shared by threads
@@ -35,7 +39,7 @@ def test_matches_float64(device, dtype, shape, kind):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("kind", ["classes", "probabilities"])
-@pytest.mark.parametrize("shape", [(7, 21), (3, 9, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 21), (5, 140), (3, 9, 5)], ids=str)
 def test_options(device, shape, kind, smoothing, weighted):
     for reduction in REDUCTIONS:
         for z_loss in (0.0, 0.01):
@@ -80,7 +84,8 @@ def test_layouts(device, layout, kind):
     input, target = make((3, 19, 6, 7), kind, device=device)
     strided = LAYOUTS[layout](input)
     for reduction in ("none", "mean"):
-        compare(strided, target, reduction=reduction, label_smoothing=0.1)
+        for smoothing in (0.0, 0.1):
+            compare(strided, target, reduction=reduction, label_smoothing=smoothing)
         if kind == "probabilities":  # the target in the other layout, and the input in the plain one
             compare(input, LAYOUTS[layout](target), reduction=reduction)
 
@@ -88,7 +93,9 @@ def test_layouts(device, layout, kind):
 def test_transposed_matrix(device):
     input, target = make((300, 12), "classes", device=device)
     compare(input.t().contiguous().t(), target)
-    compare(input[::3], target[::3], reduction="none")
+    for reduction in REDUCTIONS:
+        compare(input[::3], target[::3], reduction=reduction)
+        compare(torch.cat([input, input], 1)[:, 12:], target, reduction=reduction)
     compare(input, target.repeat_interleave(2)[::2], reduction="none")
 
 

@@ -36,12 +36,13 @@ def test_backward_twice(device):
 
 @pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(5, 30), (300, 70), (2, 9, 5), (3, 20000), (9, 20000)], ids=str)
-def test_gradient_made_in_the_forward(device, dtype, shape):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(5, 30), (300, 70), (300, 200), (2, 9, 5), (3, 20000), (9, 20000)], ids=str)
+def test_gradient_made_in_the_forward(device, dtype, shape, smoothing):
     """It has the bits of the one that the backward makes, and is handed out for an upstream gradient of 1 alone."""
     input, target = make(shape, "classes", dtype, device, ignored=True)
     input.requires_grad_()
-    options = {"label_smoothing": 0.1, "z_loss": 1e-3, "weight": torch.rand(shape[1], device=device).to(dtype)}
+    options = {"label_smoothing": smoothing, "z_loss": 1e-3, "weight": torch.rand(shape[1], device=device).to(dtype)}
     for reduction in ("mean", "sum"):
         grads = []
         for early in (True, False):
@@ -218,17 +219,17 @@ def test_transforms():
 
 
 def test_thread_count_does_not_matter():
-    """Bit for bit: many rows, few long rows (split between threads), rows too long to be kept, rows side by side."""
+    """Bit for bit: many rows, short rows, few long rows (split between threads), rows too long to be kept, rows side by side."""
     before = torch.get_num_threads()
     try:
-        for shape in [(300, 50), (3, 40000), (9, 200003), (2, 7, 900), (1, 20000)]:
-            for kind in ("classes", "probabilities"):
+        for shape in [(300, 50), (9000, 10), (3, 40000), (9, 200003), (2, 7, 900), (1, 20000)]:
+            for kind, smoothing in (("classes", 0.0), ("classes", 0.1), ("probabilities", 0.1)):
                 input, target = make(shape, kind)
                 input.requires_grad_()
                 results = []
                 for threads in (1, 2, 3):
                     torch.set_num_threads(threads)
-                    loss = pf.cross_entropy(input, target, label_smoothing=0.1)
+                    loss = pf.cross_entropy(input, target, label_smoothing=smoothing)
                     results.append((loss, *torch.autograd.grad(loss * 2.0, input)))
                 for loss, grad in results[1:]:
                     assert torch.equal(loss, results[0][0])

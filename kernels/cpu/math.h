@@ -1,11 +1,11 @@
 // exp and log over vectors, in the compiler's arithmetic: float and double, any instruction set.
 //
-//   function          largest relative error            special values
-//   exp<float>        1.5e-7, 3e-7 where it underflows  exp(-inf) = 0, exp(inf) = inf, nan stays; subnormal
-//   results are exp<double>       3.0e-16                           rounded once kHalf             5e-7: for
-//   what is rounded to half types or summed up log<float>        1.0e-7                            log(0) =
-//   -inf, log(x < 0) = nan, log(inf) = inf, nan stays; log<double>       2.0e-16 subnormal arguments are
-//   exact
+//   function     largest relative error            special values
+//   exp<float>   1.5e-7, 3e-7 where it underflows  exp(-inf) = 0, exp(inf) = inf, nan stays; subnormal
+//   exp<double>  3.0e-16                           results are rounded once
+//   kHalf        5e-7                              for what is rounded to half types or summed up
+//   log<float>   1.0e-7                            log(0) = -inf, log(x < 0) = nan, log(inf) = inf, nan
+//   log<double>  2.0e-16                           stays; subnormal arguments are exact
 //
 // exp_nonpositive_group is exp for x <= 0, -inf or nan: what a softmax needs, without the upper clamp.
 //

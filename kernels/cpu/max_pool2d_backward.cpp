@@ -33,8 +33,9 @@ PYDL_INLINE Cover<T, P> cover(const MaxPool2dParams& p, const Axis& y, int64_t i
 
 // The sum over the taps of column phase kPhase (of kStep), in lanes that are kStep pixels apart; `at` is the
 // place in the padded row of lane 0.
-template <int kStep, int kPhase, class T, class P>
-PYDL_INLINE vec<acc_t<T>> add_row(vec<acc_t<T>> sum, const Cover<T, P>& row, const Axis& x, int64_t at) {
+template <int kStep, int kPhase, class T>
+PYDL_INLINE vec<acc_t<T>> add_row(vec<acc_t<T>> sum, const Cover<T, uint8_t>& row, const Axis& x,
+                                  int64_t at) {
   using A = acc_t<T>;
   for (int64_t s = x.kernel - 1; s >= 0;
        --s) {  // windows in order: the later the tap, the earlier the window
@@ -115,7 +116,7 @@ void columns(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 }
 
 // The same for any kernel.
-template <int kStep, class T, class P>
+template <int kStep, class T>
 void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
@@ -127,14 +128,14 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
       T* to = static_cast<T*>(p.to) + (plane * y.in + i) * x.in;
       const auto each_cover = [&](auto body) PYDL_INLINE_LAMBDA {
         for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
-          const Cover<T, P> c = cover<T, P>(p, y, image, channel, oy, i);
+          const Cover<T, uint8_t> c = cover<T, uint8_t>(p, y, image, channel, oy, i);
           if (c.tap >= 0) body(c);
         }
       };
       if constexpr (kStep == 1) {
         for (int64_t j = 0; j < x.in; j += all) {
           vec<A> sum{};
-          each_cover([&](const Cover<T, P>& c)
+          each_cover([&](const Cover<T, uint8_t>& c)
                          PYDL_INLINE_LAMBDA { sum = add_row<1, 0>(sum, c, x, j + x.pad); });
           j + all <= x.in ? store(to + j, sum) : store_n(to + j, sum, x.in - j);
         }
@@ -142,7 +143,7 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
         // from an even place of the padded row, so that a phase is a parity
         for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {
           vec<A> even{}, odd{};
-          each_cover([&](const Cover<T, P>& c) PYDL_INLINE_LAMBDA {
+          each_cover([&](const Cover<T, uint8_t>& c) PYDL_INLINE_LAMBDA {
             even = add_row<2, 0>(even, c, x, at);
             odd = add_row<2, 1>(odd, c, x, at + 1);
           });
@@ -157,7 +158,7 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 
 // Input rows [begin, end), counted over all images, of a channels_last gradient; channels of grad_output and
 // places are dense.
-template <class T, class P>
+template <class T>
 void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
@@ -173,13 +174,13 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
         const int64_t n = min_of(all, p.channels - c);
         vec<A> sum{};
         for (int64_t oy = down.begin; oy < down.end; ++oy) {
-          const Cover<T, P> rows = cover<T, P>(p, y, image, 0, oy, i);
+          const Cover<T, uint8_t> rows = cover<T, uint8_t>(p, y, image, 0, oy, i);
           if (rows.tap < 0) continue;
           for (int64_t ox = right.begin; ox < right.end; ++ox) {
             const int64_t s = x.tap(ox, j);
             if (s < 0) continue;
             const T* grad = rows.grad + ox * p.from_stride[3] + c;
-            const P* places = rows.places + ox * p.places_stride[3] + c;
+            const uint8_t* places = rows.places + ox * p.places_stride[3] + c;
             const mask<A> wanted = splat_integer<A>(rows.tap + s);
             sum = n == all ? add_where_equal<A>(sum, load(grad), load_integers<A>(places, 0, all), wanted)
                            : add_where_equal<A>(sum, load_n(grad, n), load_integers<A>(places, 0, n), wanted);
@@ -222,23 +223,23 @@ void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   }
 }
 
-template <int kStep, class T, class P>
+template <int kStep, class T>
 void rows_of_width(const MaxPool2dParams& p, int64_t begin, int64_t end) {
-  if constexpr (sizeof(P) == 1) {
-    if (p.kernel_width == 2 && p.dilation_width == 1) return columns<kStep, 2, T>(p, begin, end);
-    if (p.kernel_width == 3 && p.dilation_width == 1) return columns<kStep, 3, T>(p, begin, end);
-  }
-  rows<kStep, T, P>(p, begin, end);
+  if (p.kernel_width == 2 && p.dilation_width == 1) return columns<kStep, 2, T>(p, begin, end);
+  if (p.kernel_width == 3 && p.dilation_width == 1) return columns<kStep, 3, T>(p, begin, end);
+  rows<kStep, T>(p, begin, end);
 }
 
-template <class T, class P>
+template <class T>
 void backward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  // kernels of so many taps are too rare for code of their own
+  if (!p.byte_places) return strided<T, int32_t>(p, begin, end);
   const int inner = p.channels_last ? 1 : 3;  // the dimension that is dense in grad_input
   const bool dense = p.from_stride[inner] == 1 && p.places_stride[inner] == 1;
-  if (dense && p.channels_last) return channels<T, P>(p, begin, end);
-  if (dense && p.stride_width == 1) return rows_of_width<1, T, P>(p, begin, end);
-  if (dense && p.stride_width == 2) return rows_of_width<2, T, P>(p, begin, end);
-  strided<T, P>(p, begin, end);
+  if (dense && p.channels_last) return channels<T>(p, begin, end);
+  if (dense && p.stride_width == 1) return rows_of_width<1, T>(p, begin, end);
+  if (dense && p.stride_width == 2) return rows_of_width<2, T>(p, begin, end);
+  strided<T, uint8_t>(p, begin, end);
 }
 
 }  // namespace
@@ -248,9 +249,8 @@ void max_pool2d_backward(const MaxPool2dParams& p, const Parallel& parallel) {
   const int64_t elements = p.in_width * (p.channels_last ? p.channels : 1);
   dispatch_dtype(p.dtype, [&](auto type) {
     using T = decltype(type);
-    parallel(rows, ceil_div(kPoolGrain, max_of(elements, 1)), [&](int64_t begin, int64_t end) {
-      p.byte_places ? backward<T, uint8_t>(p, begin, end) : backward<T, int32_t>(p, begin, end);
-    });
+    parallel(rows, ceil_div(kPoolGrain, max_of(elements, 1)),
+             [&](int64_t begin, int64_t end) { backward<T>(p, begin, end); });
   });
 }
 

@@ -5,10 +5,11 @@
 // comparisons are the compiler's. A kernel loads any storage type into its accumulation type and stores it
 // back:
 //
-//   vec<float> x = load(p);            // p: const float*, const bf16* or const f16*; vec<double> from const
-//   double* store(q, x * 2.0f);                // rounds to nearest even for half types load_n(p, n),
-//   store_n(q, x, n)     // the first n lanes; the others read as zero and are not written stream(q, x) //
-//   store past the caches; q aligned to the bytes written
+//   load(p)          vec<float> from const float*, bf16* or f16*; vec<double> from const double*
+//   store(q, x)      rounds to nearest even for half types
+//   load_n(p, n)     the first n lanes; the others read as zero
+//   store_n(q, x, n) the first n lanes; the others are not written
+//   stream(q, x)     past the caches; q aligned to the bytes written
 //
 // Intrinsics stay in this file. Everything lives in the namespace of its instruction set, so that no inline
 // function compiled for a wide set can be linked into a narrow one.

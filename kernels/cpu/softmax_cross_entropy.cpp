@@ -79,11 +79,13 @@ void put_total(const SoftmaxCrossEntropyParams& p, double total) {
   }
 }
 
-// Whether all that is read or written has the classes of a row side by side; otherwise rows go across the
-// lanes.
-bool classes_are_contiguous(const SoftmaxCrossEntropyParams& p) {
-  return p.input_class_stride == 1 && (!p.probabilities || p.target_class_stride == 1) &&
-         (!p.grad_input || p.grad_class_stride == 1);
+enum class Layout { short_rows, rows, strided };
+
+// Rows, where all that is read or written has the classes of a row side by side.
+Layout layout(const SoftmaxCrossEntropyParams& p) {
+  const bool contiguous = p.input_class_stride == 1 && (!p.probabilities || p.target_class_stride == 1) &&
+                          (!p.grad_input || p.grad_class_stride == 1);
+  return !contiguous ? Layout::strided : short_supported(p) ? Layout::short_rows : Layout::rows;
 }
 
 }  // namespace
@@ -101,7 +103,19 @@ SoftmaxCrossEntropyStatus softmax_cross_entropy_forward(const SoftmaxCrossEntrop
     const SoftmaxCrossEntropyStatus status = weigh_targets(p, parallel);
     if (!status.ok) return status;
   }
-  if (p.rows > 0) classes_are_contiguous(p) ? rows_forward(p, parallel) : strided_forward(p, parallel);
+  if (p.rows > 0) {
+    switch (layout(p)) {
+      case Layout::short_rows:
+        short_forward(p, parallel);
+        break;
+      case Layout::rows:
+        rows_forward(p, parallel);
+        break;
+      case Layout::strided:
+        strided_forward(p, parallel);
+        break;
+    }
+  }
   if (p.reduction != Reduction::none) {
     const double sum = p.dtype == DType::f64 ? sum_losses<double>(p) : sum_losses<float>(p);
     put_total(p, p.reduction == Reduction::mean ? sum / *p.denominator : sum);
@@ -110,8 +124,15 @@ SoftmaxCrossEntropyStatus softmax_cross_entropy_forward(const SoftmaxCrossEntrop
 }
 
 void softmax_cross_entropy_backward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
-  if (p.rows > 0 && p.classes > 0)
-    classes_are_contiguous(p) ? rows_backward(p, parallel) : strided_backward(p, parallel);
+  if (p.rows == 0 || p.classes == 0) return;
+  switch (layout(p)) {
+    case Layout::short_rows:
+      return short_backward(p, parallel);
+    case Layout::rows:
+      return rows_backward(p, parallel);
+    case Layout::strided:
+      return strided_backward(p, parallel);
+  }
 }
 
 void softmax_cross_entropy_backward_target(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {

@@ -164,7 +164,8 @@ struct GradientWalk {
   static constexpr int L = lanes<A>;
   T* to;         // of the block
   bool streams;  // past the caches
-  const A* gq;   // g q_c of the block, or null
+  const A* q;    // of the block, or null
+  A g;           // the row's
   A same;        // g q_c where it is the same for all
   int64_t hot;   // the target within the block, or out of it
   // copies: what is stored cannot change them
@@ -177,7 +178,7 @@ struct GradientWalk {
     const vec<A> factor = pin(softmax * softmax_exp<T>(pin((top - max) - log_sum)));
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j)
-      e[j] = e[j] * factor - (kVaried ? load(gq + c + j * L) : broadcast(same));
+      e[j] = e[j] * factor - (kVaried ? pin(load(q + c + j * L) * g) : broadcast(same));
     if (hot >= c && hot < c + kVectors * L) {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) e[j] -= lane_is<A>(hot - c - j * L, one_hot);

@@ -1,4 +1,4 @@
-// What the two layouts of softmax cross entropy share: walking the rows, the constants of a call, what is
+// What the layouts of softmax cross entropy share: walking the rows, the constants of a call, what is
 // known of a row once its sum is, and where losses and gradients of rows lie.
 #pragma once
 
@@ -237,7 +237,11 @@ PYDL_INLINE void store_some(T* y, V v, int64_t n) {
 #endif
 }
 
-// The two layouts: classes of a row side by side in memory (rows), or rows side by side (strided).
+// The layouts: classes of a row side by side in memory (rows; short, where they are few), or rows side by
+// side (strided).
+bool short_supported(const SoftmaxCrossEntropyParams& p);
+void short_forward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel);
+void short_backward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel);
 int64_t rows_partial_bytes(const SoftmaxCrossEntropyParams& p, int64_t threads);
 void rows_forward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel);
 void rows_backward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel);

@@ -16,16 +16,16 @@ struct QSum {
   }
 };
 
-// q: scale q_c of classes [c0, c0 + n), in whole groups of vectors, without the part of a class index, which
+// q: q_c of classes [c0, c0 + n), in whole groups of vectors, without the part of a class index, which
 // only its own class has. A walk of its own, so that the walks over logits need not exist for every type of
 // probabilities, with weights and without; never inlined, so that its bits are the same for whoever asks.
 // probabilities: of the row, or null
 template <class A, class S>
 __attribute__((noinline)) void fill_q(const CallConstants<A>& k, const S* probabilities, int64_t c0,
-                                      int64_t n, A scale, A* q) {
+                                      int64_t n, A* q) {
   constexpr int64_t L = lanes<A>;
   const A* const weight = k.weight ? k.weight + c0 : nullptr;
-  const vec<A> hit = broadcast(k.hit), smooth = broadcast(k.smooth), by = broadcast(scale);
+  const vec<A> hit = broadcast(k.hit), smooth = broadcast(k.smooth);
   if (probabilities) probabilities += c0;
   auto put = [&](int64_t c, const auto& get) PYDL_INLINE_LAMBDA {
     vec<A> v = smooth;
@@ -34,7 +34,7 @@ __attribute__((noinline)) void fill_q(const CallConstants<A>& k, const S* probab
       v += get(probabilities + c) * hit;
     }
     if (weight) v *= get(weight + c);
-    store(q + c, v * by);
+    store(q + c, v);
   };
   int64_t c = 0;
   for (; c + L <= n; c += L) put(c, [](const auto* p) PYDL_INLINE_LAMBDA { return load(p); });

@@ -24,6 +24,7 @@ void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>*
   RowNorm<A> waiting_norm{};
   GradientTerms<A> waiting_terms{};
   bool waits = false;
+  BlockQ<T> q_of(call);
   auto room = [&](int64_t b) { return kept_block(kept, p.classes, b); };
   for (int64_t i = begin; i < end; ++i, at.next()) {
     if (call.ignored(at)) {
@@ -42,7 +43,7 @@ void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>*
     const RowNorm<A> norm = sum.norm();
     QSum<A> q;
     if (call.k.needs_dot)
-      for (int64_t b = 0; b < call.blocks; ++b) q.add(call.q_sum(at, norm, b));
+      for (int64_t b = 0; b < call.blocks; ++b) q.add(call.q_sum(at, norm, b, q_of.of(at, b)));
     call.finish(at, norm, q);
     if (!p.grad_input) continue;
     const GradientTerms<A> terms = call.terms(at, norm, q.total);
@@ -54,16 +55,19 @@ void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>*
       continue;
     }
     for (int64_t b = 0; b < call.blocks; ++b)
-      kept ? call.gradient(at, norm, terms, b, room(b)) : call.gradient(at, norm, terms, b);
+      kept ? call.gradient(at, norm, terms, b, q_of.of(at, b), room(b))
+           : call.gradient(at, norm, terms, b, q_of.of(at, b));
   }
   if (waits)
-    for (int64_t b = 0; b < call.blocks; ++b) call.gradient(waiting, waiting_norm, waiting_terms, b, room(b));
+    for (int64_t b = 0; b < call.blocks; ++b)
+      call.gradient(waiting, waiting_norm, waiting_terms, b, nullptr, room(b));
 }
 
 template <class T>
 void backward_rows(const RowsCall<T>& call, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   RowCursor at(call.p, begin);
+  BlockQ<T> q_of(call);
   for (int64_t i = begin; i < end; ++i, at.next()) {
     if (call.ignored(at)) {
       for (int64_t b = 0; b < call.blocks; ++b) call.zero_gradient(at, b);
@@ -72,9 +76,9 @@ void backward_rows(const RowsCall<T>& call, int64_t begin, int64_t end) {
     const RowNorm<A> norm = read_norm<A>(call.p, at.row);
     QSum<A> q;
     if (call.p.probabilities)
-      for (int64_t b = 0; b < call.blocks; ++b) q.add(call.q_sum(at, norm, b));
+      for (int64_t b = 0; b < call.blocks; ++b) q.add(call.q_sum(at, norm, b, q_of.of(at, b)));
     const GradientTerms<A> terms = call.terms(at, norm, q.total);
-    for (int64_t b = 0; b < call.blocks; ++b) call.gradient(at, norm, terms, b);
+    for (int64_t b = 0; b < call.blocks; ++b) call.gradient(at, norm, terms, b, q_of.of(at, b));
   }
 }
 
@@ -119,7 +123,8 @@ void run_split(const RowsCall<T>& call, bool forward, const Parallel& parallel) 
   }
   if (forward ? call.k.needs_dot : p.probabilities)
     each_block([&](const RowCursor& at, int64_t, int64_t b, Partial<A>& out) {
-      out.q = call.q_sum(at, read_norm<A>(p, at.row), b);
+      BlockQ<T> q_of(call);
+      out.q = call.q_sum(at, read_norm<A>(p, at.row), b, q_of.of(at, b));
     });
   if (forward)
     each_row([&](const RowCursor& at, int64_t position) {
@@ -131,7 +136,8 @@ void run_split(const RowsCall<T>& call, bool forward, const Parallel& parallel) 
       if (call.ignored(at)) return call.zero_gradient(at, b);
       const RowNorm<A> norm = read_norm<A>(p, at.row);
       const A total = p.probabilities ? row_q(position).total : A(0);
-      call.gradient(at, norm, call.terms(at, norm, total), b);
+      BlockQ<T> q_of(call);
+      call.gradient(at, norm, call.terms(at, norm, total), b, q_of.of(at, b));
     });
 }
 

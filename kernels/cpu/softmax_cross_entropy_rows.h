@@ -61,12 +61,12 @@ struct RowsCall {
   }
   // Whether q differs from class to class.
   bool varied() const { return p.probabilities || (k.weight && k.needs_dot); }
-  // scale q_c of a block, in room; null where it is k.smooth for all.
-  const A* fill(const RowCursor& at, int64_t block, A scale, A* room) const {
+  // q_c of a block, in room; null where it is k.smooth for all.
+  const A* fill(const RowCursor& at, int64_t block, A* room) const {
     if (!varied()) return nullptr;
     auto from = [&](const auto* probabilities) {
       fill_q(k, probabilities ? probabilities + at.target : nullptr, block * kClassBlock, block_size(block),
-             scale, room);
+             room);
     };
     if (!p.probabilities)
       from(static_cast<const A*>(nullptr));
@@ -76,22 +76,20 @@ struct RowsCall {
       from(static_cast<const A*>(p.target));
     return room;
   }
-  QSum<A> q_sum(const RowCursor& at, const RowNorm<A>& norm, int64_t block) const {
-    alignas(64) A q[kClassBlock];
-    return q_block(input(at) + block * kClassBlock, fill(at, block, A(1), q), k.smooth, norm,
-                   block_size(block));
+  QSum<A> q_sum(const RowCursor& at, const RowNorm<A>& norm, int64_t block, const A* q) const {
+    return q_block(input(at) + block * kClassBlock, q, k.smooth, norm, block_size(block));
   }
   // from what sum<true> kept of the block
   void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
-                KeptBlock<A> kept) const {
-    write(at, norm, terms, block, reinterpret_cast<T*>(kept.e),
+                const A* q, KeptBlock<A> kept) const {
+    write(at, norm, terms, block, q, reinterpret_cast<T*>(kept.e),
           [&](auto walk) { gradient_of_kept(walk, kept, block_size(block)); });
   }
   // from the logits: the same bits
-  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
-                int64_t block) const {
+  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
+                const A* q) const {
     alignas(64) T room[kClassBlock];
-    write(at, norm, terms, block, room,
+    write(at, norm, terms, block, q, room,
           [&](auto walk) { gradient_of_logits(walk, input(at) + block * kClassBlock, block_size(block)); });
   }
   // a block of a gradient that writes_directly() and is not varied(), and of the sum of the row after it
@@ -108,10 +106,11 @@ struct RowsCall {
 
   template <bool kVaried>
   GradientWalk<kVaried, T> walk(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
-                                int64_t block, T* to, bool streams, const A* gq) const {
+                                int64_t block, T* to, bool streams, const A* q) const {
     return {to,
             streams,
-            gq,
+            q,
+            terms.grad_output,
             terms.grad_output * k.smooth,
             target(at) - block * kClassBlock,
             norm.max,
@@ -122,17 +121,14 @@ struct RowsCall {
   // body(walk) writes a block's gradient to its place, or to room, from where it is copied there.
   template <class F>
   void write(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
-             T* room, const F& body) const {
+             const A* q, T* room, const F& body) const {
     T* const place = grad(at) + block * kClassBlock;
     const bool direct = writes_directly(at), streams = past_cache && direct;
     T* const to = direct ? place : room;
-    if (varied()) {
-      alignas(64) A gq[kClassBlock];
-      fill(at, block, terms.grad_output, gq);
-      body(walk<true>(at, norm, terms, block, to, streams, gq));
-    } else {
+    if (q)
+      body(walk<true>(at, norm, terms, block, to, streams, q));
+    else
       body(walk<false>(at, norm, terms, block, to, streams, nullptr));
-    }
     if (!direct) stream_copy(place, room, block_size(block) * static_cast<int64_t>(sizeof(T)));
   }
   void zero_gradient(const RowCursor& at, int64_t block) const {
@@ -162,6 +158,27 @@ struct RowsCall {
     return p.probabilities ? probability_terms<A>(k, q_total, norm.lse(), g)
                            : class_terms<A>(k, target_weight(target(at)), norm.lse(), g);
   }
+};
+
+// The q of one block after another. A row of one block asks for it twice, for its sums and for its gradient.
+template <class T>
+class BlockQ {
+  using A = acc_t<T>;
+
+ public:
+  explicit BlockQ(const RowsCall<T>& call) : call_(call) {}
+  const A* of(const RowCursor& at, int64_t block) {
+    if (at.row != row_ || block != block_) filled_ = call_.fill(at, block, room_);
+    row_ = at.row;
+    block_ = block;
+    return filled_;
+  }
+
+ private:
+  const RowsCall<T>& call_;
+  const A* filled_ = nullptr;
+  int64_t row_ = -1, block_ = -1;
+  alignas(64) A room_[kClassBlock];
 };
 
 }  // namespace

@@ -1,0 +1,220 @@
+// Maximum pooling over rows of pixels, lanes being outputs of a row.
+//
+// Each input row is pooled along itself first, once, and kept in a ring in the first cache; an output row is
+// the maximum of some of them. Both steps take the first of equals in the order of taps, so that their
+// composition does. Nothing else is stored. The steps are functions that a call picks once, since a copy of
+// the loop around them for each combination was what this file took long to compile for.
+#include "kernels/cpu/max_pool2d.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+constexpr int64_t kChunk = 128;  // outputs of a row at once
+constexpr int64_t kRing = 8;     // input rows kept
+
+// Input rows, each pooled along itself for the outputs [first, first + n) of every output row.
+template <class A>
+struct Ring {
+  using Tap = decltype(mask<A>{}[0] + 0);
+  alignas(64) A best[kRing][kChunk];
+  alignas(64) Tap tap[kRing][kChunk];
+  int64_t row[kRing];  // which input row stands here
+
+  void clear() {
+    for (int64_t i = 0; i < kRing; ++i) row[i] = -1;
+  }
+};
+
+// Lanes of integers that lie at p, and back.
+template <class A>
+PYDL_INLINE mask<A> load_taps(const typename Ring<A>::Tap* p) {
+  mask<A> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class A>
+PYDL_INLINE void store_taps(typename Ring<A>::Tap* p, mask<A> v) {
+  memcpy(p, &v, sizeof v);
+}
+
+// The first tap of each window that lies in the image, for the windows that begin at `at` and kStep apart.
+template <int kStep, class A>
+PYDL_INLINE mask<A> first_taps(const Axis& x, int64_t at) {
+  mask<A> k{};
+  if (at >= 0) return k;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes<A>; ++i) k[i] = i * kStep;
+  k = -(k + splat_integer<A>(at));  // how many pixels each begins before the image
+  k = (k > 0) & k;
+  if (x.dilation > 1)
+    for (int i = 0; i < lanes<A>; ++i) k[i] = ceil_div(k[i], x.dilation);
+  return k;
+}
+
+// For the outputs of one chunk: which lanes of each tap's vectors lie in the image. Made once, for kernels of
+// up to kMostTaps without dilation.
+constexpr int kMostTaps = 3;
+template <class A>
+struct RowPlan {
+  Lanes inside[kChunk / lanes<A>][kMostTaps][2];
+
+  void make(const Axis& x, int64_t first, int64_t n) {
+    constexpr int64_t all = lanes<A>;
+    for (int64_t j = 0; j < n; j += all)
+      for (int s = 0; s < x.kernel; ++s)
+        for (int half = 0; half < x.stride; ++half) {
+          const int64_t at = x.start(first + j) + s + half * all;
+          inside[j / all][s][half] = lanes_between(-at, x.in - at);
+        }
+  }
+};
+
+template <int kStep, class T>
+PYDL_INLINE vec<acc_t<T>> load_planned(const T* p, const Lanes* inside, acc_t<T> fill) {
+  if constexpr (kStep == 1)
+    return load_lanes(p, inside[0], fill);
+  else
+    return even_lanes(load_lanes(p, inside[0], fill), load_lanes(p + lanes<acc_t<T>>, inside[1], fill));
+}
+
+template <class T>
+using PoolRow = void (*)(const Axis& x, const RowPlan<acc_t<T>>& plan, const T* row, int64_t first, int64_t n,
+                         acc_t<T>* best, typename Ring<acc_t<T>>::Tap* tap);
+
+// One input row pooled along itself. kWidth: the kernel's, without dilation, or 0 where only x says it.
+template <bool kPlaces, int kStep, int kWidth, class T>
+void pool_row(const Axis& x, const RowPlan<acc_t<T>>& plan, const T* row, int64_t first, int64_t n,
+              acc_t<T>* best, typename Ring<acc_t<T>>::Tap* tap) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const A lowest = -__builtin_inf();
+  for (int64_t j = 0; j < n; j += all) {
+    const int64_t at = x.start(first + j);
+    vec<A> m;
+    mask<A> k{};
+    if (kPlaces) k = first_taps<kStep, A>(x, at);
+    if constexpr (kWidth > 0) {
+      const auto& inside = plan.inside[j / all];
+      m = load_planned<kStep>(row + at, inside[0], lowest);
+#pragma GCC unroll 4
+      for (int s = 1; s < kWidth; ++s)
+        take_greater<A>(m, k, load_planned<kStep>(row + at + s, inside[s], lowest), splat_integer<A>(s));
+    } else {
+      m = load_row<kStep>(row, at, x.in, lowest);
+      for (int64_t s = 1; s < x.kernel; ++s)
+        take_greater<A>(m, k, load_row<kStep>(row, at + s * x.dilation, x.in, lowest), splat_integer<A>(s));
+    }
+    store(best + j, m);
+    if (kPlaces) store_taps<A>(tap + j, k);
+  }
+}
+
+template <bool kPlaces, int kStep, class T>
+PoolRow<T> row_of_width(const Axis& x) {
+  if (x.dilation == 1 && x.kernel == 2) return pool_row<kPlaces, kStep, 2, T>;
+  if (x.dilation == 1 && x.kernel == 3) return pool_row<kPlaces, kStep, 3, T>;
+  return pool_row<kPlaces, kStep, 0, T>;
+}
+
+// Some of the pooled rows: those in `slot`, the first of them at tap row r. carried: what an earlier part of
+// the kernel left, and what this one leaves to the next.
+template <class A>
+struct Part {
+  int64_t slot[kRing], rows, r;
+  bool goes_on, last;
+};
+template <class A>
+struct Carried {
+  alignas(64) A best[kChunk];
+  alignas(64) typename Ring<A>::Tap tap[kChunk];
+};
+
+// The maximum of a part's rows, for the n outputs from offset `at` on.
+template <bool kPlaces, class T>
+void pool_column(const MaxPool2dParams& p, const Ring<acc_t<T>>& ring, const Part<acc_t<T>>& part,
+                 Carried<acc_t<T>>& carried, int64_t at, int64_t n) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  T* const output = static_cast<T*>(p.to) + at;
+  for (int64_t j = 0; j < n; j += all) {
+    vec<A> m;
+    mask<A> k{};
+    const auto value = [&](int64_t i) PYDL_INLINE_LAMBDA { return load(ring.best[part.slot[i]] + j); };
+    const auto place = [&](int64_t i) PYDL_INLINE_LAMBDA {
+      if (!kPlaces) return mask<A>{};
+      return load_taps<A>(ring.tap[part.slot[i]] + j) + splat_integer<A>((part.r + i) * p.kernel_width);
+    };
+    int64_t i = 0;
+    if (part.goes_on) {
+      m = load(carried.best + j);
+      if (kPlaces) k = load_taps<A>(carried.tap + j);
+    } else {
+      m = value(0);
+      k = place(0);
+      i = 1;
+    }
+    for (; i < part.rows; ++i) take_greater<A>(m, k, value(i), place(i));
+    if (!part.last) {
+      store(carried.best + j, m);
+      if (kPlaces) store_taps<A>(carried.tap + j, k);
+    } else {
+      j + all <= n ? store(output + j, m) : store_n(output + j, m, n - j);
+      if (kPlaces) put_places(p, at + j, k, n - j);
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+void max_pool2d_rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const Axis y = vertical(p), x = horizontal(p);
+  const bool places = p.places != nullptr;
+  const PoolRow<T> pool = x.stride == 1
+                              ? (places ? row_of_width<true, 1, T>(x) : row_of_width<false, 1, T>(x))
+                              : (places ? row_of_width<true, 2, T>(x) : row_of_width<false, 2, T>(x));
+  const auto column = places ? pool_column<true, T> : pool_column<false, T>;
+  Ring<A> ring;
+  Carried<A> carried;
+  RowPlan<A> plan;
+  for (int64_t first = 0; first < x.out; first += kChunk) {
+    const int64_t n = min_of(kChunk, x.out - first);
+    if (x.dilation == 1 && x.kernel <= kMostTaps) plan.make(x, first, n);
+    each_plane(y.out, begin, end, [&](int64_t plane, int64_t from, int64_t to) PYDL_INLINE_LAMBDA {
+      const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
+                       plane % p.channels * p.from_stride[1];
+      ring.clear();
+      for (int64_t oy = from; oy < to; ++oy) {
+        const int64_t at = (plane * y.out + oy) * x.out + first;
+        const Range taps = y.taps(oy);
+        if (taps.begin >= taps.end) {  // all of the window lies in the padding
+          for (int64_t j = 0; j < n; ++j) {
+            store_one(static_cast<T*>(p.to) + at + j, -static_cast<A>(__builtin_inf()));
+            if (places) put_place(p, at + j, taps.begin * x.kernel + x.taps(first + j).begin);
+          }
+          continue;
+        }
+        for (int64_t r = taps.begin; r < taps.end; r += kRing) {  // taller kernels in parts
+          Part<A> part{{}, min_of(kRing, taps.end - r), r, r > taps.begin, r + kRing >= taps.end};
+          for (int64_t i = 0; i < part.rows; ++i) {
+            const int64_t in = y.start(oy) + (r + i) * y.dilation;
+            const int64_t slot = (y.dilation == 1 ? in : in / y.dilation) % kRing;
+            part.slot[i] = slot;
+            if (ring.row[slot] == in) continue;
+            ring.row[slot] = in;
+            pool(x, plan, image + in * p.from_stride[2], first, n, ring.best[slot], ring.tap[slot]);
+          }
+          column(p, ring, part, carried, at, n);
+        }
+      }
+    });
+  }
+}
+
+template void max_pool2d_rows<float>(const MaxPool2dParams&, int64_t, int64_t);
+template void max_pool2d_rows<double>(const MaxPool2dParams&, int64_t, int64_t);
+template void max_pool2d_rows<bf16>(const MaxPool2dParams&, int64_t, int64_t);
+template void max_pool2d_rows<f16>(const MaxPool2dParams&, int64_t, int64_t);
+
+}  // namespace pydl::cpu::PYDL_ISA
