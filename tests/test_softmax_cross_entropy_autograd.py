@@ -219,7 +219,7 @@ def test_transforms():
 
 
 def test_thread_count_does_not_matter():
-    """Bit for bit: many rows, short rows, few long rows (split between threads), rows too long to be kept, rows side by side."""
+    """Bit for bit: many rows, short ones, few long ones (split between threads), too long to be kept, side by side."""
     before = torch.get_num_threads()
     try:
         for shape in [(300, 50), (9000, 10), (3, 40000), (9, 200003), (2, 7, 900), (1, 20000)]:
