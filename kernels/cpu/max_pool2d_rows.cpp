@@ -77,14 +77,10 @@ PYDL_INLINE vec<acc_t<T>> load_planned(const T* p, const Lanes* inside, acc_t<T>
     return even_lanes(load_lanes(p, inside[0], fill), load_lanes(p + lanes<acc_t<T>>, inside[1], fill));
 }
 
-template <class T>
-using PoolRow = void (*)(const Axis& x, const RowPlan<acc_t<T>>& plan, const T* row, int64_t first, int64_t n,
-                         acc_t<T>* best, typename Ring<acc_t<T>>::Tap* tap);
-
 // One input row pooled along itself. kWidth: the kernel's, without dilation, or 0 where only x says it.
 template <bool kPlaces, int kStep, int kWidth, class T>
-void pool_row(const Axis& x, const RowPlan<acc_t<T>>& plan, const T* row, int64_t first, int64_t n,
-              acc_t<T>* best, typename Ring<acc_t<T>>::Tap* tap) {
+PYDL_INLINE void pool_row(const Axis& x, const RowPlan<acc_t<T>>& plan, const T* row, int64_t first,
+                          int64_t n, acc_t<T>* best, typename Ring<acc_t<T>>::Tap* tap) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
   const A lowest = -__builtin_inf();
@@ -109,20 +105,37 @@ void pool_row(const Axis& x, const RowPlan<acc_t<T>>& plan, const T* row, int64_
   }
 }
 
-template <bool kPlaces, int kStep, class T>
-PoolRow<T> row_of_width(const Axis& x) {
-  if (x.dilation == 1 && x.kernel == 2) return pool_row<kPlaces, kStep, 2, T>;
-  if (x.dilation == 1 && x.kernel == 3) return pool_row<kPlaces, kStep, 3, T>;
-  return pool_row<kPlaces, kStep, 0, T>;
+// Some rows of a window: those `dilation` apart from input row `in` on, which are tap rows r and on.
+struct Part {
+  int64_t in, rows, r;
+  bool goes_on, last;  // whether another part of the window came before, and whether none comes after
+};
+
+// Brings a part's rows into the ring; slot: where each of them stands.
+template <bool kPlaces, int kStep, int kWidth, class T>
+void pool_rows(const MaxPool2dParams& p, const Axis& x, const RowPlan<acc_t<T>>& plan, const T* image,
+               const Part& part, int64_t first, int64_t n, Ring<acc_t<T>>& ring, int64_t* slot) {
+  int64_t in = part.in;
+  for (int64_t i = 0; i < part.rows; ++i, in += p.dilation_height) {
+    const int64_t at = (p.dilation_height == 1 ? in : in / p.dilation_height) % kRing;
+    slot[i] = at;
+    if (ring.row[at] == in) continue;
+    ring.row[at] = in;
+    pool_row<kPlaces, kStep, kWidth>(x, plan, image + in * p.from_stride[2], first, n, ring.best[at],
+                                     ring.tap[at]);
+  }
 }
 
-// Some of the pooled rows: those in `slot`, the first of them at tap row r. carried: what an earlier part of
-// the kernel left, and what this one leaves to the next.
-template <class A>
-struct Part {
-  int64_t slot[kRing], rows, r;
-  bool goes_on, last;
-};
+template <class T>
+using PoolRows = decltype(&pool_rows<false, 1, 0, T>);
+template <bool kPlaces, int kStep, class T>
+PoolRows<T> rows_of_width(const Axis& x) {
+  if (x.dilation == 1 && x.kernel == 2) return pool_rows<kPlaces, kStep, 2, T>;
+  if (x.dilation == 1 && x.kernel == 3) return pool_rows<kPlaces, kStep, 3, T>;
+  return pool_rows<kPlaces, kStep, 0, T>;
+}
+
+// The maxima that one part of a window leaves to the next.
 template <class A>
 struct Carried {
   alignas(64) A best[kChunk];
@@ -131,7 +144,7 @@ struct Carried {
 
 // The maximum of a part's rows, for the n outputs from offset `at` on.
 template <bool kPlaces, class T>
-void pool_column(const MaxPool2dParams& p, const Ring<acc_t<T>>& ring, const Part<acc_t<T>>& part,
+void pool_column(const MaxPool2dParams& p, const Ring<acc_t<T>>& ring, const Part& part, const int64_t* slot,
                  Carried<acc_t<T>>& carried, int64_t at, int64_t n) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
@@ -139,10 +152,10 @@ void pool_column(const MaxPool2dParams& p, const Ring<acc_t<T>>& ring, const Par
   for (int64_t j = 0; j < n; j += all) {
     vec<A> m;
     mask<A> k{};
-    const auto value = [&](int64_t i) PYDL_INLINE_LAMBDA { return load(ring.best[part.slot[i]] + j); };
+    const auto value = [&](int64_t i) PYDL_INLINE_LAMBDA { return load(ring.best[slot[i]] + j); };
     const auto place = [&](int64_t i) PYDL_INLINE_LAMBDA {
       if (!kPlaces) return mask<A>{};
-      return load_taps<A>(ring.tap[part.slot[i]] + j) + splat_integer<A>((part.r + i) * p.kernel_width);
+      return load_taps<A>(ring.tap[slot[i]] + j) + splat_integer<A>((part.r + i) * p.kernel_width);
     };
     int64_t i = 0;
     if (part.goes_on) {
@@ -171,9 +184,9 @@ void max_pool2d_rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const Axis y = vertical(p), x = horizontal(p);
   const bool places = p.places != nullptr;
-  const PoolRow<T> pool = x.stride == 1
-                              ? (places ? row_of_width<true, 1, T>(x) : row_of_width<false, 1, T>(x))
-                              : (places ? row_of_width<true, 2, T>(x) : row_of_width<false, 2, T>(x));
+  const PoolRows<T> pool = x.stride == 1
+                               ? (places ? rows_of_width<true, 1, T>(x) : rows_of_width<false, 1, T>(x))
+                               : (places ? rows_of_width<true, 2, T>(x) : rows_of_width<false, 2, T>(x));
   const auto column = places ? pool_column<true, T> : pool_column<false, T>;
   Ring<A> ring;
   Carried<A> carried;
@@ -196,16 +209,11 @@ void max_pool2d_rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
           continue;
         }
         for (int64_t r = taps.begin; r < taps.end; r += kRing) {  // taller kernels in parts
-          Part<A> part{{}, min_of(kRing, taps.end - r), r, r > taps.begin, r + kRing >= taps.end};
-          for (int64_t i = 0; i < part.rows; ++i) {
-            const int64_t in = y.start(oy) + (r + i) * y.dilation;
-            const int64_t slot = (y.dilation == 1 ? in : in / y.dilation) % kRing;
-            part.slot[i] = slot;
-            if (ring.row[slot] == in) continue;
-            ring.row[slot] = in;
-            pool(x, plan, image + in * p.from_stride[2], first, n, ring.best[slot], ring.tap[slot]);
-          }
-          column(p, ring, part, carried, at, n);
+          const Part part{y.start(oy) + r * y.dilation, min_of(kRing, taps.end - r), r, r > taps.begin,
+                          r + kRing >= taps.end};
+          int64_t slot[kRing];
+          pool(p, x, plan, image, part, first, n, ring, slot);
+          column(p, ring, part, slot, carried, at, n);
         }
       }
     });
