@@ -125,12 +125,45 @@ def test_recipes_reach_the_accuracy_that_is_promised(tmp_path, model):
         assert result.history[-1]["test_loss"] < {"polynomial_regression": 0.02, "weight_decay": 0.03}.get(model, 0.001)
 
 
+# Training by the recipe is chaotic: torch's own losses leave those of torch from weights that were moved by 1e-7, by a
+# tenth within ten steps of resnet18. Of those that are not (and have no dropout, whose masks are not torch's) two whole
+# epochs are compared.
+STEADY = ("softmax_regression", "lenet", "lenet_bn", "cifar_net")
+STEADY += ("linear_regression", "polynomial_regression", "weight_decay")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(RECIPES))
 def test_two_epochs_by_pydl_and_by_torch(tmp_path, model):
-    """The recipe's own sizes; dropout, whose masks are not torch's, and deep batch norm move the losses apart."""
     torch.set_num_threads(os.cpu_count())
     result, _ = run(tmp_path, model, epochs=2, compare=True)
-    exact = model not in ("mlp", "alexnet", "vgg11", "nin", "resnet50", "resnext50")
+    assert len(result.history) == 2
     for row in result.history:
-        assert row["loss"] == pytest.approx(row["torch_loss"], rel=0.02 if exact else 0.2)
+        if model in STEADY:
+            assert row["loss"] == pytest.approx(row["torch_loss"], rel=0.02)
+        assert math.isfinite(row["loss"] + row["torch_loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", sorted({*DEEP, *MODELS}))
+def test_an_epoch_stays_as_near_to_torch_as_torch_to_itself(model):
+    """Losses of the recipe's steps, beside torch from weights that are moved by the size of a rounding."""
+    torch.set_num_threads(os.cpu_count())
+    ours, torchs, *moved = (learner(model, backend) for backend in ("cpu", "torch", "torch", "torch"))
+    for seed, one in enumerate(moved):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for p in one.model.parameters():
+                p.mul_(1 + 1e-7 * torch.randn_like(p))
+    for one in (ours, torchs, *moved):
+        for layer in one.model.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
+        one.run(one.epoch_steps)
+    expected = torchs._losses[: torchs.epoch_steps]
+
+    def distance(one):
+        return (one._losses[: one.epoch_steps] - expected).abs().cummax(0).values
+
+    allowed = 10 * torch.maximum(*map(distance, moved)) + 1e-4 * expected.abs()
+    assert (distance(ours) <= allowed).all(), (distance(ours) / allowed).max()
