@@ -3,6 +3,7 @@
 #include "kernels/conv2d.h"
 
 #include "kernels/cpu/conv2d_algorithms.h"
+#include "kernels/cpu/conv2d_reduced.h"
 #include "kernels/cpu/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -58,26 +59,6 @@ Algorithm best(const Conv2dParams& p, Conv2dPass pass) {
   return Algorithm::gemm;
 }
 
-// A 1x1 kernel of stride 1 sees no neighbours: rows, and with channels_last images too, are one long row of
-// pixels.
-Conv2dParams merged(Conv2dParams p) {
-  const bool one = p.kernel_height == 1 && p.kernel_width == 1 && p.stride_height == 1 &&
-                   p.stride_width == 1 && p.pad_top == 0 && p.pad_left == 0 && p.out_height == p.in_height &&
-                   p.out_width == p.in_width;
-  if (!one) return p;
-  auto follows = [](const int64_t* stride, int d, int64_t count) { return stride[d] == count * stride[3]; };
-  if (p.in_height > 1 && follows(p.input_stride, 2, p.in_width) && follows(p.output_stride, 2, p.in_width)) {
-    p.in_width = p.out_width = p.in_height * p.in_width;
-    p.in_height = p.out_height = 1;
-  }
-  if (p.in_height == 1 && p.batch > 1 && follows(p.input_stride, 0, p.in_width) &&
-      follows(p.output_stride, 0, p.in_width)) {
-    p.in_width = p.out_width = p.batch * p.in_width;
-    p.batch = 1;
-  }
-  return p;
-}
-
 }  // namespace
 
 Conv2dAlgorithm conv2d_algorithm(const Conv2dParams& p, Conv2dPass pass) {
@@ -86,7 +67,7 @@ Conv2dAlgorithm conv2d_algorithm(const Conv2dParams& p, Conv2dPass pass) {
 }
 
 int64_t conv2d_scratch_bytes(const Conv2dParams& params, Conv2dPass pass, int64_t threads) {
-  const Conv2dParams p = merged(params);
+  const Conv2dParams p = reduced(params);
   const bool weight = pass == Conv2dPass::backward_weight;
   const Algorithm algorithm = conv2d_algorithm(p, pass);
   if (algorithm == Algorithm::winograd) return conv2d_winograd_scratch(p, pass, threads);
@@ -98,7 +79,7 @@ int64_t conv2d_scratch_bytes(const Conv2dParams& params, Conv2dPass pass, int64_
 }
 
 void conv2d_forward(const Conv2dParams& params, const Parallel& parallel) {
-  const Conv2dParams p = merged(params);
+  const Conv2dParams p = reduced(params);
   const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::forward);
   if (algorithm == Algorithm::winograd) return conv2d_winograd_forward(p, parallel);
   if (algorithm == Algorithm::depthwise) return conv2d_depthwise_forward(p, parallel);
@@ -108,7 +89,7 @@ void conv2d_forward(const Conv2dParams& params, const Parallel& parallel) {
 }
 
 void conv2d_backward_input(const Conv2dParams& params, const Parallel& parallel) {
-  const Conv2dParams p = merged(params);
+  const Conv2dParams p = reduced(params);
   const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_input);
   if (algorithm == Algorithm::winograd) return conv2d_winograd_backward_input(p, parallel);
   if (algorithm == Algorithm::depthwise) return conv2d_depthwise_backward_input(p, parallel);
@@ -118,8 +99,9 @@ void conv2d_backward_input(const Conv2dParams& params, const Parallel& parallel)
 }
 
 void conv2d_backward_weight(const Conv2dParams& params, const Parallel& parallel) {
-  const Conv2dParams p = merged(params);
+  const Conv2dParams p = reduced(params);
   const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_weight);
+  zero_idle_taps(params, p, parallel);
   if (algorithm == Algorithm::winograd) return conv2d_winograd_backward_weight(p, parallel);
   if (algorithm == Algorithm::depthwise) return conv2d_depthwise_backward_weight(p, parallel);
   if (algorithm == Algorithm::batch) return conv2d_batch_backward_weight(p, parallel);
