@@ -35,8 +35,8 @@ inline UsefulTaps useful_taps(int64_t kernel, int64_t stride, int64_t pad, int64
 inline int64_t element_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
 inline Conv2dParams without_idle_taps(Conv2dParams p) {
-  const UsefulTaps y = useful_taps(p.kernel_height, p.stride_height, p.pad_top, p.dilation_height, p.in_height,
-                                   p.out_height);
+  const UsefulTaps y =
+      useful_taps(p.kernel_height, p.stride_height, p.pad_top, p.dilation_height, p.in_height, p.out_height);
   const UsefulTaps x =
       useful_taps(p.kernel_width, p.stride_width, p.pad_left, p.dilation_width, p.in_width, p.out_width);
   p.kernel_height = y.count;
@@ -80,8 +80,7 @@ inline void zero_idle_taps(const Conv2dParams& all, const Conv2dParams& fewer, c
   const int64_t in = all.in_channels / all.groups, taps = all.kernel_height * all.kernel_width;
   if (fewer.kernel_height * fewer.kernel_width == taps) return;
   const int64_t bytes = element_bytes(all.dtype), count = in * taps;
-  const int64_t reach =
-      (in - 1) * s[1] + (all.kernel_height - 1) * s[2] + (all.kernel_width - 1) * s[3];
+  const int64_t reach = (in - 1) * s[1] + (all.kernel_height - 1) * s[2] + (all.kernel_width - 1) * s[3];
   const bool dense = reach == count - 1 && s[1] > 0 && s[2] > 0 && s[3] > 0;  // of an output channel
   parallel(all.out_channels, ceil_div(1 << 14, count), [&](int64_t first, int64_t last) {
     for (int64_t o = first; o < last; ++o) {
