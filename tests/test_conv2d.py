@@ -78,6 +78,16 @@ SHAPES = {
     "first layer of many channels": ((2, 3, 23, 26), (48, 7, 7), {"stride": 2, "padding": 3}),
     "stride larger than the image": ((2, 20, 2, 3), (24, 3, 3), {"stride": 5, "padding": 1}),
     "sums in pieces": ((2, 256, 5, 6), (33, 3, 3), {"stride": 2, "padding": 1}),
+    "one pixel, one useful tap": ((18, 35, 1, 1), (37, 3, 3), {"padding": 1}),
+    "one pixel, 1x1": ((5, 33, 1, 1), (18, 1, 1), {}),
+    "2x2, stride 2: four useful taps": ((5, 20, 2, 2), (35, 3, 3), {"stride": 2, "padding": 1}),
+    "2x2": ((9, 150, 2, 2), (170, 3, 3), {"padding": 1}),
+    "3x3 of 3x3": ((3, 20, 3, 3), (21, 3, 3), {"padding": 1}),
+    "one row: one useful row of taps": ((3, 17, 1, 5), (19, 3, 3), {"padding": 1}),
+    "one useful tap of dilated ones": ((2, 18, 2, 2), (17, 3, 3), {"padding": 3, "dilation": 3}),
+    "one useful tap in groups": ((4, 24, 1, 1), (36, 5, 5), {"padding": 2, "groups": 2}),
+    "stride over a small image": ((2, 18, 2, 3), (20, 3, 3), {"padding": 4, "stride": 5}),
+    "first layer, sixteen large images": ((16, 1, 92, 90), (34, 11, 11), {"stride": 4}),
     "empty batch": ((0, 3, 8, 9), (4, 3, 3), {"padding": 1}),
 }
 ALGORITHMS = ["auto", "gemm", "batch", "rows", "winograd", "depthwise"]
@@ -295,6 +305,8 @@ def test_torch_backend():
         "ResNeXt: groups of 4, stride 2",
         "first layer in several regions",
         "deep: several blocks of the sum",
+        "one pixel, one useful tap",
+        "2x2",
     ],
 )
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -3,6 +3,7 @@
 #include "kernels/conv2d.h"
 
 #include "kernels/cpu/conv2d_algorithms.h"
+#include "kernels/cpu/conv2d_reduced.h"
 #include "kernels/cpu/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -28,7 +29,8 @@ bool depthwise_pays(const Conv2dParams& p, Conv2dPass pass) {
 
 // Direct over batch lanes where images fill the vectors and fit the second-level cache. Measured on Zen 5
 // against implicit GEMM: 1.2 to 3 times as fast below 32 channels, 1.1 to 1.5 up to 64; deeper sums belong to
-// GEMM.
+// GEMM. Measured on Zen 4: with a single vector of large images implicit GEMM is quicker, and in the weight
+// gradient of one channel into many.
 bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
   const int64_t vector = p.dtype == DType::f64 ? kVectorBytes / 8 : kVectorBytes / 4;
   const bool full = p.batch >= vector && 8 * p.batch >= 7 * vector * ceil_div(p.batch, vector);
@@ -36,8 +38,9 @@ bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
   const int64_t in_block = p.in_channels * (p.in_height + p.kernel_height) * (p.in_width + p.kernel_width);
   const int64_t out_block = p.out_channels * p.out_height * p.out_width;
   if (!full || taps == 1) return false;
-  if (pass == Conv2dPass::forward) return in_block <= 1 << 14;
+  if (pass == Conv2dPass::forward) return in_block <= (p.batch > vector ? 1 << 14 : 1 << 13);
   if (pass == Conv2dPass::backward_input) return out_block <= (p.in_channels <= 6 ? 1 << 16 : 1 << 14);
+  if (p.in_channels == 1 && p.out_channels >= 32) return false;  // GEMM's columns are full as well
   return in_block <= 1 << 14 && weights <= 1 << 16;
 }
 
@@ -58,26 +61,6 @@ Algorithm best(const Conv2dParams& p, Conv2dPass pass) {
   return Algorithm::gemm;
 }
 
-// A 1x1 kernel of stride 1 sees no neighbours: rows, and with channels_last images too, are one long row of
-// pixels.
-Conv2dParams merged(Conv2dParams p) {
-  const bool one = p.kernel_height == 1 && p.kernel_width == 1 && p.stride_height == 1 &&
-                   p.stride_width == 1 && p.pad_top == 0 && p.pad_left == 0 && p.out_height == p.in_height &&
-                   p.out_width == p.in_width;
-  if (!one) return p;
-  auto follows = [](const int64_t* stride, int d, int64_t count) { return stride[d] == count * stride[3]; };
-  if (p.in_height > 1 && follows(p.input_stride, 2, p.in_width) && follows(p.output_stride, 2, p.in_width)) {
-    p.in_width = p.out_width = p.in_height * p.in_width;
-    p.in_height = p.out_height = 1;
-  }
-  if (p.in_height == 1 && p.batch > 1 && follows(p.input_stride, 0, p.in_width) &&
-      follows(p.output_stride, 0, p.in_width)) {
-    p.in_width = p.out_width = p.batch * p.in_width;
-    p.batch = 1;
-  }
-  return p;
-}
-
 }  // namespace
 
 Conv2dAlgorithm conv2d_algorithm(const Conv2dParams& p, Conv2dPass pass) {
@@ -86,7 +69,7 @@ Conv2dAlgorithm conv2d_algorithm(const Conv2dParams& p, Conv2dPass pass) {
 }
 
 int64_t conv2d_scratch_bytes(const Conv2dParams& params, Conv2dPass pass, int64_t threads) {
-  const Conv2dParams p = merged(params);
+  const Conv2dParams p = reduced(params);
   const bool weight = pass == Conv2dPass::backward_weight;
   const Algorithm algorithm = conv2d_algorithm(p, pass);
   if (algorithm == Algorithm::winograd) return conv2d_winograd_scratch(p, pass, threads);
@@ -98,7 +81,7 @@ int64_t conv2d_scratch_bytes(const Conv2dParams& params, Conv2dPass pass, int64_
 }
 
 void conv2d_forward(const Conv2dParams& params, const Parallel& parallel) {
-  const Conv2dParams p = merged(params);
+  const Conv2dParams p = reduced(params);
   const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::forward);
   if (algorithm == Algorithm::winograd) return conv2d_winograd_forward(p, parallel);
   if (algorithm == Algorithm::depthwise) return conv2d_depthwise_forward(p, parallel);
@@ -108,7 +91,7 @@ void conv2d_forward(const Conv2dParams& params, const Parallel& parallel) {
 }
 
 void conv2d_backward_input(const Conv2dParams& params, const Parallel& parallel) {
-  const Conv2dParams p = merged(params);
+  const Conv2dParams p = reduced(params);
   const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_input);
   if (algorithm == Algorithm::winograd) return conv2d_winograd_backward_input(p, parallel);
   if (algorithm == Algorithm::depthwise) return conv2d_depthwise_backward_input(p, parallel);
@@ -118,8 +101,9 @@ void conv2d_backward_input(const Conv2dParams& params, const Parallel& parallel)
 }
 
 void conv2d_backward_weight(const Conv2dParams& params, const Parallel& parallel) {
-  const Conv2dParams p = merged(params);
+  const Conv2dParams p = reduced(params);
   const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_weight);
+  zero_idle_taps(params, p, parallel);
   if (algorithm == Algorithm::winograd) return conv2d_winograd_backward_weight(p, parallel);
   if (algorithm == Algorithm::depthwise) return conv2d_depthwise_backward_weight(p, parallel);
   if (algorithm == Algorithm::batch) return conv2d_batch_backward_weight(p, parallel);

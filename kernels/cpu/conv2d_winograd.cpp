@@ -79,7 +79,7 @@ struct Plan {
   int64_t depth, parts;      // input channels of U per multiplication, and how many such parts there are
   int64_t panels;            // of output channels
   int64_t frequency_stride;  // of V
-  int64_t tile_stride;       // of V: 37 frequencies, so that rows of one frequency spread over the cache sets
+  int64_t tile_stride;       // of V; weights first: 37 frequencies, which spread rows over the cache sets
   int64_t weight_stride;     // between frequencies of U
   int64_t shared, own;       // of all workers, of each
 
@@ -107,10 +107,15 @@ struct Plan {
     block = ceil_div(min_of(pass_tiles, tiles.count()), ceil_div(min_of(pass_tiles, tiles.count()), block));
     if (weights_first) block = max_of(1, min_of(block, ceil_div(tiles.count(), threads)));
     pass_tiles = min_of(pass_tiles, tiles.count());
+    if (!weights_first) {
+      // V comes from L3: the tiles of a frequency follow each other, so that the hardware fetches ahead
+      tile_stride = (ceil_div(in, L) | 1) * L;
+      frequency_stride = tile_stride * pass_tiles + 48;
+    }
     weight_stride = depth * kPanel + 48;
     parts = ceil_div(in, depth);
     weights_once = !weights_first && weight_floats <= kMostWeightFloats && tiles.count() > 2 * block;
-    const int64_t v = piece((weights_first ? block : pass_tiles) * tile_stride);
+    const int64_t v = piece(weights_first ? block * tile_stride : kFrequencies * frequency_stride);
     const int64_t u =
         piece((weights_first || weights_once ? panels * parts : 1) * kFrequencies * weight_stride);
     const int64_t m = piece(block * kFrequencies * kPanel);

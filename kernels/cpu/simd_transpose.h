@@ -93,10 +93,13 @@ void transpose_in(const T* from, int64_t from_stride, int64_t rows, int64_t colu
 #pragma GCC unroll 16
       for (int j = 0; j < L; ++j) store(to + (first + j) * to_stride, block[j]);
     } else {
+#pragma GCC unroll 16
       for (int i = 0; i < L; ++i)
         block[i] = i < rows ? load_n(from + i * from_stride + first, n) : vec<float>{};
       transpose(block);
-      for (int j = 0; j < n; ++j) store(to + (first + j) * to_stride, block[j]);
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j)
+        if (j < n) store(to + (first + j) * to_stride, block[j]);
     }
   }
 }
@@ -117,9 +120,12 @@ void transpose_out(const float* from, int64_t from_stride, int64_t rows, int64_t
 #pragma GCC unroll 16
       for (int j = 0; j < L; ++j) store(to + j * to_stride + first, block[j]);
     } else {
+#pragma GCC unroll 16
       for (int i = 0; i < L; ++i) block[i] = i < n ? load(from + (first + i) * from_stride) : vec<float>{};
       transpose(block);
-      for (int j = 0; j < columns; ++j) store_n(to + j * to_stride + first, block[j], n);
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j)
+        if (j < columns) store_n(to + j * to_stride + first, block[j], n);
     }
   }
 }
