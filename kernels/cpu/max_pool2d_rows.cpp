@@ -2,8 +2,7 @@
 //
 // Each input row is pooled along itself first, once, and kept in a ring in the first cache; an output row is
 // the maximum of some of them. Both steps take the first of equals in the order of taps, so that their
-// composition does. Nothing else is stored. The steps are functions that a call picks once, since a copy of
-// the loop around them for each combination was what this file took long to compile for.
+// composition does. Nothing else is stored.
 #include "kernels/cpu/max_pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -113,8 +112,9 @@ struct Part {
 
 // Brings a part's rows into the ring; slot: where each of them stands.
 template <bool kPlaces, int kStep, int kWidth, class T>
-void pool_rows(const MaxPool2dParams& p, const Axis& x, const RowPlan<acc_t<T>>& plan, const T* image,
-               const Part& part, int64_t first, int64_t n, Ring<acc_t<T>>& ring, int64_t* slot) {
+PYDL_INLINE void pool_rows(const MaxPool2dParams& p, const Axis& x, const RowPlan<acc_t<T>>& plan,
+                           const T* image, const Part& part, int64_t first, int64_t n, Ring<acc_t<T>>& ring,
+                           int64_t* slot) {
   int64_t in = part.in;
   for (int64_t i = 0; i < part.rows; ++i, in += p.dilation_height) {
     const int64_t at = (p.dilation_height == 1 ? in : in / p.dilation_height) % kRing;
@@ -126,15 +126,6 @@ void pool_rows(const MaxPool2dParams& p, const Axis& x, const RowPlan<acc_t<T>>&
   }
 }
 
-template <class T>
-using PoolRows = decltype(&pool_rows<false, 1, 0, T>);
-template <bool kPlaces, int kStep, class T>
-PoolRows<T> rows_of_width(const Axis& x) {
-  if (x.dilation == 1 && x.kernel == 2) return pool_rows<kPlaces, kStep, 2, T>;
-  if (x.dilation == 1 && x.kernel == 3) return pool_rows<kPlaces, kStep, 3, T>;
-  return pool_rows<kPlaces, kStep, 0, T>;
-}
-
 // The maxima that one part of a window leaves to the next.
 template <class A>
 struct Carried {
@@ -144,18 +135,26 @@ struct Carried {
 
 // The maximum of a part's rows, for the n outputs from offset `at` on.
 template <bool kPlaces, class T>
-void pool_column(const MaxPool2dParams& p, const Ring<acc_t<T>>& ring, const Part& part, const int64_t* slot,
-                 Carried<acc_t<T>>& carried, int64_t at, int64_t n) {
+PYDL_INLINE void pool_column(const MaxPool2dParams& params, const Ring<acc_t<T>>& ring, const Part part,
+                             const int64_t* slot, Carried<acc_t<T>>& carried, int64_t at, int64_t n) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
+  // copies: a place stored as a byte may be anything's byte to the compiler, but not these
+  const MaxPool2dParams p = params;
+  const A* values[kRing];
+  const typename Ring<A>::Tap* taps[kRing];
+  for (int64_t i = 0; i < part.rows; ++i) {
+    values[i] = ring.best[slot[i]];
+    taps[i] = ring.tap[slot[i]];
+  }
   T* const output = static_cast<T*>(p.to) + at;
   for (int64_t j = 0; j < n; j += all) {
     vec<A> m;
     mask<A> k{};
-    const auto value = [&](int64_t i) PYDL_INLINE_LAMBDA { return load(ring.best[slot[i]] + j); };
+    const auto value = [&](int64_t i) PYDL_INLINE_LAMBDA { return load(values[i] + j); };
     const auto place = [&](int64_t i) PYDL_INLINE_LAMBDA {
       if (!kPlaces) return mask<A>{};
-      return load_taps<A>(ring.tap[slot[i]] + j) + splat_integer<A>((part.r + i) * p.kernel_width);
+      return load_taps<A>(taps[i] + j) + splat_integer<A>((part.r + i) * p.kernel_width);
     };
     int64_t i = 0;
     if (part.goes_on) {
@@ -177,17 +176,10 @@ void pool_column(const MaxPool2dParams& p, const Ring<acc_t<T>>& ring, const Par
   }
 }
 
-}  // namespace
-
-template <class T>
-void max_pool2d_rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+template <bool kPlaces, int kStep, int kWidth, class T>
+void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const Axis y = vertical(p), x = horizontal(p);
-  const bool places = p.places != nullptr;
-  const PoolRows<T> pool = x.stride == 1
-                               ? (places ? rows_of_width<true, 1, T>(x) : rows_of_width<false, 1, T>(x))
-                               : (places ? rows_of_width<true, 2, T>(x) : rows_of_width<false, 2, T>(x));
-  const auto column = places ? pool_column<true, T> : pool_column<false, T>;
   Ring<A> ring;
   Carried<A> carried;
   RowPlan<A> plan;
@@ -204,7 +196,7 @@ void max_pool2d_rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
         if (taps.begin >= taps.end) {  // all of the window lies in the padding
           for (int64_t j = 0; j < n; ++j) {
             store_one(static_cast<T*>(p.to) + at + j, -static_cast<A>(__builtin_inf()));
-            if (places) put_place(p, at + j, taps.begin * x.kernel + x.taps(first + j).begin);
+            if (kPlaces) put_place(p, at + j, taps.begin * x.kernel + x.taps(first + j).begin);
           }
           continue;
         }
@@ -212,12 +204,33 @@ void max_pool2d_rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
           const Part part{y.start(oy) + r * y.dilation, min_of(kRing, taps.end - r), r, r > taps.begin,
                           r + kRing >= taps.end};
           int64_t slot[kRing];
-          pool(p, x, plan, image, part, first, n, ring, slot);
-          column(p, ring, part, slot, carried, at, n);
+          pool_rows<kPlaces, kStep, kWidth>(p, x, plan, image, part, first, n, ring, slot);
+          pool_column<kPlaces, T>(p, ring, part, slot, carried, at, n);
         }
       }
     });
   }
+}
+
+// Widths of their own for the types that networks are trained in; the others' loops say theirs.
+template <bool kPlaces, int kStep, class T>
+void rows_of_width(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  if constexpr (__is_same(T, float) || __is_same(T, bf16)) {
+    if (p.kernel_width == 2 && p.dilation_width == 1) return rows<kPlaces, kStep, 2, T>(p, begin, end);
+    if (p.kernel_width == 3 && p.dilation_width == 1) return rows<kPlaces, kStep, 3, T>(p, begin, end);
+  }
+  rows<kPlaces, kStep, 0, T>(p, begin, end);
+}
+
+}  // namespace
+
+template <class T>
+void max_pool2d_rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  if (p.places != nullptr)
+    p.stride_width == 1 ? rows_of_width<true, 1, T>(p, begin, end) : rows_of_width<true, 2, T>(p, begin, end);
+  else
+    p.stride_width == 1 ? rows_of_width<false, 1, T>(p, begin, end)
+                        : rows_of_width<false, 2, T>(p, begin, end);
 }
 
 template void max_pool2d_rows<float>(const MaxPool2dParams&, int64_t, int64_t);
