@@ -1,0 +1,75 @@
+"""Kernels read nothing behind their inputs: each input ends where a page begins that nobody may read."""
+
+import ctypes
+import mmap
+
+import pytest
+import torch
+import torch.nn.functional as F
+from testing import assert_close
+
+import pydl.functional as pf
+
+pytestmark = pytest.mark.cpu_kernels
+_C = ctypes.CDLL(None, use_errno=True)
+_C.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def at_the_end(values):
+    """A copy of ``values`` whose last byte is the last before a page without permissions."""
+    page, size = mmap.PAGESIZE, max(values.numel() * values.element_size(), 1)
+    room = -(-size // page) * page
+    memory = mmap.mmap(-1, room + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    if _C.mprotect(address + room, page, 0) != 0:  # PROT_NONE
+        raise OSError(ctypes.get_errno(), "mprotect failed")
+    copy = torch.frombuffer(memory, dtype=values.dtype, count=values.numel(), offset=room - size)
+    return copy.view(values.shape).copy_(values)
+
+
+def compare(ours, torchs, *tensors):
+    """Outputs and gradients of both, from guarded copies of the tensors (floating ones need gradients)."""
+    guarded = [at_the_end(t).requires_grad_(t.is_floating_point()) for t in tensors]
+    exact = [t.double().requires_grad_() if t.is_floating_point() else t for t in tensors]
+    output, expected = ours(*guarded), torchs(*exact)
+    assert_close(output, expected, output.dtype, scale=30.0)
+    upstream = torch.randn(output.shape)
+    wanted = [i for i, t in enumerate(tensors) if t.is_floating_point()]
+    grads = torch.autograd.grad(output, [guarded[i] for i in wanted], at_the_end(upstream.to(output.dtype)))
+    expected = torch.autograd.grad(expected, [exact[i] for i in wanted], upstream.to(output.dtype).double())
+    for one, other in zip(grads, expected, strict=True):
+        assert_close(one, other, one.dtype, scale=30.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 7, 10, 16, 17, 31, 100, 128, 129, 300])
+def test_cross_entropy(device, classes, dtype):
+    for rows in (1, 15, 16, 17, 40):
+        logits, target = torch.randn(rows, classes).to(dtype), torch.randint(classes, (rows,))
+        compare(pf.cross_entropy, F.cross_entropy, logits, target)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 17])
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 1), (3, 2), (5, 1)])
+def test_conv2d(device, kernel, stride, size):
+    options = {"stride": stride, "padding": kernel // 2}
+    for channels in (1, 3, 20):
+        x, weight = torch.randn(3, channels, size, size), torch.randn(18, channels, kernel, kernel) / kernel
+        compare(lambda x, w: pf.conv2d(x, w, **options), lambda x, w: F.conv2d(x, w, **options), x, weight)
+
+
+@pytest.mark.parametrize("size", [3, 10, 33])
+@pytest.mark.parametrize("kernel, stride", [(2, 2), (3, 2), (3, 1)])
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_pooling(device, name, kernel, stride, size):
+    ours, torchs = getattr(pf, name), getattr(F, name)
+    compare(lambda x: ours(x, kernel, stride), lambda x: torchs(x, kernel, stride), torch.randn(2, 3, size, size))
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (3, 5, 7, 7), (2, 3, 33, 33)], ids=str)
+def test_batch_norm(device, shape):
+    compare(
+        lambda x, w, b: pf.batch_norm(x, None, None, w, b, training=True),
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True),
+        *(torch.randn(s) for s in (shape, shape[1:2], shape[1:2])),
+    )
