@@ -281,9 +281,6 @@ void pack_weight_tile(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, c
           if (g.weight_m == 1) {
             x = load_n(at, some);
           } else {
-            if (g.weight_m <
-                g.weight_channel)  // each channel is on another page, where nothing fetches ahead
-              for (int64_t i = 0; i < some; ++i) prefetch(at + 8 * g.weight_channel + i * g.weight_m);
             T numbers[all];
             for (int64_t i = 0; i < some; ++i) numbers[i] = at[i * g.weight_m];
             x = load_n(numbers, some);

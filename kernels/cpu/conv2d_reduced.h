@@ -74,26 +74,14 @@ inline Conv2dParams merged(Conv2dParams p) {
 
 inline Conv2dParams reduced(const Conv2dParams& p) { return merged(without_idle_taps(p)); }
 
-// The weight gradient of the taps that `fewer` lacks: zeros, written before the others are.
+// The weight gradient, which is dense, where `fewer` lacks taps: zeros, before the others are written.
 inline void zero_idle_taps(const Conv2dParams& all, const Conv2dParams& fewer, const Parallel& parallel) {
-  const int64_t* s = all.weight_stride;
-  const int64_t in = all.in_channels / all.groups, taps = all.kernel_height * all.kernel_width;
+  const int64_t taps = all.kernel_height * all.kernel_width, piece = 1 << 16;
   if (fewer.kernel_height * fewer.kernel_width == taps) return;
-  const int64_t bytes = element_bytes(all.dtype), count = in * taps;
-  const int64_t reach = (in - 1) * s[1] + (all.kernel_height - 1) * s[2] + (all.kernel_width - 1) * s[3];
-  const bool dense = reach == count - 1 && s[1] > 0 && s[2] > 0 && s[3] > 0;  // of an output channel
-  parallel(all.out_channels, ceil_div(1 << 14, count), [&](int64_t first, int64_t last) {
-    for (int64_t o = first; o < last; ++o) {
-      char* to = static_cast<char*>(all.weight) + o * s[0] * bytes;
-      if (dense) {
-        memset(to, 0, static_cast<size_t>(count * bytes));
-        continue;
-      }
-      for (int64_t i = 0; i < in; ++i)
-        for (int64_t y = 0; y < all.kernel_height; ++y)
-          for (int64_t x = 0; x < all.kernel_width; ++x)
-            memset(to + (i * s[1] + y * s[2] + x * s[3]) * bytes, 0, static_cast<size_t>(bytes));
-    }
+  const int64_t bytes = all.out_channels * (all.in_channels / all.groups) * taps * element_bytes(all.dtype);
+  parallel(ceil_div(bytes, piece), 1, [&](int64_t first, int64_t last) {
+    const int64_t end = min_of(last * piece, bytes);
+    memset(static_cast<char*>(all.weight) + first * piece, 0, static_cast<size_t>(end - first * piece));
   });
 }
 

@@ -50,8 +50,8 @@ PYDL_INLINE mask<A> first_taps(const Axis& x, int64_t at) {
   return k;
 }
 
-// For the outputs of one chunk: which lanes of each tap's vectors lie in the image. Made once, for kernels of
-// up to kMostTaps without dilation.
+// For the outputs of one chunk: which lanes of each tap's vectors lie in the image. For kernels of widths of
+// their own (rows_of_width).
 constexpr int kMostTaps = 3;
 template <class A>
 struct RowPlan {
@@ -185,7 +185,7 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   RowPlan<A> plan;
   for (int64_t first = 0; first < x.out; first += kChunk) {
     const int64_t n = min_of(kChunk, x.out - first);
-    if (x.dilation == 1 && x.kernel <= kMostTaps) plan.make(x, first, n);
+    if constexpr (kWidth > 0) plan.make(x, first, n);
     each_plane(y.out, begin, end, [&](int64_t plane, int64_t from, int64_t to) PYDL_INLINE_LAMBDA {
       const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
                        plane % p.channels * p.from_stride[1];

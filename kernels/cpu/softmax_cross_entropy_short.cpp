@@ -17,63 +17,13 @@ constexpr int L = lanes<float>;
 // Beyond, a row fills its vectors and softmax_cross_entropy_rows.cpp is as fast
 // (NOTES_softmax_cross_entropy.md).
 constexpr int64_t kMostClasses = 128;
-// Rows per task: a row of ten classes takes some 20 cycles, a fork several thousand.
+// Of a task, a row counting as eight more: ten classes take some 20 cycles, a fork several thousand.
 constexpr int64_t kTaskElements = 32768;
 
 // Class after class, each a vector of rows.
 struct Tile {
   alignas(64) float x[kMostClasses * L];
 };
-
-// Rows [0, n) of the logits, the others zeros. readable: elements from x on that may be read.
-template <class T>
-void load_tile(const T* x, int64_t stride, int64_t n, int64_t classes, int64_t readable, Tile& tile) {
-  for (int64_t first = 0; first < classes; first += L) {
-    vec<float> block[L];
-    if (n == L && (L - 1) * stride + first + L <= readable) {  // what follows a row is read and not used
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) block[i] = load(x + i * stride + first);
-    } else {
-      const int64_t count = min_of(L, classes - first);
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) block[i] = i < n ? load_n(x + i * stride + first, count) : vec<float>{};
-    }
-    transpose(block);
-#pragma GCC unroll 16
-    for (int j = 0; j < L; ++j) store(tile.x + (first + j) * L, block[j]);
-  }
-}
-
-// Rows [0, n) back, rounded to T.
-template <class T>
-void store_tile(const Tile& tile, int64_t n, int64_t classes, T* y, int64_t stride) {
-#if !defined(PYDL_AVX512)
-  // Without masked stores: whole vectors into a copy of the rows, what hangs over a row's end being
-  // overwritten by the next row's start. So blocks of classes go from the last to the first.
-  T rows[L * kMostClasses + L];
-#endif
-  for (int64_t first = (classes - 1) / L * L; first >= 0; first -= L) {
-    vec<float> block[L];
-#pragma GCC unroll 16
-    for (int j = 0; j < L; ++j) block[j] = load(tile.x + (first + j) * L);
-    transpose(block);
-#if defined(PYDL_AVX512)
-    const int64_t count = min_of(L, classes - first);
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) store_n(y + i * stride + first, block[i], i < n ? count : 0);
-#else
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) store(rows + i * classes + first, block[i]);
-#endif
-  }
-#if !defined(PYDL_AVX512)
-  const size_t bytes = static_cast<size_t>(classes) * sizeof(T);
-  if (stride == classes)
-    memcpy(y, rows, static_cast<size_t>(n) * bytes);
-  else
-    for (int64_t i = 0; i < n; ++i) memcpy(y + i * stride, rows + i * classes, bytes);
-#endif
-}
 
 vec<float> largest(const Tile& tile, int64_t classes) {
   // max keeps its second operand where one is nan; that the sum is nan does not depend on it
@@ -139,8 +89,8 @@ struct ShortCall {
       : p(params), k(params), shared(p.grad_input ? shared_gradient(p) : 0) {}
 
   void load_logits(int64_t row, int64_t n, Tile& tile) const {
-    const int64_t stride = p.input_stride[0], end = (p.rows - 1) * stride + p.classes;
-    load_tile(static_cast<const T*>(p.input) + row * stride, stride, n, p.classes, end - row * stride, tile);
+    const int64_t stride = p.input_stride[0];
+    transpose_in(static_cast<const T*>(p.input) + row * stride, stride, n, p.classes, tile.x, L);
   }
 
   void load_targets(int64_t row, int64_t n, Rows& rows) const {
@@ -188,7 +138,8 @@ struct ShortCall {
 
   void put_gradient(int64_t row, int64_t n, const Rows& rows, Tile& tile) const {
     make_gradient<T>(k, rows, gradient_of_losses(row, n), p.classes, tile);
-    store_tile(tile, n, p.classes, static_cast<T*>(p.grad_input) + row * p.grad_stride[0], p.grad_stride[0]);
+    transpose_out(tile.x, L, p.classes, n, static_cast<T*>(p.grad_input) + row * p.grad_stride[0],
+                  p.grad_stride[0]);
   }
 
   void forward(int64_t row, int64_t n, Tile& tile) const {
