@@ -9,6 +9,7 @@
 #include "kernels/cpu/conv2d_batch.h"
 
 #include "kernels/cpu/conv2d_finish.h"
+#include "kernels/cpu/tasks.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -186,11 +187,8 @@ void run_batch(const DirectConv<T>& g, void* scratch, const Parallel& parallel) 
   pack_direct_weights(g, kOut, weights, parallel);
   A* bias = pieces.take<A>(g.out_channels);
   for (int64_t o = 0; o < g.out_channels; ++o) bias[o] = g.bias ? load_n(g.bias + o, 1)[0] : A(0);
-  const int64_t tasks = ceil_div(g.batch, lanes<A>), threads = max_of(1, min_of(parallel.threads, tasks));
-  parallel(threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t slot = first; slot < last; ++slot)
-      for (int64_t task = tasks * slot / threads; task < tasks * (slot + 1) / threads; ++task)
-        run_block(g, task * lanes<A>, weights, bias, Pieces{pieces.next + slot * slot_bytes(g)});
+  run_tasks(parallel, ceil_div(g.batch, lanes<A>), [&](int64_t task, int64_t slot) {
+    run_block(g, task * lanes<A>, weights, bias, Pieces{pieces.next + slot * slot_bytes(g)});
   });
 }
 

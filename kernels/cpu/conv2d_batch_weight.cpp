@@ -8,6 +8,7 @@
 // transposed a few rows at a time, as many as stay in the second-level cache while every (channel, row of
 // taps) passes over them.
 #include "kernels/cpu/conv2d_batch.h"
+#include "kernels/cpu/tasks.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -166,12 +167,8 @@ void conv2d_batch_backward_weight(const Conv2dParams& p, const Parallel& paralle
     const BatchWeight<T> g(p);
     Pieces pieces{static_cast<char*>(p.scratch)};
     A* partials = pieces.take<A>(g.tasks * g.weights);
-    const int64_t threads = max_of(1, min_of(parallel.threads, g.tasks));
-    parallel(threads, 1, [&](int64_t first, int64_t last) {
-      for (int64_t slot = first; slot < last; ++slot)
-        for (int64_t task = g.tasks * slot / threads; task < g.tasks * (slot + 1) / threads; ++task)
-          run_task<T, A>(p, g, task, partials + task * g.weights,
-                         Pieces{pieces.next + slot * g.slot_bytes()});
+    run_tasks(parallel, g.tasks, [&](int64_t task, int64_t slot) {
+      run_task<T, A>(p, g, task, partials + task * g.weights, Pieces{pieces.next + slot * g.slot_bytes()});
     });
     store_direct_weights<T>(p, partials, g.tasks);
   });

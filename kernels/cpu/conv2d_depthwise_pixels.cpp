@@ -2,6 +2,7 @@
 //
 // The weight gradient's rows are cut into a fixed number of parts, whose sums are added in order.
 #include "kernels/cpu/conv2d_depthwise_rows.h"
+#include "kernels/cpu/tasks.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -74,11 +75,12 @@ void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   const T* from = static_cast<const T*>(backward ? p.output : p.input);
   T* to = static_cast<T*>(backward ? p.input : p.output);
   const int64_t height = backward ? p.in_height : p.out_height, rows = p.batch * height;
-  const int64_t threads = max_of(1, min_of(parallel.threads, rows));
+  const int64_t threads = workers_for(parallel, rows);
   const int64_t result_bytes = rows * s.plan.width * s.channels * static_cast<int64_t>(sizeof(T));
   // not for the interleaved results of stride 2 backward, where it was twice as slow
   const bool stream = s.plan.shape.pattern != TileShape::spread && result_bytes >= kStreamBytes &&
                       aligned(to, to_stride, s.channels);
+  Tasks shares(threads, rows);
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) {
       Pieces own{pieces.next + slot * s.slot_bytes()};
@@ -89,7 +91,7 @@ void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
       runner.tile.bias = bias ? weights + s.block - all : nullptr;
       runner.tile.activation = backward ? Activation::none : p.activation;
       runner.tile.stream = stream;
-      for (int64_t i = rows * slot / threads; i < rows * (slot + 1) / threads; ++i) {
+      for (int64_t i; (i = shares.take(slot)) >= 0;) {
         const int64_t image = i / height, y = i % height;
         const T* source = from + image * from_stride[0];
         runner.tile.rows = 0;
@@ -113,7 +115,8 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
   T* zeros = pieces.take<T>(s.channels);
   memset(zeros, 0, static_cast<size_t>(s.channels) * sizeof(T));
   const RowTables tables(s.plan, p.input_stride[3], p.output_stride[3], pieces);
-  const int64_t rows = p.batch * p.out_height, threads = max_of(1, min_of(parallel.threads, s.parts));
+  const int64_t rows = p.batch * p.out_height, threads = workers_for(parallel, s.parts);
+  Tasks shares(threads, s.parts);
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) {
       Pieces own{pieces.next + slot * s.slot_bytes()};
@@ -121,7 +124,7 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
           s.plan, tables, p.kernel_height, s.channels, zeros,
           (inputs_of(p) > 1 ? grouped_weight_tile<T> : depthwise_weight_tile<T>)(s.plan.shape), own);
       runner.tile.block = s.block;
-      for (int64_t part = s.parts * slot / threads; part < s.parts * (slot + 1) / threads; ++part) {
+      for (int64_t part; (part = shares.take(slot)) >= 0;) {
         runner.tile.sums = partials + part * sums;
         memset(runner.tile.sums, 0, static_cast<size_t>(sums) * sizeof(A));
         for (int64_t i = rows * part / s.parts; i < rows * (part + 1) / s.parts; ++i) {

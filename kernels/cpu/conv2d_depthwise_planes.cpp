@@ -5,6 +5,7 @@
 // writes (forward) or is read from (backward) channel c * filters + j.
 #include "kernels/cpu/conv2d_depthwise_rows.h"
 #include "kernels/cpu/conv2d_depthwise_slab.h"
+#include "kernels/cpu/tasks.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -157,7 +158,8 @@ void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
         store(to + s.filters * taps + j * all, bias);
       }
   });
-  const int64_t items = p.batch * s.blocks * s.strips, threads = max_of(1, min_of(parallel.threads, items));
+  const int64_t items = p.batch * s.blocks * s.strips, threads = workers_for(parallel, items);
+  Tasks shares(threads, items);
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) {
       Pieces own{pieces.next + slot * s.slot_bytes()};
@@ -166,7 +168,7 @@ void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
       runner.tile.activation = pass == Conv2dPass::forward ? p.activation : Activation::none;
       A* source = own.take<A>(s.source_sets * s.set_elements());
       A* result = own.take<A>(s.max_rows * s.plan.width * all);
-      for (int64_t i = items * slot / threads; i < items * (slot + 1) / threads; ++i) {
+      for (int64_t i; (i = shares.take(slot)) >= 0;) {
         const int64_t b = i / s.strips % s.blocks;
         gather_strip(s, i / s.strips / s.blocks, b, s.rows_of(i % s.strips), shared.weights + b * s.block,
                      runner, source, result);
@@ -212,7 +214,8 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
   const Planes<T> s(p, Conv2dPass::backward_weight);
   Pieces pieces{static_cast<char*>(p.scratch)};
   const Shared<T> shared(s, pieces);
-  const int64_t tasks = s.blocks * s.parts, threads = max_of(1, min_of(parallel.threads, tasks));
+  const int64_t tasks = s.blocks * s.parts, threads = workers_for(parallel, tasks);
+  Tasks shares(threads, tasks);
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) {
       Pieces own{pieces.next + slot * s.slot_bytes()};
@@ -221,7 +224,7 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
           (inputs_of(p) > 1 ? grouped_weight_tile<A> : depthwise_weight_tile<A>)(s.plan.shape), own);
       A* source = own.take<A>(s.set_elements());
       A* gradient = own.take<A>(s.max_rows * s.plan.width * all);
-      for (int64_t i = tasks * slot / threads; i < tasks * (slot + 1) / threads; ++i) {
+      for (int64_t i; (i = shares.take(slot)) >= 0;) {
         const int64_t b = i / s.parts, part = i % s.parts;
         weight_part(s, b, part, runner, source, gradient, shared.weights + (part * s.blocks + b) * s.block);
       }

@@ -17,6 +17,7 @@
 #include "kernels/cpu/conv2d_gemm_spread.h"
 #include "kernels/cpu/conv2d_im2col.h"
 #include "kernels/cpu/simd_transpose.h"
+#include "kernels/cpu/tasks.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -196,6 +197,24 @@ void finish_tile(const Gather<T>& g, bool by_channel, const A* tile, int64_t gro
   }
 }
 
+// Asks for the lines that finish_tile will write, before the product that takes its time: stores that miss
+// would hold up the next one.
+template <class T>
+void fetch_tile(const Gather<T>& g, bool by_channel, int64_t group, int64_t m0, int64_t channels,
+                const Run* runs, int64_t n_runs) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+  T* base = g.result + group * g.result_group + m0 * g.result_stride[1];
+  for (int64_t i = 0; i < n_runs; ++i) {
+    const Run& run = runs[i];
+    T* to = base + run.image * g.result_stride[0] + run.row * g.result_stride[2] +
+            run.column * g.result_stride[3];
+    const int64_t rows = by_channel ? run.count : channels, length = by_channel ? channels : run.count;
+    const int64_t step = g.result_stride[by_channel ? 3 : 1];
+    for (int64_t j = 0; j < rows; ++j)
+      for (int64_t at = 0; at < length; at += line) prefetch_to_write(to + j * step + at);
+  }
+}
+
 // The panels of all blocks of a task for a 1x1 kernel over planes, one channel after the other: a channel's
 // pixels are read in one stretch, where block after block would jump between as many planes as there are
 // channels.
@@ -246,6 +265,9 @@ void run_task(const Gather<T>& g, const Plan<A>& plan, const A* packed, int64_t 
         A* tile = tiles + (plan.depth_blocks == 1 ? 0 : t * plan.blocks + b) * kTile<A>;
         const A* panel = panels + b * plan.window_panel();
         const int64_t pixels = min_of(unit, count - b * unit);
+        if (d == plan.depth_blocks - 1)
+          fetch_tile(g, plan.by_channel, group, t * per_tile, channels, runs + first_run[b],
+                     first_run[b + 1] - first_run[b]);
         plan.by_channel
             ? gemm_tile<A>(Rows::pitched, pixels, channels, k1 - k0, panel, 0, weights, tile, d > 0)
             : gemm_tile<A>(Rows::interleaved, channels, pixels, k1 - k0, weights, kRows, panel, tile, d > 0);
@@ -265,16 +287,10 @@ void run_gather(const Gather<T>& g, void* scratch, const Parallel& parallel) {
   Pieces pieces{static_cast<char*>(scratch)};
   A* packed = pieces.take<A>(plan.weight_elements(g.groups));
   pack_weights(g, plan, packed, parallel);
-  const int64_t tasks = g.groups * plan.tasks_per_group, threads = max_of(1, min_of(parallel.threads, tasks));
-  // one slot of scratch per thread; which slot does a task does not change its result
-  parallel(threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t slot = first; slot < last; ++slot)
-      for (int64_t task = tasks * slot / threads; task < tasks * (slot + 1) / threads; ++task) {
-        const int64_t group = task / plan.tasks_per_group,
-                      begin = task % plan.tasks_per_group * plan.task_pixels;
-        run_task(g, plan, packed, group, begin, min_of(plan.task_pixels, g.pixels() - begin),
-                 Pieces{pieces.next + slot * plan.slot_bytes()});
-      }
+  run_tasks(parallel, g.groups * plan.tasks_per_group, [&](int64_t task, int64_t slot) {
+    const int64_t group = task / plan.tasks_per_group, begin = task % plan.tasks_per_group * plan.task_pixels;
+    run_task(g, plan, packed, group, begin, min_of(plan.task_pixels, g.pixels() - begin),
+             Pieces{pieces.next + slot * plan.slot_bytes()});
   });
 }
 

@@ -8,6 +8,7 @@
 // that need no padding are not copied either.
 #include "kernels/cpu/conv2d_gemm_slab.h"
 #include "kernels/cpu/conv2d_finish.h"
+#include "kernels/cpu/tasks.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -180,15 +181,16 @@ void run_problem(const SlabPlan<T, E>& plan, void* scratch, const Parallel& para
   pack_weights(plan, rows_of_taps, packed, bias, parallel);
 
   const int64_t regions = plan.regions.count(), tasks = g.groups * regions * plan.parts;
-  const int64_t threads = max_of(1, min_of(parallel.threads, tasks));
+  const int64_t threads = workers_for(parallel, tasks);
   // one slot of scratch per thread; which slot does a task does not change its result
+  Tasks shares(threads, tasks);
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) {
       Pieces own{pieces.next + slot * plan.slot_bytes()};
       E* slab = own.template take<E>(plan.slab_elements());
       A* staging = own.template take<A>(plan.staging_elements());
       int64_t copied = -1;
-      for (int64_t task = tasks * slot / threads; task < tasks * (slot + 1) / threads; ++task) {
+      for (int64_t task; (task = shares.take(slot)) >= 0;) {
         const int64_t part = task % plan.parts, i = task / plan.parts;
         const int64_t group = i / regions;
         const Region region = plan.regions.at(i % regions);
@@ -240,7 +242,10 @@ bool slab_gather_pays(const Conv2dParams& p, bool forward) {
     return false;  // vectors of pixels are full, of channels not
   const bool one = p.kernel_height == 1 && p.kernel_width == 1 && p.stride_height == 1 && p.stride_width == 1;
   const bool pairs = p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot();
-  if (by_pixel && one && read[3] == 1 && !pairs) return false;  // a matrix product as it lies
+  const int64_t pixels = p.batch * p.out_height * p.out_width;
+  constexpr int64_t kFew = 1024;
+  if (by_pixel && one && read[3] == 1 && !pairs && pixels >= kFew)
+    return false;  // a matrix product as it lies
   bool fits = false;
   with_plan(p, forward, [&](const auto& plan) { fits = plan.slab_elements() <= 8 * plan.kSlab; });
   return fits;

@@ -55,6 +55,7 @@ struct SlabPlan {
   static constexpr int64_t kTasks = 16;              // wanted
 
   static constexpr int64_t kStreamedBytes = 16 << 20;  // half of a last-level cache
+  static constexpr int64_t kTogetherBytes = 4 << 20;
 
   const Conv2dParams& p;
   bool forward;
@@ -93,6 +94,10 @@ struct SlabPlan {
     stream = !any_staged && streams();
     const int64_t phases = phases_y * phases_x;
     int64_t pixels = max_of(14, kStagedPixels / phases);
+    if (direct && !any_staged && few_weights()) {
+      pixels =
+          min_of(pixels, max_of(14, gather.batch * grid_height() * grid_width() / (4 * kTasks) / 14 * 14));
+    }
     regions = cut(pixels);
     parts = max_of(1, min_of(tiles, ceil_div(kTasks, max_of(1, gather.groups * regions.count()))));
     const int64_t grid = gather.batch * grid_height() * grid_width();
@@ -139,15 +144,15 @@ struct SlabPlan {
     return large.count() > 1 ? large : within(kSlab);
   }
 
-  // Channels side by side, every window inside the image, and pixels not a multiple of 2 KB apart, which
-  // would all fall into two sets of the first-level cache.
+  // Channels side by side, every window inside the image, and pixels not a multiple of 4 KB apart, which
+  // would all fall into one set of the first-level cache.
   bool readable_in_place() const {
     const Windows<T>& w = gather.windows;
     if (!__is_same(T, E) && !__is_same(E, bf16_pair)) return false;
     for (int d = 0; d < 4; ++d)
       if (d != 1 && w.stride[d] % per_element<E> != 0) return false;
     const int64_t apart = w.stride[3] * w.x.step * static_cast<int64_t>(sizeof(T));
-    return w.stride[1] == 1 && w.channels % per_element<E> == 0 && apart % 2048 != 0 && y.low >= 0 &&
+    return w.stride[1] == 1 && w.channels % per_element<E> == 0 && apart % 4096 != 0 && y.low >= 0 &&
            x.low >= 0 && y.low + y.covered(grid_height()) <= w.y.in_size &&
            x.low + x.covered(grid_width()) <= w.x.in_size;
   }
@@ -170,7 +175,9 @@ struct SlabPlan {
     return bytes > kStreamedBytes && gather.channels % lanes<A> == 0 &&
            reinterpret_cast<uintptr_t>(gather.result) % static_cast<uintptr_t>(vector) == 0;
   }
-  bool few_weights() const { return tiles * tile_elements * static_cast<int64_t>(sizeof(E)) <= 128 << 10; }
+  bool few_weights() const {
+    return tiles * tile_elements * static_cast<int64_t>(sizeof(E)) <= kTogetherBytes;
+  }
 
   int64_t column_stride() const { return pitch; }
   int64_t row_stride() const {

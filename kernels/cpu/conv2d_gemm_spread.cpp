@@ -14,6 +14,7 @@
 #include "kernels/cpu/conv2d_gemm_spread.h"
 
 #include "kernels/cpu/conv2d_gemm_slab.h"
+#include "kernels/cpu/tasks.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -167,13 +168,14 @@ void spread_backward_input(const Conv2dParams& p, const Parallel& parallel) {
         p.out_channels,
         {plan.taps_y, 1, plan.y.low, 1, p.out_height, plan.regions.height},
         {plan.taps_x, 1, plan.x.low, 1, p.out_width, plan.regions.width}};
-    const int64_t tasks = plan.regions.count(), threads = max_of(1, min_of(parallel.threads, tasks));
+    const int64_t tasks = plan.regions.count(), threads = workers_for(parallel, tasks);
+    Tasks shares(threads, tasks);
     parallel(threads, 1, [&](int64_t first, int64_t last) {
       for (int64_t slot = first; slot < last; ++slot) {
         Pieces own{pieces.next + slot * plan.slot_bytes()};
         A* slab = own.take<A>(plan.regions.slab);
         A* staging = own.take<A>(plan.staging());
-        for (int64_t task = tasks * slot / threads; task < tasks * (slot + 1) / threads; ++task) {
+        for (int64_t task; (task = shares.take(slot)) >= 0;) {
           const Region region = plan.regions.at(task);
           Region whole = region;
           whole.columns = plan.regions.columns;  // the same distance between rows at the right edge

@@ -9,7 +9,7 @@
 // A task owns a block of input channels and a range of regions of the output; where channels alone make too
 // few tasks the regions are cut into `splits` ranges, whose sums are kept apart and added in order at the
 // end. Both the cut and the order depend on the shape alone, never on the number of threads.
-#include "kernels/cpu/conv2d_gemm.h"
+#include "kernels/cpu/conv2d_gemm_weight.h"
 #include "kernels/cpu/conv2d_slab.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -271,55 +271,6 @@ void run_weight_task(const WeightPlan<T, E>& plan, int64_t task, acc_of<E>* sums
   }
 }
 
-// Adds the splits in order and puts the sums where the weights are: squares of channels by output channels,
-// transposed, all taps of a square in succession, so that (O, I, H, W) weights are written a few cache lines
-// at a time.
-template <class T, class E>
-void combine(const WeightPlan<T, E>& plan, const acc_of<E>* partials, const Parallel& parallel) {
-  using A = acc_of<E>;
-  constexpr int64_t all = lanes<A>;
-  const Conv2dParams& p = plan.p;
-  const int64_t squares = ceil_div(plan.block_channels, all);  // per block of channels
-  const int64_t channel_squares = plan.blocks * squares, out_squares = ceil_div(plan.columns, all);
-  const int64_t* stride = p.weight_stride;
-  parallel(p.groups * out_squares * channel_squares, ceil_div(64, plan.taps * plan.splits),
-           [&](int64_t first, int64_t last) {
-             for (int64_t item = first; item < last; ++item) {
-               const int64_t block = item % channel_squares / squares, c0 = item % squares * all;
-               const int64_t o0 = item / channel_squares % out_squares * all;
-               const int64_t group = item / channel_squares / out_squares;
-               const int64_t channels =
-                   min_of(plan.block_channels, plan.channels - block * plan.block_channels);
-               const int64_t some = min_of(all, channels - c0), outs = min_of(all, plan.columns - o0);
-               if (some <= 0) continue;
-               const A* task = partials + (group * plan.blocks + block) * plan.splits * plan.partial();
-               for (int64_t tap = 0; tap < plan.taps; ++tap) {
-                 vec<A> square[all];
-                 for (int64_t i = 0; i < all; ++i) {
-                   square[i] = vec<A>{};
-                   if (i >= some) continue;
-                   const int64_t row = (o0 / kColumns<A> * plan.taps + tap) * channels + c0 + i;
-                   const A* from = task + row * kColumns<A> + o0 % kColumns<A>;
-                   for (int64_t s = 0; s < plan.splits; ++s) square[i] += load(from + s * plan.partial());
-                 }
-                 transpose(square);
-                 T* to = static_cast<T*>(p.weight) + (group * plan.columns + o0) * stride[0] +
-                         (block * plan.block_channels + c0) * stride[1] + tap / p.kernel_width * stride[2] +
-                         tap % p.kernel_width * stride[3];
-                 for (int64_t j = 0; j < outs; ++j, to += stride[0]) {
-                   if (stride[1] == 1) {
-                     store_n(to, square[j], some);
-                   } else {
-                     T numbers[all];
-                     store(numbers, square[j]);
-                     for (int64_t i = 0; i < some; ++i) to[i * stride[1]] = numbers[i];
-                   }
-                 }
-               }
-             }
-           });
-}
-
 template <class T, class E>
 void run_weight(const WeightPlan<T, E>& plan, const Parallel& parallel) {
   using A = acc_of<E>;
@@ -336,14 +287,13 @@ void run_weight(const WeightPlan<T, E>& plan, const Parallel& parallel) {
   }
   Pieces pieces{static_cast<char*>(p.scratch)};
   A* partials = pieces.take<A>(plan.tasks() * plan.partial());
-  const int64_t tasks = plan.tasks(), threads = max_of(1, min_of(parallel.threads, tasks));
-  parallel(threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t slot = first; slot < last; ++slot)
-      for (int64_t task = tasks * slot / threads; task < tasks * (slot + 1) / threads; ++task)
-        run_weight_task<T, E>(plan, task, partials + task * plan.partial(),
-                              Pieces{pieces.next + slot * plan.slot_bytes()});
+  run_tasks(parallel, plan.tasks(), [&](int64_t task, int64_t slot) {
+    run_weight_task<T, E>(plan, task, partials + task * plan.partial(),
+                          Pieces{pieces.next + slot * plan.slot_bytes()});
   });
-  combine<T, E>(plan, partials, parallel);
+  write_weights<T, A>(
+      p, {plan.channels, plan.columns, plan.taps, plan.block_channels, plan.tiles, plan.splits, false},
+      partials, parallel);
 }
 
 // Calls body(plan) with the plan of these params: bf16 in pairs where the CPU multiplies them.
@@ -362,12 +312,14 @@ void with_plan(const Conv2dParams& p, const F& body) {
 }  // namespace
 
 int64_t conv2d_gemm_weight_scratch(const Conv2dParams& p, int64_t threads) {
+  if (pointwise_weight_pays(p)) return pointwise_weight_scratch(p, threads);
   int64_t bytes = 0;
   with_plan(p, [&](const auto& plan) { bytes = plan.bytes(threads); });
   return bytes;
 }
 
 void conv2d_gemm_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
+  if (pointwise_weight_pays(p)) return pointwise_weight(p, parallel);
   with_plan(p, [&](const auto& plan) { run_weight(plan, parallel); });
 }
 

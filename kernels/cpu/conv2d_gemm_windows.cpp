@@ -97,6 +97,19 @@ void windows_kernel(const WindowsBlock<E>& w) {
   PYDL_OPAQUE(s.one);
   PYDL_OPAQUE(s.three);
   PYDL_OPAQUE(s.five);
+  // The lines of the results are asked for now: stores that miss would wait at the end, and the next block's
+  // behind them.
+  auto fetch = [&](auto type) PYDL_INLINE_LAMBDA {
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; ++g) {
+      auto* to = static_cast<decltype(type)*>(w.out[g]);
+#pragma GCC unroll 7
+      for (int j = 0; j < pixels; ++j, to += w.out_pitch)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) prefetch_to_write(to + v * all);
+    }
+  };
+  if (!w.stream) w.narrow ? fetch(bf16{}) : fetch(A{});
   const int64_t per_piece = ceil_div(kPiece, w.depth);
   alignas(64) static constexpr A zeros[2 * all] = {};
   alignas(64) A total[groups * pixels * vectors * all];  // of all pieces but the last

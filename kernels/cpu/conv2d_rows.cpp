@@ -11,6 +11,7 @@
 // Where that takes fewer vectors than rows, it is done, and the rows are picked out of a buffer.
 #include "kernels/cpu/conv2d_direct.h"
 #include "kernels/cpu/conv2d_finish.h"
+#include "kernels/cpu/tasks.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -193,11 +194,8 @@ void run_rows(const DirectConv<T>& g, void* scratch, const Parallel& parallel) {
   Pieces pieces{static_cast<char*>(scratch)};
   A* weights = pieces.take<A>(g.taps() * g.out_blocks(kOut) * kOut);
   pack_direct_weights(g, kOut, weights, parallel);
-  const int64_t threads = max_of(1, min_of(parallel.threads, g.batch));
-  parallel(threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t slot = first; slot < last; ++slot)
-      for (int64_t image = g.batch * slot / threads; image < g.batch * (slot + 1) / threads; ++image)
-        run_image(g, plan, image, weights, Pieces{pieces.next + slot * slot_bytes(g)});
+  run_tasks(parallel, g.batch, [&](int64_t image, int64_t slot) {
+    run_image(g, plan, image, weights, Pieces{pieces.next + slot * slot_bytes(g)});
   });
 }
 

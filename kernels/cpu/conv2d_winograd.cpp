@@ -166,19 +166,17 @@ void run_weights_first(const Problem& problem, const Tiles<kTaps>& tiles, const 
                                   u + panel * panel_stride + c * kPanel, plan.weight_stride);
     }
   });
-  run_tasks(parallel, parallel.threads, ceil_div(tiles.count(), plan.block),
-            [&](int64_t task, int64_t worker) {
-              const int64_t begin = task * plan.block, end = min_of(begin + plan.block, tiles.count());
-              float *v = scratch + plan.shared + worker * plan.own, *m = v + plan.m_offset();
-              transform_tiles<kTaps, T, false>(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x, v,
-                                               plan.tile_stride, plan.frequency_stride);
-              for (int64_t panel = 0; panel < plan.panels; ++panel) {
-                const int64_t o = panel * kPanel;
-                multiply(tiles, begin, end, problem.out.channels - o, in, v, plan, u + panel * panel_stride,
-                         m, false);
-                finish<kTaps, T>(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m);
-              }
-            });
+  run_tasks(parallel, ceil_div(tiles.count(), plan.block), [&](int64_t task, int64_t worker) {
+    const int64_t begin = task * plan.block, end = min_of(begin + plan.block, tiles.count());
+    float *v = scratch + plan.shared + worker * plan.own, *m = v + plan.m_offset();
+    transform_tiles<kTaps, T, false>(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x, v,
+                                     plan.tile_stride, plan.frequency_stride);
+    for (int64_t panel = 0; panel < plan.panels; ++panel) {
+      const int64_t o = panel * kPanel;
+      multiply(tiles, begin, end, problem.out.channels - o, in, v, plan, u + panel * panel_stride, m, false);
+      finish<kTaps, T>(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m);
+    }
+  });
 }
 
 template <int kTaps, class T>
@@ -190,7 +188,7 @@ void run_weights_last(const Problem& problem, const Tiles<kTaps>& tiles, const P
   float* all_u =
       plan.weights_once ? scratch + plan.shared - piece(plan.panels * plan.parts * part_floats) : nullptr;
   if (plan.weights_once)
-    run_tasks(parallel, parallel.threads, plan.panels * plan.parts, [&](int64_t task, int64_t) {
+    run_tasks(parallel, plan.panels * plan.parts, [&](int64_t task, int64_t) {
       const int64_t c = task % plan.parts * plan.depth;
       transform_weights<kTaps, T>(problem.weights, c, min_of(plan.depth, in - c), task / plan.parts * kPanel,
                                   all_u + task * part_floats, plan.weight_stride);
@@ -198,14 +196,14 @@ void run_weights_last(const Problem& problem, const Tiles<kTaps>& tiles, const P
   for (int64_t pass = 0; pass < tiles.count(); pass += plan.pass_tiles) {
     const int64_t pass_end = min_of(pass + plan.pass_tiles, tiles.count());
     constexpr int64_t kSome = 4;
-    run_tasks(parallel, parallel.threads, ceil_div(pass_end - pass, kSome), [&](int64_t task, int64_t) {
+    run_tasks(parallel, ceil_div(pass_end - pass, kSome), [&](int64_t task, int64_t) {
       const int64_t begin = pass + task * kSome, end = min_of(begin + kSome, pass_end);
       transform_tiles<kTaps, T, false>(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x,
                                        v + (begin - pass) * plan.tile_stride, plan.tile_stride,
                                        plan.frequency_stride);
     });
     const int64_t blocks = ceil_div(pass_end - pass, plan.block);
-    run_tasks(parallel, parallel.threads, blocks * plan.panels, [&](int64_t task, int64_t worker) {
+    run_tasks(parallel, blocks * plan.panels, [&](int64_t task, int64_t worker) {
       const int64_t begin = pass + task % blocks * plan.block, end = min_of(begin + plan.block, pass_end);
       const int64_t o = task / blocks * kPanel;
       float *u = scratch + plan.shared + worker * plan.own, *m = u + plan.m_offset();

@@ -82,7 +82,7 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<kTaps>& plan, const Paral
   const Image input = input_of(p), gradient = gradient_of(p);
   float *own = static_cast<float*>(p.scratch), *d = own + parallel.threads * plan.own;
   const int64_t blocks = plan.row_blocks * plan.column_blocks;
-  run_tasks(parallel, parallel.threads, plan.chunks * blocks, [&](int64_t task, int64_t worker) {
+  run_tasks(parallel, plan.chunks * blocks, [&](int64_t task, int64_t worker) {
     const int64_t chunk = task / blocks, row_block = task % blocks / plan.column_blocks;
     const int64_t c = row_block * plan.rows, rows = min_of(plan.rows, p.in_channels - c);
     const int64_t o = task % plan.column_blocks * plan.columns,
@@ -115,7 +115,7 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<kTaps>& plan, const Paral
   });
   constexpr int64_t kSome = 16;
   const int64_t groups = ceil_div(plan.rows, kSome);
-  run_tasks(parallel, parallel.threads, plan.row_blocks * plan.panels * groups, [&](int64_t task, int64_t) {
+  run_tasks(parallel, plan.row_blocks * plan.panels * groups, [&](int64_t task, int64_t) {
     const int64_t block = task / groups, row = task % groups * kSome,
                   c = block / plan.panels * plan.rows + row;
     const int64_t rows = min_of(min_of(kSome, plan.rows - row), p.in_channels - c);

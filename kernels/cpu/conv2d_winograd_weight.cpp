@@ -94,7 +94,7 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
     // strips of a row where channels are not adjacent, a few tiles where they are
     const int64_t some = max_of(4, min_of(kStripTiles<kTaps>, tiles.full_columns)),
                   groups = ceil_div(end - begin, some);
-    run_tasks(parallel, parallel.threads, 2 * groups, [&](int64_t task, int64_t) {
+    run_tasks(parallel, 2 * groups, [&](int64_t task, int64_t) {
       const int64_t first = begin + task / 2 * some, last = min_of(first + some, end);
       if (task % 2)
         transform_tiles<kTaps, T, true>(gradient, tiles, first, last, 0, 0, z + (first - begin) * plan.z.tile,
@@ -103,7 +103,7 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
         transform_tiles<kTaps, T, false>(input, tiles, first, last, p.pad_top, p.pad_left,
                                          v + (first - begin) * plan.v.tile, plan.v.tile, plan.v.frequency);
     });
-    run_tasks(parallel, parallel.threads, plan.blocks * plan.panels, [&](int64_t task, int64_t worker) {
+    run_tasks(parallel, plan.blocks * plan.panels, [&](int64_t task, int64_t worker) {
       const int64_t c = task / plan.panels * plan.rows, o = task % plan.panels * kPanel;
       const int64_t rows = min_of(plan.rows, p.in_channels - c);
       float* sum = d + (plan.passes > 1 ? task : worker) * plan.d_floats;

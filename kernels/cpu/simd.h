@@ -309,6 +309,7 @@ PYDL_INLINE void stream_fence() {
 }
 
 PYDL_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+PYDL_INLINE void prefetch_to_write(void* p) { __builtin_prefetch(p, 1, 3); }
 PYDL_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // ---- arithmetic
