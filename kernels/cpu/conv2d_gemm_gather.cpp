@@ -59,7 +59,8 @@ struct Plan {
   int64_t weight_elements(int64_t groups) const {
     return groups * depth_blocks * weight_tiles * weight_panel();
   }
-  int64_t window_panel() const { return by_channel ? kRows * kPitch : kDepth * kColumns<A>; }
+  // Elements between panels: not a power of two, so that they do not share cache sets.
+  int64_t window_panel() const { return by_channel ? kRows * kPitch : kDepth * kColumns<A> + lanes<A>; }
   int64_t tiles() const { return depth_blocks == 1 ? 1 : weight_tiles * blocks; }
   int64_t bytes(int64_t groups, int64_t threads) const {
     return Pieces::bytes<A>(weight_elements(groups)) + threads * slot_bytes();
@@ -225,9 +226,11 @@ void pack_lines(const Windows<T>& w, const Run* runs, const int64_t* first_run, 
     for (int64_t b = 0; b < blocks; ++b)
       for (int64_t i = first_run[b]; i < first_run[b + 1]; ++i) {
         const Run& run = runs[i];
-        copy_strided(panels + b * panel + (k - begin) * kColumns<A> + run.at,
-                     w.data + run.image * w.stride[0] + k * w.stride[1] + run.row * w.stride[2] + run.column,
-                     1, run.count);
+        const T* from =
+            w.data + run.image * w.stride[0] + k * w.stride[1] + run.row * w.stride[2] + run.column;
+        prefetch(from + 2 * w.stride[1]);
+        prefetch(from + 2 * w.stride[1] + lanes<A>);
+        copy_strided(panels + b * panel + (k - begin) * kColumns<A> + run.at, from, 1, run.count);
       }
 }
 

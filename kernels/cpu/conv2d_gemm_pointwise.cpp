@@ -58,15 +58,13 @@ void pack_strips(const Side<T>& side, const Run* runs, int64_t n_runs, const Str
       const T* from = side.at(runs[r], strips[i].channel);
       A* to = strips[i].to + at;
       if constexpr (__is_same(A, float)) {
-        // a square at a time, while the same pixels of the next strip are on their way
-        const T* next = i + 1 < n ? side.at(runs[r], strips[i + 1].channel) : from;
+        if (side.column == 1) {
+          transpose_in(from, side.channel, strips[i].count, runs[r].count, to, pitch,
+                       i + 1 < n ? side.at(runs[r], strips[i + 1].channel) : from);
+          continue;
+        }
         for (int64_t j = 0; j < runs[r].count; j += lanes<A>) {
-          for (int64_t c = 0; c < lanes<A>; ++c) prefetch(next + c * side.channel + j * side.column);
           const int64_t some = min_of(lanes<A>, runs[r].count - j);
-          if (side.column == 1) {
-            transpose_in(from + j, side.channel, strips[i].count, some, to + j * pitch, pitch);
-            continue;
-          }
           A rows[lanes<A> * lanes<A>];
           for (int64_t c = 0; c < strips[i].count; ++c) {
             const T* row = from + c * side.channel + j * side.column;

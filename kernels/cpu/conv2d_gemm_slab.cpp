@@ -80,19 +80,23 @@ struct Task {
     block.relu = g.activation == Activation::relu;
     block.narrow = !staged && !__is_same(T, A);
     block.stream = !staged && plan.stream;
-    // of windows read where they lie, the beginnings of the next block's: by the time it starts, the hardware
-    // has not seen enough of them to fetch ahead
-    if (plan.direct)
-      for (int64_t j = groups * pixels; j < 2 * groups * pixels; ++j)
-        for (int64_t line = 0; line < 4; ++line)
-          prefetch(window(first[0]) + j * view.column + line * (64 / static_cast<int64_t>(sizeof(E))));
-    block.out_pitch = staged ? plan.phases_x * kColumns<A> : g.result_stride[3] * plan.phases_x;
+    // Windows read where they lie are asked for a block ahead: all of them while this block is at work where
+    // they are one stretch of memory, else their beginnings, which the hardware has not seen enough of.
+    const int64_t pixel_bytes = view.column * static_cast<int64_t>(sizeof(E));
+    const char* next = reinterpret_cast<const char*>(window(first[0])) + groups * pixels * pixel_bytes;
+    const bool stretch = plan.direct && view.column == plan.elements;
+    if (plan.direct && !stretch)
+      for (int64_t j = 0; j < groups * pixels; ++j)
+        for (int64_t line = 0; line < 4; ++line) prefetch(next + j * pixel_bytes + line * 64);
+    const int64_t ahead_bytes = stretch ? groups * pixels * pixel_bytes : 0;
+    block.out_pitch = staged ? plan.phases_x * plan.staged_pitch() : g.result_stride[3] * plan.phases_x;
     for (int64_t i = 0; i < groups; ++i) {
       const Pixel& at = first[i];
       block.window[i] = window(at);
       if (staged) {
         const int64_t row = at.row * plan.phases_y + phase.y, column = at.column * plan.phases_x + phase.x;
-        block.out[i] = staging + ((at.image * staged_rows() + row) * staged_columns() + column) * kColumns<A>;
+        block.out[i] =
+            staging + ((at.image * staged_rows() + row) * staged_columns() + column) * plan.staged_pitch();
       } else {
         const int64_t row = (region.row + at.row) * plan.phases_y + phase.y,
                       column = (region.column + at.column) * plan.phases_x + phase.x;
@@ -100,68 +104,77 @@ struct Task {
                        row * g.result_stride[2] + column * g.result_stride[3];
       }
     }
+    int64_t asked = 0;  // bytes ahead
     for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+      block.ahead = asked < ahead_bytes ? next + asked : reinterpret_cast<const char*>(block.window[0]);
+      block.ahead_step = asked < ahead_bytes ? 64 : 0;
+      asked += plan.segment_depth / 4 * phase.segments * 128;
       gemm_windows(groups, pixels, plan.channels_of(tile), block);
       block.weights += plan.tile_elements;
       block.bias += kColumns<A>;
-      for (int64_t i = 0; i < groups; ++i)  // of results alone: there the channels follow
-        block.out[i] = static_cast<T*>(block.out[i]) + kColumns<A>;
+      for (int64_t i = 0; i < groups; ++i)
+        block.out[i] = static_cast<char*>(block.out[i]) + kColumns<A> * (staged ? sizeof(A) : sizeof(T));
     }
   }
 
-  // The staged tile goes out.
-  void finish(int64_t tile) const {
+  // A staged tile goes out; `at` is the first of its columns in the staging area.
+  void finish(int64_t tile, A* at) const {
     const Gather<T>& g = plan.gather;
-    const int64_t channels = plan.channels_of(tile);
+    const int64_t channels = plan.channels_of(tile), pitch = plan.staged_pitch();
     const int64_t row0 = region.row * plan.phases_y, column0 = region.column * plan.phases_x;
     const int64_t rows = min_of(staged_rows(), plan.result_height - row0),
                   columns = min_of(staged_columns(), plan.result_width - column0);
     const bool flat = columns == staged_columns() && g.result_stride[3] == 1 && g.result_stride[2] == columns;
     for (int64_t n = 0; n < region.images; ++n)
       for (int64_t r = 0; r < rows; ++r) {
-        A* from = staging + (n * staged_rows() + r) * staged_columns() * kColumns<A>;
+        A* from = at + (n * staged_rows() + r) * staged_columns() * pitch;
         T* to = result(tile * kColumns<A>) + (region.image + n) * g.result_stride[0] +
                 (row0 + r) * g.result_stride[2] + column0 * g.result_stride[3];
         const int64_t pixels = flat ? rows * columns : columns;
         if (g.activation == Activation::sigmoid)
-          for (int64_t i = 0; i < pixels * kColumns<A>; i += lanes<A>)
-            store(from + i, activate<A>(load(from + i), g.activation));
-        write_pixels(from, pixels, channels, to, g.result_stride[1], g.result_stride[3]);
+          for (int64_t j = 0; j < pixels; ++j)
+            for (int64_t c = 0; c < kColumns<A>; c += lanes<A>) {
+              A* x = from + j * pitch + c;
+              store(x, activate<A>(load(x), g.activation));
+            }
+        write_pixels(from, pitch, pixels, channels, to, g.result_stride[1], g.result_stride[3]);
         if (flat) break;
       }
   }
 
-  static void write_pixels(const A* from, int64_t pixels, int64_t channels, T* to, int64_t channel_stride,
-                           int64_t pixel_stride) {
+  static void write_pixels(const A* from, int64_t pitch, int64_t pixels, int64_t channels, T* to,
+                           int64_t channel_stride, int64_t pixel_stride) {
     if (channel_stride == 1) {
       for (int64_t j = 0; j < pixels; ++j)
         for (int64_t c = 0; c < channels; c += lanes<A>)
-          store_n(to + j * pixel_stride + c, load(from + j * kColumns<A> + c),
-                  min_of(lanes<A>, channels - c));
+          store_n(to + j * pixel_stride + c, load(from + j * pitch + c), min_of(lanes<A>, channels - c));
       return;
     }
     if constexpr (__is_same(A, float))
       if (pixel_stride == 1) {
         for (int64_t c = 0; c < channels; c += lanes<A>)
-          transpose_out(from + c, kColumns<A>, pixels, min_of(lanes<A>, channels - c),
-                        to + c * channel_stride, channel_stride);
+          transpose_out(from + c, pitch, pixels, min_of(lanes<A>, channels - c), to + c * channel_stride,
+                        channel_stride);
         return;
       }
     for (int64_t j = 0; j < pixels; ++j)
       for (int64_t c = 0; c < channels; ++c)
-        store_n(to + c * channel_stride + j * pixel_stride, vec<A>{} + from[j * kColumns<A> + c], 1);
+        store_n(to + c * channel_stride + j * pixel_stride, vec<A>{} + from[j * pitch + c], 1);
   }
 
   void run(int64_t first_tile, int64_t last_tile) const {
-    // all channels of a block of pixels while it is in L1, or all pixels for a tile of weights
-    const int64_t together = !plan.any_staged && plan.few_weights() ? last_tile - first_tile : 1;
-    for (int64_t t = first_tile; t < last_tile; t += together) {
+    for (int64_t t = first_tile; t < last_tile;) {
+      // all channels of a block of pixels while it is in L1, or all pixels for a tile of weights
       const bool staged = plan.staged(t);
+      const int64_t most = staged ? plan.together : plan.few_weights() ? last_tile - t : 1;
+      int64_t end = t + 1;
+      while (end < last_tile && end - t < most && plan.staged(end) == staged) ++end;
       for (int64_t f = 0; f < plan.n_phases(); ++f)
         each_block(phases[f], [&](const Pixel* first, int64_t groups, int64_t pixels) {
-          run_block(phases[f], t, t + together, staged, first, groups, pixels);
+          run_block(phases[f], t, end, staged, first, groups, pixels);
         });
-      if (staged) finish(t);
+      for (int64_t done = t; staged && done < end; ++done) finish(done, staging + (done - t) * kColumns<A>);
+      t = end;
     }
     if (plan.stream) stream_fence();
   }

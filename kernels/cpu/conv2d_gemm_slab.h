@@ -66,6 +66,7 @@ struct SlabPlan {
   int64_t pieces;                          // that the channels of a tap are cut into, so that sums stay short
   int64_t elements, pitch, segment_depth;  // per pixel, between pixels, per segment
   int64_t tiles, tile_elements, parts;
+  int64_t together;  // tiles of results that are staged at a time
   Regions regions;
 
   SlabPlan(const Conv2dParams& p, bool forward)
@@ -94,7 +95,7 @@ struct SlabPlan {
     stream = !any_staged && streams();
     const int64_t phases = phases_y * phases_x;
     int64_t pixels = max_of(14, kStagedPixels / phases);
-    if (direct && !any_staged && few_weights()) {
+    if (direct && few_weights()) {
       pixels =
           min_of(pixels, max_of(14, gather.batch * grid_height() * grid_width() / (4 * kTasks) / 14 * 14));
     }
@@ -103,6 +104,9 @@ struct SlabPlan {
     const int64_t grid = gather.batch * grid_height() * grid_width();
     if (gather.groups * regions.count() * parts < kTasks / 2 && grid > 14)
       regions = cut(max_of(14, min_of(pixels, grid / kTasks)));
+    together = 1;
+    if (any_staged && few_weights())
+      together = max_of(1, min_of(ceil_div(tiles, parts), kSlab / (staged_pixels() * kColumns<A>)));
   }
 
   // The phase grid's axis of each phase, with the kernel taps behind it.
@@ -213,9 +217,10 @@ struct SlabPlan {
   }
 
   int64_t slab_elements() const { return direct ? 0 : regions.slab; }
-  int64_t staging_elements() const {
-    return any_staged ? regions.images * regions.rows * regions.columns * n_phases() * kColumns<A> : 0;
-  }
+  int64_t staged_pixels() const { return regions.images * regions.rows * regions.columns * n_phases(); }
+  // Elements between staged pixels: an odd number of vectors, so that they do not share cache sets.
+  int64_t staged_pitch() const { return together * kColumns<A> + (together > 1 ? lanes<A> : 0); }
+  int64_t staging_elements() const { return any_staged ? staged_pixels() * staged_pitch() : 0; }
   int64_t slot_bytes() const {
     return Pieces::bytes<E>(slab_elements()) + Pieces::bytes<A>(staging_elements());
   }
@@ -259,8 +264,13 @@ void pack_weight_tile(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, c
         const int64_t n = min_of(all, length - q);
         vec<A> square[all];
         if (n == all && some == all) {
+          constexpr int64_t kAhead =
+              2 * 64 / static_cast<int64_t>(sizeof(T));  // so many rows: no hardware does
 #pragma GCC unroll 16
-          for (int64_t i = 0; i < all; ++i) square[i] = load(run + i * g.weight_m + q);
+          for (int64_t i = 0; i < all; ++i) {
+            prefetch(run + i * g.weight_m + q + kAhead);
+            square[i] = load(run + i * g.weight_m + q);
+          }
         } else {
           for (int64_t i = 0; i < all; ++i)
             square[i] = i < some ? load_n(run + i * g.weight_m + q, n) : vec<A>{};

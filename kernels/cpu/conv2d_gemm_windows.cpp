@@ -53,7 +53,7 @@ constexpr int64_t kPiece = 128;
 // sum = start + segments [first, last) of the windows; `b` moves on to the weights of segment `last`.
 template <class E, int vectors, int groups, int pixels>
 PYDL_INLINE void sum_segments(const WindowsBlock<E>& w, const Pitches& s, int64_t first, int64_t last,
-                              const acc_of<E>* start, const E*& b,
+                              const acc_of<E>* start, const E*& b, const char*& ahead,
                               vec<acc_of<E>> (&sum)[groups][pixels * vectors]) {
   constexpr int64_t all = lanes<acc_of<E>>;
 #pragma GCC unroll 4
@@ -66,6 +66,11 @@ PYDL_INLINE void sum_segments(const WindowsBlock<E>& w, const Pitches& s, int64_
     for (int g = 0; g < groups; ++g) base[g] = reinterpret_cast<const char*>(w.window[g] + w.offsets[t]);
     int64_t k = w.depth;
     for (; k >= 4; k -= 4) {
+      if (w.ahead_step) {
+        prefetch(ahead);
+        prefetch(ahead + 64);
+        ahead += 128;
+      }
 #pragma GCC unroll 4
       for (int64_t j = 0; j < 4; ++j) step<E, vectors, groups, pixels>(base, s, j, b, sum);
       b += 4 * 2 * all;
@@ -115,9 +120,10 @@ void windows_kernel(const WindowsBlock<E>& w) {
   alignas(64) A total[groups * pixels * vectors * all];  // of all pieces but the last
   vec<A> sum[groups][pixels * vectors];
   const E* b = w.weights;
+  const char* ahead = w.ahead;
   for (int64_t t = 0;; t += per_piece) {
     const int64_t last = min_of(t + per_piece, w.segments);
-    sum_segments<E, vectors, groups, pixels>(w, s, t, last, t ? zeros : w.bias, b, sum);
+    sum_segments<E, vectors, groups, pixels>(w, s, t, last, t ? zeros : w.bias, b, ahead, sum);
     A* so_far = total;
     if (t) {
 #pragma GCC unroll 4

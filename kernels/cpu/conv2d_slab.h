@@ -117,7 +117,8 @@ static void transpose_line(const T* from, int64_t channel_stride, int64_t channe
   int64_t whole = 0;  // channels that fill vectors
   if constexpr (__is_same(E, float))
     for (; whole + all <= channels; whole += all)
-      transpose_in(from + whole * channel_stride, channel_stride, all, pixels, to + whole, pitch);
+      transpose_in(from + whole * channel_stride, channel_stride, all, pixels, to + whole, pitch,
+                   from + (whole + 2 * all <= channels ? whole + all : 0) * channel_stride);
   for (int64_t j = 0; j < pixels && whole < elements; j += all) {
     const int64_t n = min_of(all, pixels - j);
     for (int64_t c = whole; c < elements; c += all) {

@@ -56,6 +56,8 @@ struct WindowsBlock {
   const acc_of<E>* bias;         // 2 vectors
   void* out[kMostGroups];        // of the first pixel of each group: acc_of<E>, or bf16 if `narrow`
   int64_t out_pitch;             // in elements of that
+  const char* ahead;             // prefetched on the way, two lines for every four numbers of a window:
+  int64_t ahead_step;            // bytes from one line to the next, 0 where nothing is wanted
   bool relu;
   bool narrow;  // for bf16_pair alone
   bool stream;  // past the caches; vectors of `out` are aligned

@@ -104,6 +104,19 @@ void transpose_in(const T* from, int64_t from_stride, int64_t rows, int64_t colu
   }
 }
 
+// The same a square at a time, while the same places of the rows at `next` are on their way: rows are planes
+// apart, where no hardware looks ahead.
+template <class T>
+void transpose_in(const T* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
+                  int64_t to_stride, const T* next) {
+  constexpr int L = lanes<float>;
+  for (int64_t first = 0; first < columns; first += L) {
+    for (int64_t i = 0; i < L; ++i) prefetch(next + i * from_stride + first);
+    transpose_in(from + first, from_stride, rows, min_of(L, columns - first), to + first * to_stride,
+                 to_stride);
+  }
+}
+
 // The way back: to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < columns <= lanes. Reads
 // whole vectors of `from`.
 template <class T>
