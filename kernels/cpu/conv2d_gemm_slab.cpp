@@ -153,8 +153,8 @@ struct Task {
     if constexpr (__is_same(A, float))
       if (pixel_stride == 1) {
         for (int64_t c = 0; c < channels; c += lanes<A>)
-          transpose_out(from + c, pitch, pixels, min_of(lanes<A>, channels - c), to + c * channel_stride,
-                        channel_stride);
+          transpose_out_ahead(from + c, pitch, pixels, min_of(lanes<A>, channels - c),
+                              to + c * channel_stride, channel_stride);
         return;
       }
     for (int64_t j = 0; j < pixels; ++j)

@@ -86,15 +86,17 @@ void pack_gradient_row(const T* from, const int64_t* stride, int64_t pixels, int
   const int64_t elements = ceil_div(pixels, per_element<E>);
   A* to = reinterpret_cast<A*>(panel);  // pairs move as the 32 bits they are
   if (stride[1] == 1) {
+    constexpr int64_t kAhead = 8;  // pixels
     for (int64_t j = 0; j < elements; ++j)
       for (int64_t c = 0; c < channels; c += all) {
         const int64_t some = min_of(all, channels - c);
         const T* at = from + j * per_element<E> * stride[3] + c;
+        prefetch(at + kAhead * stride[3]);
         if constexpr (__is_same(E, bf16_pair)) {
           const u16h second = 2 * j + 1 < pixels ? load_bits_n(at + stride[3], some) : u16h{};
           store(to + j * kColumns<A> + c, bit_cast<vec<A>>(side_by_side(load_bits_n(at, some), second)));
         } else {
-          store(to + j * kColumns<A> + c, load_n(at, some));
+          store(to + j * kColumns<A> + c, some == all ? load(at) : load_n(at, some));
         }
       }
     return;
@@ -102,7 +104,8 @@ void pack_gradient_row(const T* from, const int64_t* stride, int64_t pixels, int
   if constexpr (__is_same(E, float))
     if (stride[3] == 1) {
       for (int64_t c = 0; c < channels; c += all)
-        transpose_in(from + c * stride[1], stride[1], min_of(all, channels - c), pixels, to + c, kColumns<A>);
+        transpose_in(from + c * stride[1], stride[1], min_of(all, channels - c), pixels, to + c, kColumns<A>,
+                     from + (c + all < channels ? c + all : 0) * stride[1]);
       return;
     }
   for (int64_t c = 0; c < channels; c += all)

@@ -136,7 +136,7 @@ static void transpose_line(const T* from, int64_t channel_stride, int64_t channe
 template <class T, class E>
 static void copy_line(const T* from, const int64_t* stride, int64_t channels, int64_t pixels, E* to,
                       int64_t pitch) {
-  if (stride[1] == 1) {
+  if (stride[1] == 1 || channels == 1) {  // the only channel of planes lies as channels_last would
     if constexpr (__is_same(E, bf16_pair)) {
       for (int64_t j = 0; j < pixels; ++j, from += stride[3], to += pitch) {
         copy_strided(reinterpret_cast<float*>(to), reinterpret_cast<const float*>(from), 1, channels / 2);

@@ -143,5 +143,18 @@ void transpose_out(const float* from, int64_t from_stride, int64_t rows, int64_t
   }
 }
 
+// The same a square at a time, while the places of the next square are on their way.
+template <class T>
+void transpose_out_ahead(const float* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+                         int64_t to_stride) {
+  constexpr int L = lanes<float>;
+  for (int64_t first = 0; first < rows; first += L) {
+    for (int64_t j = 0; j < columns; ++j)
+      prefetch_to_write(to + j * to_stride + min_of(first + 2 * L, rows) - 1);
+    transpose_out(from + first * from_stride, from_stride, min_of(L, rows - first), columns, to + first,
+                  to_stride);
+  }
+}
+
 }  // namespace
 }  // namespace pydl::cpu::PYDL_ISA
