@@ -6,8 +6,8 @@
 // in registers over the whole depth. Channels_last results are written by the microkernel itself; others pass
 // through a staging area of one tile and are transposed from there. Images whose channels lie together and
 // that need no padding are not copied either.
-#include "kernels/cpu/conv2d_gemm_slab.h"
 #include "kernels/cpu/conv2d_finish.h"
+#include "kernels/cpu/conv2d_gemm_slab_weights.h"
 #include "kernels/cpu/tasks.h"
 
 namespace pydl::cpu::PYDL_ISA {
