@@ -36,7 +36,7 @@ void segment_moments(const BatchNormParams& p, const Columns& k, int64_t segment
       const int64_t ahead = ahead_of<T>(p.input, k);
       auto x_at = [&](int64_t row, int v) PYDL_INLINE_LAMBDA {
         const T* x = row_of<const T>(p.input, k, first_row + r + row) + begin + j + v * lanes<A>;
-        if (v * lanes<A> * sizeof(T) % 64 == 0) prefetch_ahead(x, ahead);
+        if (v * lanes<A> * sizeof(T) % 64 == 0) prefetch_far_ahead(x, ahead);
         return load_some(x, tail);
       };
       if (r == 0) {
@@ -127,14 +127,14 @@ void apply_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>
     const T* r = row_of<const T>(p.residual, k, row);
     const int64_t ahead_r = ahead_of<T>(p.residual, k);
     store_row(y, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
-      prefetch_ahead(x + j, -ahead);
-      prefetch_ahead(r + j, -ahead_r);
+      prefetch_far_ahead(x + j, -ahead);
+      prefetch_far_ahead(r + j, -ahead_r);
       return activate<kActivation>(normalise(load_some(x + j, count), co, j, count) +
                                    load_some(r + j, count));
     });
   } else {
     store_row(y, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
-      prefetch_ahead(x + j, -ahead);
+      prefetch_far_ahead(x + j, -ahead);
       return activate<kActivation>(normalise(load_some(x + j, count), co, j, count));
     });
   }

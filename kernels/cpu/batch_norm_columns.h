@@ -98,10 +98,10 @@ PYDL_INLINE vec<acc_t<T>> load_some(const T* x, int64_t count) {
   return count ? load_n(x, count) : load(x);
 }
 
-// From a row to one about kAheadBytes on, in elements.
+// From a row to one about kFarAheadBytes on, in elements.
 template <class T>
 PYDL_INLINE int64_t ahead_of(const BatchNormView& view, const Columns& k) {
-  return ceil_div(kAheadBytes, k.width * static_cast<int64_t>(sizeof(T))) * k.fold * view.row_stride;
+  return ceil_div(kFarAheadBytes, k.width * static_cast<int64_t>(sizeof(T))) * k.fold * view.row_stride;
 }
 
 // Whether every row begins at the boundary of a whole vector, as stores past the caches want.

@@ -48,9 +48,9 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
         for (int v = 0; v < kVectors; ++v) {
           const int64_t at = v * lanes<A>;
           if (at * sizeof(T) % 64 == 0) {
-            prefetch_ahead(x + at, ahead_x);
-            prefetch_ahead(g + at, ahead_g);
-            if (reads_output(kGradient)) prefetch_ahead(y + at, ahead_y);
+            prefetch_far_ahead(x + at, ahead_x);
+            prefetch_far_ahead(g + at, ahead_g);
+            if (reads_output(kGradient)) prefetch_far_ahead(y + at, ahead_y);
           }
           const vec<A> xs = load_some(x + at, tail);
           const vec<A> gz = gradient_at<kGradient>(g + at, y + at, xs, co, j + at, tail);
@@ -116,9 +116,9 @@ void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t
   const int64_t ahead_x = ahead_of<T>(p.input, k), ahead_g = ahead_of<T>(p.grad_output, k);
   const int64_t ahead_y = ahead_of<T>(p.output, k);
   auto ask = [&](int64_t j) PYDL_INLINE_LAMBDA {  // rows come downwards
-    prefetch_ahead(x + j, -ahead_x);
-    prefetch_ahead(g + j, -ahead_g);
-    if (reads_output(kGradient)) prefetch_ahead(y + j, -ahead_y);
+    prefetch_far_ahead(x + j, -ahead_x);
+    prefetch_far_ahead(g + j, -ahead_g);
+    if (reads_output(kGradient)) prefetch_far_ahead(y + j, -ahead_y);
   };
   if (p.grad_residual.data)
     store_row(row_of<T>(p.grad_residual, k, row), width, p.stream,

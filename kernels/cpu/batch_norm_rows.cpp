@@ -64,7 +64,7 @@ Moments block_moments(const BatchNormParams& p, int64_t c, const Block& block) {
     for (; i + kUnroll * lanes<A> <= block.length; i += kUnroll * lanes<A>)
 #pragma GCC unroll 4
       for (int u = 0; u < kUnroll; ++u) {
-        if (u * lanes<A> * sizeof(T) % 64 == 0) prefetch_ahead(x + i + u * lanes<A>, ahead);
+        if (u * lanes<A> * sizeof(T) % 64 == 0) prefetch_far_ahead(x + i + u * lanes<A>, ahead);
         add(u, load(x + i + u * lanes<A>) - shift);
       }
     for (int u = 0; i + lanes<A> <= block.length; i += lanes<A>) add(u++, load(x + i) - shift);
@@ -89,7 +89,7 @@ void apply_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin, in
   if (p.residual.data) {
     const T* r = run_of<const T>(p.residual, n, c) + begin;
     store_run(y, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
-      prefetch_ahead(r + i, ahead);
+      prefetch_far_ahead(r + i, ahead);
       return activate<kActivation>(normalise(load_some(x + i, count), affine) + load_some(r + i, count));
     });
   } else {

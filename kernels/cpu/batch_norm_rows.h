@@ -36,7 +36,7 @@ PYDL_INLINE T* run_of(const BatchNormView& view, int64_t n, int64_t c) {
   return static_cast<T*>(view.data) + n * view.row_stride + c * view.channel_stride;
 }
 
-// From run n of a channel to what its walk reads kAheadBytes later, in elements: `runs` runs on, or in the
+// From run n of a channel to what its walk reads kFarAheadBytes later, in elements: `runs` runs on, or in the
 // next channel, whose first run comes next. step is 1 or -1: the order of the runs.
 PYDL_INLINE int64_t ahead_of(const BatchNormParams& p, const BatchNormView& view, int64_t n, int64_t runs,
                              int64_t step) {
@@ -46,12 +46,12 @@ PYDL_INLINE int64_t ahead_of(const BatchNormParams& p, const BatchNormView& view
 }
 template <class T>
 PYDL_INLINE int64_t runs_ahead(const BatchNormParams& p) {
-  return ceil_div(kAheadBytes, max_of(p.spatial * static_cast<int64_t>(sizeof(T)), 1));
+  return ceil_div(kFarAheadBytes, max_of(p.spatial * static_cast<int64_t>(sizeof(T)), 1));
 }
 // The same for a block: a long run goes on by itself.
 template <class T>
 PYDL_INLINE int64_t ahead_in_block(const BatchNormParams& p, const BatchNormView& view, int64_t n) {
-  if (p.spatial > kBlock) return kAheadBytes / static_cast<int64_t>(sizeof(T));
+  if (p.spatial > kBlock) return kFarAheadBytes / static_cast<int64_t>(sizeof(T));
   return ahead_of(p, view, n, runs_ahead<T>(p), 1);
 }
 

@@ -51,9 +51,9 @@ GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& bl
       for (int u = 0; u < kUnroll; ++u) {
         const int64_t at = i + u * lanes<A>;
         if (u * lanes<A> * sizeof(T) % 64 == 0) {
-          prefetch_ahead(x + at, ahead_x);
-          prefetch_ahead(g + at, ahead_g);
-          if (reads_output(kGradient)) prefetch_ahead(y + at, ahead_y);
+          prefetch_far_ahead(x + at, ahead_x);
+          prefetch_far_ahead(g + at, ahead_g);
+          if (reads_output(kGradient)) prefetch_far_ahead(y + at, ahead_y);
         }
         add(u, at, 0);
       }

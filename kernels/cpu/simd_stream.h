@@ -12,16 +12,20 @@ namespace pydl::cpu::PYDL_ISA {
 // end of a tensor do nothing.
 static constexpr int64_t kAheadBytes = 2048;
 
-// Asks for the line kAheadBytes, or so many elements, beyond p. Counted in integers: it may lie outside of
-// p's tensor.
+// Asks for the line kAheadBytes beyond p. Counted in integers: it may lie outside of p's tensor.
 template <class T>
 PYDL_INLINE void prefetch_ahead(const T* p) {
   prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kAheadBytes));
 }
+
+// The same for walks that only read, or read several tensors, which say themselves how far: into the second
+// level, where lines on their way do not take the few places that the first level has for its misses
+// (kernels/cpu/NOTES_batch_norm.md, "On a Zen 4").
+static constexpr int64_t kFarAheadBytes = 4096;
 template <class T>
-PYDL_INLINE void prefetch_ahead(const T* p, int64_t elements) {
-  prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) +
-                                         static_cast<uintptr_t>(elements) * sizeof(T)));
+PYDL_INLINE void prefetch_far_ahead(const T* p, int64_t elements) {
+  prefetch_l2(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) +
+                                            static_cast<uintptr_t>(elements) * sizeof(T)));
 }
 
 // Two vectors side by side: for half types the bytes of one, which is a whole line with AVX-512. stream_pair
