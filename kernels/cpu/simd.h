@@ -217,6 +217,83 @@ PYDL_INLINE void store_n(float* p, vec<float> v, int64_t n) {
 PYDL_INLINE void store_n(double* p, vec<double> v, int64_t n) {
   _mm512_mask_storeu_pd(p, (__mmask8)lane_mask(n), (__m512d)v);
 }
+#elif defined(PYDL_AVX2)
+// Masked loads, and stores of 16, 8, 4 and 2 bytes: masked stores are microcode on AMD's, and memcpy of a
+// number of bytes that is not known is a call.
+alignas(32) static constexpr int32_t kFirstLanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+PYDL_INLINE __m256i lane_mask(int64_t dwords) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirstLanes + 8 - dwords));
+}
+PYDL_INLINE u16h load_bits_n(const void* p, int64_t n) {
+  u16h v;
+  if (n >= 8) {
+    memcpy(&v, p, sizeof v);
+    return v;
+  }
+  const char* at = static_cast<const char*>(p);
+  uint64_t low = 0, rest = 0;
+  uint32_t pair = 0;
+  uint16_t one = 0;
+  if (n & 4) {
+    memcpy(&low, at, 8);
+    at += 8;
+  }
+  if (n & 2) {
+    memcpy(&pair, at, 4);
+    at += 4;
+  }
+  if (n & 1) memcpy(&one, at, 2);
+  rest = pair | static_cast<uint64_t>(one) << (n & 2 ? 32 : 0);
+  return n & 4 ? (u16h)_mm_set_epi64x(static_cast<int64_t>(rest), static_cast<int64_t>(low))
+               : (u16h)_mm_set_epi64x(0, static_cast<int64_t>(rest));
+}
+PYDL_INLINE void store_bits_n(void* p, u16h v, int64_t n) {
+  __m128i x = (__m128i)v;
+  char* at = static_cast<char*>(p);
+  if (n >= 8) return _mm_storeu_si128(static_cast<__m128i*>(p), x);
+  if (n & 4) {
+    _mm_storeu_si64(at, x);
+    x = _mm_srli_si128(x, 8);
+    at += 8;
+  }
+  if (n & 2) {
+    _mm_storeu_si32(at, x);
+    x = _mm_srli_si128(x, 4);
+    at += 4;
+  }
+  if (n & 1) _mm_storeu_si16(at, x);
+}
+PYDL_INLINE vec<float> load_n(const float* p, int64_t n) {
+  return (vec<float>)_mm256_maskload_ps(p, lane_mask(n));
+}
+PYDL_INLINE vec<double> load_n(const double* p, int64_t n) {
+  return (vec<double>)_mm256_maskload_pd(p, lane_mask(2 * n));
+}
+PYDL_INLINE void store_n(float* p, vec<float> v, int64_t n) {
+  if (n >= 8) return _mm256_storeu_ps(p, (__m256)v);
+  __m128 x = _mm256_castps256_ps128((__m256)v);
+  if (n & 4) {
+    _mm_storeu_ps(p, x);
+    x = _mm256_extractf128_ps((__m256)v, 1);
+    p += 4;
+  }
+  if (n & 2) {
+    _mm_storeu_si64(p, _mm_castps_si128(x));
+    x = _mm_movehl_ps(x, x);
+    p += 2;
+  }
+  if (n & 1) _mm_store_ss(p, x);
+}
+PYDL_INLINE void store_n(double* p, vec<double> v, int64_t n) {
+  if (n >= 4) return _mm256_storeu_pd(p, (__m256d)v);
+  __m128d x = _mm256_castpd256_pd128((__m256d)v);
+  if (n & 2) {
+    _mm_storeu_pd(p, x);
+    x = _mm256_extractf128_pd((__m256d)v, 1);
+    p += 2;
+  }
+  if (n & 1) _mm_store_sd(p, x);
+}
 #else
 PYDL_INLINE u16h load_bits_n(const void* p, int64_t n) {
   u16h v{};
@@ -263,6 +340,12 @@ PYDL_INLINE vec<float> load_between(const f16* p, int64_t low, int64_t high) {
   return widen_f16((u16h)_mm256_maskz_loadu_epi16((__mmask16)between_mask(low, high), p));
 }
 #else
+#if defined(PYDL_AVX2)
+PYDL_INLINE vec<float> load_between(const float* p, int64_t low, int64_t high) {
+  const __m256i outside = lane_mask(max_of(min_of(low, 8), 0)), below = lane_mask(max_of(min_of(high, 8), 0));
+  return (vec<float>)_mm256_maskload_ps(p, _mm256_andnot_si256(outside, below));
+}
+#endif
 template <class T>
 PYDL_INLINE vec<acc_t<T>> load_between(const T* p, int64_t low, int64_t high) {
   constexpr int64_t all = lanes<acc_t<T>>;
