@@ -6,6 +6,7 @@ allocator keeps freed pages (machine.NO_PAGE_FAULTS), so that no figure owes its
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -214,11 +215,26 @@ def run_without_page_faults(config, state):
     return [] if status == 0 else [f"the run without page faults ended with exit code {status}"]
 
 
+def text_of(kept):
+    """JSON in which each record is one line, so that a run which measures a few again is a short diff."""
+    records = []
+
+    def shorten(value):
+        if isinstance(value, dict) and "case" in value:
+            records.append(json.dumps(value))
+            return f"record {len(records) - 1}"
+        if isinstance(value, dict):
+            return {name: shorten(v) for name, v in value.items()}
+        return [shorten(v) for v in value] if isinstance(value, list) else value
+
+    text = json.dumps(shorten(kept), indent=1)
+    return re.sub(r'"record (\d+)"', lambda found: records[int(found[1])], text) + "\n"
+
+
 def write(path, kept):
     try:
         with open(path, "w") as file:
-            json.dump(kept, file, indent=1)
-            file.write("\n")
+            file.write(text_of(kept))
     except OSError as error:
         return [f"bench: expected the results to be written to {path}, got {error}"]
     return []
