@@ -82,7 +82,7 @@ def case(
         target=target and (target, target),
         quick=quick,
         scale=30.0,
-        **(case_options or {}),
+        **{"seconds": 1.5, **(case_options or {})},
     )
 
 
