@@ -59,6 +59,10 @@ SHAPES = {
     "several images per region, rows of three pixels": ((7, 48, 6, 6), (33, 3, 3), {"stride": 2, "padding": 1}),
     "1x1, pixels 4 KB apart": ((1, 1024, 3, 5), (20, 1, 1), {}),
     "1x1, several blocks of channels": ((2, 150, 5, 7), (40, 1, 1), {}),
+    "1x1, several blocks of channels on both sides": ((2, 290, 9, 8), (300, 1, 1), {}),
+    "1x1, many pixels, sums in blocks": ((2, 300, 23, 24), (34, 1, 1), {}),
+    "1x1 stride 3": ((2, 18, 13, 11), (33, 1, 1), {"stride": 3}),
+    "1x1 in groups": ((2, 40, 9, 7), (72, 1, 1), {"groups": 2}),
     "5x5 valid: windows read in place": ((2, 34, 12, 11), (36, 5, 5), {}),
     "groups of many channels": ((2, 40, 7, 9), (72, 3, 3), {"groups": 2, "stride": 2, "padding": 1}),
     "ResNeXt: groups of 4, vectors overlap": ((2, 36, 9, 17), (36, 3, 3), {"groups": 9, "padding": 1}),
@@ -157,7 +161,7 @@ def algorithm(request, monkeypatch):
 
 def cases():
     """(algorithm, shape); shapes that only the CPU has kernels of its own for are left out on other backends."""
-    cpu_alone = ("ResNeXt: ", "first layer in ", "first layer, ")
+    cpu_alone = ("ResNeXt: ", "first layer in ", "first layer, ", "1x1, several blocks of channels on", "1x1, many")
     for algorithm in ALGORITHMS:
         for name in SHAPES:
             if applies(algorithm, name):

@@ -4,7 +4,7 @@
 //
 // No taps share a slab here, so both sides are packed, in chunks of pixels: the gradient in tiles of two
 // vectors of output channels, the input in blocks of as many channels as the microkernel has rows, a whole
-// number of vectors apart. A block of the input (16 KB) then stays in the first-level cache while the tiles
+// number of vectors apart. A block of the input (8 KB) then stays in the first-level cache while the tiles
 // of the gradient pass by in order, which the hardware fetches ahead. Read in place, the input's pixels lie a
 // power of two apart and share a few cache sets.
 //
@@ -90,7 +90,7 @@ struct Pointwise {
   using A = acc_t<T>;
   static constexpr int64_t kPixels = 128;              // of a chunk, at most
   static constexpr int64_t kChannels = 256;            // of a task, at most:
-  static constexpr int64_t kOutChannels = 256;         // panels of 240 and 256 KB and as many sums in L2
+  static constexpr int64_t kOutChannels = 256;         // panels of 160 and 128 KB, 256 KB of sums, in L2
   static constexpr int64_t kTasks = 16;                // wanted, while each sums a chunk
   static constexpr int64_t kMaxSplitBytes = 32 << 20;  // of partial sums
   static constexpr int64_t kLeft = ceil_div(static_cast<int64_t>(kMostRows), lanes<A>) * lanes<A>;

@@ -55,6 +55,7 @@ struct SlabPlan {
   static constexpr int64_t kTasks = 16;              // wanted
 
   static constexpr int64_t kStreamedBytes = 16 << 20;  // half of a last-level cache
+  // of weights, at most, that pass by for each block of pixels: a share of a last-level cache
   static constexpr int64_t kTogetherBytes = 4 << 20;
 
   const Conv2dParams& p;
@@ -95,13 +96,11 @@ struct SlabPlan {
     stream = !any_staged && streams();
     const int64_t phases = phases_y * phases_x;
     int64_t pixels = max_of(14, kStagedPixels / phases);
-    if (direct && few_weights()) {
-      pixels =
-          min_of(pixels, max_of(14, gather.batch * grid_height() * grid_width() / (4 * kTasks) / 14 * 14));
-    }
+    const int64_t grid = gather.batch * grid_height() * grid_width();
+    if (direct && few_weights())  // regions without a copy only share out the work: several for each thread
+      pixels = min_of(pixels, max_of(14, grid / (4 * kTasks) / 14 * 14));
     regions = cut(pixels);
     parts = max_of(1, min_of(tiles, ceil_div(kTasks, max_of(1, gather.groups * regions.count()))));
-    const int64_t grid = gather.batch * grid_height() * grid_width();
     if (gather.groups * regions.count() * parts < kTasks / 2 && grid > 14)
       regions = cut(max_of(14, min_of(pixels, grid / kTasks)));
     together = 1;

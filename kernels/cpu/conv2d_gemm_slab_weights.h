@@ -39,13 +39,8 @@ void pack_weight_tile(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, c
         const int64_t n = min_of(all, length - q);
         vec<A> square[all];
         if (n == all && some == all) {
-          constexpr int64_t kAhead =
-              2 * 64 / static_cast<int64_t>(sizeof(T));  // so many rows: no hardware does
 #pragma GCC unroll 16
-          for (int64_t i = 0; i < all; ++i) {
-            prefetch(run + i * g.weight_m + q + kAhead);
-            square[i] = load(run + i * g.weight_m + q);
-          }
+          for (int64_t i = 0; i < all; ++i) square[i] = load(run + i * g.weight_m + q);
         } else {
           for (int64_t i = 0; i < all; ++i)
             square[i] = i < some ? load_n(run + i * g.weight_m + q, n) : vec<A>{};

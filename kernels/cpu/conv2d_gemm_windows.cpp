@@ -102,19 +102,25 @@ void windows_kernel(const WindowsBlock<E>& w) {
   PYDL_OPAQUE(s.one);
   PYDL_OPAQUE(s.three);
   PYDL_OPAQUE(s.five);
+  // Calls put(address, group, index of the sum) for each vector of the results, in the type that is written.
+  auto each = [&](const auto& put) PYDL_INLINE_LAMBDA {
+    auto in = [&](auto type) PYDL_INLINE_LAMBDA {
+#pragma GCC unroll 4
+      for (int g = 0; g < groups; ++g) {
+        auto* to = static_cast<decltype(type)*>(w.out[g]);
+#pragma GCC unroll 7
+        for (int j = 0; j < pixels; ++j, to += w.out_pitch)
+#pragma GCC unroll 2
+          for (int v = 0; v < vectors; ++v) put(to + v * all, g, j * vectors + v);
+      }
+    };
+    if constexpr (__is_same(E, bf16_pair))
+      if (w.narrow) return in(bf16{});
+    in(A{});
+  };
   // The lines of the results are asked for now: stores that miss would wait at the end, and the next block's
   // behind them.
-  auto fetch = [&](auto type) PYDL_INLINE_LAMBDA {
-#pragma GCC unroll 4
-    for (int g = 0; g < groups; ++g) {
-      auto* to = static_cast<decltype(type)*>(w.out[g]);
-#pragma GCC unroll 7
-      for (int j = 0; j < pixels; ++j, to += w.out_pitch)
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) prefetch_to_write(to + v * all);
-    }
-  };
-  if (!w.stream) w.narrow ? fetch(bf16{}) : fetch(A{});
+  if (!w.stream) each([](auto* to, int, int) PYDL_INLINE_LAMBDA { prefetch_to_write(to); });
   const int64_t per_piece = ceil_div(kPiece, w.depth);
   alignas(64) static constexpr A zeros[2 * all] = {};
   alignas(64) A total[groups * pixels * vectors * all];  // of all pieces but the last
@@ -145,25 +151,10 @@ void windows_kernel(const WindowsBlock<E>& w) {
       for (int i = 0; i < pixels * vectors; ++i)
         sum[g][i] = sum[g][i] < vec<A>{} ? vec<A>{} : sum[g][i];  // nan stays nan
   }
-  auto each = [&](auto type, const auto& put) PYDL_INLINE_LAMBDA {
-#pragma GCC unroll 4
-    for (int g = 0; g < groups; ++g) {
-      auto* to = static_cast<decltype(type)*>(w.out[g]);
-#pragma GCC unroll 7
-      for (int j = 0; j < pixels; ++j, to += w.out_pitch)
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) put(to + v * all, sum[g][j * vectors + v]);
-    }
-  };
-  auto write = [&](auto type) PYDL_INLINE_LAMBDA {
-    if (w.stream)
-      each(type, [](auto* to, vec<A> x) PYDL_INLINE_LAMBDA { stream(to, x); });
-    else
-      each(type, [](auto* to, vec<A> x) PYDL_INLINE_LAMBDA { store(to, x); });
-  };
-  if constexpr (__is_same(E, bf16_pair))
-    if (w.narrow) return write(bf16{});
-  write(A{});
+  if (w.stream)
+    each([&](auto* to, int g, int i) PYDL_INLINE_LAMBDA { stream(to, sum[g][i]); });
+  else
+    each([&](auto* to, int g, int i) PYDL_INLINE_LAMBDA { store(to, sum[g][i]); });
 }
 
 // Groups that one call takes: of float64, which is for checks more than for speed, one after another.

@@ -28,8 +28,9 @@
 #include "kernels/cpu/conv2d_winograd_gemm.h"
 #include "kernels/cpu/conv2d_winograd_images.h"
 #include "kernels/cpu/conv2d_winograd_output.h"
+#include "kernels/cpu/conv2d_winograd_scratch.h"
 #include "kernels/cpu/conv2d_winograd_taps.h"
-#include "kernels/cpu/conv2d_winograd_tasks.h"
+#include "kernels/cpu/tasks.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

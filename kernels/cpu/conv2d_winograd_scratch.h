@@ -1,7 +1,7 @@
-// Tasks over torch's threads, and scratch cut into aligned pieces.
+// Scratch of Winograd convolution, cut into aligned pieces.
 #pragma once
 
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
