@@ -145,10 +145,10 @@ void multiply(const Tiles<kTaps>& tiles, int64_t begin, int64_t end, int64_t cha
                 *panel = u + f * plan.weight_stride;
     if (!add) {
       gemm<Rows::strided>(last - first, channels, depth, rows, plan.tile_stride, panel, kPanel, to,
-                          kFrequencies * kPanel, false);
+                          kFrequencies * kPanel, false, nullptr, rows + plan.frequency_stride);
     } else {
       gemm<Rows::strided>(last - first, channels, depth, rows, plan.tile_stride, panel, kPanel, sum, kPanel,
-                          false);
+                          false, nullptr, rows + plan.frequency_stride);
       add_panel(last - first, sum, to, kFrequencies * kPanel);
     }
   }

@@ -46,6 +46,7 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
   const float *row0 = a, *row5 = a + 5 * a_stride, *row10 = a + 10 * a_stride;
   const int64_t advance = kLayout == Rows::adjacent ? a_stride : 1;
   for (int64_t start = 0; start < depth; start += kPart, add = true) {
+    [[maybe_unused]] const float* next = kLayout == Rows::strided ? a + ahead->a + start : nullptr;
     vec<float> sum[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
@@ -58,6 +59,9 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
         prefetch(row0 + ahead->a);
         prefetch(panel + ahead->b);
         prefetch(panel + ahead->b + L);
+      } else {
+        prefetch(next);
+        next += a_stride;
       }
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) right[v] = load(panel + v * L);
@@ -119,7 +123,7 @@ constexpr GemmBlock gemm_block_of(int64_t rows) {
 // channels: how many columns are wanted; a panel of at most one vector costs half.
 template <Rows kLayout>
 void gemm(int64_t rows, int64_t channels, int64_t depth, const float* a, int64_t a_stride, const float* b,
-          int64_t b_stride, float* c, int64_t c_stride, bool add, const Ahead* ahead = nullptr) {
+          int64_t b_stride, float* c, int64_t c_stride, bool add, const Ahead* ahead = nullptr, const float* next = nullptr) {
   if (rows <= 0) return;
   const int64_t parts = ceil_div(rows, kMaxRows), less = rows / parts, more = rows % parts;
   const int64_t a_row = kLayout == Rows::adjacent ? 1 : a_stride;
@@ -127,7 +131,8 @@ void gemm(int64_t rows, int64_t channels, int64_t depth, const float* a, int64_t
     const int64_t n = less + (part < more);
     const GemmBlock block = channels > lanes<float> ? gemm_block_of<kMaxRows, 2, kLayout>(n)
                                                     : gemm_block_of<kMaxRows, 1, kLayout>(n);
-    block(depth, a, a_stride, b, b_stride, c, c_stride, add, ahead);
+    const Ahead own{part + 1 < parts ? n * a_stride : next ? next - a : 0, 0};
+    block(depth, a, a_stride, b, b_stride, c, c_stride, add, kLayout == Rows::strided ? &own : ahead);
     a += n * a_row;
     c += n * c_stride;
   }

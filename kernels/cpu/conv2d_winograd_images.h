@@ -25,12 +25,17 @@ void load_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t
   const T* base = static_cast<const T*>(image.data) + n * image.batch + c * image.channel;
   const int64_t first = min_of(max_of(0, -x), columns),
                 last = max_of(first, min_of(columns, image.width - x));
+  const int64_t top = min_of(max_of(0, -y), rows), bottom = max_of(top, min_of(rows, image.height - y));
+  const bool whole_rows = image.column == 1 && image.row == image.width && last - first == image.width;
+  if (whole_rows)
+    transpose_in_rows(base + (y + top) * image.row, image.channel, count, bottom - top, image.width,
+                      strip + (top * columns + first) * L, columns * L);
   for (int64_t i = 0; i < rows; ++i, strip += columns * L) {
     const bool inside = y + i >= 0 && y + i < image.height && first < last;
     const int64_t begin = inside ? first : columns, end = inside ? last : columns;
     for (int64_t j = 0; j < begin; ++j) store(strip + j * L, vec<float>{});
     for (int64_t j = end; j < columns; ++j) store(strip + j * L, vec<float>{});
-    if (!inside) continue;
+    if (!inside || whole_rows) continue;
     const T* from = base + (y + i) * image.row + (x + begin) * image.column;
     if (image.channel == 1) {
       for (int64_t j = begin; j < end; ++j, from += image.column)
@@ -52,6 +57,10 @@ template <class T>
 void store_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t y, int64_t x, int64_t rows,
                  int64_t columns, const float* strip) {
   constexpr int L = lanes<float>;
+  if (image.column == 1 && image.row == image.width && columns == image.width)
+    return transpose_out_rows(strip, columns * L, rows, columns, count,
+                              static_cast<T*>(image.data) + n * image.batch + c * image.channel + y * image.row,
+                              image.channel);
   for (int64_t i = 0; i < rows; ++i, strip += columns * L) {
     T* to = static_cast<T*>(image.data) + n * image.batch + c * image.channel + (y + i) * image.row +
             x * image.column;

@@ -48,6 +48,22 @@ void load_taps(const Weights& w, int64_t c, int64_t count, int64_t o, int64_t wi
   }
 }
 
+// Asks for one of 16 runs of memory that hold the taps of 16 input and 16 output channels: too many streams for the
+// hardware to follow.
+template <int kTaps, class T>
+PYDL_INLINE void ask_for_taps(const Weights& w, int64_t c, int64_t o, int64_t run) {
+  const uintptr_t from = reinterpret_cast<uintptr_t>(w.data) +
+                         (c * w.in + o * w.out + run * max_of(w.in, w.out)) * sizeof(T);
+  if (w.column == 1) {
+    for (size_t at = 0; at < 16 * kTaps * kTaps * sizeof(T); at += 64)
+      prefetch(reinterpret_cast<const void*>(from + at));
+  } else {
+    for (int64_t y = 0; y < kTaps; ++y)
+      for (int64_t x = 0; x < kTaps; ++x)
+        prefetch(reinterpret_cast<const void*>(from + (y * w.row + x * w.column) * sizeof(T)));
+  }
+}
+
 // U of input channels [c, c + count) and the panel of output channels from o on:
 // to[frequency * stride + channel * kPanel + lane].
 template <int kTaps, class T>
@@ -61,6 +77,7 @@ void transform_weights(const Weights& w, int64_t c, int64_t count, int64_t o, fl
       for (int64_t k = 0; k < some; ++k) {
         const float* tap = taps + k * kAll * L;
         float* u = to + (i + k) * kPanel + half * L;
+        ask_for_taps<kTaps, T>(w, c + i + 16, o + half * L, k);
         vec<float> column[kTaps][kPoints];
 #pragma GCC unroll 5
         for (int s = 0; s < kTaps; ++s) {

@@ -104,6 +104,41 @@ void transpose_in(const T* from, int64_t from_stride, int64_t rows, int64_t colu
   }
 }
 
+// The same of rows x columns pixels that follow each other in memory, while the same pixels of the next channels are
+// on their way: pixel (i, j) of all channels goes to to + i * row + j * L. Squares cross the ends of rows, so that
+// narrow images fill them.
+template <class T>
+void transpose_in_rows(const T* from, int64_t channel, int64_t count, int64_t rows, int64_t columns, float* to,
+                       int64_t row) {
+  constexpr int L = lanes<float>;
+  const int64_t pixels = rows * columns;
+  int64_t left = columns;
+  for (int64_t first = 0; first < pixels; first += L) {
+    const int64_t n = min_of(L, pixels - first);
+    vec<float> block[L];
+    for (int64_t i = 0; i < count; ++i) prefetch(from + (L + i) * channel + first);
+    if (n == L && count == L) {
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) block[i] = load(from + i * channel + first);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i)
+        block[i] = i < count ? load_n(from + i * channel + first, n) : vec<float>{};
+    }
+    transpose(block);
+#pragma GCC unroll 16
+    for (int j = 0; j < L; ++j) {
+      if (j >= n) break;
+      store(to, block[j]);
+      to += L;
+      if (--left == 0) {
+        to += row - columns * L;
+        left = columns;
+      }
+    }
+  }
+}
+
 // The same a square at a time, while the same places of the rows at `next` are on their way: rows are planes
 // apart, where no hardware looks ahead.
 template <class T>
@@ -139,6 +174,39 @@ void transpose_out(const float* from, int64_t from_stride, int64_t rows, int64_t
 #pragma GCC unroll 16
       for (int j = 0; j < L; ++j)
         if (j < columns) store_n(to + j * to_stride + first, block[j], n);
+    }
+  }
+}
+
+// The way back for rows x columns pixels that follow each other in memory: pixel (i, j) of all channels comes from
+// from + i * row + j * L.
+template <class T>
+void transpose_out_rows(const float* from, int64_t row, int64_t rows, int64_t columns, int64_t count, T* to,
+                        int64_t channel) {
+  constexpr int L = lanes<float>;
+  const int64_t pixels = rows * columns;
+  int64_t left = columns;
+  for (int64_t first = 0; first < pixels; first += L) {
+    const int64_t n = min_of(L, pixels - first);
+    vec<float> block[L];
+#pragma GCC unroll 16
+    for (int j = 0; j < L; ++j) {
+      block[j] = load(from);  // beyond the last pixel the last one again
+      if (j + 1 >= n && first + n == pixels) continue;
+      from += L;
+      if (--left == 0) {
+        from += row - columns * L;
+        left = columns;
+      }
+    }
+    transpose(block);
+    if (n == L && count == L) {
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) store(to + i * channel + first, block[i]);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i)
+        if (i < count) store_n(to + i * channel + first, block[i], n);
     }
   }
 }
