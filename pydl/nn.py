@@ -57,16 +57,24 @@ class Conv2d(_Eager, torch.nn.Conv2d):
     """``torch.nn.Conv2d`` over :func:`pydl.functional.conv2d` (d2l chapter "Convolutional Neural Networks").
 
     Input (N, C, H, W) or (C, H, W), output (N, out_channels, H', W') in the memory format that torch would choose.
-    ``forward`` takes :func:`~pydl.functional.conv2d`'s ``activation`` too, keyword-only.
+    ``forward`` takes :func:`~pydl.functional.conv2d`'s ``activation`` and ``bias_cancels`` too, keyword-only.
     """
 
-    def forward(self, input, *, activation=None):
+    def forward(self, input, *, activation=None, bias_cancels=False):
         padding = self.padding
         if self.padding_mode != "zeros":
             # the border is data, not zeros: it is written out once, and the convolution itself pads nothing
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
         return functional.conv2d(
-            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation=activation
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=activation,
+            bias_cancels=bias_cancels,
         )
 
 

@@ -149,6 +149,27 @@ def test_the_fused_kernels_are_what_runs():
     assert "relu" in names or "clamp_min" in names
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False).eval()])
+def test_a_batch_norm_takes_the_gradient_of_the_bias_before_it(norm):
+    """It is zero for whatever follows; what is summed up otherwise is rounding."""
+    net = after(nn.Conv2d(3, 4, 3), norm)
+    x = image(16, 3, 12, 12)
+    pydl.swap(net)(x).square().mean().backward()
+    assert not net[0].bias.grad.any()
+    assert net[0].weight.grad.any()
+    pydl.unswap(net)
+    net.zero_grad()
+    net(x).square().mean().backward()
+    assert net[0].bias.grad.any()  # torch's rounding
+    assert_close(net[0].bias.grad, torch.zeros(4), torch.float32)
+
+
+def test_the_gradient_of_the_bias_before_an_evaluating_batch_norm():
+    net = after(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    pydl.swap(net)(image()).sum().backward()
+    assert net[0].bias.grad.all()
+
+
 def test_fuse_false_is_layer_by_layer():
     net = pydl.swap(small_sequential(), fuse=False)
     assert fused(net) == {}

@@ -189,9 +189,10 @@ class _EagerConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, rest):
         # what needs no gradient comes as one tuple: each argument of its own costs on the way in and out
-        ops, stride, padding, dilation, groups, ctx.activation, ctx.channels_last = rest
+        ops, ctx.bias_cancels, *options = rest
+        stride, padding, dilation, groups, ctx.activation, ctx.channels_last = options
         with _library.below_autograd():
-            output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest[1:])
+            output = _library.quick(ops).conv2d_forward(input, weight, bias, *options)
         ctx.ops, ctx.options = ops, (stride, padding, dilation, groups)
         ctx.input_size, ctx.weight_size = input.shape, weight.shape
         ctx.weight_channels_last = is_channels_last(weight)
@@ -207,10 +208,15 @@ class _EagerConv2d(torch.autograd.Function):
         *needs, _ = ctx.needs_input_grad
         if needs[0] and needs[1] and grad.numel() * ctx.weight_size[1:].numel() > _WORTH_ASKING:
             needs[0], needs[1] = _library.wanted(ctx, 0), _library.wanted(ctx, 1)
+        zero = needs[2] and ctx.bias_cancels
+        if zero:
+            needs[2] = False
         if torch.is_grad_enabled():
-            return *_forward_backward(ctx.ops, ctx, grad, needs)[:3], None
-        with _library.below_autograd():
-            return *_forward_backward(_library.quick(ctx.ops), ctx, grad, needs)[:3], None
+            grads = _forward_backward(ctx.ops, ctx, grad, needs)
+        else:
+            with _library.below_autograd():
+                grads = _forward_backward(_library.quick(ctx.ops), ctx, grad, needs)
+        return grads[0], grads[1], grad.new_zeros(grad.shape[1]) if zero else grads[2], None
 
 
 _apply = _library.eager(_EagerConv2d)
@@ -234,7 +240,7 @@ def _padding(padding, weight, stride, dilation):
     return (y // 2, y - y // 2, x // 2, x - x // 2)
 
 
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None):
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None, bias_cancels=False):
     """Cross-correlates ``input`` with ``weight``, as :func:`torch.nn.functional.conv2d`.
 
     Args:
@@ -247,6 +253,9 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         dilation: distance between the taps of the kernel, one number of pixels or (y, x).
         groups: how many blocks channels are split into; each convolves its own.
         activation: keyword-only: None, ``"relu"`` or ``"sigmoid"``, applied to the result in the same pass.
+        bias_cancels: keyword-only: promises that the output goes only where a constant per channel is subtracted again,
+            as a batch norm with the batch's statistics does. The gradient of the bias is zero then, and eager mode says
+            so without adding up what torch's rounding leaves of it.
 
     Returns:
         (N, O, H', W'), or (O, H', W'); channels_last if the input or the weight is. H' = (H + 2 * padding -
@@ -290,13 +299,15 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
             )
         input = input.unsqueeze(0)
     channels_last = (is_channels_last(input) or is_channels_last(weight)) and input.numel() != 0
-    rest = (stride, padding, dilation, groups, activation or "none", channels_last)
+    options = (stride, padding, dilation, groups, activation or "none", channels_last)
     if transforms or torch.compiler.is_compiling():
-        output = ops.conv2d_forward(input, weight, bias, *rest)
+        output = ops.conv2d_forward(input, weight, bias, *options)
     elif torch.is_grad_enabled():
         alive = _library.alive
-        output = _apply(alive(input), alive(weight), None if bias is None else alive(bias), (ops, *rest))
+        output = _apply(
+            alive(input), alive(weight), None if bias is None else alive(bias), (ops, bias_cancels, *options)
+        )
     else:
         with _library.below_autograd():
-            output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest)
+            output = _library.quick(ops).conv2d_forward(input, weight, bias, *options)
     return output if batched else output.squeeze(0)

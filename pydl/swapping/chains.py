@@ -3,7 +3,8 @@
     convolution → ReLU or sigmoid                       the activation is applied as the convolution stores its result
     batch norm (→ + residual) (→ ReLU or sigmoid)       one pass over the tensor instead of two or three
     convolution → batch norm (→ ReLU or sigmoid)        in evaluation without gradients: the batch norm is folded into
-                                                        the convolution's weights, else as above
+                                                        the convolution's weights, else as above; in training the
+                                                        gradient of the convolution's bias is zero, and not computed
 
 What is saved is the reading and writing of whole intermediate tensors, and their allocation.
 """
@@ -88,7 +89,7 @@ class Chain:
                 return self.folded(convolution, input, self.activation)
             if _folding_pays(convolution, norm, input):
                 return Folded(convolution, norm)(convolution, input, self.activation)
-            input = nn.Conv2d.forward(convolution, input)
+            input = nn.Conv2d.forward(convolution, input, bias_cancels=_by_batch(norm))
         if self.add is None:
             return nn.BatchNorm2d.forward(norm, input, activation=self.activation)
         if (
@@ -116,6 +117,11 @@ class Chain:
         if self.convolution is not None and self.norm is not None and _foldable(self.convolution, self.norm):
             with torch.no_grad():
                 self.folded = Folded(self.convolution, self.norm)
+
+
+def _by_batch(norm):
+    """Whether it normalises by the statistics of the batch."""
+    return norm.training or norm.running_mean is None
 
 
 def _foldable(convolution, norm):
