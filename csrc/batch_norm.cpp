@@ -164,8 +164,17 @@ void batch_norm_update_stats(Tensor running_mean, Tensor running_var, const Tens
 std::tuple<Tensor, Tensor, Tensor> batch_norm_train(const Tensor& input, Tensor running_mean,
                                                     Tensor running_var, const OptionalTensor& weight,
                                                     const OptionalTensor& bias,
-                                                    const OptionalTensor& residual, double momentum,
-                                                    double eps, int64_t activation) {
+                                                    const OptionalTensor& residual,
+                                                    const OptionalTensor& num_batches_tracked,
+                                                    double momentum, double eps, int64_t activation) {
+  if (num_batches_tracked.has_value()) {
+    const Tensor& t = *num_batches_tracked;
+    PYDL_CHECK(
+        t.scalar_type() == ScalarType::Long && t.numel() == 1 && !on_cuda(t),
+        "batch_norm: expected num_batches_tracked to be one int64 number in the CPU's memory, got shape ",
+        shape_of(t));
+    ++*static_cast<int64_t*>(t.mutable_data_ptr());
+  }
   const bool direct = running_mean.is_contiguous() && running_var.is_contiguous();
   auto results = forward(input, running_mean, running_var, weight, bias, residual, true, direct, momentum,
                          eps, activation);

@@ -4,7 +4,7 @@ The C library maps a large buffer anew at each allocation, and the operating sys
 which takes longer than the ops that fill it. Outputs of at least 1 MB therefore come from a pool of recycled memory in
 huge pages. Memory returns to the pool when its tensor dies, on whatever thread; a forked child starts with none idle.
 Idle memory stays below a limit (an eighth of the machine's memory unless :func:`set_limit` says otherwise), and idle
-plus used memory within an eighth, or 64 MB, of the most that was ever in use at once.
+plus used memory below twice the most that was ever in use at once, or 64 MB over it.
 
 A tensor over pooled memory cannot be resized (``resize_``, ``untyped_storage().resize_``): ``clone()`` it first.
 ``PYDL_MEMORY_POOL=0`` in the environment switches the pool off; torch's allocator serves every output then.

@@ -57,24 +57,16 @@ class Conv2d(_Eager, torch.nn.Conv2d):
     """``torch.nn.Conv2d`` over :func:`pydl.functional.conv2d` (d2l chapter "Convolutional Neural Networks").
 
     Input (N, C, H, W) or (C, H, W), output (N, out_channels, H', W') in the memory format that torch would choose.
-    ``forward`` takes :func:`~pydl.functional.conv2d`'s ``activation`` and ``bias_cancels`` too, keyword-only.
+    ``forward`` takes :func:`~pydl.functional.conv2d`'s ``activation`` too, keyword-only.
     """
 
-    def forward(self, input, *, activation=None, bias_cancels=False):
+    def forward(self, input, *, activation=None):
         padding = self.padding
         if self.padding_mode != "zeros":
             # the border is data, not zeros: it is written out once, and the convolution itself pads nothing
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
         return functional.conv2d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            activation=activation,
-            bias_cancels=bias_cancels,
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation=activation
         )
 
 
@@ -87,11 +79,11 @@ class _BatchNorm(_Eager):
     def forward(self, input, *, residual=None, activation=None):
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
-        updates = self.training and self.track_running_stats
-        if updates and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # a cumulative average: every batch since the reset weighs the same
-                momentum = 1.0 / float(self.num_batches_tracked)
+        count = self.num_batches_tracked if self.training and self.track_running_stats else None
+        if count is not None and self.momentum is None:
+            # a cumulative average: every batch since the reset weighs the same
+            momentum = 1.0 / float(count.add_(1))
+            count = None
         # Statistics that are not tracked are not handed over in training, and so cannot be written to; in eval a layer
         # without statistics normalises by its batch.
         keeps = not self.training or self.track_running_stats
@@ -106,6 +98,7 @@ class _BatchNorm(_Eager):
             self.eps,
             residual=residual,
             activation=activation,
+            num_batches_tracked=count,
         )
 
 

@@ -279,20 +279,6 @@ def test_only_needed_gradients_are_computed(device):
         assert [t.grad is not None for t in leaves] == list(needed)
 
 
-def test_a_bias_that_cancels(device):
-    x, w, b = (torch.randn(s, device=device, requires_grad=True) for s in ((2, 3, 5, 6), (4, 3, 3, 3), (4,)))
-    outcomes = []
-    for cancels in (False, True):
-        y = conv2d(x, w, b, padding=1, bias_cancels=cancels)
-        outcomes.append((y, *torch.autograd.grad(y.square().sum(), (x, w, b), create_graph=True)))
-    (y, *grads, grad_b), (y_cancels, *same, zero) = outcomes
-    for one, other in zip((y, *grads), (y_cancels, *same), strict=True):
-        assert torch.equal(one, other)
-    assert grad_b.all()
-    assert (zero.shape, zero.dtype) == (b.shape, b.dtype)
-    assert not zero.any()
-
-
 def test_complex_and_integer_go_to_torch():
     x, w = torch.randn(1, 2, 5, 5, dtype=torch.complex64), torch.randn(3, 2, 3, 3, dtype=torch.complex64)
     torch.testing.assert_close(conv2d(x, w), F.conv2d(x, w))

@@ -38,8 +38,12 @@ def test_activation_checkpointing_gives_the_same_gradients(device, reentrant):
     ):
         torch.manual_seed(7)
         actual = gradients(model, run().square().sum())
-        for p, q in zip(expected, actual, strict=True):
+        weight, bias, *others = zip(expected, actual, strict=True)
+        for p, q in (weight, *others):
             assert torch.equal(p, q)  # the same mask, the same order of summation
+        # zero, since a batch norm follows; checkpoint_sequential calls layers one by one, and gets its rounding
+        assert not bias[0].any()
+        assert_close(bias[1], torch.zeros(6).double(), torch.float32)
 
 
 def test_autocast_takes_torchs_dtypes():
@@ -110,7 +114,8 @@ def test_gradient_penalty_differentiates_twice():
         (grad,) = torch.autograd.grad(criterion(module(image), target), image, create_graph=True)
         found.append(gradients(module, grad.square().sum()))
     for (name, _), p, q in zip(plain.named_parameters(), *found, strict=True):
-        if name != "4.bias" or q.abs().max() > 0:
+        # the batch norm takes the bias before it away again: what torch has there is rounding
+        if name != "0.bias" and (name != "4.bias" or q.abs().max() > 0):
             assert p.abs().max() > 0, name
         assert_close(p, q, scale=100)
 

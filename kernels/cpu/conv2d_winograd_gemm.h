@@ -123,7 +123,8 @@ constexpr GemmBlock gemm_block_of(int64_t rows) {
 // channels: how many columns are wanted; a panel of at most one vector costs half.
 template <Rows kLayout>
 void gemm(int64_t rows, int64_t channels, int64_t depth, const float* a, int64_t a_stride, const float* b,
-          int64_t b_stride, float* c, int64_t c_stride, bool add, const Ahead* ahead = nullptr, const float* next = nullptr) {
+          int64_t b_stride, float* c, int64_t c_stride, bool add, const Ahead* ahead = nullptr,
+          const float* next = nullptr) {
   if (rows <= 0) return;
   const int64_t parts = ceil_div(rows, kMaxRows), less = rows / parts, more = rows % parts;
   const int64_t a_row = kLayout == Rows::adjacent ? 1 : a_stride;

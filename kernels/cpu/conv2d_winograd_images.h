@@ -58,9 +58,9 @@ void store_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_
                  int64_t columns, const float* strip) {
   constexpr int L = lanes<float>;
   if (image.column == 1 && image.row == image.width && columns == image.width)
-    return transpose_out_rows(strip, columns * L, rows, columns, count,
-                              static_cast<T*>(image.data) + n * image.batch + c * image.channel + y * image.row,
-                              image.channel);
+    return transpose_out_rows(
+        strip, columns * L, rows, columns, count,
+        static_cast<T*>(image.data) + n * image.batch + c * image.channel + y * image.row, image.channel);
   for (int64_t i = 0; i < rows; ++i, strip += columns * L) {
     T* to = static_cast<T*>(image.data) + n * image.batch + c * image.channel + (y + i) * image.row +
             x * image.column;

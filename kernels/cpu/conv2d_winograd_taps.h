@@ -48,12 +48,12 @@ void load_taps(const Weights& w, int64_t c, int64_t count, int64_t o, int64_t wi
   }
 }
 
-// Asks for one of 16 runs of memory that hold the taps of 16 input and 16 output channels: too many streams for the
-// hardware to follow.
+// Asks for one of 16 runs of memory that hold the taps of 16 input and 16 output channels: too many streams
+// for the hardware to follow.
 template <int kTaps, class T>
 PYDL_INLINE void ask_for_taps(const Weights& w, int64_t c, int64_t o, int64_t run) {
-  const uintptr_t from = reinterpret_cast<uintptr_t>(w.data) +
-                         (c * w.in + o * w.out + run * max_of(w.in, w.out)) * sizeof(T);
+  const uintptr_t from =
+      reinterpret_cast<uintptr_t>(w.data) + (c * w.in + o * w.out + run * max_of(w.in, w.out)) * sizeof(T);
   if (w.column == 1) {
     for (size_t at = 0; at < 16 * kTaps * kTaps * sizeof(T); at += 64)
       prefetch(reinterpret_cast<const void*>(from + at));

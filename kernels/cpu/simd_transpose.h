@@ -104,12 +104,12 @@ void transpose_in(const T* from, int64_t from_stride, int64_t rows, int64_t colu
   }
 }
 
-// The same of rows x columns pixels that follow each other in memory, while the same pixels of the next channels are
-// on their way: pixel (i, j) of all channels goes to to + i * row + j * L. Squares cross the ends of rows, so that
-// narrow images fill them.
+// The same of rows x columns pixels that follow each other in memory, while the same pixels of the next
+// channels are on their way: pixel (i, j) of all channels goes to to + i * row + j * L. Squares cross the
+// ends of rows, so that narrow images fill them.
 template <class T>
-void transpose_in_rows(const T* from, int64_t channel, int64_t count, int64_t rows, int64_t columns, float* to,
-                       int64_t row) {
+void transpose_in_rows(const T* from, int64_t channel, int64_t count, int64_t rows, int64_t columns,
+                       float* to, int64_t row) {
   constexpr int L = lanes<float>;
   const int64_t pixels = rows * columns;
   int64_t left = columns;
@@ -122,8 +122,7 @@ void transpose_in_rows(const T* from, int64_t channel, int64_t count, int64_t ro
       for (int i = 0; i < L; ++i) block[i] = load(from + i * channel + first);
     } else {
 #pragma GCC unroll 16
-      for (int i = 0; i < L; ++i)
-        block[i] = i < count ? load_n(from + i * channel + first, n) : vec<float>{};
+      for (int i = 0; i < L; ++i) block[i] = i < count ? load_n(from + i * channel + first, n) : vec<float>{};
     }
     transpose(block);
 #pragma GCC unroll 16
@@ -178,8 +177,8 @@ void transpose_out(const float* from, int64_t from_stride, int64_t rows, int64_t
   }
 }
 
-// The way back for rows x columns pixels that follow each other in memory: pixel (i, j) of all channels comes from
-// from + i * row + j * L.
+// The way back for rows x columns pixels that follow each other in memory: pixel (i, j) of all channels comes
+// from from + i * row + j * L.
 template <class T>
 void transpose_out_rows(const float* from, int64_t row, int64_t rows, int64_t columns, int64_t count, T* to,
                         int64_t channel) {

@@ -142,8 +142,12 @@ def batch_norm_update_stats(running_mean, running_var, mean, var, count, momentu
     )  # fmt: skip
 
 
-def batch_norm_train(input, running_mean, running_var, weight, bias, residual, momentum, eps, activation):
+def batch_norm_train(
+    input, running_mean, running_var, weight, bias, residual, num_batches_tracked, momentum, eps, activation
+):
     """batch_norm_forward in training, and batch_norm_update_stats."""
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
     results = batch_norm_forward(input, running_mean, running_var, weight, bias, residual, True, eps, activation)
     if input.numel() > 0:
         count = input.numel() // input.shape[1]

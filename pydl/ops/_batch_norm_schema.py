@@ -21,11 +21,12 @@ _library.define(
     "batch_norm_update_stats",
     "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, float momentum) -> ()",
 )
-# Both in one call, for eager mode.
+# Both in one call, for eager mode; it adds 1 to num_batches_tracked, an int64 scalar in the CPU's memory.
 _library.define(
     "batch_norm_train",
     "(Tensor input, Tensor(a!) running_mean, Tensor(b!) running_var, Tensor? weight, Tensor? bias, Tensor? residual, "
-    "float momentum, float eps, int activation) -> (Tensor output, Tensor mean, Tensor var)",
+    "Tensor(c!)? num_batches_tracked, float momentum, float eps, int activation) "
+    "-> (Tensor output, Tensor mean, Tensor var)",
 )
 # A gradient that is not needed comes back as an empty tensor.
 _library.define(
@@ -73,7 +74,7 @@ def _(input, running_mean, running_var, weight, bias, residual, training, eps, a
 
 
 @_library.fake("batch_norm_train")
-def _(input, running_mean, running_var, weight, bias, residual, momentum, eps, activation):
+def _(input, running_mean, running_var, weight, bias, residual, num_batches_tracked, momentum, eps, activation):
     return _like(input), _statistic(input), _statistic(input)
 
 

@@ -42,7 +42,7 @@ class _EagerBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         need_input, need_weight, need_bias, need_residual, _ = ctx.needs_input_grad
-        ops, _, _, training, _, eps, activation = ctx.rest
+        ops, *_, training, _, eps, activation = ctx.rest
         input, mean, var, weight, bias, output = ctx.saved_tensors
         through = need_residual and activation != 0
         grad_input = grad_weight = grad_bias = grad_residual = None
@@ -68,11 +68,11 @@ class _EagerBatchNorm(torch.autograd.Function):
 
 
 def _forward(input, weight, bias, residual, rest):
-    ops, running_mean, running_var, training, momentum, eps, activation = rest
+    ops, running_mean, running_var, num_batches_tracked, training, momentum, eps, activation = rest
     with _library.below_autograd():
         if training and running_mean is not None:
             return _library.quick(ops).batch_norm_train(
-                input, running_mean, running_var, weight, bias, residual, momentum, eps, activation
+                input, running_mean, running_var, weight, bias, residual, num_batches_tracked, momentum, eps, activation
             )
         return _library.quick(ops).batch_norm_forward(
             input, running_mean, running_var, weight, bias, residual, training, eps, activation
@@ -103,6 +103,7 @@ def batch_norm(
     *,
     residual=None,
     activation=None,
+    num_batches_tracked=None,
 ):
     """Normalises each channel of ``input``: activation((input - mean) / sqrt(var + eps) * weight + bias + residual).
 
@@ -117,6 +118,7 @@ def batch_norm(
         eps: added to the variance.
         residual: (extra, keyword only) a tensor of input's shape and dtype that is added before the activation.
         activation: (extra, keyword only) None, "relu" or "sigmoid".
+        num_batches_tracked: (extra, keyword only) an int64 tensor of one number, to which training adds 1.
 
     Returns:
         A tensor of ``input``'s shape, dtype and memory format. Sums are kept in float32, and in float64 over blocks.
@@ -148,6 +150,15 @@ def batch_norm(
     if activation not in ACTIVATIONS:
         raise ValueError(f"batch_norm: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
     ops = backend.ops_for(input) if input.dtype in _SUPPORTED else None
+    if not training:
+        num_batches_tracked = None
+    eager = ops is not None and not torch.compiler.is_compiling() and not _library.transforms_active()
+    update = training and running_mean is not None and values != 0
+    if num_batches_tracked is not None and not (
+        eager and update and num_batches_tracked.is_cpu and num_batches_tracked.dtype == torch.int64
+    ):
+        num_batches_tracked.add_(1)
+        num_batches_tracked = None
     if ops is None:
         return _by_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation)
     if (running_mean is not None and running_mean.requires_grad) or (
@@ -155,9 +166,8 @@ def batch_norm(
     ):
         raise RuntimeError("batch_norm: expected the running statistics not to require grad, got one that does")
     code = ACTIVATIONS[activation]
-    update = training and running_mean is not None and values != 0
-    if not torch.compiler.is_compiling() and not _library.transforms_active():
-        rest = ops, running_mean, running_var, training, momentum, eps, code
+    if eager:
+        rest = ops, running_mean, running_var, num_batches_tracked, training, momentum, eps, code
         alive = _library.alive
         input = alive(input)
         weight = None if weight is None else alive(weight)
@@ -168,7 +178,8 @@ def batch_norm(
         else:
             output = _forward(input, weight, bias, residual, rest)[0]
         if update:
-            torch._C._increment_version((running_mean, running_var))
+            written = running_mean, running_var, num_batches_tracked
+            torch._C._increment_version(written if num_batches_tracked is not None else written[:2])
         return output
     args = input, running_mean, running_var, weight, bias, residual, training, eps, code
     if _library.transforms_active():

@@ -176,7 +176,7 @@ _library.autograd("conv2d_backward_bias", _bias_context, _bias_backward)
 
 
 # From about this many multiplications on, a gradient costs more than to ask the engine whether it is wanted.
-_WORTH_ASKING = 1 << 20
+WORTH_ASKING = 1 << 20
 
 
 class _EagerConv2d(torch.autograd.Function):
@@ -189,10 +189,9 @@ class _EagerConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, rest):
         # what needs no gradient comes as one tuple: each argument of its own costs on the way in and out
-        ops, ctx.bias_cancels, *options = rest
-        stride, padding, dilation, groups, ctx.activation, ctx.channels_last = options
+        ops, stride, padding, dilation, groups, ctx.activation, ctx.channels_last = rest
         with _library.below_autograd():
-            output = _library.quick(ops).conv2d_forward(input, weight, bias, *options)
+            output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest[1:])
         ctx.ops, ctx.options = ops, (stride, padding, dilation, groups)
         ctx.input_size, ctx.weight_size = input.shape, weight.shape
         ctx.weight_channels_last = is_channels_last(weight)
@@ -206,26 +205,21 @@ class _EagerConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         *needs, _ = ctx.needs_input_grad
-        if needs[0] and needs[1] and grad.numel() * ctx.weight_size[1:].numel() > _WORTH_ASKING:
+        if needs[0] and needs[1] and grad.numel() * ctx.weight_size[1:].numel() > WORTH_ASKING:
             needs[0], needs[1] = _library.wanted(ctx, 0), _library.wanted(ctx, 1)
-        zero = needs[2] and ctx.bias_cancels
-        if zero:
-            needs[2] = False
         if torch.is_grad_enabled():
-            grads = _forward_backward(ctx.ops, ctx, grad, needs)
-        else:
-            with _library.below_autograd():
-                grads = _forward_backward(_library.quick(ctx.ops), ctx, grad, needs)
-        return grads[0], grads[1], grad.new_zeros(grad.shape[1]) if zero else grads[2], None
+            return *_forward_backward(ctx.ops, ctx, grad, needs)[:3], None
+        with _library.below_autograd():
+            return *_forward_backward(_library.quick(ctx.ops), ctx, grad, needs)[:3], None
 
 
 _apply = _library.eager(_EagerConv2d)
 
-_SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _ACTIVATIONS = {None: lambda x: x, "relu": F.relu, "sigmoid": torch.sigmoid}
 
 
-def _padding(padding, weight, stride, dilation):
+def padding_of(padding, weight, stride, dilation):
     """(top, bottom, left, right) of torch's padding argument."""
     if not isinstance(padding, str):
         y, x = pair("conv2d", "padding", padding)
@@ -240,7 +234,7 @@ def _padding(padding, weight, stride, dilation):
     return (y // 2, y - y // 2, x // 2, x - x // 2)
 
 
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None, bias_cancels=False):
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None):
     """Cross-correlates ``input`` with ``weight``, as :func:`torch.nn.functional.conv2d`.
 
     Args:
@@ -253,9 +247,6 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         dilation: distance between the taps of the kernel, one number of pixels or (y, x).
         groups: how many blocks channels are split into; each convolves its own.
         activation: keyword-only: None, ``"relu"`` or ``"sigmoid"``, applied to the result in the same pass.
-        bias_cancels: keyword-only: promises that the output goes only where a constant per channel is subtracted again,
-            as a batch norm with the batch's statistics does. The gradient of the bias is zero then, and eager mode says
-            so without adding up what torch's rounding leaves of it.
 
     Returns:
         (N, O, H', W'), or (O, H', W'); channels_last if the input or the weight is. H' = (H + 2 * padding -
@@ -270,7 +261,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
     if activation not in _ACTIVATIONS:
         raise ValueError(f"conv2d: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
     # zero channels: torch's own answer, an output without channels, is left to torch
-    served = input.dtype in _SUPPORTED and not (input.dim() > 2 and input.shape[-3] == 0)
+    served = input.dtype in SUPPORTED and not (input.dim() > 2 and input.shape[-3] == 0)
     ops = backend.ops_for(input, "conv2d") if served else None
     if ops is None:
         return _ACTIVATIONS[activation](F.conv2d(input, weight, bias, stride, padding, dilation, groups))
@@ -284,11 +275,11 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         # here rather than by torch.library.register_autocast, which fixes the dtype once and for all
         dtype = torch.get_autocast_dtype(device_type)
         input, weight, bias = (
-            t.to(dtype) if t is not None and t.dtype in _SUPPORTED and t.dtype != torch.float64 else t
+            t.to(dtype) if t is not None and t.dtype in SUPPORTED and t.dtype != torch.float64 else t
             for t in (input, weight, bias)
         )
     stride, dilation = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
-    padding = _padding(padding, weight, stride, dilation)
+    padding = padding_of(padding, weight, stride, dilation)
     if not hasattr(groups, "__index__"):
         raise TypeError(f"conv2d: expected groups to be an integer, got {groups!r}")
     batched = input.dim() == 4
@@ -299,15 +290,13 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
             )
         input = input.unsqueeze(0)
     channels_last = (is_channels_last(input) or is_channels_last(weight)) and input.numel() != 0
-    options = (stride, padding, dilation, groups, activation or "none", channels_last)
+    rest = (stride, padding, dilation, groups, activation or "none", channels_last)
     if transforms or torch.compiler.is_compiling():
-        output = ops.conv2d_forward(input, weight, bias, *options)
+        output = ops.conv2d_forward(input, weight, bias, *rest)
     elif torch.is_grad_enabled():
         alive = _library.alive
-        output = _apply(
-            alive(input), alive(weight), None if bias is None else alive(bias), (ops, bias_cancels, *options)
-        )
+        output = _apply(alive(input), alive(weight), None if bias is None else alive(bias), (ops, *rest))
     else:
         with _library.below_autograd():
-            output = _library.quick(ops).conv2d_forward(input, weight, bias, *options)
+            output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest)
     return output if batched else output.squeeze(0)

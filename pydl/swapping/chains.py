@@ -2,9 +2,9 @@
 
     convolution → ReLU or sigmoid                       the activation is applied as the convolution stores its result
     batch norm (→ + residual) (→ ReLU or sigmoid)       one pass over the tensor instead of two or three
-    convolution → batch norm (→ ReLU or sigmoid)        in evaluation without gradients: the batch norm is folded into
-                                                        the convolution's weights, else as above; in training the
-                                                        gradient of the convolution's bias is zero, and not computed
+    convolution → batch norm (→ all of that)            in evaluation without gradients: the batch norm is folded into
+                                                        the convolution's weights if there is no residual; else as
+                                                        above, and in training one node of the graph (training.py)
 
 What is saved is the reading and writing of whole intermediate tensors, and their allocation.
 """
@@ -18,6 +18,7 @@ from pydl import functional, nn
 from pydl.ops import _library
 from pydl.swapping.binding import is_swapped
 from pydl.swapping.served import why_left
+from pydl.swapping.training import trained_together
 
 _CONVOLUTIONS = {torch.nn.Conv2d, nn.Conv2d}
 _NORMS = {
@@ -87,9 +88,13 @@ class Chain:
         if convolution is not None:
             if self.folded is not None and self.folded.holds(convolution, norm):
                 return self.folded(convolution, input, self.activation)
-            if _folding_pays(convolution, norm, input):
+            if self.add is None and _folding_pays(convolution, norm, input):
                 return Folded(convolution, norm)(convolution, input, self.activation)
-            input = nn.Conv2d.forward(convolution, input, bias_cancels=_by_batch(norm))
+            if norm.training and (residual is None) == (self.add is None):
+                output = trained_together(convolution, norm, input, residual, self.activation)
+                if output is not None:
+                    return output
+            input = nn.Conv2d.forward(convolution, input)
         if self.add is None:
             return nn.BatchNorm2d.forward(norm, input, activation=self.activation)
         if (
@@ -106,7 +111,7 @@ class Chain:
         """What the report says, for the mode the norm is in: (names of the links that one kernel computes, remark)."""
         if self.convolution is None or self.norm is None:
             return [(self.names, "")]
-        if self.norm.training:
+        if self.norm.training or self.add is not None:
             return [(self.names[1:], "")]
         if self.folded is not None:
             return [(self.names, ", folded into the weights by freeze")]
@@ -114,14 +119,11 @@ class Chain:
 
     def freeze(self):
         """Folds the norm into the convolution's weights now, to be used as long as neither has changed."""
-        if self.convolution is not None and self.norm is not None and _foldable(self.convolution, self.norm):
+        if self.convolution is None or self.norm is None or self.add is not None:
+            return
+        if _foldable(self.convolution, self.norm):
             with torch.no_grad():
                 self.folded = Folded(self.convolution, self.norm)
-
-
-def _by_batch(norm):
-    """Whether it normalises by the statistics of the batch."""
-    return norm.training or norm.running_mean is None
 
 
 def _foldable(convolution, norm):

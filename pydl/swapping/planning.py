@@ -175,9 +175,9 @@ class _Rewriting:
             nodes, residual = self.follow(node)
             starts = [nodes]
             if self.kind(node) == "convolution" and len(nodes) > 2:
-                # Without the convolution, which need not wait. A residual makes the rest wait for what computes it;
-                # the convolution's result is nobody else's, so that this cannot be seen.
-                starts = [nodes[1:]] if residual is not None else [nodes, nodes[1:]]
+                # Without the convolution, where it cannot wait: a residual makes the rest wait for what computes it.
+                # The convolution's result is nobody else's, so that this cannot be seen.
+                starts = [nodes, nodes[1:]]
             for start in starts:
                 chain = self.link(start)
                 if chain is not None and self.may_wait(start[: len(chain.names)], chain):

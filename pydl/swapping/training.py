@@ -1,0 +1,134 @@
+"""A convolution and the batch norm after it, in training: two kernels, one node of the autograd graph.
+
+Between two kernels the caches hold tensors, and no Python: what takes 10 µs in a loop takes 50 there. One node asks
+once what both ops ask, and the engine calls back once. The gradient of the convolution's bias is zero, since the batch
+norm subtracts the mean again; what torch adds up for it is rounding.
+"""
+
+import torch
+
+from pydl import backend
+from pydl.ops import _library
+from pydl.ops._batch_norm_autograd import keeps_output
+from pydl.ops._batch_norm_schema import ACTIVATIONS
+from pydl.ops._memory_format import is_channels_last
+from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING, padding_of
+
+
+class _ConvolutionBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, weight, bias, scale, shift, residual, rest):
+        ops, options, running_mean, running_var, num_batches_tracked, momentum, eps, activation = ctx.rest = rest
+        quick = _library.quick(ops)
+        with _library.below_autograd():
+            between = quick.conv2d_forward(input, weight, bias, *options)
+            output, mean, var = quick.batch_norm_train(
+                between, running_mean, running_var, scale, shift, residual, num_batches_tracked, momentum, eps,
+                activation,
+            )  # fmt: skip
+        kept = output if keeps_output(activation, residual) else None
+        ctx.to_save = input, weight, scale, shift, between, mean, var, kept  # what ctx.save_for_backward sets
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        ops = ctx.rest[0]
+        input, weight, *others = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            with _library.below_autograd():
+                return _gradients(ctx, _library.quick(ops), grad, input, weight, *others)
+        # with create_graph: the same numbers as a function of input and weight; the bias cancels
+        again = ops.conv2d_forward(input, weight, None, *ctx.rest[1])
+        others[2] = others[2] + (again - again.detach())
+        return _gradients(ctx, ops, grad, input, weight, *others)
+
+
+def _gradients(ctx, ops, grad, input, weight, scale, shift, between, mean, var, output):
+    need_input, need_weight, need_bias, need_scale, need_shift, need_residual, _ = ctx.needs_input_grad
+    _, (stride, padding, dilation, groups, _, channels_last), *_, eps, activation = ctx.rest
+    if need_input and need_weight and between.numel() * weight.shape[1:].numel() > WORTH_ASKING:
+        need_input, need_weight = _library.wanted(ctx, 0), _library.wanted(ctx, 1)
+    through = need_residual and activation != 0
+    grad_between, grad_scale, grad_shift, grad_residual = ops.batch_norm_backward(
+        grad, between, mean, var, scale, shift, output, True, eps, activation,
+        need_input or need_weight, need_scale, need_shift, through,
+    )  # fmt: skip
+    grad_input = grad_weight = None
+    if need_input:
+        grad_input = ops.conv2d_backward_input(
+            grad_between, weight, input.shape, stride, padding, dilation, groups, channels_last
+        )
+    if need_weight:
+        grad_weight = ops.conv2d_backward_weight(
+            grad_between, input, weight.shape, stride, padding, dilation, groups, is_channels_last(weight)
+        )
+    return (
+        grad_input,
+        grad_weight,
+        grad.new_zeros(weight.shape[0]) if need_bias else None,
+        grad_scale if need_scale else None,
+        grad_shift if need_shift else None,
+        grad_residual if through else grad if need_residual else None,
+        None,
+    )
+
+
+_apply = _library.eager(_ConvolutionBatchNorm)
+
+
+def trained_together(convolution, norm, input, residual, activation):
+    """activation(norm(convolution(input)) + residual) as one node, or None where that is not offered.
+
+    It is in training in eager mode, by kernels of ours, with running statistics that take a fixed part of each batch,
+    and for a residual of the result's own shape.
+    """
+    weight, mean, var, momentum = convolution.weight, norm.running_mean, norm.running_var, norm.momentum
+    if (
+        not norm.training
+        or not norm.track_running_stats
+        or mean is None
+        or momentum is None
+        or norm.eps <= 0
+        or not torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or not isinstance(norm, torch.nn.BatchNorm2d)
+        or convolution.padding_mode != "zeros"
+        or input.dim() != 4
+        or input.shape[0] < 2
+        or input.numel() == 0
+        or input.dtype not in SUPPORTED
+        or input.dtype != weight.dtype
+        or torch.is_autocast_enabled(input.device.type)
+        or mean.requires_grad
+        or var.requires_grad
+        or _library.transforms_active()
+    ):
+        return None
+    ops = backend.ops_for(input, "conv2d")
+    if ops is None or backend.ops_for(input) is not ops:
+        return None
+    stride, dilation = convolution.stride, convolution.dilation
+    padding = padding_of(convolution.padding, weight, stride, dilation)
+    if residual is not None:
+        padded = (input.shape[2] + padding[0] + padding[1], input.shape[3] + padding[2] + padding[3])
+        size = ((padded[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1 for d in (0, 1))
+        if (
+            type(residual) is not torch.Tensor
+            or residual.shape != (input.shape[0], weight.shape[0], *size)
+            or residual.dtype != input.dtype
+            or residual.device != input.device
+        ):
+            return None
+    count = norm.num_batches_tracked
+    if count is not None and not (count.is_cpu and count.dtype == torch.int64):
+        count.add_(1)
+        count = None
+    channels_last = is_channels_last(input) or is_channels_last(weight)
+    options = (stride, padding, dilation, convolution.groups, "none", channels_last)
+    rest = (ops, options, mean, var, count, momentum, norm.eps, ACTIVATIONS[activation])
+    alive = _library.alive
+    tensors = (input, weight, convolution.bias, norm.weight, norm.bias, residual)
+    output = _apply(*(None if t is None else alive(t) for t in tensors), rest)
+    written = mean, var, count
+    torch._C._increment_version(written if count is not None else written[:2])
+    return output
