@@ -137,6 +137,7 @@ template <int kTaps>
 void multiply(const Tiles<kTaps>& tiles, int64_t begin, int64_t end, int64_t channels, int64_t depth,
               const float* v, const Plan& plan, const float* u, float* m, bool add) {
   alignas(64) float sum[kMostTiles * kPanel];
+  const Ahead ahead{plan.weights_first ? 0 : plan.frequency_stride, 0};  // from L3; L2 is near enough
   for (int f = 0; f < kFrequencies; ++f) {
     int64_t first, last;
     tiles.range(f / kPoints, f % kPoints, begin, end, first, last);
@@ -145,10 +146,10 @@ void multiply(const Tiles<kTaps>& tiles, int64_t begin, int64_t end, int64_t cha
                 *panel = u + f * plan.weight_stride;
     if (!add) {
       gemm<Rows::strided>(last - first, channels, depth, rows, plan.tile_stride, panel, kPanel, to,
-                          kFrequencies * kPanel, false, nullptr, rows + plan.frequency_stride);
+                          kFrequencies * kPanel, false, ahead);
     } else {
       gemm<Rows::strided>(last - first, channels, depth, rows, plan.tile_stride, panel, kPanel, sum, kPanel,
-                          false, nullptr, rows + plan.frequency_stride);
+                          false, ahead);
       add_panel(last - first, sum, to, kFrequencies * kPanel);
     }
   }

@@ -109,7 +109,7 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<kTaps>& plan, const Paral
           gemm<Rows::adjacent>(rows, columns - j, last - first,
                                v + first * plan.v_tile + f * plan.v_frequency, plan.v_tile,
                                z + first * plan.z_tile + f * plan.z_frequency + j, plan.z_tile, to, kPanel,
-                               begin > chunk_begin, &ahead);
+                               begin > chunk_begin, ahead);
         }
       }
     }

@@ -32,21 +32,22 @@ enum class Rows { strided, adjacent };
 // less than half of that, at no measurable time.
 constexpr int64_t kPart = 16;
 
-// Where the next product's numbers lie, as distances from this one's: adjacent rows are fetched while these
-// are multiplied, since they come from L3 in pieces too short for the hardware to follow.
+// Where the next product's numbers lie, as distances from this one's: rows are fetched while these are
+// multiplied, since they come from L3 in pieces too short, or streams too many, for the hardware to follow.
+// Strided rows have panels that come in order: b is of adjacent rows only.
 struct Ahead {
   int64_t a, b;
 };
 
 template <int kRows, int kVectors, Rows kLayout>
 void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
-                int64_t c_stride, bool add, [[maybe_unused]] const Ahead* ahead) {
+                int64_t c_stride, bool add, const Ahead& ahead) {
   constexpr int L = lanes<float>;
   if constexpr (kLayout == Rows::strided) b_stride = kPanel;
   const float *row0 = a, *row5 = a + 5 * a_stride, *row10 = a + 10 * a_stride;
   const int64_t advance = kLayout == Rows::adjacent ? a_stride : 1;
   for (int64_t start = 0; start < depth; start += kPart, add = true) {
-    [[maybe_unused]] const float* next = kLayout == Rows::strided ? a + ahead->a + start : nullptr;
+    [[maybe_unused]] const float* next = a + ahead.a + start;  // a cache line of the next rows for each step
     vec<float> sum[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
@@ -56,9 +57,9 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
                     const float* panel) __attribute__((always_inline)) {
       vec<float> right[kVectors];
       if constexpr (kLayout == Rows::adjacent) {
-        prefetch(row0 + ahead->a);
-        prefetch(panel + ahead->b);
-        prefetch(panel + ahead->b + L);
+        prefetch(row0 + ahead.a);
+        prefetch(panel + ahead.b);
+        prefetch(panel + ahead.b + L);
       } else {
         prefetch(next);
         next += a_stride;
@@ -109,7 +110,7 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
 }
 
 using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool,
-                           const Ahead*);
+                           const Ahead&);
 
 template <int kRows, int kVectors, Rows kLayout>
 constexpr GemmBlock gemm_block_of(int64_t rows) {
@@ -123,19 +124,21 @@ constexpr GemmBlock gemm_block_of(int64_t rows) {
 // channels: how many columns are wanted; a panel of at most one vector costs half.
 template <Rows kLayout>
 void gemm(int64_t rows, int64_t channels, int64_t depth, const float* a, int64_t a_stride, const float* b,
-          int64_t b_stride, float* c, int64_t c_stride, bool add, const Ahead* ahead = nullptr,
-          const float* next = nullptr) {
+          int64_t b_stride, float* c, int64_t c_stride, bool add, const Ahead& ahead) {
   if (rows <= 0) return;
   const int64_t parts = ceil_div(rows, kMaxRows), less = rows / parts, more = rows % parts;
   const int64_t a_row = kLayout == Rows::adjacent ? 1 : a_stride;
+  int64_t done = 0;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t n = less + (part < more);
     const GemmBlock block = channels > lanes<float> ? gemm_block_of<kMaxRows, 2, kLayout>(n)
                                                     : gemm_block_of<kMaxRows, 1, kLayout>(n);
-    const Ahead own{part + 1 < parts ? n * a_stride : next ? next - a : 0, 0};
-    block(depth, a, a_stride, b, b_stride, c, c_stride, add, kLayout == Rows::strided ? &own : ahead);
+    // strided: the rows that follow, or the first ones of the next product
+    const Ahead rows_ahead{part + 1 < parts ? n * a_stride : ahead.a - done * a_stride, 0};
+    block(depth, a, a_stride, b, b_stride, c, c_stride, add, kLayout == Rows::strided ? rows_ahead : ahead);
     a += n * a_row;
     c += n * c_stride;
+    done += n;
   }
 }
 

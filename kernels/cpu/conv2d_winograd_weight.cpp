@@ -120,7 +120,7 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
           gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(depth, last - t),
                                v + f * plan.v.frequency + t * plan.v.tile + c, plan.v.tile,
                                z + f * plan.z.frequency + t * plan.z.tile + o, plan.z.tile, add ? part : to,
-                               kPanel, further && few, &ahead);
+                               kPanel, further && few, ahead);
           if (add) add_panel(rows, part, to, kPanel);
         }
       }
