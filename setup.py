@@ -121,7 +121,6 @@ class CMakeBuild(build_ext):
             fail("cmake and ninja are needed to compile; install them (pip install cmake ninja).")
         if not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
             fail("no C++ compiler was found; install g++ 11 or newer (apt install g++, or xcode-select --install).")
-        import pybind11
 
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
@@ -130,7 +129,6 @@ class CMakeBuild(build_ext):
             *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPYDL_TORCH_DIR={torch}",
-            f"-DPYDL_PYBIND11_INCLUDE={pybind11.get_include()}",
             f"-DPYDL_PYTHON_INCLUDE={sysconfig.get_paths()['include']}",
             f"-DPYDL_OUTPUT_DIR={output.parent}",
             f"-DPYDL_EXT_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",

@@ -1,5 +1,9 @@
 // pydl._C: what is no tensor op. The ops themselves register with torch when this module is loaded.
-#include <pybind11/pybind11.h>
+//
+// Python's own interface: a dozen plain functions do not need a library of templates, which took as long to
+// compile as a kernel.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
 
 #include <stdexcept>
 #include <string>
@@ -8,50 +12,106 @@
 #include "csrc/memory.h"
 #include "kernels/cpu/isa.h"
 
-namespace py = pybind11;
+namespace {
 
-PYBIND11_MODULE(_C, m) {
-  using namespace pydl::cpu;
-  m.doc() = "compiled kernels of pydl, and facts about the build";
-  m.attr("compiler") = __VERSION__;
-  m.def("cpu_isa", [] { return std::string(isa_name(isa_current())); }, "instruction set in use");
-  m.def(
-      "cpu_isa_best", [] { return std::string(isa_name(isa_supported())); },
-      "best instruction set of this CPU");
-  m.def("cpu_has_bf16_dot", [] { return cpu_has_bf16_dot(); });
-  m.def("cpu_isas", [] {
-    py::list names;
+using namespace pydl::cpu;
+
+PyObject* cpu_isa(PyObject*, PyObject*) { return PyUnicode_FromString(isa_name(isa_current())); }
+
+PyObject* cpu_isa_best(PyObject*, PyObject*) { return PyUnicode_FromString(isa_name(isa_supported())); }
+
+PyObject* has_bf16_dot(PyObject*, PyObject*) { return PyBool_FromLong(cpu_has_bf16_dot()); }
+
+constexpr Isa kIsas[] = {Isa::baseline,
 #if defined(__x86_64__)
-    for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
-      if (isa <= isa_supported()) names.append(isa_name(isa));
-#else
-    names.append(isa_name(Isa::baseline));
+                         Isa::avx2, Isa::avx512
 #endif
-    return names;
-  });
-  m.def("set_cpu_isa", [](const std::string& name) {
-    for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
-      if (name == isa_name(isa) && isa_select(isa)) return;
-    throw std::invalid_argument("isa: expected the instruction set to be one of this CPU's, got " + name);
-  });
-  m.def("load_cuda", &pydl::load_cuda, "loads the library of CUDA kernels at a path");
-  m.def(
-      "cuda_architectures",
-      [] { return std::string(pydl::cuda_library ? pydl::cuda_library->architectures : ""); },
-      "what the loaded CUDA library is compiled for");
-  m.def("memory_stats", [] {
-    const pydl::MemoryStats stats = pydl::memory::stats();
-    py::dict d;
-    d["enabled"] = stats.enabled;
-    d["used"] = stats.used;
-    d["idle"] = stats.idle;
-    d["peak"] = stats.peak;
-    d["limit"] = stats.limit;
-    d["fresh"] = stats.fresh;
-    d["reused"] = stats.reused;
-    d["given_back"] = stats.given_back;
-    return d;
-  });
-  m.def("memory_empty_cache", &pydl::memory::empty_cache);
-  m.def("memory_set_limit", &pydl::memory::set_limit);
+};
+
+PyObject* cpu_isas(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  for (Isa isa : kIsas) {
+    if (names == nullptr || isa > isa_supported()) break;
+    PyObject* name = PyUnicode_FromString(isa_name(isa));
+    if (name == nullptr || PyList_Append(names, name) != 0) Py_CLEAR(names);
+    Py_XDECREF(name);
+  }
+  return names;
+}
+
+PyObject* set_cpu_isa(PyObject*, PyObject* argument) {
+  const char* name = PyUnicode_AsUTF8(argument);
+  if (name == nullptr) return nullptr;
+  for (Isa isa : kIsas)
+    if (std::string(name) == isa_name(isa) && isa_select(isa)) Py_RETURN_NONE;
+  return PyErr_Format(PyExc_ValueError, "isa: expected the instruction set to be one of this CPU's, got %s",
+                      name);
+}
+
+PyObject* load_cuda(PyObject*, PyObject* argument) {
+  const char* path = PyUnicode_AsUTF8(argument);
+  if (path == nullptr) return nullptr;
+  try {
+    pydl::load_cuda(path);
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* cuda_architectures(PyObject*, PyObject*) {
+  return PyUnicode_FromString(pydl::cuda_library ? pydl::cuda_library->architectures : "");
+}
+
+PyObject* memory_stats(PyObject*, PyObject*) {
+  const pydl::MemoryStats s = pydl::memory::stats();
+  return Py_BuildValue("{s:O,s:L,s:L,s:L,s:L,s:L,s:L,s:L}", "enabled", s.enabled ? Py_True : Py_False, "used",
+                       static_cast<long long>(s.used), "idle", static_cast<long long>(s.idle), "peak",
+                       static_cast<long long>(s.peak), "limit", static_cast<long long>(s.limit), "fresh",
+                       static_cast<long long>(s.fresh), "reused", static_cast<long long>(s.reused),
+                       "given_back", static_cast<long long>(s.given_back));
+}
+
+PyObject* memory_empty_cache(PyObject*, PyObject*) {
+  pydl::memory::empty_cache();
+  Py_RETURN_NONE;
+}
+
+PyObject* memory_set_limit(PyObject*, PyObject* argument) {
+  const long long bytes = PyLong_AsLongLong(argument);
+  if (bytes == -1 && PyErr_Occurred()) return nullptr;
+  pydl::memory::set_limit(bytes);
+  Py_RETURN_NONE;
+}
+
+PyMethodDef kFunctions[] = {
+    {"cpu_isa", cpu_isa, METH_NOARGS, "instruction set in use"},
+    {"cpu_isa_best", cpu_isa_best, METH_NOARGS, "best instruction set of this CPU"},
+    {"cpu_has_bf16_dot", has_bf16_dot, METH_NOARGS, "whether this CPU multiplies pairs of bfloat16"},
+    {"cpu_isas", cpu_isas, METH_NOARGS, "instruction sets that this CPU runs, lowest first"},
+    {"set_cpu_isa", set_cpu_isa, METH_O, "selects the instruction set of that name"},
+    {"load_cuda", load_cuda, METH_O, "loads the library of CUDA kernels at a path"},
+    {"cuda_architectures", cuda_architectures, METH_NOARGS, "what the loaded CUDA library is compiled for"},
+    {"memory_stats", memory_stats, METH_NOARGS, "what the pool holds and has done"},
+    {"memory_empty_cache", memory_empty_cache, METH_NOARGS, "unmaps all idle memory"},
+    {"memory_set_limit", memory_set_limit, METH_O, "most bytes that stay idle"},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef kModule = {PyModuleDef_HEAD_INIT,
+                       "_C",
+                       "compiled kernels of pydl, and facts about the build",
+                       -1,
+                       kFunctions,
+                       nullptr,
+                       nullptr,
+                       nullptr,
+                       nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__C() {
+  PyObject* module = PyModule_Create(&kModule);
+  if (module && PyModule_AddStringConstant(module, "compiler", __VERSION__) != 0) Py_CLEAR(module);
+  return module;
 }

@@ -20,7 +20,8 @@ struct Weights {
 // taps[(c * kTaps^2 + tap) * L + lane] for input channels [c, c + count) and output channels [o, o + width)
 // of the weights, width <= L. Whatever runs of memory are contiguous are read as vectors and transposed.
 template <int kTaps, class T>
-void load_taps(const Weights& w, int64_t c, int64_t count, int64_t o, int64_t width, float* taps) {
+__attribute__((noinline)) void load_taps(const Weights& w, int64_t c, int64_t count, int64_t o, int64_t width,
+                                         float* taps) {
   constexpr int L = lanes<float>, kAll = kTaps * kTaps;
   const T* from = static_cast<const T*>(w.data) + c * w.in + o * w.out;
   const bool taps_adjacent = w.row == kTaps && w.column == 1;
@@ -50,17 +51,49 @@ void load_taps(const Weights& w, int64_t c, int64_t count, int64_t o, int64_t wi
 
 // Asks for one of 16 runs of memory that hold the taps of 16 input and 16 output channels: too many streams
 // for the hardware to follow.
-template <int kTaps, class T>
-PYDL_INLINE void ask_for_taps(const Weights& w, int64_t c, int64_t o, int64_t run) {
+template <int kTaps>
+PYDL_INLINE void ask_for_taps(const Weights& w, int64_t size, int64_t c, int64_t o, int64_t run) {
   const uintptr_t from =
-      reinterpret_cast<uintptr_t>(w.data) + (c * w.in + o * w.out + run * max_of(w.in, w.out)) * sizeof(T);
+      reinterpret_cast<uintptr_t>(w.data) + (c * w.in + o * w.out + run * max_of(w.in, w.out)) * size;
   if (w.column == 1) {
-    for (size_t at = 0; at < 16 * kTaps * kTaps * sizeof(T); at += 64)
+    for (int64_t at = 0; at < 16 * kTaps * kTaps * size; at += 64)
       prefetch(reinterpret_cast<const void*>(from + at));
   } else {
     for (int64_t y = 0; y < kTaps; ++y)
       for (int64_t x = 0; x < kTaps; ++x)
-        prefetch(reinterpret_cast<const void*>(from + (y * w.row + x * w.column) * sizeof(T)));
+        prefetch(reinterpret_cast<const void*>(from + (y * w.row + x * w.column) * size));
+  }
+}
+
+// U of `count` input channels, at most 16, and a vector of output channels out of their taps, which are
+// floats by now: one function for all types. What the next 16 channels need, from (c, o) on, is asked for on
+// the way.
+template <int kTaps>
+__attribute__((noinline)) void transform_taps(const float* taps, int64_t count, float* to, int64_t stride,
+                                              const Weights& w, int64_t size, int64_t c, int64_t o) {
+  constexpr int L = lanes<float>, kAll = kTaps * kTaps;
+  for (int64_t k = 0; k < count; ++k) {
+    const float* tap = taps + k * kAll * L;
+    float* u = to + k * kPanel;
+    ask_for_taps<kTaps>(w, size, c, o, k);
+    vec<float> column[kTaps][kPoints];
+#pragma GCC unroll 5
+    for (int s = 0; s < kTaps; ++s) {
+      vec<float> g[kTaps];
+#pragma GCC unroll 5
+      for (int r = 0; r < kTaps; ++r)
+        g[r] = load(tap + (w.flip ? kAll - 1 - (r * kTaps + s) : r * kTaps + s) * L);
+      transform_weight_1d<kTaps>(g, column[s]);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kPoints; ++r) {
+      vec<float> g[kTaps], v[kPoints];
+#pragma GCC unroll 5
+      for (int s = 0; s < kTaps; ++s) g[s] = column[s][r];
+      transform_weight_1d<kTaps>(g, v);
+#pragma GCC unroll 6
+      for (int s = 0; s < kPoints; ++s) store(u + (r * kPoints + s) * stride, v[s]);
+    }
   }
 }
 
@@ -74,29 +107,38 @@ void transform_weights(const Weights& w, int64_t c, int64_t count, int64_t o, fl
     const int64_t some = min_of(16, count - i);
     for (int half = 0; half < 2 && o + half * L < w.out_channels; ++half) {
       load_taps<kTaps, T>(w, c + i, some, o + half * L, min_of(L, w.out_channels - o - half * L), taps);
-      for (int64_t k = 0; k < some; ++k) {
-        const float* tap = taps + k * kAll * L;
-        float* u = to + (i + k) * kPanel + half * L;
-        ask_for_taps<kTaps, T>(w, c + i + 16, o + half * L, k);
-        vec<float> column[kTaps][kPoints];
-#pragma GCC unroll 5
-        for (int s = 0; s < kTaps; ++s) {
-          vec<float> g[kTaps];
-#pragma GCC unroll 5
-          for (int r = 0; r < kTaps; ++r)
-            g[r] = load(tap + (w.flip ? kAll - 1 - (r * kTaps + s) : r * kTaps + s) * L);
-          transform_weight_1d<kTaps>(g, column[s]);
-        }
+      transform_taps<kTaps>(taps, some, to + i * kPanel + half * L, stride, w, sizeof(T), c + i + 16,
+                            o + half * L);
+    }
+  }
+}
+
+// The taps of `count` input channels, at most 16, and a vector of output channels: A^T D A.
+template <int kTaps>
+__attribute__((noinline)) void transform_back(const float* d, int64_t stride, int64_t count, float* taps) {
+  constexpr int L = lanes<float>, kAll = kTaps * kTaps;
+  for (int64_t k = 0; k < count; ++k) {
+    const float* from = d + k * kPanel;
+    vec<float> column[kPoints][kTaps];
 #pragma GCC unroll 6
-        for (int r = 0; r < kPoints; ++r) {
-          vec<float> g[kTaps], v[kPoints];
-#pragma GCC unroll 5
-          for (int s = 0; s < kTaps; ++s) g[s] = column[s][r];
-          transform_weight_1d<kTaps>(g, v);
+    for (int q = 0; q < kPoints; ++q) {
+      vec<float> m[kPoints];
 #pragma GCC unroll 6
-          for (int s = 0; s < kPoints; ++s) store(u + (r * kPoints + s) * stride, v[s]);
-        }
+      for (int r = 0; r < kPoints; ++r) {
+        const float* at = from + (r * kPoints + q) * stride;
+        m[r] = load(at);
+        prefetch(at + 2 * kPanel);  // 36 streams are more than the hardware follows
       }
+      transform_weight_gradient_1d<kTaps>(m, column[q]);
+    }
+#pragma GCC unroll 5
+    for (int r = 0; r < kTaps; ++r) {
+      vec<float> m[kPoints], w[kTaps];
+#pragma GCC unroll 6
+      for (int q = 0; q < kPoints; ++q) m[q] = column[q][r];
+      transform_weight_gradient_1d<kTaps>(m, w);
+#pragma GCC unroll 5
+      for (int q = 0; q < kTaps; ++q) store(taps + (k * kAll + r * kTaps + q) * L, w[q]);
     }
   }
 }
@@ -113,30 +155,7 @@ void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t 
     const int64_t some = min_of(kSome, rows - i);
     for (int64_t half = 0; half < 2 && o + half * L < p.out_channels; ++half) {
       const int64_t width = min_of(L, p.out_channels - o - half * L);
-      for (int64_t k = 0; k < some; ++k) {
-        const float* from = d + (i + k) * kPanel + half * L;
-        vec<float> column[kPoints][kTaps];
-#pragma GCC unroll 6
-        for (int q = 0; q < kPoints; ++q) {
-          vec<float> m[kPoints];
-#pragma GCC unroll 6
-          for (int r = 0; r < kPoints; ++r) {
-            const float* at = from + (r * kPoints + q) * d_stride;
-            m[r] = load(at);
-            prefetch(at + 2 * kPanel);  // 36 streams are more than the hardware follows
-          }
-          transform_weight_gradient_1d<kTaps>(m, column[q]);
-        }
-#pragma GCC unroll 5
-        for (int r = 0; r < kTaps; ++r) {
-          vec<float> m[kPoints], w[kTaps];
-#pragma GCC unroll 6
-          for (int q = 0; q < kPoints; ++q) m[q] = column[q][r];
-          transform_weight_gradient_1d<kTaps>(m, w);
-#pragma GCC unroll 5
-          for (int q = 0; q < kTaps; ++q) store(taps + (k * kAll + r * kTaps + q) * L, w[q]);
-        }
-      }
+      transform_back<kTaps>(d + i * kPanel + half * L, d_stride, some, taps);
       T* to = static_cast<T*>(p.weight) + (o + half * L) * s[0] + (c + i) * s[1];
       if (s[3] == 1 && s[2] == kTaps && (s[1] == kAll || some == 1)) {
         transpose_out(taps, L, some * kAll, width, to, s[0]);
