@@ -224,7 +224,8 @@ alignas(32) static constexpr int32_t kFirstLanes[16] = {-1, -1, -1, -1, -1, -1, 
 PYDL_INLINE __m256i lane_mask(int64_t dwords) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirstLanes + 8 - dwords));
 }
-PYDL_INLINE u16h load_bits_n(const void* p, int64_t n) {
+// Out of line, like its counterpart below: a dozen branches at each end of a row of 16-bit numbers.
+[[maybe_unused]] __attribute__((noinline)) static u16h load_bits_n(const void* p, int64_t n) {
   u16h v;
   if (n >= 8) {
     memcpy(&v, p, sizeof v);
@@ -247,7 +248,7 @@ PYDL_INLINE u16h load_bits_n(const void* p, int64_t n) {
   return n & 4 ? (u16h)_mm_set_epi64x(static_cast<int64_t>(rest), static_cast<int64_t>(low))
                : (u16h)_mm_set_epi64x(0, static_cast<int64_t>(rest));
 }
-PYDL_INLINE void store_bits_n(void* p, u16h v, int64_t n) {
+[[maybe_unused]] __attribute__((noinline)) static void store_bits_n(void* p, u16h v, int64_t n) {
   __m128i x = (__m128i)v;
   char* at = static_cast<char*>(p);
   if (n >= 8) return _mm_storeu_si128(static_cast<__m128i*>(p), x);
