@@ -166,6 +166,7 @@ def _train_rank(rank, port, model, x, target, queue):
     pydl.nn.CrossEntropyLoss()(parallel(x[half]), target[half]).backward()
     if rank == 0:
         queue.put([p.grad.numpy() for p in model.parameters()])
+    torch.distributed.barrier()  # rank 0 holds the store: it must not be gone before the other is done
     torch.distributed.destroy_process_group()
 
 
@@ -188,7 +189,7 @@ def test_distributed_data_parallel_on_two_processes():
         actual = queue.get(timeout=120)
     finally:
         for process in ranks:
-            process.join(timeout=30)
+            process.join(timeout=120)
     assert [process.exitcode for process in ranks] == [0, 0]
     for p, q in zip(expected, actual, strict=True):
         assert_close(torch.from_numpy(q), p.double())
