@@ -170,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_train(const Tensor& input, Tensor 
   if (num_batches_tracked.has_value()) {
     const Tensor& t = *num_batches_tracked;
     PYDL_CHECK(
-        t.scalar_type() == ScalarType::Long && t.numel() == 1 && !on_cuda(t),
+        t.scalar_type() == ScalarType::Long && t.numel() == 1 && t.is_cpu(),
         "batch_norm: expected num_batches_tracked to be one int64 number in the CPU's memory, got shape ",
         shape_of(t));
     ++*static_cast<int64_t*>(t.mutable_data_ptr());

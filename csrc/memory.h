@@ -6,8 +6,8 @@
 // steps. Sizes are whole huge pages, or multiples of 64 KB below 8 MB; an idle buffer serves a request that
 // it exceeds by at most an eighth.
 //
-// Bounds: idle memory stays below the limit, and idle plus used memory below twice what was in use at the busiest
-// moment (or 64 MB over it), oldest buffers going first.
+// Bounds: idle memory stays below the limit, and idle plus used memory below twice what was in use at the
+// busiest moment (or 64 MB over it), oldest buffers going first.
 #pragma once
 
 #include <cstddef>
