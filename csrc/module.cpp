@@ -1,6 +1,6 @@
 // pydl._C: what is no tensor op. The ops themselves register with torch when this module is loaded.
 //
-// Python's own interface: a dozen plain functions do not need a library of templates, which took as long to
+// Python's own interface: ten plain functions do not need a library of templates, which took as long to
 // compile as a kernel.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -13,7 +13,7 @@ import pydl
 
 def block(**options):
     """Convolution, batch norm and ReLU; ``options`` of the convolution."""
-    net = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, **options), nn.BatchNorm2d(6), nn.ReLU())
+    net = nn.Sequential(nn.Conv2d(4, 6, 3, **{"padding": 1} | options), nn.BatchNorm2d(6), nn.ReLU())
     nn.init.normal_(net[1].weight)
     nn.init.normal_(net[1].bias)
     return net
@@ -37,7 +37,7 @@ def derivatives(net, x, second):
 
 @pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
 @pytest.mark.parametrize("frozen", [(), ("0.weight",), ("0.weight", "0.bias"), ("1.weight", "1.bias")])
-@pytest.mark.parametrize("options", [{}, {"stride": 2, "groups": 2}, {"bias": False, "padding_mode": "zeros"}])
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "groups": 2}, {"bias": False, "padding": "same"}])
 def test_derivatives(options, frozen, second, device):
     net = block(**options)
     for name in frozen:
@@ -112,9 +112,28 @@ def test_layers_that_are_called_one_by_one(make):
         assert_close(actual, value, scale=100)
 
 
-def test_residuals_of_the_same_shape_are_part_of_it():
-    net = pydl.swap(Residual(3, 3))
-    assert is_one_node(net(torch.randn(2, 3, 6, 6)))
+class Shortcut(nn.Module):
+    """A residual without an activation, of the input's shape or one that broadcasts."""
+
+    def __init__(self, broadcasts):
+        super().__init__()
+        self.conv, self.norm, self.broadcasts = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), broadcasts
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        return y + (x[:1] if self.broadcasts else x)
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
+@pytest.mark.parametrize("make", [lambda: Residual(3, 3), lambda: Shortcut(False), lambda: Shortcut(True)])
+def test_residuals_of_the_same_shape_are_part_of_it(make, second):
+    net, x = make().double(), torch.randn(4, 3, 6, 6).double()
+    output, found = derivatives(pydl.swap(copy.deepcopy(net)), x, second)
+    assert is_one_node(output) == (not getattr(net, "broadcasts", False))
+    expected_output, expected = derivatives(net, x, second)
+    assert_close(output, expected_output, scale=10)
+    for actual, value in zip(found, expected, strict=True):
+        assert_close(actual, value, scale=300 if second else 100)
 
 
 def test_one_image_of_one_pixel_is_refused_as_torch_does():

@@ -86,6 +86,11 @@ def _shaped(grad, parameter):
 _apply = _library.eager(_EagerBatchNorm)
 
 
+def counts_inside(num_batches_tracked):
+    """Whether batch_norm_train can add to it, rather than torch."""
+    return num_batches_tracked.is_cpu and num_batches_tracked.dtype == torch.int64
+
+
 # ---- public
 
 _SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -154,9 +159,7 @@ def batch_norm(
         num_batches_tracked = None
     eager = ops is not None and not torch.compiler.is_compiling() and not _library.transforms_active()
     update = training and running_mean is not None and values != 0
-    if num_batches_tracked is not None and not (
-        eager and update and num_batches_tracked.is_cpu and num_batches_tracked.dtype == torch.int64
-    ):
+    if num_batches_tracked is not None and not (eager and update and counts_inside(num_batches_tracked)):
         num_batches_tracked.add_(1)
         num_batches_tracked = None
     if ops is None:

@@ -12,6 +12,7 @@ from pydl.ops import _library
 from pydl.ops._batch_norm_autograd import keeps_output
 from pydl.ops._batch_norm_schema import ACTIVATIONS
 from pydl.ops._memory_format import is_channels_last
+from pydl.ops.batch_norm import counts_inside
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING, padding_of
 
 
@@ -33,14 +34,14 @@ class _ConvolutionBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         ops = ctx.rest[0]
-        input, weight, *others = ctx.saved_tensors
+        input, weight, scale, shift, between, *others = ctx.saved_tensors
         if not torch.is_grad_enabled():
             with _library.below_autograd():
-                return _gradients(ctx, _library.quick(ops), grad, input, weight, *others)
+                return _gradients(ctx, _library.quick(ops), grad, input, weight, scale, shift, between, *others)
         # with create_graph: the same numbers as a function of input and weight; the bias cancels
         again = ops.conv2d_forward(input, weight, None, *ctx.rest[1])
-        others[2] = others[2] + (again - again.detach())
-        return _gradients(ctx, ops, grad, input, weight, *others)
+        between = between + (again - again.detach())
+        return _gradients(ctx, ops, grad, input, weight, scale, shift, between, *others)
 
 
 def _gradients(ctx, ops, grad, input, weight, scale, shift, between, mean, var, output):
@@ -120,7 +121,7 @@ def trained_together(convolution, norm, input, residual, activation):
         ):
             return None
     count = norm.num_batches_tracked
-    if count is not None and not (count.is_cpu and count.dtype == torch.int64):
+    if count is not None and not counts_inside(count):
         count.add_(1)
         count = None
     channels_last = is_channels_last(input) or is_channels_last(weight)
