@@ -9,38 +9,12 @@
 #include <cstring>
 
 #include "csrc/cuda.h"
+#include "csrc/scratch.h"
 
 namespace pydl {
 namespace {
 
 using Sizes = std::vector<int64_t>;
-
-// Working memory that the kernels ask for, kept by each calling thread for its next convolution up to kKept
-// bytes.
-class Scratch {
- public:
-  static void* of_at_least(int64_t bytes) {
-    thread_local Scratch scratch;
-    if (scratch.size_ < bytes || (scratch.size_ > kKept && bytes <= kKept)) scratch.resize(bytes);
-    return scratch.data_;
-  }
-  ~Scratch() { std::free(data_); }
-
- private:
-  static constexpr int64_t kKept = 256 << 20;
-
-  void resize(int64_t bytes) {
-    std::free(data_);
-    size_ = 0;
-    bytes = ceil_div(bytes, 4096) * 4096;
-    data_ = std::aligned_alloc(4096, static_cast<size_t>(bytes));
-    if (data_ == nullptr) throw std::bad_alloc();
-    size_ = bytes;
-  }
-
-  void* data_ = nullptr;
-  int64_t size_ = 0;
-};
 
 std::string text_of(const Sizes& sizes) {
   std::string text = "(";
@@ -176,6 +150,18 @@ Tensor fitting_weight(const Tensor& weight, DType dtype, bool channels_last) {
   return copy;
 }
 
+// float16 is what few train in on a CPU: its tensors become float32 and the result is rounded, once as ever,
+// instead of kernels of its own in every algorithm.
+bool by_way_of_float(const Tensor& t) { return t.is_cpu() && t.scalar_type() == ScalarType::Half; }
+
+Tensor converted(const Tensor& t, ScalarType type) {
+  Tensor copy = empty_strided(t, type, t.sizes(), strides_like(t));
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+Tensor widened(const Tensor& t) { return converted(t, ScalarType::Float); }
+Tensor rounded(const Tensor& t) { return converted(t, ScalarType::Half); }
+
 // One pass on the device of `like`: by `gpu` of the CUDA library, or by `kernel` on the CPU.
 template <class F>
 void launch(const Tensor& like, Conv2dParams& p, Conv2dPass pass, const F& kernel,
@@ -206,6 +192,9 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
     PYDL_CHECK(bias->dim() == 1 && bias->size(0) == p.out_channels, "conv2d: expected bias to be of shape (",
                p.out_channels, "), got ", shape_of(*bias));
   }
+  if (by_way_of_float(input))
+    return rounded(forward(widened(input), widened(weight), bias ? std::optional(widened(*bias)) : bias, stride,
+                           padding, dilation, groups, activation, channels_last));
   Tensor output = empty_format(input, {p.batch, p.out_channels, p.out_height, p.out_width}, channels_last);
   if (output.numel() == 0) return output;
   std::optional<Tensor> dense_bias;  // the kernels read it as contiguous; it is small
@@ -229,6 +218,9 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, const Siz
   p.dtype = dtype_of("conv2d", grad_output);
   check_same("weight", weight, "grad_output", grad_output);
   check_gradient(grad_output, p);
+  if (by_way_of_float(grad_output))
+    return rounded(backward_input(widened(grad_output), widened(weight), input_size, stride, padding, dilation,
+                                  groups, channels_last));
   Tensor grad_input = empty_format(grad_output, input_size, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   p.input = grad_input.mutable_data_ptr();
@@ -250,6 +242,9 @@ Tensor backward_weight(const Tensor& grad_output, const Tensor& input, const Siz
   p.dtype = dtype_of("conv2d", grad_output);
   check_same("input", input, "grad_output", grad_output);
   check_gradient(grad_output, p);
+  if (by_way_of_float(grad_output))
+    return rounded(backward_weight(widened(grad_output), widened(input), weight_size, stride, padding, dilation,
+                                   groups, channels_last));
   Tensor grad_weight = empty_format(grad_output, weight_size, channels_last);
   if (grad_weight.numel() == 0) return grad_weight;
   p.input = const_cast<void*>(input.const_data_ptr());

@@ -54,8 +54,8 @@ struct Affine {
   A shift, scale, offset;
 };
 
-template <class A>
-PYDL_INLINE Affine<A> affine_at(const BatchNormParams& p, int64_t c) {
+template <class A>  // out of line, with all that reads and writes parameters: a channel's work is long
+__attribute__((noinline)) static Affine<A> affine_at(const BatchNormParams& p, int64_t c) {
   const double scale = param_at(p.param_dtype, p.weight, c, 1.0) * invstd_at(p, c);
   const A shift = static_cast<A>(p.mean[c]);
   const double offset =
@@ -70,7 +70,7 @@ struct AffineGradient {
 };
 
 template <class A>
-PYDL_INLINE AffineGradient<A> affine_gradient_at(const BatchNormParams& p, int64_t c) {
+__attribute__((noinline)) static AffineGradient<A> affine_gradient_at(const BatchNormParams& p, int64_t c) {
   const double invstd = invstd_at(p, c), scale = param_at(p.param_dtype, p.weight, c, 1.0) * invstd;
   const double lost = p.mean[c] - static_cast<double>(static_cast<A>(p.mean[c]));
   const double slope = -scale * invstd * p.sum_grad_xhat[c] / p.count;
@@ -79,7 +79,7 @@ PYDL_INLINE AffineGradient<A> affine_gradient_at(const BatchNormParams& p, int64
 
 // Sums over gz and gz * (x - shift) become those of the contract.
 template <class A>
-PYDL_INLINE void finish_gradient_sums(const BatchNormParams& p, int64_t c, double sum, double sum_shifted) {
+__attribute__((noinline)) static void finish_gradient_sums(const BatchNormParams& p, int64_t c, double sum, double sum_shifted) {
   const double lost = p.mean[c] - static_cast<double>(static_cast<A>(p.mean[c]));
   p.sum_grad[c] = sum;
   p.sum_grad_xhat[c] = (sum_shifted - lost * sum) * invstd_at(p, c);
@@ -88,7 +88,7 @@ PYDL_INLINE void finish_gradient_sums(const BatchNormParams& p, int64_t c, doubl
 }
 
 // m2 is the sum of squared deviations from the mean.
-PYDL_INLINE void finish_moments(const BatchNormParams& p, int64_t c, double mean, double m2) {
+__attribute__((noinline, unused)) static void finish_moments(const BatchNormParams& p, int64_t c, double mean, double m2) {
   const double n = static_cast<double>(p.batch * p.spatial), k = p.momentum;
   p.mean[c] = mean;
   p.var[c] = m2 / n;
@@ -103,7 +103,7 @@ PYDL_INLINE void finish_moments(const BatchNormParams& p, int64_t c, double mean
 // the compiler turns into vectors. One by one, the square roots and divisions of 120 channels take as long as
 // the other work of a (256, 120) input.
 
-static inline void widen_params(const BatchNormParams& p, const void* data, double absent, double* to) {
+__attribute__((noinline, unused)) static void widen_params(const BatchNormParams& p, const void* data, double absent, double* to) {
   if (data && p.param_dtype == DType::f32) {
     for (int64_t c = 0; c < p.channels; ++c) to[c] = static_cast<double>(static_cast<const float*>(data)[c]);
   } else {
@@ -111,7 +111,7 @@ static inline void widen_params(const BatchNormParams& p, const void* data, doub
   }
 }
 
-static inline void narrow_params(const BatchNormParams& p, const double* from, void* data) {
+__attribute__((noinline, unused)) static void narrow_params(const BatchNormParams& p, const double* from, void* data) {
   if (data && p.param_dtype == DType::f32) {
     for (int64_t c = 0; c < p.channels; ++c) static_cast<float*>(data)[c] = static_cast<float>(from[c]);
   } else {

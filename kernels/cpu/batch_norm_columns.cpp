@@ -86,21 +86,22 @@ void segment_moments(const BatchNormParams& p, const Columns& k, int64_t segment
   }
 }
 
-// Totals, then squares about the mean: no division in the chain of additions.
+// An element of the rest.
 template <class T>
-void combine_moments(const BatchNormParams& p, const Columns& k) {
+double rest_at(const BatchNormParams& p, const Columns& k, int64_t row, int64_t c) {
+  return load_n(row_of<const T>(p.input, k, k.rows) + row * p.input.row_stride + c, 1)[0];
+}
+
+// Totals, then squares about the mean: no division in the chain of additions.
+void combine_moments(const BatchNormParams& p, const Columns& k, decltype(&rest_at<float>) rest_at) {
   const Scratch scratch(p, k);
   const double n = static_cast<double>(p.batch * p.spatial);
-  auto rest_at = [&](int64_t row, int64_t c) {
-    return static_cast<double>(
-        load_n(row_of<const T>(p.input, k, k.rows) + row * p.input.row_stride + c, 1)[0]);
-  };
   double *mean = p.mean, *m2 = p.var;
   for (int64_t c = 0; c < p.channels; ++c) mean[c] = m2[c] = 0;
   for (int64_t i = 0; i < k.segments * k.fold; ++i)
     for (int64_t c = 0; c < p.channels; ++c) mean[c] += scratch.first[i * p.channels + c];
   for (int64_t row = 0; row < k.rest; ++row)
-    for (int64_t c = 0; c < p.channels; ++c) mean[c] += rest_at(row, c);
+    for (int64_t c = 0; c < p.channels; ++c) mean[c] += rest_at(p, k, row, c);
   for (int64_t c = 0; c < p.channels; ++c) mean[c] /= n;
   for (int64_t i = 0; i < k.segments * k.fold; ++i) {
     const double count = static_cast<double>(k.rows_of(i / k.fold)), per_count = 1 / count;
@@ -110,8 +111,10 @@ void combine_moments(const BatchNormParams& p, const Columns& k) {
     }
   }
   for (int64_t row = 0; row < k.rest; ++row)
-    for (int64_t c = 0; c < p.channels; ++c)
-      m2[c] += (rest_at(row, c) - mean[c]) * (rest_at(row, c) - mean[c]);
+    for (int64_t c = 0; c < p.channels; ++c) {
+      const double d = rest_at(p, k, row, c) - mean[c];
+      m2[c] += d * d;
+    }
   finish_moments_of_channels(p, scratch.first, scratch.second);
 }
 
@@ -141,6 +144,10 @@ void apply_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>
 }
 
 template <class T>
+using ApplyRow = void (*)(const BatchNormParams&, const Columns&, Coefficients<acc_t<T>>, int64_t row,
+                          int64_t width);
+
+template <class T>
 void forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel) {
   using A = acc_t<T>;
   const Columns k(p, lanes<A>);
@@ -148,17 +155,17 @@ void forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& p
     over_segments(k, parallel, [&](int64_t segment, int64_t begin, int64_t end) {
       segment_moments<T>(p, k, segment, begin, end);
     });
-    combine_moments<T>(p, k);
+    combine_moments(p, k, &rest_at<T>);
   }
   if (!apply) return;
   const Scratch scratch(p, k);
   Coefficients<A> co(scratch, k);
   co.fill(p, k, scratch);
+  ApplyRow<T> apply_row{};
   dispatch_activation(p.activation, [&](auto tag) {
-    over_rows(p, k, parallel, [&](int64_t row, int64_t width) {
-      apply_row<decltype(tag)::activation, T>(p, k, co, row, width);
-    });
+    apply_row = &pydl::cpu::PYDL_ISA::apply_row<decltype(tag)::activation, T>;
   });
+  over_rows(p, k, parallel, [&](int64_t row, int64_t width) { apply_row(p, k, co, row, width); });
 }
 
 }  // namespace

@@ -69,13 +69,13 @@ struct Coefficients {
         constant(slope + k.width) {}
 
   // both use the room of the partial sums
-  void fill(const BatchNormParams& p, const Columns& k, const Scratch& scratch) {
+  __attribute__((noinline)) void fill(const BatchNormParams& p, const Columns& k, const Scratch& scratch) {
     affine_of_channels(p, scratch.first, scratch.second, shift, scale, offset);
     repeat(shift, p.channels, k.width);
     repeat(scale, p.channels, k.width);
     repeat(offset, p.channels, k.width);
   }
-  void fill_gradient(const BatchNormParams& p, const Columns& k, const Scratch& scratch) {
+  __attribute__((noinline)) void fill_gradient(const BatchNormParams& p, const Columns& k, const Scratch& scratch) {
     if (!p.training) return;
     affine_gradient_of_channels(p, scratch.first, slope, constant);
     repeat(slope, p.channels, k.width);

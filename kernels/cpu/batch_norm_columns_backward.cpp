@@ -78,8 +78,18 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
   }
 }
 
+// gz of element j of the rest.
 template <BatchNormGradient kGradient, class T>
-void combine_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co) {
+acc_t<T> rest_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t j) {
+  const auto x = load_n(row_of<const T>(p.input, k, k.rows) + j, 1);
+  const T* y = p.output.data ? row_of<const T>(p.output, k, k.rows) + j : nullptr;
+  const T* g = row_of<const T>(p.grad_output, k, k.rows) + j;
+  return gradient_at<kGradient>(g, y, x, co, j % p.channels, 1)[0];
+}
+
+template <class T>
+void combine_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co,
+                      decltype(&rest_gradient<BatchNormGradient::linear, T>) rest) {
   using A = acc_t<T>;
   const Scratch scratch(p, k);
   double *sum = p.sum_grad, *shifted = p.sum_grad_xhat;
@@ -91,11 +101,9 @@ void combine_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
     }
   for (int64_t j = 0; j < k.rest * p.channels; ++j) {
     const int64_t c = j % p.channels;
-    const vec<A> x = load_n(row_of<const T>(p.input, k, k.rows) + j, 1);
-    const T* y = p.output.data ? row_of<const T>(p.output, k, k.rows) + j : nullptr;
-    const A gz = gradient_at<kGradient>(row_of<const T>(p.grad_output, k, k.rows) + j, y, x, co, c, 1)[0];
+    const A x = load_n(row_of<const T>(p.input, k, k.rows) + j, 1)[0], gz = rest(p, k, co, j);
     sum[c] += static_cast<double>(gz);
-    shifted[c] += static_cast<double>(gz * (x[0] - co.shift[c]));
+    shifted[c] += static_cast<double>(gz * (x - co.shift[c]));
   }
   finish_gradient_sums_of_channels<A>(p);
 }
@@ -151,7 +159,7 @@ template <class T>
 struct Walks {
   using Co = Coefficients<acc_t<T>>;
   void (*segment)(const BatchNormParams&, const Columns&, Co, int64_t segment, int64_t begin, int64_t end);
-  void (*combine)(const BatchNormParams&, const Columns&, Co);
+  acc_t<T> (*rest)(const BatchNormParams&, const Columns&, Co, int64_t j);
   void (*row)(const BatchNormParams&, const Columns&, Co, int64_t row, int64_t width);
 };
 template <class T>
@@ -159,7 +167,7 @@ Walks<T> walks_of(BatchNormGradient gradient, bool keep) {
   Walks<T> walks{};
   dispatch_gradient(gradient, [&](auto tag) {
     constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
-    walks = {&segment_gradient<kGradient, false, T>, &combine_gradient<kGradient, T>,
+    walks = {&segment_gradient<kGradient, false, T>, &rest_gradient<kGradient, T>,
              &gradient_row<kGradient, T>};
     if constexpr (kGradient == BatchNormGradient::relu_output)
       if (keep) walks.segment = &segment_gradient<kGradient, true, T>;
@@ -180,7 +188,7 @@ void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel&
     over_segments(k, parallel, [&](int64_t segment, int64_t begin, int64_t end) {
       walks.segment(p, k, co, segment, begin, end);
     });
-    walks.combine(p, k, co);
+    combine_gradient<T>(p, k, co, walks.rest);
   }
   if (!apply) return;
   co.fill_gradient(p, k, scratch);

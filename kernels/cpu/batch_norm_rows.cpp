@@ -82,8 +82,8 @@ Moments block_moments(const BatchNormParams& p, int64_t c, const Block& block) {
 
 // ahead: from here to where the residual is read next, in elements
 template <Activation kActivation, class T>
-void apply_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin, int64_t length,
-               const Affine<acc_t<T>>& affine, int64_t ahead) {
+PYDL_INLINE void apply_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin, int64_t length,
+                           const Affine<acc_t<T>>& affine, int64_t ahead) {
   const T* x = run_of<const T>(p.input, n, c) + begin;
   T* y = run_of<T>(p.output, n, c) + begin;
   if (p.residual.data) {
@@ -99,44 +99,54 @@ void apply_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin, in
   }
 }
 
+// Runs [first, last) of a channel from the last, which is still in the cache: what depends on the activation.
+template <Activation kActivation, class T>
+void apply_runs(const BatchNormParams& p, int64_t c, int64_t first, int64_t last, int64_t begin, int64_t length,
+                const Affine<acc_t<T>>& affine) {
+  const bool asks = last - first > 1;  // in memory's order the hardware does
+  const int64_t runs = runs_ahead<T>(p);
+  for (int64_t n = last; n-- > first;)
+    apply_run<kActivation, T>(p, n, c, begin, length, affine, asks ? ahead_of(p, p.residual, n, runs, -1) : 0);
+}
+template <class T>
+auto apply_of(Activation activation) {
+  auto apply = &apply_runs<Activation::none, T>;
+  dispatch_activation(activation, [&](auto tag) { apply = &apply_runs<decltype(tag)::activation, T>; });
+  return apply;
+}
+
 template <class T>
 void forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel) {
   using A = acc_t<T>;
   const Blocks blocks(p);
-  dispatch_activation(p.activation, [&](auto tag) {
-    constexpr Activation kActivation = decltype(tag)::activation;
-    if (stats && channel_per_task(p, parallel)) {
-      parallel(p.channels, channel_grain(p), [&](int64_t first, int64_t last) {
-        for (int64_t c = first; c < last; ++c) {
-          Moments moments{};
-          for (int64_t j = 0; j < blocks.count; ++j) moments.merge(block_moments<T>(p, c, blocks.at(p, j)));
-          finish_moments(p, c, moments.total / moments.count, moments.m2);
-          if (!apply) continue;
-          const Affine<A> affine = affine_at<A>(p, c);
-          // from the last run, which is still in the cache, to the first
-          for (int64_t n = p.batch; n-- > 0;)
-            apply_run<kActivation, T>(p, n, c, 0, p.spatial, affine,
-                                      ahead_of(p, p.residual, n, runs_ahead<T>(p), -1));
-        }
-        stream_fence();
-      });
-      return;
-    }
-    if (stats) {
-      const Moments* partial = over_blocks<Moments>(
-          p, blocks, parallel, [&](int64_t c, const Block& block) { return block_moments<T>(p, c, block); });
-      for (int64_t c = 0; c < p.channels; ++c) {
+  const auto apply_runs = apply_of<T>(p.activation);
+  if (stats && channel_per_task(p, parallel)) {
+    parallel(p.channels, channel_grain(p), [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c) {
         Moments moments{};
-        for (int64_t j = 0; j < blocks.count; ++j) moments.merge(partial[c * blocks.count + j]);
+        for (int64_t j = 0; j < blocks.count; ++j) moments.merge(block_moments<T>(p, c, blocks.at(p, j)));
         finish_moments(p, c, moments.total / moments.count, moments.m2);
+        if (!apply) continue;
+        apply_runs(p, c, 0, p.batch, 0, p.spatial, affine_at<A>(p, c));
       }
-    }
-    if (!apply) return;
-    ChannelCoefficients<A>* const channel = coefficients_of<A>(p, blocks);
-    for (int64_t c = 0; c < p.channels; ++c) channel[c].affine = affine_at<A>(p, c);
-    over_runs(p, parallel, [&](int64_t n, int64_t c, int64_t begin, int64_t length) {
-      apply_run<kActivation, T>(p, n, c, begin, length, channel[c].affine, 0);
+      stream_fence();
     });
+    return;
+  }
+  if (stats) {
+    const Moments* partial = over_blocks<Moments>(
+        p, blocks, parallel, [&](int64_t c, const Block& block) { return block_moments<T>(p, c, block); });
+    for (int64_t c = 0; c < p.channels; ++c) {
+      Moments moments{};
+      for (int64_t j = 0; j < blocks.count; ++j) moments.merge(partial[c * blocks.count + j]);
+      finish_moments(p, c, moments.total / moments.count, moments.m2);
+    }
+  }
+  if (!apply) return;
+  ChannelCoefficients<A>* const channel = coefficients_of<A>(p, blocks);
+  for (int64_t c = 0; c < p.channels; ++c) channel[c].affine = affine_at<A>(p, c);
+  over_runs(p, parallel, [&](int64_t n, int64_t c, int64_t begin, int64_t length) {
+    apply_runs(p, c, n, n + 1, begin, length, channel[c].affine);
   });
 }
 

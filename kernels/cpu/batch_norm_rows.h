@@ -60,8 +60,8 @@ PYDL_INLINE vec<A> normalise(vec<A> x, const Affine<A>& f) {
   return (x - f.shift) * f.scale + f.offset;
 }
 
-// Stores of one run from its end, which is the part that may still be in the cache. Where the output leaves
-// the cache they are non-temporal, so that whole vectors begin at a vector's boundary.
+// Stores of one run: parts of vectors at both ends, then whole vectors from its end, which may still be in
+// the cache. Where the output leaves the cache they are non-temporal, so that they begin at a vector's boundary.
 template <class T, class F>
 PYDL_INLINE void store_run(T* y, int64_t n, bool past_cache, const F& value) {
   using A = acc_t<T>;
@@ -69,13 +69,15 @@ PYDL_INLINE void store_run(T* y, int64_t n, bool past_cache, const F& value) {
   const uintptr_t off = past_cache ? reinterpret_cast<uintptr_t>(y) % align : 0;
   const int64_t head = min_of(n, static_cast<int64_t>((align - off) % align / sizeof(T)));
   int64_t i = head + (n - head) / lanes<A> * lanes<A>;
-  if (i < n) store_n(y + i, value(i, n - i), n - i);
+  for (int64_t at = i, count = n - i;; at = 0, count = head) {
+    if (count > 0) store_n(y + at, value(at, count), count);
+    if (at == 0) break;
+  }
   if (past_cache) {
     for (; i > head; i -= lanes<A>) stream(y + i - lanes<A>, value(i - lanes<A>, 0));
   } else {
     for (; i > head; i -= lanes<A>) store(y + i - lanes<A>, value(i - lanes<A>, 0));
   }
-  if (head > 0) store_n(y, value(0, head), head);
 }
 
 // count = 0 reads a whole vector, else the first count lanes.

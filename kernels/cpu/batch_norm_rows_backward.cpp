@@ -65,8 +65,8 @@ GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& bl
 }
 
 template <BatchNormGradient kGradient, class T>
-void gradient_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin, int64_t length,
-                  const Affine<acc_t<T>>& affine, const AffineGradient<acc_t<T>>& affine_gradient) {
+PYDL_INLINE void gradient_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin, int64_t length,
+                              const Affine<acc_t<T>>& affine, const AffineGradient<acc_t<T>>& affine_gradient) {
   using A = acc_t<T>;
   const T* x = run_of<const T>(p.input, n, c) + begin;
   const T* g = run_of<const T>(p.grad_output, n, c) + begin;
@@ -92,19 +92,27 @@ void gradient_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin,
   }
 }
 
+// Runs [first, last) of a channel from the last, which is still in the cache.
+template <BatchNormGradient kGradient, class T>
+void gradient_runs(const BatchNormParams& p, int64_t c, int64_t first, int64_t last, int64_t begin, int64_t length,
+                   const Affine<acc_t<T>>& affine, const AffineGradient<acc_t<T>>& affine_gradient) {
+  for (int64_t n = last; n-- > first;)
+    gradient_run<kGradient, T>(p, n, c, begin, length, affine, affine_gradient);
+}
+
 // What depends on the activation; who does what (backward) exists once for each type.
 template <class T>
 struct Walks {
   GradientSums (*block)(const BatchNormParams&, int64_t c, const Block&, const Affine<acc_t<T>>&);
-  void (*run)(const BatchNormParams&, int64_t n, int64_t c, int64_t begin, int64_t length,
-              const Affine<acc_t<T>>&, const AffineGradient<acc_t<T>>&);
+  void (*runs)(const BatchNormParams&, int64_t c, int64_t first, int64_t last, int64_t begin, int64_t length,
+               const Affine<acc_t<T>>&, const AffineGradient<acc_t<T>>&);
 };
 template <class T>
 Walks<T> walks_of(BatchNormGradient gradient) {
   Walks<T> walks{};
   dispatch_gradient(gradient, [&](auto tag) {
     constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
-    walks = {&block_gradient<kGradient, T>, &gradient_run<kGradient, T>};
+    walks = {&block_gradient<kGradient, T>, &gradient_runs<kGradient, T>};
   });
   return walks;
 }
@@ -127,8 +135,7 @@ void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel&
         }
         finish_gradient_sums<A>(p, c, sums.sum, sums.shifted);
         if (!apply) continue;
-        const AffineGradient<A> gradient = slope(c);
-        for (int64_t n = p.batch; n-- > 0;) walks.run(p, n, c, 0, p.spatial, affine, gradient);
+        walks.runs(p, c, 0, p.batch, 0, p.spatial, affine, slope(c));
       }
       stream_fence();
     });
@@ -152,7 +159,7 @@ void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel&
   if (!apply) return;
   for (int64_t c = 0; c < p.channels; ++c) channel[c].gradient = slope(c);
   over_runs(p, parallel, [&](int64_t n, int64_t c, int64_t begin, int64_t length) {
-    walks.run(p, n, c, begin, length, channel[c].affine, channel[c].gradient);
+    walks.runs(p, c, n, n + 1, begin, length, channel[c].affine, channel[c].gradient);
   });
 }
 

@@ -12,6 +12,7 @@ namespace {
 using Algorithm = Conv2dAlgorithm;
 
 bool supported(Algorithm algorithm, const Conv2dParams& p, Conv2dPass pass) {
+  if (algorithm != Algorithm::gemm && p.dtype == DType::f64) return false;
   if (algorithm == Algorithm::winograd) return p.allow_winograd && conv2d_winograd_supported(p, pass);
   if (algorithm == Algorithm::batch) return conv2d_batch_supported(p, pass);
   if (algorithm == Algorithm::rows) return conv2d_rows_supported(p, pass);
@@ -32,7 +33,7 @@ bool depthwise_pays(const Conv2dParams& p, Conv2dPass pass) {
 // GEMM. Measured on Zen 4: with a single vector of large images implicit GEMM is quicker, and in the weight
 // gradient of one channel into many.
 bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
-  const int64_t vector = p.dtype == DType::f64 ? kVectorBytes / 8 : kVectorBytes / 4;
+  const int64_t vector = kVectorBytes / 4;
   const bool full = p.batch >= vector && 8 * p.batch >= 7 * vector * ceil_div(p.batch, vector);
   const int64_t taps = p.kernel_height * p.kernel_width, weights = p.out_channels * p.in_channels * taps;
   const int64_t in_block = p.in_channels * (p.in_height + p.kernel_height) * (p.in_width + p.kernel_width);

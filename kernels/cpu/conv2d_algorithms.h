@@ -12,6 +12,24 @@
 
 namespace pydl::cpu::PYDL_ISA {
 
+// Calls body(T{}) with the storage type of a dtype: what networks are trained in, for every algorithm, and float64,
+// which is for checks more than for speed, for implicit GEMM. float16 arrives as float32 (csrc/conv2d.cpp).
+template <class F>
+static inline void dispatch_trained(DType dtype, F&& body) {
+  switch (dtype) {
+    case DType::f32:
+      return body(float{});
+    case DType::bf16:
+      return body(bf16{});
+    default:
+      __builtin_trap();
+  }
+}
+template <class F>
+static inline void dispatch_gemm(DType dtype, F&& body) {
+  dtype == DType::f64 ? body(double{}) : dispatch_trained(dtype, body);
+}
+
 // Implicit GEMM: serves everything.
 int64_t conv2d_gemm_gather_scratch(const Conv2dParams& params, Conv2dPass pass,
                                    int64_t threads);  // not weight

@@ -198,19 +198,19 @@ bool conv2d_batch_supported(const Conv2dParams& p, Conv2dPass pass) { return dir
 
 int64_t conv2d_batch_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
-  dispatch_dtype(p.dtype,
+  dispatch_trained(p.dtype,
                  [&](auto type) { bytes = batch_bytes(direct_problem<decltype(type)>(p, pass), threads); });
   return bytes;
 }
 
 void conv2d_batch_forward(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_trained(p.dtype, [&](auto type) {
     run_batch(direct_problem<decltype(type)>(p, Conv2dPass::forward), p.scratch, parallel);
   });
 }
 
 void conv2d_batch_backward_input(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_trained(p.dtype, [&](auto type) {
     run_batch(direct_problem<decltype(type)>(p, Conv2dPass::backward_input), p.scratch, parallel);
   });
 }

@@ -156,12 +156,12 @@ void run_task(const Conv2dParams& p, const BatchWeight<T>& g, int64_t task, A* p
 
 int64_t conv2d_batch_weight_scratch(const Conv2dParams& p, int64_t threads) {
   int64_t bytes = 0;
-  dispatch_dtype(p.dtype, [&](auto type) { bytes = BatchWeight<decltype(type)>(p).bytes(threads); });
+  dispatch_trained(p.dtype, [&](auto type) { bytes = BatchWeight<decltype(type)>(p).bytes(threads); });
   return bytes;
 }
 
 void conv2d_batch_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
     const BatchWeight<T> g(p);

@@ -4,9 +4,9 @@
 namespace pydl::cpu::PYDL_ISA {
 
 bool conv2d_depthwise_supported(const Conv2dParams& p, Conv2dPass) {
-  const int64_t inputs = inputs_of(p), all = p.dtype == DType::f64 ? lanes<double> : lanes<float>;
+  const int64_t inputs = inputs_of(p);
   if (inputs == 1) return p.out_channels % p.groups == 0;
-  return p.groups > 1 && p.out_channels == p.in_channels && all % inputs == 0;
+  return p.groups > 1 && p.out_channels == p.in_channels && lanes<float> % inputs == 0;
 }
 
 int64_t conv2d_depthwise_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {

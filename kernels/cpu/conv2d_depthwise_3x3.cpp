@@ -260,11 +260,11 @@ bool depthwise_3x3(const Conv2dParams& p) {
 }
 
 void depthwise_3x3_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) { gather<decltype(type)>(p, pass, parallel); });
+  dispatch_trained(p.dtype, [&](auto type) { gather<decltype(type)>(p, pass, parallel); });
 }
 
 void depthwise_3x3_weight(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
+  dispatch_trained(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

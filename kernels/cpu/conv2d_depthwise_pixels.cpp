@@ -150,23 +150,23 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
 }  // namespace
 
 bool depthwise_by_pixel(const Conv2dParams& p) {
-  const int64_t all = p.dtype == DType::f64 ? lanes<double> : lanes<float>;
+  const int64_t all = lanes<float>;
   return p.out_channels == p.in_channels && p.input_stride[1] == 1 && p.output_stride[1] == 1 &&
          p.in_channels >= all;
 }
 
 int64_t depthwise_pixels_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
-  dispatch_dtype(p.dtype, [&](auto type) { bytes = Pixels<decltype(type)>(p, pass).bytes(threads); });
+  dispatch_trained(p.dtype, [&](auto type) { bytes = Pixels<decltype(type)>(p, pass).bytes(threads); });
   return bytes;
 }
 
 void depthwise_pixels_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) { gather<decltype(type)>(p, pass, parallel); });
+  dispatch_trained(p.dtype, [&](auto type) { gather<decltype(type)>(p, pass, parallel); });
 }
 
 void depthwise_pixels_weight(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
+  dispatch_trained(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -243,16 +243,16 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
 
 int64_t depthwise_planes_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
-  dispatch_dtype(p.dtype, [&](auto type) { bytes = Planes<decltype(type)>(p, pass).bytes(threads); });
+  dispatch_trained(p.dtype, [&](auto type) { bytes = Planes<decltype(type)>(p, pass).bytes(threads); });
   return bytes;
 }
 
 void depthwise_planes_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) { gather<decltype(type)>(p, pass, parallel); });
+  dispatch_trained(p.dtype, [&](auto type) { gather<decltype(type)>(p, pass, parallel); });
 }
 
 void depthwise_planes_weight(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
+  dispatch_trained(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -162,12 +162,8 @@ RunTile<T> depthwise_weight_tile(const TileShape& s) {
 }
 
 template RunTile<float> depthwise_tile<float>(const TileShape&);
-template RunTile<double> depthwise_tile<double>(const TileShape&);
 template RunTile<bf16> depthwise_tile<bf16>(const TileShape&);
-template RunTile<f16> depthwise_tile<f16>(const TileShape&);
 template RunTile<float> depthwise_weight_tile<float>(const TileShape&);
-template RunTile<double> depthwise_weight_tile<double>(const TileShape&);
 template RunTile<bf16> depthwise_weight_tile<bf16>(const TileShape&);
-template RunTile<f16> depthwise_weight_tile<f16>(const TileShape&);
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -167,7 +167,7 @@ int64_t conv2d_gemm_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64
   if (!is_forward && spread_pays(p)) return spread_scratch(p, threads);
   if (slab_gather_pays(p, is_forward)) return slab_gather_scratch(p, is_forward, threads);
   int64_t bytes = 0;
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_gemm(p.dtype, [&](auto type) {
     using T = decltype(type);
     if (pass == Conv2dPass::forward) {
       bytes = plan_of(forward_problem<T>(p)).bytes(p.groups, threads);
@@ -182,7 +182,7 @@ int64_t conv2d_gemm_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64
 
 void conv2d_gemm_forward(const Conv2dParams& p, const Parallel& parallel) {
   if (slab_gather_pays(p, true)) return slab_gather(p, true, parallel);
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_gemm(p.dtype, [&](auto type) {
     using T = decltype(type);
     run_gather(forward_problem<T>(p), p.scratch, parallel);
   });
@@ -191,7 +191,7 @@ void conv2d_gemm_forward(const Conv2dParams& p, const Parallel& parallel) {
 void conv2d_gemm_backward_input(const Conv2dParams& p, const Parallel& parallel) {
   if (spread_pays(p)) return spread_backward_input(p, parallel);
   if (slab_gather_pays(p, false)) return slab_gather(p, false, parallel);
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_gemm(p.dtype, [&](auto type) {
     using T = decltype(type);
     for (int64_t y = 0; y < min_of(p.stride_height, p.in_height); ++y)
       for (int64_t x = 0; x < min_of(p.stride_width, p.in_width); ++x)

@@ -194,7 +194,7 @@ struct Pointwise {
 
 template <class F>
 void with_plan(const Conv2dParams& p, const F& body) {
-  dispatch_dtype(p.dtype, [&](auto type) { body(Pointwise<decltype(type)>(p)); });
+  dispatch_gemm(p.dtype, [&](auto type) { body(Pointwise<decltype(type)>(p)); });
 }
 
 }  // namespace

@@ -144,12 +144,12 @@ bool spread_pays(const Conv2dParams& p) {
 
 int64_t spread_scratch(const Conv2dParams& p, int64_t threads) {
   int64_t bytes = 0;
-  dispatch_dtype(p.dtype, [&](auto type) { bytes = SpreadPlan<decltype(type)>(p).bytes(threads); });
+  dispatch_gemm(p.dtype, [&](auto type) { bytes = SpreadPlan<decltype(type)>(p).bytes(threads); });
   return bytes;
 }
 
 void spread_backward_input(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_gemm(p.dtype, [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
     const SpreadPlan<T> plan(p);

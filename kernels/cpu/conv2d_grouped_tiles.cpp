@@ -178,12 +178,8 @@ RunTile<T> grouped_weight_tile(const TileShape& s) {
 }
 
 template RunTile<float> grouped_tile<float>(const TileShape&);
-template RunTile<double> grouped_tile<double>(const TileShape&);
 template RunTile<bf16> grouped_tile<bf16>(const TileShape&);
-template RunTile<f16> grouped_tile<f16>(const TileShape&);
 template RunTile<float> grouped_weight_tile<float>(const TileShape&);
-template RunTile<double> grouped_weight_tile<double>(const TileShape&);
 template RunTile<bf16> grouped_weight_tile<bf16>(const TileShape&);
-template RunTile<f16> grouped_weight_tile<f16>(const TileShape&);
 
 }  // namespace pydl::cpu::PYDL_ISA

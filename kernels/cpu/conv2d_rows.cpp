@@ -210,10 +210,10 @@ bool conv2d_rows_supported(const Conv2dParams& p, Conv2dPass pass) {
 // vectors. Against implicit GEMM the forward pass takes 0.7 to 0.95 of the time, the input gradient half.
 bool conv2d_rows_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
   if (p.in_channels > 4 || p.kernel_height * p.kernel_width == 1) return false;
-  const int64_t vector = p.dtype == DType::f64 ? lanes<double> : lanes<float>;
+  const int64_t vector = lanes<float>;
   if (pass == Conv2dPass::backward_input && p.batch >= vector) return false;
   bool pays = false;
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
     const DirectConv<T> g = direct_problem<T>(p, pass);
     const RowsPlan<acc_t<T>> plan(g);
@@ -226,13 +226,13 @@ bool conv2d_rows_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
 
 int64_t conv2d_rows_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
-  dispatch_dtype(p.dtype,
+  dispatch_trained(p.dtype,
                  [&](auto type) { bytes = rows_bytes(direct_problem<decltype(type)>(p, pass), threads); });
   return bytes;
 }
 
 void conv2d_rows(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  dispatch_dtype(p.dtype,
+  dispatch_trained(p.dtype,
                  [&](auto type) { run_rows(direct_problem<decltype(type)>(p, pass), p.scratch, parallel); });
 }
 

@@ -235,18 +235,10 @@ void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
 }
 
 void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  auto typed = [&](auto type) {
+  dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
     p.kernel_height == 3 ? run<3, T>(p, pass, parallel) : run<5, T>(p, pass, parallel);
-  };
-  switch (p.dtype) {
-    case DType::bf16:
-      return typed(bf16{});
-    case DType::f16:
-      return typed(f16{});
-    default:
-      return typed(float{});
-  }
+  });
 }
 
 template <int kTaps>
@@ -265,7 +257,7 @@ int64_t conv2d_winograd_weight_scratch(const Conv2dParams& p, int64_t threads); 
 bool conv2d_winograd_supported(const Conv2dParams& p, Conv2dPass) {
   return p.kernel_height == p.kernel_width && (p.kernel_height == 3 || p.kernel_height == 5) &&
          p.stride_height == 1 && p.stride_width == 1 && p.dilation_height == 1 && p.dilation_width == 1 &&
-         p.groups == 1 && p.dtype != DType::f64 && p.in_channels > 0 && p.out_channels > 0;
+         p.groups == 1 && p.in_channels > 0 && p.out_channels > 0;
 }
 
 // Measured on Zen 5 against implicit GEMM (NOTES_conv2d_winograd.md). The transforms cost the same whatever

@@ -4,10 +4,36 @@
 
 #include "kernels/cpu/conv2d_winograd_gemm.h"
 #include "kernels/cpu/conv2d_winograd_images.h"
+#include "kernels/cpu/conv2d_winograd_transforms.h"
 #include "kernels/cpu/math.h"
+#include "kernels/cpu/simd_transpose.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
+
+// Pixels from (y, x) on of image n, channels [c, c + count), out of strip[rows][columns][lanes].
+template <class T>
+void store_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t y, int64_t x, int64_t rows,
+                 int64_t columns, const float* strip) {
+  constexpr int L = lanes<float>;
+  if (image.column == 1 && image.row == image.width && columns == image.width)
+    return transpose_out_rows(
+        strip, columns * L, rows, columns, count,
+        static_cast<T*>(image.data) + n * image.batch + c * image.channel + y * image.row, image.channel);
+  for (int64_t i = 0; i < rows; ++i, strip += columns * L) {
+    T* to = static_cast<T*>(image.data) + n * image.batch + c * image.channel + (y + i) * image.row +
+            x * image.column;
+    if (image.channel == 1) {
+      for (int64_t j = 0; j < columns; ++j) store_n(to + j * image.column, load(strip + j * L), count);
+    } else if (image.column == 1) {
+      transpose_out(strip, L, columns, count, to, image.channel);
+    } else {
+      for (int64_t j = 0; j < columns; ++j)
+        for (int64_t l = 0; l < count; ++l)
+          store_n(to + j * image.column + l * image.channel, vec<float>{} + strip[j * L + l], 1);
+    }
+  }
+}
 
 // Out of line: rare, and the common activations should not pay for its registers.
 __attribute__((noinline)) vec<float> sigmoid(vec<float> y) { return 1.0f / (1.0f + exp(-y)); }

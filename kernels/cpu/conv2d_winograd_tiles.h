@@ -17,7 +17,6 @@
 #include "kernels/cpu/conv2d_winograd_points.h"
 
 namespace pydl::cpu::PYDL_ISA {
-namespace {
 
 struct Image {
   void* data;
@@ -78,5 +77,4 @@ struct Tiles {
   }
 };
 
-}  // namespace
 }  // namespace pydl::cpu::PYDL_ISA

@@ -149,18 +149,10 @@ int64_t conv2d_winograd_weight_scratch(const Conv2dParams& p, int64_t threads) {
 }
 
 void conv2d_winograd_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
-  auto typed = [&](auto type) {
+  dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
     p.kernel_height == 3 ? run<3, T>(p, parallel) : run<5, T>(p, parallel);
-  };
-  switch (p.dtype) {
-    case DType::bf16:
-      return typed(bf16{});
-    case DType::f16:
-      return typed(f16{});
-    default:
-      return typed(float{});
-  }
+  });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -111,18 +111,17 @@ struct Part {
 };
 
 // Brings a part's rows into the ring; slot: where each of them stands.
-template <bool kPlaces, int kStep, int kWidth, class T>
-PYDL_INLINE void pool_rows(const MaxPool2dParams& p, const Axis& x, const RowPlan<acc_t<T>>& plan,
-                           const T* image, const Part& part, int64_t first, int64_t n, Ring<acc_t<T>>& ring,
-                           int64_t* slot) {
+template <class T, class Way>
+PYDL_INLINE void pool_rows(const MaxPool2dParams& p, const Way& way, const Axis& x,
+                           const RowPlan<acc_t<T>>& plan, const T* image, const Part& part, int64_t first,
+                           int64_t n, Ring<acc_t<T>>& ring, int64_t* slot) {
   int64_t in = part.in;
   for (int64_t i = 0; i < part.rows; ++i, in += p.dilation_height) {
     const int64_t at = (p.dilation_height == 1 ? in : in / p.dilation_height) % kRing;
     slot[i] = at;
     if (ring.row[at] == in) continue;
     ring.row[at] = in;
-    pool_row<kPlaces, kStep, kWidth>(x, plan, image + in * p.from_stride[2], first, n, ring.best[at],
-                                     ring.tap[at]);
+    way.row(x, plan, image + in * p.from_stride[2], first, n, ring.best[at], ring.tap[at]);
   }
 }
 
@@ -176,8 +175,44 @@ PYDL_INLINE void pool_column(const MaxPool2dParams& params, const Ring<acc_t<T>>
   }
 }
 
+// Both steps, inlined: for the windows of networks in the types that they are trained in. Rows of a few pixels are
+// a vector or two, which a call of its own would double.
 template <bool kPlaces, int kStep, int kWidth, class T>
-void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+struct Inlined {
+  using A = acc_t<T>;
+  static constexpr bool planned = true;
+  PYDL_INLINE void row(const Axis& x, const RowPlan<A>& plan, const T* row, int64_t first, int64_t n, A* best,
+                       typename Ring<A>::Tap* tap) const {
+    pool_row<kPlaces, kStep, kWidth>(x, plan, row, first, n, best, tap);
+  }
+  PYDL_INLINE void column(const MaxPool2dParams& p, const Ring<A>& ring, const Part& part, const int64_t* slot,
+                          Carried<A>& carried, int64_t at, int64_t n) const {
+    pool_column<kPlaces, T>(p, ring, part, slot, carried, at, n);
+  }
+};
+// The same for any window, by pointers: what differs in places and steps is then a loop, not all around it.
+template <class T>
+struct Called {
+  using A = acc_t<T>;
+  static constexpr bool planned = false;
+  void (*row)(const Axis&, const RowPlan<A>&, const T* row, int64_t first, int64_t n, A* best,
+              typename Ring<A>::Tap* tap);
+  void (*column)(const MaxPool2dParams&, const Ring<A>&, const Part&, const int64_t* slot, Carried<A>&, int64_t at,
+                 int64_t n);
+};
+template <bool kPlaces, int kStep, class T>
+Called<T> called() {
+  using A = acc_t<T>;
+  return {[](const Axis& x, const RowPlan<A>& plan, const T* row, int64_t first, int64_t n, A* best,
+             typename Ring<A>::Tap* tap) { pool_row<kPlaces, kStep, 0>(x, plan, row, first, n, best, tap); },
+          [](const MaxPool2dParams& p, const Ring<A>& ring, const Part& part, const int64_t* slot,
+             Carried<A>& carried, int64_t at, int64_t n) {
+            pool_column<kPlaces, T>(p, ring, part, slot, carried, at, n);
+          }};
+}
+
+template <class T, class Way>
+void rows(const MaxPool2dParams& p, const Way& way, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const Axis y = vertical(p), x = horizontal(p);
   Ring<A> ring;
@@ -185,7 +220,7 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   RowPlan<A> plan;
   for (int64_t first = 0; first < x.out; first += kChunk) {
     const int64_t n = min_of(kChunk, x.out - first);
-    if constexpr (kWidth > 0) plan.make(x, first, n);
+    if (Way::planned) plan.make(x, first, n);
     each_plane(y.out, begin, end, [&](int64_t plane, int64_t from, int64_t to) PYDL_INLINE_LAMBDA {
       const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
                        plane % p.channels * p.from_stride[1];
@@ -196,7 +231,7 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
         if (taps.begin >= taps.end) {  // all of the window lies in the padding
           for (int64_t j = 0; j < n; ++j) {
             store_one(static_cast<T*>(p.to) + at + j, -static_cast<A>(__builtin_inf()));
-            if (kPlaces) put_place(p, at + j, taps.begin * x.kernel + x.taps(first + j).begin);
+            if (p.places != nullptr) put_place(p, at + j, taps.begin * x.kernel + x.taps(first + j).begin);
           }
           continue;
         }
@@ -204,33 +239,31 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
           const Part part{y.start(oy) + r * y.dilation, min_of(kRing, taps.end - r), r, r > taps.begin,
                           r + kRing >= taps.end};
           int64_t slot[kRing];
-          pool_rows<kPlaces, kStep, kWidth>(p, x, plan, image, part, first, n, ring, slot);
-          pool_column<kPlaces, T>(p, ring, part, slot, carried, at, n);
+          pool_rows<T>(p, way, x, plan, image, part, first, n, ring, slot);
+          way.column(p, ring, part, slot, carried, at, n);
         }
       }
     });
   }
 }
 
-// Widths of their own for the types that networks are trained in; the others' loops say theirs.
-template <bool kPlaces, int kStep, class T>
-void rows_of_width(const MaxPool2dParams& p, int64_t begin, int64_t end) {
-  if constexpr (__is_same(T, float) || __is_same(T, bf16)) {
-    if (p.kernel_width == 2 && p.dilation_width == 1) return rows<kPlaces, kStep, 2, T>(p, begin, end);
-    if (p.kernel_width == 3 && p.dilation_width == 1) return rows<kPlaces, kStep, 3, T>(p, begin, end);
+template <bool kPlaces, class T>
+void rows_of_window(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  const bool two = p.stride_width == 2;
+  if constexpr (__is_same(T, float) || (kPlaces && __is_same(T, bf16))) {
+    const int64_t width = p.dilation_width == 1 ? p.kernel_width : 0;
+    if (width == 2 && two) return rows<T>(p, Inlined<kPlaces, 2, 2, T>{}, begin, end);
+    if (width == 3 && two) return rows<T>(p, Inlined<kPlaces, 2, 3, T>{}, begin, end);
+    if (width == 3) return rows<T>(p, Inlined<kPlaces, 1, 3, T>{}, begin, end);
   }
-  rows<kPlaces, kStep, 0, T>(p, begin, end);
+  rows<T>(p, two ? called<kPlaces, 2, T>() : called<kPlaces, 1, T>(), begin, end);
 }
 
 }  // namespace
 
 template <class T>
 void max_pool2d_rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
-  if (p.places != nullptr)
-    p.stride_width == 1 ? rows_of_width<true, 1, T>(p, begin, end) : rows_of_width<true, 2, T>(p, begin, end);
-  else
-    p.stride_width == 1 ? rows_of_width<false, 1, T>(p, begin, end)
-                        : rows_of_width<false, 2, T>(p, begin, end);
+  p.places != nullptr ? rows_of_window<true, T>(p, begin, end) : rows_of_window<false, T>(p, begin, end);
 }
 
 template void max_pool2d_rows<float>(const MaxPool2dParams&, int64_t, int64_t);

@@ -34,6 +34,10 @@ struct Partial {
   QSum<A> q;
 };
 
+// Classes of a whole chunk.
+template <class A>
+constexpr int64_t kChunkClasses = 2 * kGroup * lanes<A>;
+
 // What the sum of a block leaves behind for its gradient: e_c = exp(x_c - top), top being the greatest logit
 // that c's lane has met so far, one vector of tops for each chunk of classes. Once the row's norm is known,
 // exp(x_c - lse) = e_c * exp(top - lse): one exp for a chunk instead of a second one for each class.
@@ -44,8 +48,7 @@ struct KeptBlock {
 };
 template <class A>  // for n classes: whole chunks, one of half their size, one for the rest
 constexpr int64_t tops_of(int64_t n) {
-  constexpr int64_t kChunk = 2 * kGroup * lanes<A>;
-  return (n / kChunk + 2) * lanes<A>;
+  return (n / kChunkClasses<A> + 2) * lanes<A>;
 }
 
 // A chunk of kVectors vectors, of which a short one's last may be cut or missing.
@@ -58,7 +61,7 @@ struct Chunk {
 // number of vectors: bodies are what this file takes long to compile for.
 template <class A, class F>
 PYDL_INLINE void over_chunks(int64_t n, const F& body) {
-  constexpr int64_t L = lanes<A>, kWhole = 2 * kGroup * L;
+  constexpr int64_t L = lanes<A>, kWhole = kChunkClasses<A>;
   int64_t c = 0;
   for (; c + kWhole <= n; c += kWhole) body(Chunk<2 * kGroup, false>{}, c, kWhole);
   for (; n - c > L; c += kGroup * L) body(Chunk<kGroup, true>{}, c, min_of(n - c, kGroup * L));
@@ -114,13 +117,14 @@ struct Exponentials {
   }
 };
 
-// The sum of a block; kKeep: and what its gradient will want.
-template <bool kKeep, class T>
+// The sum of a block, and where there is room for it what its gradient will want.
+template <class T>
 struct SumWalk {
   using A = acc_t<T>;
   static constexpr int L = lanes<A>;
   Exponentials<T> exponentials;
   KeptBlock<A> kept;
+  const bool keeps;  // a constant once inlined, where it is known
   vec<A> sum{};
 
   template <class C>
@@ -131,7 +135,7 @@ struct SumWalk {
     // pinned, here and in the gradient, so that the compiler fuses no product into a sum in one place it is
     // inlined and not in another
     sum = pin(sum * softmax_exp<T>(before - exponentials.top));
-    if (kKeep) {
+    if (keeps) {
 #pragma GCC unroll 8
       for (int j = 0; j < C::vectors; ++j) store(kept.e + c + j * L, e[j]);
       store(kept.tops, exponentials.top);
@@ -148,23 +152,24 @@ struct SumWalk {
 };
 
 // x: [n], n <= kClassBlock
-template <bool kKeep, class T>
+template <class T>
 RowSum<acc_t<T>> sum_block(const T* x, int64_t n, KeptBlock<acc_t<T>> kept) {
-  SumWalk<kKeep, T> walk{{x}, kept};
+  SumWalk<T> walk{{x}, kept, kept.e != nullptr};
   over_chunks<acc_t<T>>(
       n, [&](auto chunk, int64_t c, int64_t count) PYDL_INLINE_LAMBDA { walk.next(chunk, c, count); });
   return walk.result();
 }
 
 // A block of a row's gradient from its exponentials: v_c = e_c exp(top - lse) softmax - g q_c.
-// kVaried: q differs from class to class.
+// kVaried: q may differ from class to class; otherwise `same` is g q_c of all.
 template <bool kVaried, class T>
 struct GradientWalk {
   using A = acc_t<T>;
   static constexpr int L = lanes<A>;
   T* to;         // of the block
   bool streams;  // past the caches
-  const A* q;    // of the block, or null
+  const A* q;    // of the block, or of one chunk where it is the same for all; q_step says which, 1 or 0
+  int64_t q_step;
   A g;           // the row's
   A same;        // g q_c where it is the same for all
   int64_t hot;   // the target within the block, or out of it
@@ -175,10 +180,11 @@ struct GradientWalk {
   template <class C>
   PYDL_INLINE void next(C, int64_t c, [[maybe_unused]] int64_t count, vec<A> (&e)[C::vectors], vec<A> top) {
     constexpr int kVectors = C::vectors;
+    [[maybe_unused]] const A* const q_of_chunk = q + c * q_step;
     const vec<A> factor = pin(softmax * softmax_exp<T>(pin((top - max) - log_sum)));
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j)
-      e[j] = e[j] * factor - (kVaried ? pin(load(q + c + j * L) * g) : broadcast(same));
+      e[j] = e[j] * factor - (kVaried ? pin(load(q_of_chunk + j * L) * g) : broadcast(same));
     if (hot >= c && hot < c + kVectors * L) {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) e[j] -= lane_is<A>(hot - c - j * L, one_hot);
@@ -227,7 +233,7 @@ void gradient_of_logits(Walk walk, const T* x, int64_t n) {
 // latencies.
 template <class T, class Walk>
 RowSum<acc_t<T>> gradient_and_sum(Walk walk, KeptBlock<acc_t<T>> kept, const T* x, int64_t n) {
-  SumWalk<true, T> next{{x}, kept};
+  SumWalk<T> next{{x}, kept, true};
   over_chunks<acc_t<T>>(n, [&](auto chunk, int64_t c, int64_t count) PYDL_INLINE_LAMBDA {
     walk.next_of_kept(chunk, c, count, kept);
     next.next(chunk, c, count);

@@ -36,7 +36,7 @@ void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>*
     RowSum<A> sum;
     for (int64_t b = 0; b < call.blocks; ++b)
       sum.add(waits  ? call.gradient_and_sum(waiting, waiting_norm, waiting_terms, at, b, room(b))
-              : kept ? call.template sum<true>(at, b, room(b))
+              : kept ? call.sum(at, b, room(b))
                      : call.sum(at, b),
               b == 0);
     waits = false;

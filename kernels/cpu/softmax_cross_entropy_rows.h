@@ -55,9 +55,8 @@ struct RowsCall {
   A target_weight(int64_t t) const { return k.weight ? k.weight[t] : A(1); }
   int64_t block_size(int64_t block) const { return min_of(kClassBlock, p.classes - block * kClassBlock); }
 
-  template <bool kKeep = false>
   RowSum<A> sum(const RowCursor& at, int64_t block, KeptBlock<A> kept = {}) const {
-    return sum_block<kKeep>(input(at) + block * kClassBlock, block_size(block), kept);
+    return sum_block(input(at) + block * kClassBlock, block_size(block), kept);
   }
   // Whether q differs from class to class.
   bool varied() const { return p.probabilities || (k.weight && k.needs_dot); }
@@ -76,17 +75,17 @@ struct RowsCall {
       from(static_cast<const A*>(p.target));
     return room;
   }
-  QSum<A> q_sum(const RowCursor& at, const RowNorm<A>& norm, int64_t block, const A* q) const {
+  __attribute__((noinline)) QSum<A> q_sum(const RowCursor& at, const RowNorm<A>& norm, int64_t block, const A* q) const {
     return q_block(input(at) + block * kClassBlock, q, k.smooth, norm, block_size(block));
   }
-  // from what sum<true> kept of the block
-  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
+  // from what sum() kept of the block
+  __attribute__((noinline)) void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
                 const A* q, KeptBlock<A> kept) const {
     write(at, norm, terms, block, q, reinterpret_cast<T*>(kept.e),
           [&](auto walk) { gradient_of_kept(walk, kept, block_size(block)); });
   }
   // from the logits: the same bits
-  void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
+  __attribute__((noinline)) void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
                 const A* q) const {
     alignas(64) T room[kClassBlock];
     write(at, norm, terms, block, q, room,
@@ -96,8 +95,9 @@ struct RowsCall {
   RowSum<A> gradient_and_sum(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
                              const RowCursor& next, int64_t block, KeptBlock<A> kept) const {
     T* const to = grad(at) + block * kClassBlock;
-    return pydl::cpu::PYDL_ISA::gradient_and_sum(walk<false>(at, norm, terms, block, to, past_cache, nullptr),
-                                                 kept, input(next) + block * kClassBlock, block_size(block));
+    return pydl::cpu::PYDL_ISA::gradient_and_sum(
+        walk<false>(at, norm, terms, block, to, past_cache, nullptr, 0), kept,
+        input(next) + block * kClassBlock, block_size(block));
   }
   // Whether the gradient's rows may be written in place: past the caches only whole lines go.
   bool writes_directly(const RowCursor& at) const {
@@ -106,10 +106,11 @@ struct RowsCall {
 
   template <bool kVaried>
   GradientWalk<kVaried, T> walk(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
-                                int64_t block, T* to, bool streams, const A* q) const {
+                                int64_t block, T* to, bool streams, const A* q, int64_t q_step) const {
     return {to,
             streams,
             q,
+            q_step,
             terms.grad_output,
             terms.grad_output * k.smooth,
             target(at) - block * kClassBlock,
@@ -125,10 +126,11 @@ struct RowsCall {
     T* const place = grad(at) + block * kClassBlock;
     const bool direct = writes_directly(at), streams = past_cache && direct;
     T* const to = direct ? place : room;
-    if (q)
-      body(walk<true>(at, norm, terms, block, to, streams, q));
-    else
-      body(walk<false>(at, norm, terms, block, to, streams, nullptr));
+    // one walk for every q, since this is not where whole batches go (gradient_and_sum)
+    alignas(64) A same[kChunkClasses<A>];
+    if (!q)
+      for (A& each : same) each = k.smooth;
+    body(walk<true>(at, norm, terms, block, to, streams, q ? q : same, q != nullptr));
     if (!direct) stream_copy(place, room, block_size(block) * static_cast<int64_t>(sizeof(T)));
   }
   void zero_gradient(const RowCursor& at, int64_t block) const {

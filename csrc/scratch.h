@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "kernels/common.h"
+
+namespace pydl {
+
+// Working memory that the kernels ask for, kept by each calling thread for its next convolution up to kKept
+// bytes.
+class Scratch {
+ public:
+  static void* of_at_least(int64_t bytes) {
+    thread_local Scratch scratch;
+    if (scratch.size_ < bytes || (scratch.size_ > kKept && bytes <= kKept)) scratch.resize(bytes);
+    return scratch.data_;
+  }
+  ~Scratch() { std::free(data_); }
+
+ private:
+  static constexpr int64_t kKept = 256 << 20;
+
+  void resize(int64_t bytes) {
+    std::free(data_);
+    size_ = 0;
+    bytes = ceil_div(bytes, 4096) * 4096;
+    data_ = std::aligned_alloc(4096, static_cast<size_t>(bytes));
+    if (data_ == nullptr) throw std::bad_alloc();
+    size_ = bytes;
+  }
+
+  void* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+}  // namespace pydl
