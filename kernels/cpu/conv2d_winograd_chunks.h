@@ -37,7 +37,7 @@ Image channels_of(const Image& image, int64_t first, int64_t count) {
 
 template <int kTaps>
 struct ChunkPlan {
-  Tiles<kTaps> tiles;
+  Tiles<Dense<kTaps>> tiles;
   int64_t rows, columns;  // channels of a block: of the input and of the output
   int64_t row_blocks, column_blocks, panels;
   int64_t chunks, chunk_tiles, step;           // tiles of a chunk, and those transformed at a time
@@ -79,7 +79,7 @@ struct ChunkPlan {
 
 template <int kTaps, class T>
 void run_chunks(const Conv2dParams& p, const ChunkPlan<kTaps>& plan, const Parallel& parallel) {
-  const Tiles<kTaps>& tiles = plan.tiles;
+  const Tiles<Dense<kTaps>>& tiles = plan.tiles;
   const Image input = input_of(p), gradient = gradient_of(p);
   float *own = static_cast<float*>(p.scratch), *d = own + parallel.threads * plan.own;
   const int64_t blocks = plan.row_blocks * plan.column_blocks;
@@ -96,9 +96,9 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<kTaps>& plan, const Paral
     const Ahead ahead{plan.v_frequency, plan.z_frequency};
     for (int64_t begin = chunk_begin; begin == chunk_begin || begin < chunk_end; begin += plan.step) {
       const int64_t end = min_of(begin + plan.step, chunk_end);
-      transform_tiles<kTaps, T, false>(in, tiles, begin, end, p.pad_top, p.pad_left, v, plan.v_tile,
+      transform_tiles<Dense<kTaps>, T, false>(in, tiles, begin, end, p.pad_top, p.pad_left, v, plan.v_tile,
                                        plan.v_frequency);
-      transform_tiles<kTaps, T, true>(out, tiles, begin, end, 0, 0, z, plan.z_tile, plan.z_frequency);
+      transform_tiles<Dense<kTaps>, T, true>(out, tiles, begin, end, 0, 0, z, plan.z_tile, plan.z_frequency);
       for (int f = 0; f < kFrequencies; ++f) {
         int64_t first, last;
         tiles.range(f / kPoints, f % kPoints, begin, end, first, last);

@@ -45,23 +45,24 @@ void load_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t
 
 }  // namespace
 
-template <int kTaps, class T, bool kGradient>
-void transform_tiles(const Image& image, const Tiles<kTaps>& tiles, int64_t begin, int64_t end, int64_t pad_y,
+template <class S, class T, bool kGradient>
+void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t pad_y,
                      int64_t pad_x, float* to, int64_t tile_stride, int64_t frequency_stride) {
-  constexpr int L = lanes<float>, kHalo = kGradient ? 0 : kTaps - 1;
-  alignas(64) float strip[kStripFloats];
+  constexpr int L = lanes<float>, kReach = S::inputs(S::kSide), kNext = S::kSide * S::kStep;
+  auto read = [](int positions) { return kGradient ? positions : S::inputs(positions); };
+  alignas(64) float strip[kStripFloats<S>];
   for (int64_t index = begin; index < end;) {
     const Tile tile = tiles[index];
-    const int64_t y = tile.y - pad_y, height = tile.rows + kHalo;
+    const int64_t y = tile.y * S::kStep - pad_y, height = read(tile.rows);
     const int64_t all = min_of(tile.run, end - index);
     for (int64_t done = 0, run; done < all; done += run) {
       float* row = to + (index + done - begin) * tile_stride;
-      const int64_t x = tile.x + done * kTile<kTaps> - pad_x;
-      run = min_of(all - done, image.channel == 1 ? 1 : kStripTiles<kTaps>);
-      const int64_t width = (run - 1) * kTile<kTaps> + tile.columns + kHalo;
+      const int64_t x = (tile.x + done * S::kSide) * S::kStep - pad_x;
+      run = min_of(all - done, image.channel == 1 ? 1 : kStripTiles<S>);
+      const int64_t width = (run - 1) * kNext + read(tile.columns);
       const T* from =
           static_cast<const T*>(image.data) + tile.n * image.batch + y * image.row + x * image.column;
-      Window<T> window;  // of adjacent channels, which are read where they are
+      Window<T, kReach> window;  // of adjacent channels, which are read where they are
       window.first = static_cast<int>(min_of(max_of(0, -x), width));
       window.last = static_cast<int>(min_of(width, image.width - x));
       for (int64_t c = 0; c < image.channels; c += L) {
@@ -70,35 +71,34 @@ void transform_tiles(const Image& image, const Tiles<kTaps>& tiles, int64_t begi
         if (image.channel == 1 && count == L) {
           const float* next = c + L < image.channels ? v + L : row + tile_stride;
           if constexpr (kGradient) {
-            transform_gradient<kTaps>(from + c, image.row, image.column, tile.rows, tile.columns, v,
+            transform_gradient<S::kTaps>(from + c, image.row, image.column, tile.rows, tile.columns, v,
                                       frequency_stride, next);
           } else {
-            for (int64_t i = 0; i < kPoints; ++i) {
+            for (int64_t i = 0; i < kReach; ++i) {
               const bool inside = i < height && y + i >= 0 && y + i < image.height;
               window.row[i] = inside ? from + c + i * image.row : kZeros<T>;
               window.step[i] = inside ? image.column : 0;
             }
             if (window.last == width)  // the pixels that the next tile adds
               for (int64_t i = 0; i < height; ++i)
-                for (int64_t j = 0; j < kTile<kTaps>; ++j)
-                  prefetch(window.row[i] + (tile.columns + kHalo + j) * window.step[i]);
-            transform_input<kTaps>(window, tile.rows, tile.columns, v, frequency_stride, next);
+                for (int64_t j = 0; j < kNext; ++j) prefetch(window.row[i] + (width + j) * window.step[i]);
+            transform_input(S{}, window, tile.rows, tile.columns, v, frequency_stride, next);
           }
           continue;
         }
         load_strip<T>(image, tile.n, c, count, y, x, height, width, strip);
         for (int64_t t = 0; t < run; ++t, v += tile_stride) {
-          const float* pixels = strip + t * kTile<kTaps> * L;
+          const float* pixels = strip + t * kNext * L;
           if constexpr (kGradient) {
-            transform_gradient<kTaps>(pixels, width * L, L, tile.rows, tile.columns, v, frequency_stride,
+            transform_gradient<S::kTaps>(pixels, width * L, L, tile.rows, tile.columns, v, frequency_stride,
                                       v + tile_stride);
           } else {
-            Window<float> within{{}, {}, 0, tile.columns + kHalo};
-            for (int64_t i = 0; i < kPoints; ++i) {
+            Window<float, kReach> within{{}, {}, 0, read(tile.columns)};
+            for (int64_t i = 0; i < kReach; ++i) {
               within.row[i] = pixels + min_of(i, height - 1) * width * L;
               within.step[i] = L;
             }
-            transform_input<kTaps>(within, tile.rows, tile.columns, v, frequency_stride, v + tile_stride);
+            transform_input(S{}, within, tile.rows, tile.columns, v, frequency_stride, v + tile_stride);
           }
         }
       }
@@ -107,16 +107,20 @@ void transform_tiles(const Image& image, const Tiles<kTaps>& tiles, int64_t begi
   }
 }
 
-#define PYDL_TRANSFORM_TILES(taps, T, gradient)                                                              \
-  template void transform_tiles<taps, T, gradient>(const Image&, const Tiles<taps>&, int64_t, int64_t, int64_t, \
-                                                   int64_t, float*, int64_t, int64_t);
-PYDL_TRANSFORM_TILES(3, float, false)
-PYDL_TRANSFORM_TILES(3, float, true)
-PYDL_TRANSFORM_TILES(5, float, false)
-PYDL_TRANSFORM_TILES(5, float, true)
-PYDL_TRANSFORM_TILES(3, bf16, false)
-PYDL_TRANSFORM_TILES(3, bf16, true)
-PYDL_TRANSFORM_TILES(5, bf16, false)
-PYDL_TRANSFORM_TILES(5, bf16, true)
+#define PYDL_TRANSFORM_TILES(S, T, gradient)                                                                  \
+  template void transform_tiles<S, T, gradient>(const Image&, const Tiles<S>&, int64_t, int64_t, int64_t, int64_t, \
+                                                float*, int64_t, int64_t);
+PYDL_TRANSFORM_TILES(Dense<3>, float, false)
+PYDL_TRANSFORM_TILES(Dense<3>, float, true)
+PYDL_TRANSFORM_TILES(Dense<5>, float, false)
+PYDL_TRANSFORM_TILES(Dense<5>, float, true)
+PYDL_TRANSFORM_TILES(Strided, float, false)
+PYDL_TRANSFORM_TILES(Spread, float, false)
+PYDL_TRANSFORM_TILES(Dense<3>, bf16, false)
+PYDL_TRANSFORM_TILES(Dense<3>, bf16, true)
+PYDL_TRANSFORM_TILES(Dense<5>, bf16, false)
+PYDL_TRANSFORM_TILES(Dense<5>, bf16, true)
+PYDL_TRANSFORM_TILES(Strided, bf16, false)
+PYDL_TRANSFORM_TILES(Spread, bf16, false)
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -11,16 +11,17 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-// Pixels from (y, x) on of image n, channels [c, c + count), out of strip[rows][columns][lanes].
+// rows x columns pixels from (y, x) on of image n, channels [c, c + count), out of strip[row][column][lanes], whose
+// rows are `width` long.
 template <class T>
 void store_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t y, int64_t x, int64_t rows,
-                 int64_t columns, const float* strip) {
+                 int64_t columns, const float* strip, int64_t width) {
   constexpr int L = lanes<float>;
   if (image.column == 1 && image.row == image.width && columns == image.width)
     return transpose_out_rows(
-        strip, columns * L, rows, columns, count,
+        strip, width * L, rows, columns, count,
         static_cast<T*>(image.data) + n * image.batch + c * image.channel + y * image.row, image.channel);
-  for (int64_t i = 0; i < rows; ++i, strip += columns * L) {
+  for (int64_t i = 0; i < rows; ++i, strip += width * L) {
     T* to = static_cast<T*>(image.data) + n * image.batch + c * image.channel + (y + i) * image.row +
             x * image.column;
     if (image.channel == 1) {
@@ -40,7 +41,7 @@ __attribute__((noinline)) vec<float> sigmoid(vec<float> y) { return 1.0f / (1.0f
 
 // The outputs of one tile and vector of channels: (i, j) goes to to[i * row + j * column]. Not inlined, so
 // that what goes to a strip of floats is one function for every type of image.
-template <int kTaps, class T>
+template <class S, class T>
 __attribute__((noinline)) void put_tile(const float* from, int rows, int columns, T* to, int64_t row,
                                         int64_t column, vec<float> bias, Activation activation) {
   const vec<float> least = activation == Activation::relu
@@ -51,33 +52,37 @@ __attribute__((noinline)) void put_tile(const float* from, int rows, int columns
     if (activation == Activation::sigmoid) y = sigmoid(y);
     store(to + i * row + j * column, y);
   };
-  transform_output<kTaps>(from, kPanel, rows, columns, put);
+  transform_output(S{}, from, kPanel, rows, columns, put);
 }
 
 // Outputs of tiles [begin, end), channels from o on, out of m.
-template <int kTaps, class T>
-void finish(const Image& out, const void* bias_data, Activation activation, const Tiles<kTaps>& tiles,
+template <class S, class T>
+void finish(const Image& out, const void* bias_data, Activation activation, const Tiles<S>& tiles,
             int64_t begin, int64_t end, int64_t o, const float* m) {
-  constexpr int L = lanes<float>;
+  constexpr int L = lanes<float>, kNext = S::kSide * S::kSpread, kTileFloats = S::kAlong * S::kAlong * kPanel;
   const int64_t channels_end = min_of(o + kPanel, out.channels);
-  alignas(64) float strip[kTile<kTaps> * kStripTiles<kTaps> * kTile<kTaps> * L];
+  alignas(64) float strip[kNext * kStripTiles<S> * kNext * L];
   for (int64_t index = begin; index < end;) {
     const Tile tile = tiles[index];
-    const int64_t run = out.channel == 1 ? 1 : min_of(min_of(tile.run, end - index), kStripTiles<kTaps>);
-    const int64_t width = (run - 1) * kTile<kTaps> + tile.columns;
+    const int64_t run = out.channel == 1 ? 1 : min_of(min_of(tile.run, end - index), kStripTiles<S>);
+    const int64_t y = tile.y * S::kSpread, x = tile.x * S::kSpread;
+    const int64_t width = (run - 1) * kNext + tile.columns * S::kSpread;
+    // of two pixels of the last position the second may lie outside
+    const int64_t rows = min_of(tile.rows * S::kSpread, out.height - y), columns = min_of(width, out.width - x);
+    const bool whole = rows == tile.rows * S::kSpread && columns == width;
     for (int64_t c = o; c < channels_end; c += L) {
       const int64_t count = min_of(L, channels_end - c);
       const vec<float> bias = bias_data ? load_n(static_cast<const T*>(bias_data) + c, count) : vec<float>{};
-      const float* from = m + (index - begin) * kFrequencies * kPanel + (c - o);
-      if (out.channel == 1 && count == L) {
-        T* to = static_cast<T*>(out.data) + tile.n * out.batch + tile.y * out.row + tile.x * out.column + c;
-        put_tile<kTaps>(from, tile.rows, tile.columns, to, out.row, out.column, bias, activation);
+      const float* from = m + (index - begin) * kTileFloats + (c - o);
+      if (out.channel == 1 && count == L && whole) {
+        T* to = static_cast<T*>(out.data) + tile.n * out.batch + y * out.row + x * out.column + c;
+        put_tile<S>(from, tile.rows, tile.columns, to, out.row, out.column, bias, activation);
         continue;
       }
       for (int64_t t = 0; t < run; ++t)
-        put_tile<kTaps>(from + t * kFrequencies * kPanel, tile.rows, tile.columns,
-                        strip + t * kTile<kTaps> * L, width * L, L, bias, activation);
-      store_strip<T>(out, tile.n, c, count, tile.y, tile.x, tile.rows, width, strip);
+        put_tile<S>(from + t * kTileFloats, tile.rows, tile.columns, strip + t * kNext * L, width * L, L, bias,
+                    activation);
+      store_strip<T>(out, tile.n, c, count, y, x, rows, columns, strip, width);
     }
     index += run;
   }

@@ -4,7 +4,7 @@
 
 #include "kernels/conv2d.h"
 #include "kernels/cpu/conv2d_winograd_gemm.h"
-#include "kernels/cpu/conv2d_winograd_points.h"
+#include "kernels/cpu/conv2d_winograd_schemes.h"
 #include "kernels/cpu/simd_transpose.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -68,10 +68,10 @@ PYDL_INLINE void ask_for_taps(const Weights& w, int64_t size, int64_t c, int64_t
 // U of `count` input channels, at most 16, and a vector of output channels out of their taps, which are
 // floats by now: one function for all types. What the next 16 channels need, from (c, o) on, is asked for on
 // the way.
-template <int kTaps>
+template <class S>
 __attribute__((noinline)) void transform_taps(const float* taps, int64_t count, float* to, int64_t stride,
                                               const Weights& w, int64_t size, int64_t c, int64_t o) {
-  constexpr int L = lanes<float>, kAll = kTaps * kTaps;
+  constexpr int L = lanes<float>, kTaps = S::kTaps, kAll = kTaps * kTaps;
   for (int64_t k = 0; k < count; ++k) {
     const float* tap = taps + k * kAll * L;
     float* u = to + k * kPanel;
@@ -83,14 +83,14 @@ __attribute__((noinline)) void transform_taps(const float* taps, int64_t count, 
 #pragma GCC unroll 5
       for (int r = 0; r < kTaps; ++r)
         g[r] = load(tap + (w.flip ? kAll - 1 - (r * kTaps + s) : r * kTaps + s) * L);
-      transform_weight_1d<kTaps>(g, column[s]);
+      S::weights(g, column[s]);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kPoints; ++r) {
       vec<float> g[kTaps], v[kPoints];
 #pragma GCC unroll 5
       for (int s = 0; s < kTaps; ++s) g[s] = column[s][r];
-      transform_weight_1d<kTaps>(g, v);
+      S::weights(g, v);
 #pragma GCC unroll 6
       for (int s = 0; s < kPoints; ++s) store(u + (r * kPoints + s) * stride, v[s]);
     }
@@ -99,15 +99,15 @@ __attribute__((noinline)) void transform_taps(const float* taps, int64_t count, 
 
 // U of input channels [c, c + count) and the panel of output channels from o on:
 // to[frequency * stride + channel * kPanel + lane].
-template <int kTaps, class T>
+template <class S, class T>
 void transform_weights(const Weights& w, int64_t c, int64_t count, int64_t o, float* to, int64_t stride) {
-  constexpr int L = lanes<float>, kAll = kTaps * kTaps;
+  constexpr int L = lanes<float>, kTaps = S::kTaps, kAll = kTaps * kTaps;
   alignas(64) float taps[16 * kAll * L];
   for (int64_t i = 0; i < count; i += 16) {
     const int64_t some = min_of(16, count - i);
     for (int half = 0; half < 2 && o + half * L < w.out_channels; ++half) {
       load_taps<kTaps, T>(w, c + i, some, o + half * L, min_of(L, w.out_channels - o - half * L), taps);
-      transform_taps<kTaps>(taps, some, to + i * kPanel + half * L, stride, w, sizeof(T), c + i + 16,
+      transform_taps<S>(taps, some, to + i * kPanel + half * L, stride, w, sizeof(T), c + i + 16,
                             o + half * L);
     }
   }

@@ -1,7 +1,8 @@
 // How images are cut into tiles.
 //
-// A tile reads 6 x 6 inputs and covers 4 x 4 outputs of 3 x 3 taps or 2 x 2 outputs of 5 x 5; the last row
-// and column of tiles of an image cover what is left. Tiles are numbered by kind, so that the tiles that have
+// A tile reads 6 x 6 inputs and covers 4 x 4 outputs of 3 x 3 taps or 2 x 2 outputs of 5 x 5
+// (conv2d_winograd_schemes.h has stride 2, where what is cut is positions); the last row and column of tiles of an
+// image cover what is left. Tiles are numbered by kind, so that the tiles that have
 // a frequency are one range of numbers:
 //
 //   group            0                 1                 2                 3
@@ -14,7 +15,7 @@
 #pragma once
 
 #include "kernels/conv2d.h"
-#include "kernels/cpu/conv2d_winograd_points.h"
+#include "kernels/cpu/conv2d_winograd_schemes.h"
 
 namespace pydl::cpu::PYDL_ISA {
 
@@ -25,16 +26,16 @@ struct Image {
 };
 
 struct Tile {
-  int64_t n, y, x;    // image, and position of its first output
-  int rows, columns;  // outputs, 1 to kTile each
+  int64_t n, y, x;    // image, and its first position
+  int rows, columns;  // positions, 1 to kSide each
   int64_t run;        // how many tiles from this one on are adjacent in a row of the image and alike
 };
 
-template <int kTaps>
+template <class S>
 struct Tiles {
-  static constexpr int kSide = kTile<kTaps>, kHalo = kTaps - 1;
-  int64_t full_rows, full_columns, rows, columns;  // of tiles per image: those with all outputs, and all
-  int last_row, last_column;                       // outputs of the last
+  static constexpr int kSide = S::kSide;
+  int64_t full_rows, full_columns, rows, columns;  // of tiles per image: those with all positions, and all
+  int last_row, last_column;                       // positions of the last
   int64_t start[5];                                // first tile of each group, and the number of tiles
 
   Tiles(int64_t batch, int64_t height, int64_t width) {
@@ -70,7 +71,7 @@ struct Tiles {
 
   // The tiles of [begin, end) that have frequency (i, j), counted from begin.
   void range(int i, int j, int64_t begin, int64_t end, int64_t& first, int64_t& last) const {
-    const bool all_rows = i < last_row + kHalo, all_columns = j < last_column + kHalo;
+    const bool all_rows = S::has(i, last_row), all_columns = S::has(j, last_column);
     first = max_of(all_columns ? 0 : start[1], begin) - begin;
     last = min_of(all_columns ? (all_rows ? start[4] : start[2]) : (all_rows ? start[3] : start[2]), end) -
            begin;

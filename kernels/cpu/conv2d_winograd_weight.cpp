@@ -44,7 +44,7 @@ struct Transformed {
 
 template <int kTaps>
 struct Plan {
-  Tiles<kTaps> tiles;
+  Tiles<Dense<kTaps>> tiles;
   int64_t pass_tiles, passes;
   int64_t rows;  // input channels per task
   int64_t blocks, panels;
@@ -83,7 +83,7 @@ struct Plan {
 template <int kTaps, class T>
 void run_passes(const Conv2dParams& p, const Parallel& parallel) {
   const Plan<kTaps> plan(p);
-  const Tiles<kTaps>& tiles = plan.tiles;
+  const Tiles<Dense<kTaps>>& tiles = plan.tiles;
   const Image input = input_of(p), gradient = gradient_of(p);
   float *v = static_cast<float*>(p.scratch), *z = v + plan.v.floats, *d = z + plan.z.floats;
   // Long sums are sums of sums of 96 tiles, for their accuracy; short ones go without, and reach less far in
@@ -93,15 +93,15 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
   for (int64_t pass = 0; pass < plan.passes; ++pass) {
     const int64_t begin = pass * plan.pass_tiles, end = min_of(begin + plan.pass_tiles, tiles.count());
     // strips of a row where channels are not adjacent, a few tiles where they are
-    const int64_t some = max_of(4, min_of(kStripTiles<kTaps>, tiles.full_columns)),
+    const int64_t some = max_of(4, min_of(kStripTiles<Dense<kTaps>>, tiles.full_columns)),
                   groups = ceil_div(end - begin, some);
     run_tasks(parallel, 2 * groups, [&](int64_t task, int64_t) {
       const int64_t first = begin + task / 2 * some, last = min_of(first + some, end);
       if (task % 2)
-        transform_tiles<kTaps, T, true>(gradient, tiles, first, last, 0, 0, z + (first - begin) * plan.z.tile,
+        transform_tiles<Dense<kTaps>, T, true>(gradient, tiles, first, last, 0, 0, z + (first - begin) * plan.z.tile,
                                         plan.z.tile, plan.z.frequency);
       else
-        transform_tiles<kTaps, T, false>(input, tiles, first, last, p.pad_top, p.pad_left,
+        transform_tiles<Dense<kTaps>, T, false>(input, tiles, first, last, p.pad_top, p.pad_left,
                                          v + (first - begin) * plan.v.tile, plan.v.tile, plan.v.frequency);
     });
     run_tasks(parallel, plan.blocks * plan.panels, [&](int64_t task, int64_t worker) {

@@ -1,0 +1,91 @@
+// What a Winograd convolution does along one dimension.
+//
+// Dense: stride 1, F(m, r) as it stands. V has as many frequencies as U.
+//
+// Strided: stride 2 of 3 taps, by phases. Outputs y[o] = w0 x[2o] + w1 x[2o+1] + w2 x[2o+2] are a convolution of 2
+// taps over the even inputs, F(m, 2), plus w1 times the odd ones. With m = 4 that is 5 + 4 products for 4 outputs
+// instead of 12, in two dimensions 81 instead of 144. The frequencies are
+//
+//   V   0 to 4: the even inputs at five points     5 to 8: the odd inputs
+//   U   0 to 4: (w0, w2) at the points             5: w1, which all of V's 5 to 8 are multiplied with
+//
+// Spread: its input gradient, for odd padding. Position o has two pixels: w1 g[o], and w2 g[o] + w0 g[o+1], again
+// F(m, 2) and a product of its own.
+//
+// A scheme has
+//   kTaps; kSide: positions of a whole tile; kAlong: V's frequencies
+//   inputs(m): pixels that a tile of m positions reads; kStep, kSpread: pixels of the input and output per position
+//   has(i, m): whether a tile of m positions has frequency i of V; of_weights(i): U's frequency for it
+//   input<m>, output<m>, weights: the transforms of inputs(m) pixels, of m positions, of kTaps taps
+#pragma once
+
+#include "kernels/cpu/conv2d_winograd_points.h"
+
+namespace pydl::cpu::PYDL_ISA {
+
+template <int kTapCount>
+struct Dense {
+  static constexpr int kTaps = kTapCount, kSide = kTile<kTapCount>, kAlong = kPoints, kStep = 1, kSpread = 1;
+  static constexpr int inputs(int m) { return m + kTaps - 1; }
+  static constexpr bool has(int i, int m) { return i < inputs(m); }
+  static constexpr int of_weights(int i) { return i; }
+  template <int m>
+  static PYDL_INLINE void output(const vec<float>* products, vec<float>* y) {
+    transform_output_1d<kTaps, m>(products, y);
+  }
+  static PYDL_INLINE void weights(const vec<float>* g, vec<float>* u) { transform_weight_1d<kTaps>(g, u); }
+};
+
+// The two phases of stride 2.
+struct Phases {
+  static constexpr int kTaps = 3, kSide = 4, kEven = kSide + 1, kAlong = kEven + kSide;
+  static constexpr bool has(int i, int m) { return i < kEven ? i <= m : i - kEven < m; }
+  static constexpr int of_weights(int i) { return i < kEven ? i : kEven; }
+  static PYDL_INLINE void weights(const vec<float>* g, vec<float>* u) {
+    const vec<float> outer[2] = {g[0], g[2]};
+    evaluate_1d<kEven, 2>(kTable.scaled, outer, u);
+    u[kEven] = g[1];
+  }
+};
+static_assert(Phases::of_weights(Phases::kAlong - 1) < kPoints);
+struct Strided : Phases {
+  static constexpr int kStep = 2, kSpread = 1;
+  static constexpr int inputs(int m) { return 2 * m + 1; }
+  template <int m>
+  static PYDL_INLINE void input(const vec<float>* d, vec<float>* v) {
+    vec<float> even[m + 1];
+#pragma GCC unroll 5
+    for (int k = 0; k <= m; ++k) even[k] = d[2 * k];
+    transform_input_1d<m + 1>(even, v);
+#pragma GCC unroll 4
+    for (int k = 0; k < m; ++k) v[kEven + k] = d[2 * k + 1];
+  }
+  template <int m>
+  static PYDL_INLINE void output(const vec<float>* products, vec<float>* y) {
+    interpolate_1d<m + 1, m>(kTable.power, products, y);
+#pragma GCC unroll 4
+    for (int k = 0; k < m; ++k) y[k] += products[kEven + k];
+  }
+};
+struct Spread : Phases {
+  static constexpr int kStep = 1, kSpread = 2;
+  static constexpr int inputs(int m) { return m + 1; }
+  template <int m>
+  static PYDL_INLINE void input(const vec<float>* d, vec<float>* v) {
+    transform_input_1d<m + 1>(d, v);
+#pragma GCC unroll 4
+    for (int k = 0; k < m; ++k) v[kEven + k] = d[k];
+  }
+  template <int m>
+  static PYDL_INLINE void output(const vec<float>* products, vec<float>* y) {
+    vec<float> even[m];
+    interpolate_1d<m + 1, m>(kTable.power, products, even);
+#pragma GCC unroll 4
+    for (int k = 0; k < m; ++k) {
+      y[2 * k] = products[kEven + k];
+      y[2 * k + 1] = even[k];
+    }
+  }
+};
+
+}  // namespace pydl::cpu::PYDL_ISA

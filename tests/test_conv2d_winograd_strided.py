@@ -1,0 +1,125 @@
+"""Winograd convolution of stride 2 by phases, forced, against torch in float64; the weight gradient goes elsewhere."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_conv2d_winograd import assert_near, gradients
+from testing import assert_close
+
+from pydl.functional import conv2d
+
+pytestmark = pytest.mark.cpu_kernels
+
+# (N, C, H, W, O, padding): a tile is 4x4 outputs, in the input gradient 8x8 pixels. Each shape says why it is there.
+SHAPES = {
+    "one number": (1, 1, 1, 1, 1, 1),
+    "one output": (1, 7, 3, 3, 2, 0),
+    "last row 1, last column 3": (2, 3, 9, 14, 5, 1),
+    "last row 2, last column 1, odd size": (2, 17, 11, 17, 33, 1),
+    "last row 3": (1, 16, 6, 16, 16, 1),
+    "whole tiles": (2, 16, 16, 16, 32, 1),
+    "no padding: the input gradient goes elsewhere": (1, 5, 9, 13, 4, 0),
+    "padding 2": (1, 8, 12, 13, 9, 2),
+    "padding 3: outputs of padding alone": (2, 20, 12, 11, 32, 3),
+    "one channel": (2, 1, 9, 10, 3, 1),
+    "a row wider than a strip": (1, 5, 6, 150, 7, 1),
+    "more tiles than a block": (3, 20, 58, 57, 24, 1),
+    "weights transformed last, three parts of the sum": (2, 260, 13, 12, 90, 1),
+    "empty batch": (0, 3, 8, 8, 4, 1),
+}
+
+
+@pytest.fixture(autouse=True)
+def _forced(monkeypatch):
+    monkeypatch.setenv("PYDL_CONV2D_ALGO", "winograd")
+
+
+def make(name, channels_last, dtype=torch.float32):
+    """input, weight, bias, gradient of the output and the padding of a shape."""
+    n, c, h, w, o, padding = SHAPES[name]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    g = torch.randn(n, o, (h + 2 * padding - 3) // 2 + 1, (w + 2 * padding - 3) // 2 + 1)
+    x, weight = torch.randn(n, c, h, w), torch.randn(o, c, 3, 3) * (9 * c) ** -0.5
+    x, weight, g = (t.to(dtype).contiguous(memory_format=layout) for t in (x, weight, g))
+    return x, weight, torch.randn(o).to(dtype), g, padding
+
+
+def exact(x, weight, bias, g, padding):
+    return gradients(F.conv2d, x.double(), weight.double(), bias.double(), g.double(), padding, stride=2)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_three_passes(device, name, channels_last):
+    case = make(name, channels_last)
+    for actual, expected in zip(gradients(conv2d, *case, stride=2), exact(*case), strict=True):
+        assert_near(actual, expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_bfloat16(device, channels_last):
+    case = make("last row 2, last column 1, odd size", channels_last, torch.bfloat16)
+    for actual, expected in zip(gradients(conv2d, *case, stride=2), exact(*case), strict=True):
+        assert_near(actual, expected)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_bias_and_activation(device, activation):
+    x, weight, bias, _, padding = make("last row 1, last column 3", True)
+    bias[0], bias[1] = float("nan"), float("inf")
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), stride=2, padding=padding)
+    actual = conv2d(x, weight, bias, stride=2, padding=padding, activation=activation)
+    assert_close(actual, getattr(torch, activation)(expected), scale=4.0)
+
+
+def test_strided_and_expanded_tensors(device):
+    _, weight, bias, g, padding = make("whole tiles", False)
+    wide = torch.randn(2, 16, 32, 48)[:, :, ::2, ::3]  # neither channels nor columns are adjacent
+    case = (wide, weight.transpose(2, 3), bias, g[:1, :, :1, :1].expand_as(g), padding)
+    for actual, expected in zip(gradients(conv2d, *case, stride=2), exact(*case), strict=True):
+        assert_near(actual, expected)
+
+
+def test_unequal_padding(device):
+    x, weight, bias, _, _ = make("last row 1, last column 3", False)
+    for padding in [(1, 3), (0, 1), (3, 2)]:
+        case = (x, weight, bias)
+        y = F.conv2d(*(t.double() for t in case), stride=2, padding=padding)
+        g = torch.randn_like(y)
+        expected = gradients(F.conv2d, *(t.double() for t in case), g, padding, stride=2)
+        actual = gradients(conv2d, *case, g.float(), padding, stride=2)
+        for one, other in zip(actual, expected, strict=True):
+            assert_near(one, other)
+
+
+@pytest.mark.parametrize("name", ["more tiles than a block", "weights transformed last, three parts of the sum"])
+def test_result_does_not_depend_on_the_number_of_threads(name):
+    case = make(name, False)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(gradients(conv2d, *case, stride=2))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            assert torch.equal(one, same)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["normal", "after relu"])
+@pytest.mark.parametrize("n, c, o, size", [(2, 16, 16, 28), (2, 64, 128, 28), (4, 256, 32, 14)])
+def test_as_accurate_as_a_direct_convolution(n, c, o, size, relu):
+    """The largest error over the rms of the result: forward as for stride 1 (test_conv2d_winograd.py).
+
+    Of the input gradient's pixels a quarter sum four taps and are 4/3 times as large as the rms of all; 6.0e-6 was the
+    largest error of eight runs, where torch had 1.1e-6 to 3.6e-6.
+    """
+    x = torch.randn(n, c, size, size)
+    case = x.relu() if relu else x, torch.randn(o, c, 3, 3) * (9 * c) ** -0.5, torch.zeros(o)
+    g = torch.randn(n, o, size // 2, size // 2)
+    truth, actual = exact(*case, g, 1), gradients(conv2d, *case, g, 1, stride=2)
+    for i, (name, bound) in enumerate([("forward", 4.5e-6), ("input gradient", 7.5e-6)]):
+        error = ((actual[i].double() - truth[i]).abs().max() / truth[i].pow(2).mean().sqrt()).item()
+        assert error <= bound, f"{name}: {error:.1e}"
