@@ -193,8 +193,8 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
                p.out_channels, "), got ", shape_of(*bias));
   }
   if (by_way_of_float(input))
-    return rounded(forward(widened(input), widened(weight), bias ? std::optional(widened(*bias)) : bias, stride,
-                           padding, dilation, groups, activation, channels_last));
+    return rounded(forward(widened(input), widened(weight), bias ? std::optional(widened(*bias)) : bias,
+                           stride, padding, dilation, groups, activation, channels_last));
   Tensor output = empty_format(input, {p.batch, p.out_channels, p.out_height, p.out_width}, channels_last);
   if (output.numel() == 0) return output;
   std::optional<Tensor> dense_bias;  // the kernels read it as contiguous; it is small
@@ -219,8 +219,8 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, const Siz
   check_same("weight", weight, "grad_output", grad_output);
   check_gradient(grad_output, p);
   if (by_way_of_float(grad_output))
-    return rounded(backward_input(widened(grad_output), widened(weight), input_size, stride, padding, dilation,
-                                  groups, channels_last));
+    return rounded(backward_input(widened(grad_output), widened(weight), input_size, stride, padding,
+                                  dilation, groups, channels_last));
   Tensor grad_input = empty_format(grad_output, input_size, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   p.input = grad_input.mutable_data_ptr();
@@ -243,8 +243,8 @@ Tensor backward_weight(const Tensor& grad_output, const Tensor& input, const Siz
   check_same("input", input, "grad_output", grad_output);
   check_gradient(grad_output, p);
   if (by_way_of_float(grad_output))
-    return rounded(backward_weight(widened(grad_output), widened(input), weight_size, stride, padding, dilation,
-                                   groups, channels_last));
+    return rounded(backward_weight(widened(grad_output), widened(input), weight_size, stride, padding,
+                                   dilation, groups, channels_last));
   Tensor grad_weight = empty_format(grad_output, weight_size, channels_last);
   if (grad_weight.numel() == 0) return grad_weight;
   p.input = const_cast<void*>(input.const_data_ptr());

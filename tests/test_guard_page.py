@@ -51,7 +51,9 @@ def test_cross_entropy(device, classes, dtype):
 
 @pytest.mark.parametrize("size", [1, 2, 5, 17])
 @pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 1), (3, 2), (5, 1)])
-def test_conv2d(device, kernel, stride, size):
+@pytest.mark.parametrize("algorithm", ["auto", "winograd"])
+def test_conv2d(device, kernel, stride, size, algorithm, monkeypatch):
+    monkeypatch.setenv("PYDL_CONV2D_ALGO", algorithm)
     options = {"stride": stride, "padding": kernel // 2}
     for channels in (1, 3, 20):
         x, weight = torch.randn(3, channels, size, size), torch.randn(18, channels, kernel, kernel) / kernel

@@ -79,7 +79,8 @@ __attribute__((noinline)) static AffineGradient<A> affine_gradient_at(const Batc
 
 // Sums over gz and gz * (x - shift) become those of the contract.
 template <class A>
-__attribute__((noinline)) static void finish_gradient_sums(const BatchNormParams& p, int64_t c, double sum, double sum_shifted) {
+__attribute__((noinline)) static void finish_gradient_sums(const BatchNormParams& p, int64_t c, double sum,
+                                                           double sum_shifted) {
   const double lost = p.mean[c] - static_cast<double>(static_cast<A>(p.mean[c]));
   p.sum_grad[c] = sum;
   p.sum_grad_xhat[c] = (sum_shifted - lost * sum) * invstd_at(p, c);
@@ -88,7 +89,8 @@ __attribute__((noinline)) static void finish_gradient_sums(const BatchNormParams
 }
 
 // m2 is the sum of squared deviations from the mean.
-__attribute__((noinline, unused)) static void finish_moments(const BatchNormParams& p, int64_t c, double mean, double m2) {
+__attribute__((noinline, unused)) static void finish_moments(const BatchNormParams& p, int64_t c, double mean,
+                                                             double m2) {
   const double n = static_cast<double>(p.batch * p.spatial), k = p.momentum;
   p.mean[c] = mean;
   p.var[c] = m2 / n;
@@ -103,7 +105,8 @@ __attribute__((noinline, unused)) static void finish_moments(const BatchNormPara
 // the compiler turns into vectors. One by one, the square roots and divisions of 120 channels take as long as
 // the other work of a (256, 120) input.
 
-__attribute__((noinline, unused)) static void widen_params(const BatchNormParams& p, const void* data, double absent, double* to) {
+__attribute__((noinline, unused)) static void widen_params(const BatchNormParams& p, const void* data,
+                                                           double absent, double* to) {
   if (data && p.param_dtype == DType::f32) {
     for (int64_t c = 0; c < p.channels; ++c) to[c] = static_cast<double>(static_cast<const float*>(data)[c]);
   } else {
@@ -111,7 +114,8 @@ __attribute__((noinline, unused)) static void widen_params(const BatchNormParams
   }
 }
 
-__attribute__((noinline, unused)) static void narrow_params(const BatchNormParams& p, const double* from, void* data) {
+__attribute__((noinline, unused)) static void narrow_params(const BatchNormParams& p, const double* from,
+                                                            void* data) {
   if (data && p.param_dtype == DType::f32) {
     for (int64_t c = 0; c < p.channels; ++c) static_cast<float*>(data)[c] = static_cast<float>(from[c]);
   } else {

@@ -75,7 +75,8 @@ struct Coefficients {
     repeat(scale, p.channels, k.width);
     repeat(offset, p.channels, k.width);
   }
-  __attribute__((noinline)) void fill_gradient(const BatchNormParams& p, const Columns& k, const Scratch& scratch) {
+  __attribute__((noinline)) void fill_gradient(const BatchNormParams& p, const Columns& k,
+                                               const Scratch& scratch) {
     if (!p.training) return;
     affine_gradient_of_channels(p, scratch.first, slope, constant);
     repeat(slope, p.channels, k.width);

@@ -61,7 +61,8 @@ PYDL_INLINE vec<A> normalise(vec<A> x, const Affine<A>& f) {
 }
 
 // Stores of one run: parts of vectors at both ends, then whole vectors from its end, which may still be in
-// the cache. Where the output leaves the cache they are non-temporal, so that they begin at a vector's boundary.
+// the cache. Where the output leaves the cache they are non-temporal, so that they begin at a vector's
+// boundary.
 template <class T, class F>
 PYDL_INLINE void store_run(T* y, int64_t n, bool past_cache, const F& value) {
   using A = acc_t<T>;

@@ -66,7 +66,8 @@ GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& bl
 
 template <BatchNormGradient kGradient, class T>
 PYDL_INLINE void gradient_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin, int64_t length,
-                              const Affine<acc_t<T>>& affine, const AffineGradient<acc_t<T>>& affine_gradient) {
+                              const Affine<acc_t<T>>& affine,
+                              const AffineGradient<acc_t<T>>& affine_gradient) {
   using A = acc_t<T>;
   const T* x = run_of<const T>(p.input, n, c) + begin;
   const T* g = run_of<const T>(p.grad_output, n, c) + begin;
@@ -94,8 +95,9 @@ PYDL_INLINE void gradient_run(const BatchNormParams& p, int64_t n, int64_t c, in
 
 // Runs [first, last) of a channel from the last, which is still in the cache.
 template <BatchNormGradient kGradient, class T>
-void gradient_runs(const BatchNormParams& p, int64_t c, int64_t first, int64_t last, int64_t begin, int64_t length,
-                   const Affine<acc_t<T>>& affine, const AffineGradient<acc_t<T>>& affine_gradient) {
+void gradient_runs(const BatchNormParams& p, int64_t c, int64_t first, int64_t last, int64_t begin,
+                   int64_t length, const Affine<acc_t<T>>& affine,
+                   const AffineGradient<acc_t<T>>& affine_gradient) {
   for (int64_t n = last; n-- > first;)
     gradient_run<kGradient, T>(p, n, c, begin, length, affine, affine_gradient);
 }

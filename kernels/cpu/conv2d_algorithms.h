@@ -12,8 +12,9 @@
 
 namespace pydl::cpu::PYDL_ISA {
 
-// Calls body(T{}) with the storage type of a dtype: what networks are trained in, for every algorithm, and float64,
-// which is for checks more than for speed, for implicit GEMM. float16 arrives as float32 (csrc/conv2d.cpp).
+// Calls body(T{}) with the storage type of a dtype: what networks are trained in, for every algorithm, and
+// float64, which is for checks more than for speed, for implicit GEMM. float16 arrives as float32
+// (csrc/conv2d.cpp).
 template <class F>
 static inline void dispatch_trained(DType dtype, F&& body) {
   switch (dtype) {
@@ -60,7 +61,7 @@ void conv2d_depthwise_forward(const Conv2dParams& params, const Parallel& parall
 void conv2d_depthwise_backward_input(const Conv2dParams& params, const Parallel& parallel);
 void conv2d_depthwise_backward_weight(const Conv2dParams& params, const Parallel& parallel);
 
-// Winograd's minimal filtering for 3x3 kernels of stride 1 (kernels/cpu/conv2d_winograd*.cpp).
+// Winograd's minimal filtering for 3x3 and 5x5 kernels, and by phases for 3x3 of stride 2.
 bool conv2d_winograd_supported(const Conv2dParams& params, Conv2dPass pass);
 bool conv2d_winograd_worthwhile(const Conv2dParams& params, Conv2dPass pass);  // measured to be the quickest
 int64_t conv2d_winograd_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);

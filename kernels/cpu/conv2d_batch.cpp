@@ -199,7 +199,7 @@ bool conv2d_batch_supported(const Conv2dParams& p, Conv2dPass pass) { return dir
 int64_t conv2d_batch_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
   dispatch_trained(p.dtype,
-                 [&](auto type) { bytes = batch_bytes(direct_problem<decltype(type)>(p, pass), threads); });
+                   [&](auto type) { bytes = batch_bytes(direct_problem<decltype(type)>(p, pass), threads); });
   return bytes;
 }
 

@@ -227,13 +227,13 @@ bool conv2d_rows_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
 int64_t conv2d_rows_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
   dispatch_trained(p.dtype,
-                 [&](auto type) { bytes = rows_bytes(direct_problem<decltype(type)>(p, pass), threads); });
+                   [&](auto type) { bytes = rows_bytes(direct_problem<decltype(type)>(p, pass), threads); });
   return bytes;
 }
 
 void conv2d_rows(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  dispatch_trained(p.dtype,
-                 [&](auto type) { run_rows(direct_problem<decltype(type)>(p, pass), p.scratch, parallel); });
+  dispatch_trained(
+      p.dtype, [&](auto type) { run_rows(direct_problem<decltype(type)>(p, pass), p.scratch, parallel); });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -35,9 +35,9 @@ Image channels_of(const Image& image, int64_t first, int64_t count) {
   return part;
 }
 
-template <int kTaps>
+template <class S>
 struct ChunkPlan {
-  Tiles<Dense<kTaps>> tiles;
+  Tiles<S> tiles;
   int64_t rows, columns;  // channels of a block: of the input and of the output
   int64_t row_blocks, column_blocks, panels;
   int64_t chunks, chunk_tiles, step;           // tiles of a chunk, and those transformed at a time
@@ -56,8 +56,8 @@ struct ChunkPlan {
     d_floats = piece(kFrequencies * d_stride);
     v_frequency = ceil_div(rows, 16) * 16;
     z_frequency = min_of(columns, ceil_div(p.out_channels, 16) * 16);
-    v_tile = (kFrequencies + 1) * v_frequency;  // rows of one frequency spread over the cache sets
-    z_tile = (kFrequencies + 1) * z_frequency;
+    v_tile = (kProducts<S> + 1) * v_frequency;  // rows of one frequency spread over the cache sets
+    z_tile = (kProducts<S> + 1) * z_frequency;
     // more chunks: shorter sums, work for more threads, more to combine
     const int64_t most = max_of(1, min_of(ceil_div(kTasks, row_blocks * column_blocks), tiles.count() / 64));
     chunk_tiles = max_of(1, ceil_div(ceil_div(tiles.count(), most), kPart) * kPart);
@@ -77,9 +77,9 @@ struct ChunkPlan {
   static constexpr int64_t kBlockFloats = 768 << 10 >> 2;  // 768 KB of D, V and Z
 };
 
-template <int kTaps, class T>
-void run_chunks(const Conv2dParams& p, const ChunkPlan<kTaps>& plan, const Parallel& parallel) {
-  const Tiles<Dense<kTaps>>& tiles = plan.tiles;
+template <class S, class T>
+void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel& parallel) {
+  const Tiles<S>& tiles = plan.tiles;
   const Image input = input_of(p), gradient = gradient_of(p);
   float *own = static_cast<float*>(p.scratch), *d = own + parallel.threads * plan.own;
   const int64_t blocks = plan.row_blocks * plan.column_blocks;
@@ -96,20 +96,20 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<kTaps>& plan, const Paral
     const Ahead ahead{plan.v_frequency, plan.z_frequency};
     for (int64_t begin = chunk_begin; begin == chunk_begin || begin < chunk_end; begin += plan.step) {
       const int64_t end = min_of(begin + plan.step, chunk_end);
-      transform_tiles<Dense<kTaps>, T, false>(in, tiles, begin, end, p.pad_top, p.pad_left, v, plan.v_tile,
-                                       plan.v_frequency);
-      transform_tiles<Dense<kTaps>, T, true>(out, tiles, begin, end, 0, 0, z, plan.z_tile, plan.z_frequency);
-      for (int f = 0; f < kFrequencies; ++f) {
+      transform_tiles<S, T, false>(in, tiles, begin, end, p.pad_top, p.pad_left, v, plan.v_tile,
+                                   plan.v_frequency);
+      transform_tiles<S, T, true>(out, tiles, begin, end, 0, 0, z, plan.z_tile, plan.z_frequency);
+      for (int f = 0; f < kProducts<S>; ++f) {
+        const int i = f / S::kAlong, j = f % S::kAlong;
+        const bool goes_on = begin > chunk_begin || !is_first_of_weights<S>(i, j);
         int64_t first, last;
-        tiles.range(f / kPoints, f % kPoints, begin, end, first, last);
-        for (int64_t j = 0; j < columns; j += kPanel) {
-          float* to = sum + j / kPanel * plan.d_floats + f * plan.d_stride;
-          if (begin == chunk_begin && first >= last)
-            memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
-          gemm<Rows::adjacent>(rows, columns - j, last - first,
-                               v + first * plan.v_tile + f * plan.v_frequency, plan.v_tile,
-                               z + first * plan.z_tile + f * plan.z_frequency + j, plan.z_tile, to, kPanel,
-                               begin > chunk_begin, ahead);
+        tiles.range(i, j, begin, end, first, last);
+        for (int64_t at = 0; at < columns; at += kPanel) {
+          float* to = sum + at / kPanel * plan.d_floats + weight_frequency<S>(i, j) * plan.d_stride;
+          if (!goes_on && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
+          gemm<Rows::adjacent>(
+              rows, columns - at, last - first, v + first * plan.v_tile + f * plan.v_frequency, plan.v_tile,
+              z + first * plan.z_tile + f * plan.z_frequency + at, plan.z_tile, to, kPanel, goes_on, ahead);
         }
       }
     }
@@ -133,7 +133,7 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<kTaps>& plan, const Paral
         }
         store(to, total + lost);
       }
-    gather_weights<kTaps, T>(p, plan.d_stride, c, rows, block % plan.panels * kPanel, sum);
+    gather_weights<S, T>(p, plan.d_stride, c, rows, block % plan.panels * kPanel, sum);
   });
 }
 

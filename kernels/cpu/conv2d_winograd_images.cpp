@@ -1,7 +1,7 @@
 // From images to transformed tiles, for the three passes of Winograd convolution.
 #include "kernels/cpu/conv2d_winograd_images.h"
 
-#include "kernels/cpu/conv2d_winograd_transforms.h"
+#include "kernels/cpu/conv2d_winograd_phases.h"
 #include "kernels/cpu/simd_transpose.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -48,16 +48,17 @@ void load_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t
 template <class S, class T, bool kGradient>
 void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t pad_y,
                      int64_t pad_x, float* to, int64_t tile_stride, int64_t frequency_stride) {
-  constexpr int L = lanes<float>, kReach = S::inputs(S::kSide), kNext = S::kSide * S::kStep;
+  constexpr int L = lanes<float>, kStep = kGradient ? 1 : S::kStep;
+  constexpr int kReach = S::inputs(S::kSide), kNext = S::kSide * kStep;
   auto read = [](int positions) { return kGradient ? positions : S::inputs(positions); };
   alignas(64) float strip[kStripFloats<S>];
   for (int64_t index = begin; index < end;) {
     const Tile tile = tiles[index];
-    const int64_t y = tile.y * S::kStep - pad_y, height = read(tile.rows);
+    const int64_t y = tile.y * kStep - pad_y, height = read(tile.rows);
     const int64_t all = min_of(tile.run, end - index);
     for (int64_t done = 0, run; done < all; done += run) {
       float* row = to + (index + done - begin) * tile_stride;
-      const int64_t x = (tile.x + done * S::kSide) * S::kStep - pad_x;
+      const int64_t x = (tile.x + done * S::kSide) * kStep - pad_x;
       run = min_of(all - done, image.channel == 1 ? 1 : kStripTiles<S>);
       const int64_t width = (run - 1) * kNext + read(tile.columns);
       const T* from =
@@ -71,8 +72,8 @@ void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, i
         if (image.channel == 1 && count == L) {
           const float* next = c + L < image.channels ? v + L : row + tile_stride;
           if constexpr (kGradient) {
-            transform_gradient<S::kTaps>(from + c, image.row, image.column, tile.rows, tile.columns, v,
-                                      frequency_stride, next);
+            transform_gradient(S{}, from + c, image.row, image.column, tile.rows, tile.columns, v,
+                               frequency_stride, next);
           } else {
             for (int64_t i = 0; i < kReach; ++i) {
               const bool inside = i < height && y + i >= 0 && y + i < image.height;
@@ -90,8 +91,8 @@ void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, i
         for (int64_t t = 0; t < run; ++t, v += tile_stride) {
           const float* pixels = strip + t * kNext * L;
           if constexpr (kGradient) {
-            transform_gradient<S::kTaps>(pixels, width * L, L, tile.rows, tile.columns, v, frequency_stride,
-                                      v + tile_stride);
+            transform_gradient(S{}, pixels, width * L, L, tile.rows, tile.columns, v, frequency_stride,
+                               v + tile_stride);
           } else {
             Window<float, kReach> within{{}, {}, 0, read(tile.columns)};
             for (int64_t i = 0; i < kReach; ++i) {
@@ -107,20 +108,22 @@ void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, i
   }
 }
 
-#define PYDL_TRANSFORM_TILES(S, T, gradient)                                                                  \
-  template void transform_tiles<S, T, gradient>(const Image&, const Tiles<S>&, int64_t, int64_t, int64_t, int64_t, \
-                                                float*, int64_t, int64_t);
+#define PYDL_TRANSFORM_TILES(S, T, gradient)                                                              \
+  template void transform_tiles<S, T, gradient>(const Image&, const Tiles<S>&, int64_t, int64_t, int64_t, \
+                                                int64_t, float*, int64_t, int64_t);
 PYDL_TRANSFORM_TILES(Dense<3>, float, false)
 PYDL_TRANSFORM_TILES(Dense<3>, float, true)
 PYDL_TRANSFORM_TILES(Dense<5>, float, false)
 PYDL_TRANSFORM_TILES(Dense<5>, float, true)
 PYDL_TRANSFORM_TILES(Strided, float, false)
+PYDL_TRANSFORM_TILES(Strided, float, true)
 PYDL_TRANSFORM_TILES(Spread, float, false)
 PYDL_TRANSFORM_TILES(Dense<3>, bf16, false)
 PYDL_TRANSFORM_TILES(Dense<3>, bf16, true)
 PYDL_TRANSFORM_TILES(Dense<5>, bf16, false)
 PYDL_TRANSFORM_TILES(Dense<5>, bf16, true)
 PYDL_TRANSFORM_TILES(Strided, bf16, false)
+PYDL_TRANSFORM_TILES(Strided, bf16, true)
 PYDL_TRANSFORM_TILES(Spread, bf16, false)
 
 }  // namespace pydl::cpu::PYDL_ISA

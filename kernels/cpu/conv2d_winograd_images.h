@@ -10,15 +10,15 @@
 namespace pydl::cpu::PYDL_ISA {
 
 constexpr int kStripColumns = 58;  // widest strip: 6 x 58 pixels of a vector of channels, 22 KB
-template <class S>  // tiles of a strip, of either side
+template <class S>                 // tiles of a strip, of either side
 constexpr int kStripTiles = (kStripColumns - S::inputs(S::kSide) + S::kSide * S::kStep) /
                             (S::kSide * (S::kStep > S::kSpread ? S::kStep : S::kSpread));
 template <class S>
 constexpr int kStripFloats = S::inputs(S::kSide) * kStripColumns * lanes<float>;
 
 // Transforms tiles [begin, end), all channels, into to[tile - begin][frequency][channel]. kGradient: the
-// tile's own pixels by G (weight gradient) instead of its inputs by B^T. Frequencies are S::kAlong to a row. In conv2d_winograd_images.cpp for all
-// that there are, which the passes share.
+// tile's own pixels by G (weight gradient) instead of its inputs by B^T. Frequencies are S::kAlong to a row.
+// In conv2d_winograd_images.cpp for all that there are, which the passes share.
 template <class S, class T, bool kGradient>
 void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t pad_y,
                      int64_t pad_x, float* to, int64_t tile_stride, int64_t frequency_stride);

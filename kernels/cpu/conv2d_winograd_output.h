@@ -4,15 +4,15 @@
 
 #include "kernels/cpu/conv2d_winograd_gemm.h"
 #include "kernels/cpu/conv2d_winograd_images.h"
-#include "kernels/cpu/conv2d_winograd_transforms.h"
+#include "kernels/cpu/conv2d_winograd_phases.h"
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/simd_transpose.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-// rows x columns pixels from (y, x) on of image n, channels [c, c + count), out of strip[row][column][lanes], whose
-// rows are `width` long.
+// rows x columns pixels from (y, x) on of image n, channels [c, c + count), out of strip[row][column][lanes],
+// whose rows are `width` long.
 template <class T>
 void store_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t y, int64_t x, int64_t rows,
                  int64_t columns, const float* strip, int64_t width) {
@@ -68,7 +68,8 @@ void finish(const Image& out, const void* bias_data, Activation activation, cons
     const int64_t y = tile.y * S::kSpread, x = tile.x * S::kSpread;
     const int64_t width = (run - 1) * kNext + tile.columns * S::kSpread;
     // of two pixels of the last position the second may lie outside
-    const int64_t rows = min_of(tile.rows * S::kSpread, out.height - y), columns = min_of(width, out.width - x);
+    const int64_t rows = min_of(tile.rows * S::kSpread, out.height - y),
+                  columns = min_of(width, out.width - x);
     const bool whole = rows == tile.rows * S::kSpread && columns == width;
     for (int64_t c = o; c < channels_end; c += L) {
       const int64_t count = min_of(L, channels_end - c);
@@ -80,8 +81,8 @@ void finish(const Image& out, const void* bias_data, Activation activation, cons
         continue;
       }
       for (int64_t t = 0; t < run; ++t)
-        put_tile<S>(from + t * kTileFloats, tile.rows, tile.columns, strip + t * kNext * L, width * L, L, bias,
-                    activation);
+        put_tile<S>(from + t * kTileFloats, tile.rows, tile.columns, strip + t * kNext * L, width * L, L,
+                    bias, activation);
       store_strip<T>(out, tile.n, c, count, y, x, rows, columns, strip, width);
     }
     index += run;

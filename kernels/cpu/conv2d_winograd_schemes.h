@@ -2,26 +2,42 @@
 //
 // Dense: stride 1, F(m, r) as it stands. V has as many frequencies as U.
 //
-// Strided: stride 2 of 3 taps, by phases. Outputs y[o] = w0 x[2o] + w1 x[2o+1] + w2 x[2o+2] are a convolution of 2
-// taps over the even inputs, F(m, 2), plus w1 times the odd ones. With m = 4 that is 5 + 4 products for 4 outputs
-// instead of 12, in two dimensions 81 instead of 144. The frequencies are
+// Strided: stride 2 of 3 taps, by phases. Outputs y[o] = w0 x[2o] + w1 x[2o+1] + w2 x[2o+2] are a convolution
+// of 2 taps over the even inputs, F(m, 2), plus w1 times the odd ones. With m = 4 that is 5 + 4 products for
+// 4 outputs instead of 12, in two dimensions 81 instead of 144. The frequencies are
 //
 //   V   0 to 4: the even inputs at five points     5 to 8: the odd inputs
 //   U   0 to 4: (w0, w2) at the points             5: w1, which all of V's 5 to 8 are multiplied with
 //
-// Spread: its input gradient, for odd padding. Position o has two pixels: w1 g[o], and w2 g[o] + w0 g[o+1], again
-// F(m, 2) and a product of its own.
+// Spread: its input gradient, for odd padding. Position o has two pixels: w1 g[o], and w2 g[o] + w0 g[o+1],
+// again F(m, 2) and a product of its own.
 //
 // A scheme has
 //   kTaps; kSide: positions of a whole tile; kAlong: V's frequencies
-//   inputs(m): pixels that a tile of m positions reads; kStep, kSpread: pixels of the input and output per position
-//   has(i, m): whether a tile of m positions has frequency i of V; of_weights(i): U's frequency for it
-//   input<m>, output<m>, weights: the transforms of inputs(m) pixels, of m positions, of kTaps taps
+//   inputs(m): pixels that a tile of m positions reads; kStep, kSpread: pixels of the input and output per
+//   position has(i, m): whether a tile of m positions has frequency i of V; of_weights(i): U's frequency for
+//   it input<m>, output<m>, weights: the transforms of inputs(m) pixels, of m positions, of kTaps taps
+//   gradient<m>, taps: of the weight gradient, of m outputs' gradients and back to kTaps taps; Spread has
+//   none
 #pragma once
 
 #include "kernels/cpu/conv2d_winograd_points.h"
 
 namespace pydl::cpu::PYDL_ISA {
+
+// V's frequencies in two dimensions.
+template <class S>
+constexpr int kProducts = S::kAlong * S::kAlong;
+// The frequency of the weights, of kFrequencies, that frequency (i, j) of V goes with, and whether (i, j) is
+// the first that does.
+template <class S>
+constexpr int weight_frequency(int i, int j) {
+  return S::of_weights(i) * kPoints + S::of_weights(j);
+}
+template <class S>
+constexpr bool is_first_of_weights(int i, int j) {
+  return S::of_weights(i) == i && S::of_weights(j) == j;
+}
 
 template <int kTapCount>
 struct Dense {
@@ -34,6 +50,9 @@ struct Dense {
     transform_output_1d<kTaps, m>(products, y);
   }
   static PYDL_INLINE void weights(const vec<float>* g, vec<float>* u) { transform_weight_1d<kTaps>(g, u); }
+  static PYDL_INLINE void taps(const vec<float>* d, vec<float>* w) {
+    transform_weight_gradient_1d<kTaps>(d, w);
+  }
 };
 
 // The two phases of stride 2.
@@ -65,6 +84,19 @@ struct Strided : Phases {
     interpolate_1d<m + 1, m>(kTable.power, products, y);
 #pragma GCC unroll 4
     for (int k = 0; k < m; ++k) y[k] += products[kEven + k];
+  }
+  template <int m>
+  static PYDL_INLINE void gradient(const vec<float>* g, vec<float>* z) {
+    evaluate_1d<m + 1, m>(kTable.power, g, z);
+#pragma GCC unroll 4
+    for (int k = 0; k < m; ++k) z[kEven + k] = g[k];
+  }
+  static PYDL_INLINE void taps(const vec<float>* d, vec<float>* w) {
+    vec<float> outer[2];
+    interpolate_1d<kEven, 2>(kTable.scaled, d, outer);
+    w[0] = outer[0];
+    w[1] = d[kEven];
+    w[2] = outer[1];
   }
 };
 struct Spread : Phases {

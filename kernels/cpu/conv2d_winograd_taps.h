@@ -108,15 +108,15 @@ void transform_weights(const Weights& w, int64_t c, int64_t count, int64_t o, fl
     for (int half = 0; half < 2 && o + half * L < w.out_channels; ++half) {
       load_taps<kTaps, T>(w, c + i, some, o + half * L, min_of(L, w.out_channels - o - half * L), taps);
       transform_taps<S>(taps, some, to + i * kPanel + half * L, stride, w, sizeof(T), c + i + 16,
-                            o + half * L);
+                        o + half * L);
     }
   }
 }
 
 // The taps of `count` input channels, at most 16, and a vector of output channels: A^T D A.
-template <int kTaps>
+template <class S>
 __attribute__((noinline)) void transform_back(const float* d, int64_t stride, int64_t count, float* taps) {
-  constexpr int L = lanes<float>, kAll = kTaps * kTaps;
+  constexpr int L = lanes<float>, kTaps = S::kTaps, kAll = kTaps * kTaps;
   for (int64_t k = 0; k < count; ++k) {
     const float* from = d + k * kPanel;
     vec<float> column[kPoints][kTaps];
@@ -129,14 +129,14 @@ __attribute__((noinline)) void transform_back(const float* d, int64_t stride, in
         m[r] = load(at);
         prefetch(at + 2 * kPanel);  // 36 streams are more than the hardware follows
       }
-      transform_weight_gradient_1d<kTaps>(m, column[q]);
+      S::taps(m, column[q]);
     }
 #pragma GCC unroll 5
     for (int r = 0; r < kTaps; ++r) {
       vec<float> m[kPoints], w[kTaps];
 #pragma GCC unroll 6
       for (int q = 0; q < kPoints; ++q) m[q] = column[q][r];
-      transform_weight_gradient_1d<kTaps>(m, w);
+      S::taps(m, w);
 #pragma GCC unroll 5
       for (int q = 0; q < kTaps; ++q) store(taps + (k * kAll + r * kTaps + q) * L, w[q]);
     }
@@ -145,17 +145,17 @@ __attribute__((noinline)) void transform_back(const float* d, int64_t stride, in
 
 // dW of input channels [c, c + rows) and output channels from o on, out of d[frequency * d_stride + row *
 // kPanel + lane].
-template <int kTaps, class T>
+template <class S, class T>
 void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t rows, int64_t o,
                     const float* d) {
   const int64_t* s = p.weight_stride;
-  constexpr int L = lanes<float>, kSome = 16, kAll = kTaps * kTaps;
+  constexpr int L = lanes<float>, kSome = 16, kTaps = S::kTaps, kAll = kTaps * kTaps;
   alignas(64) float taps[kSome * kAll * L];
   for (int64_t i = 0; i < rows; i += kSome) {
     const int64_t some = min_of(kSome, rows - i);
     for (int64_t half = 0; half < 2 && o + half * L < p.out_channels; ++half) {
       const int64_t width = min_of(L, p.out_channels - o - half * L);
-      transform_back<kTaps>(d + i * kPanel + half * L, d_stride, some, taps);
+      transform_back<S>(d + i * kPanel + half * L, d_stride, some, taps);
       T* to = static_cast<T*>(p.weight) + (o + half * L) * s[0] + (c + i) * s[1];
       if (s[3] == 1 && s[2] == kTaps && (s[1] == kAll || some == 1)) {
         transpose_out(taps, L, some * kAll, width, to, s[0]);

@@ -1,9 +1,9 @@
 // How images are cut into tiles.
 //
 // A tile reads 6 x 6 inputs and covers 4 x 4 outputs of 3 x 3 taps or 2 x 2 outputs of 5 x 5
-// (conv2d_winograd_schemes.h has stride 2, where what is cut is positions); the last row and column of tiles of an
-// image cover what is left. Tiles are numbered by kind, so that the tiles that have
-// a frequency are one range of numbers:
+// (conv2d_winograd_schemes.h has stride 2, where what is cut is positions); the last row and column of tiles
+// of an image cover what is left. Tiles are numbered by kind, so that the tiles that have a frequency are one
+// range of numbers:
 //
 //   group            0                 1                 2                 3
 //   rows x columns   all x last        all x all         last x all        last x last

@@ -52,8 +52,8 @@ PYDL_INLINE void for_each_pair(const F& body) {
 // Whole tiles, which most are, are read once for each pair of rows of V: two rows of six half-transformed
 // vectors stay in registers, where all six rows would be stored and loaded again.
 template <int kTaps, class T>
-__attribute__((noinline)) void transform_input(Dense<kTaps>, const Window<T, kPoints>& window, int rows, int columns,
-                                               float* to, int64_t stride, const float* next) {
+__attribute__((noinline)) void transform_input(Dense<kTaps>, const Window<T, kPoints>& window, int rows,
+                                               int columns, float* to, int64_t stride, const float* next) {
   if (rows == kTile<kTaps> && columns == kTile<kTaps> && window.first == 0 && window.last == kPoints) {
     for_each_pair([&](auto pair) __attribute__((always_inline)) {
       constexpr int kPair = decltype(pair)::value;
@@ -107,44 +107,11 @@ __attribute__((noinline)) void transform_input(Dense<kTaps>, const Window<T, kPo
   });
 }
 
-// The same for a scheme of two phases; frequency (i, j) goes to to + (i * kAlong + j) * stride. Its products
-// take so much longer that half-transformed columns may pass through memory.
-template <class S, class T>
-__attribute__((noinline)) void transform_input(S, const Window<T, S::inputs(S::kSide)>& window, int rows,
-                                               int columns, float* to, int64_t stride, const float* next) {
-  vec<float> half[S::inputs(S::kSide)][S::kAlong];  // half[j][i]: column j transformed
-  with_size<S::kSide>(rows, [&](auto size) __attribute__((always_inline)) {
-    constexpr int m = decltype(size)::value, n = S::inputs(m);
-    for (int j = 0; j < S::inputs(columns); ++j) {
-      const bool inside = j >= window.first && j < window.last;
-      vec<float> d[n];
-#pragma GCC unroll 9
-      for (int i = 0; i < n; ++i) d[i] = inside ? load(window.row[i] + j * window.step[i]) : vec<float>{};
-      S::template input<m>(d, half[j]);
-    }
-  });
-  with_size<S::kSide>(columns, [&](auto size) __attribute__((always_inline)) {
-    constexpr int m = decltype(size)::value, n = S::inputs(m);
-    for (int i = 0; i < S::kAlong; ++i) {
-      if (!S::has(i, rows)) continue;
-      vec<float> d[n], v[S::kAlong];
-#pragma GCC unroll 9
-      for (int j = 0; j < n; ++j) d[j] = half[j][i];
-      S::template input<m>(d, v);
-#pragma GCC unroll 9
-      for (int j = 0; j < S::kAlong; ++j) {
-        if (!S::has(j, m)) continue;
-        prefetch(next + (i * S::kAlong + j) * stride);
-        store(to + (i * S::kAlong + j) * stride, v[j]);
-      }
-    }
-  });
-}
-
 // Z = G g G^T of one tile of output gradients (F(r, m), without the factors N_p), laid out as above.
 template <int kTaps, class T>
-__attribute__((noinline)) void transform_gradient(const T* from, int64_t row, int64_t column, int rows,
-                                                  int columns, float* to, int64_t stride, const float* next) {
+__attribute__((noinline)) void transform_gradient(Dense<kTaps>, const T* from, int64_t row, int64_t column,
+                                                  int rows, int columns, float* to, int64_t stride,
+                                                  const float* next) {
   constexpr int kSide = kTile<kTaps>;
   if (rows == kSide && columns == kSide) {
     for_each_pair([&](auto pair) __attribute__((always_inline)) {
@@ -196,7 +163,8 @@ __attribute__((noinline)) void transform_gradient(const T* from, int64_t row, in
 
 // Y = A^T M A of one tile and one vector of channels; put(i, j, vector) takes the outputs.
 template <int kTaps, class F>
-PYDL_INLINE void transform_output(Dense<kTaps>, const float* from, int64_t stride, int rows, int columns, const F& put) {
+PYDL_INLINE void transform_output(Dense<kTaps>, const float* from, int64_t stride, int rows, int columns,
+                                  const F& put) {
   vec<float> half[kPoints][kTile<kTaps>];  // half[j][i]: output row i, frequency column j
   if (rows == kTile<kTaps> && columns == kTile<kTaps>) {
 #pragma GCC unroll 6
@@ -235,35 +203,6 @@ PYDL_INLINE void transform_output(Dense<kTaps>, const float* from, int64_t strid
       transform_output_1d<kTaps, m>(d, y);
 #pragma GCC unroll 4
       for (int j = 0; j < m; ++j) put(i, j, y[j]);
-    }
-  });
-}
-
-template <class S, class F>
-PYDL_INLINE void transform_output(S, const float* from, int64_t stride, int rows, int columns, const F& put) {
-  constexpr int kMost = S::kSide * S::kSpread;
-  vec<float> half[S::kAlong][kMost];  // half[j][i]: output row i, frequency column j
-  with_size<S::kSide>(rows, [&](auto size) __attribute__((always_inline)) {
-    constexpr int m = decltype(size)::value;
-    for (int j = 0; j < S::kAlong; ++j) {
-      if (!S::has(j, columns)) continue;
-      vec<float> d[S::kAlong];
-#pragma GCC unroll 9
-      for (int i = 0; i < S::kAlong; ++i)
-        if (S::has(i, m)) d[i] = load(from + (i * S::kAlong + j) * stride);
-      S::template output<m>(d, half[j]);
-    }
-  });
-  with_size<S::kSide>(columns, [&](auto size) __attribute__((always_inline)) {
-    constexpr int m = decltype(size)::value;
-    for (int i = 0; i < rows * S::kSpread; ++i) {
-      vec<float> d[S::kAlong], y[kMost];
-#pragma GCC unroll 9
-      for (int j = 0; j < S::kAlong; ++j)
-        if (S::has(j, m)) d[j] = half[j][i];
-      S::template output<m>(d, y);
-#pragma GCC unroll 8
-      for (int j = 0; j < m * S::kSpread; ++j) put(i, j, y[j]);
     }
   });
 }

@@ -1,17 +1,17 @@
-// Winograd weight gradient on the CPU, of 3 x 3 and 5 x 5, stride 1. See conv2d_winograd_points.h for the
-// transforms.
+// Winograd weight gradient on the CPU, of 3 x 3 and 5 x 5, and of 3 x 3 with stride 2. See
+// conv2d_winograd_points.h for the transforms.
 //
 //   V = B^T d B     of every tile and input channel     (36 frequencies)
 //   Z = G g G^T     of every tile of the output gradient and output channel
 //   D = V^T Z       one matrix product per frequency, summed over tiles
 //   dW = A^T D A    of every pair of channels
 //
-// 36 multiplications per tile instead of 144 (100 for 5 x 5). Few channels have their own order
-// (conv2d_winograd_chunks.h). Otherwise tiles are taken in passes whose V and Z stay in L3. Within a
-// pass a task is a block of input channels with a panel of output channels: it multiplies 96 tiles at a time,
-// so that one frequency's piece of V, Z and D lies in L1. D is kept between passes only where there are
-// several; with one pass, which is when there are many channels and few tiles, each task turns its piece of D
-// into weights at once.
+// 36 multiplications per tile instead of 144 (100 for 5 x 5; 81 instead of 144 for stride 2). Few channels
+// have their own order (conv2d_winograd_chunks.h). Otherwise tiles are taken in passes whose V and Z stay in
+// L3. Within a pass a task is a block of input channels with a panel of output channels: it multiplies 96
+// tiles at a time, so that one frequency's piece of V, Z and D lies in L1. D is kept between passes only
+// where there are several; with one pass, which is when there are many channels and few tiles, each task
+// turns its piece of D into weights at once.
 //
 // Every element of D is summed by one task per pass, in the order of the tiles, so the result does not depend
 // on the number of threads. Never stored: padding, reordered images.
@@ -34,17 +34,17 @@ constexpr int L = lanes<float>;
 struct Transformed {
   int64_t tile, frequency, floats;
 
-  Transformed(int64_t channels, int64_t tiles) {
+  Transformed(int64_t channels, int64_t tiles, int64_t frequencies) {
     tile =
         (ceil_div(channels, 16) | 1) * 16;  // an odd number of cache lines: tiles spread over all cache sets
     frequency = tile * tiles + 48;  // no power of two, which would put all frequencies into a few cache sets
-    floats = piece(frequency * kFrequencies);
+    floats = piece(frequency * frequencies);
   }
 };
 
-template <int kTaps>
+template <class S>
 struct Plan {
-  Tiles<Dense<kTaps>> tiles;
+  Tiles<S> tiles;
   int64_t pass_tiles, passes;
   int64_t rows;  // input channels per task
   int64_t blocks, panels;
@@ -53,7 +53,7 @@ struct Plan {
   Transformed v, z;
 
   static int64_t tiles_per_pass(const Conv2dParams& p, int64_t tiles) {
-    const int64_t per_tile = kFrequencies * (ceil_div(p.in_channels, L) + ceil_div(p.out_channels, L)) * L;
+    const int64_t per_tile = kProducts<S> * (ceil_div(p.in_channels, L) + ceil_div(p.out_channels, L)) * L;
     const int64_t most = max_of(kDepth, kPassFloats / per_tile / kDepth * kDepth);
     return max_of(1, ceil_div(tiles, max_of(1, ceil_div(tiles, most))));
   }
@@ -62,8 +62,8 @@ struct Plan {
       : tiles(p.batch, p.out_height, p.out_width),
         pass_tiles(tiles_per_pass(p, tiles.count())),
         passes(max_of(1, ceil_div(tiles.count(), pass_tiles))),
-        v(p.in_channels, pass_tiles),
-        z(p.out_channels, pass_tiles) {
+        v(p.in_channels, pass_tiles, kProducts<S>),
+        z(p.out_channels, pass_tiles, kProducts<S>) {
     panels = ceil_div(p.out_channels, kPanel);
     blocks = ceil_div(p.in_channels, kRowBlocks * kMaxRows);
     rows = ceil_div(p.in_channels, blocks);
@@ -80,43 +80,45 @@ struct Plan {
   static constexpr int64_t kRowBlocks = kMaxRows > 8 ? 5 : 10;  // about 64 input channels
 };
 
-template <int kTaps, class T>
+template <class S, class T>
 void run_passes(const Conv2dParams& p, const Parallel& parallel) {
-  const Plan<kTaps> plan(p);
-  const Tiles<Dense<kTaps>>& tiles = plan.tiles;
+  const Plan<S> plan(p);
+  const Tiles<S>& tiles = plan.tiles;
   const Image input = input_of(p), gradient = gradient_of(p);
   float *v = static_cast<float*>(p.scratch), *z = v + plan.v.floats, *d = z + plan.z.floats;
   // Long sums are sums of sums of 96 tiles, for their accuracy; short ones go without, and reach less far in
   // L1.
   const bool few = tiles.count() <= 256;
-  const int64_t depth = few ? 64 : Plan<kTaps>::kDepth;
+  const int64_t depth = few ? 64 : Plan<S>::kDepth;
   for (int64_t pass = 0; pass < plan.passes; ++pass) {
     const int64_t begin = pass * plan.pass_tiles, end = min_of(begin + plan.pass_tiles, tiles.count());
     // strips of a row where channels are not adjacent, a few tiles where they are
-    const int64_t some = max_of(4, min_of(kStripTiles<Dense<kTaps>>, tiles.full_columns)),
+    const int64_t some = max_of(4, min_of(kStripTiles<S>, tiles.full_columns)),
                   groups = ceil_div(end - begin, some);
     run_tasks(parallel, 2 * groups, [&](int64_t task, int64_t) {
       const int64_t first = begin + task / 2 * some, last = min_of(first + some, end);
       if (task % 2)
-        transform_tiles<Dense<kTaps>, T, true>(gradient, tiles, first, last, 0, 0, z + (first - begin) * plan.z.tile,
-                                        plan.z.tile, plan.z.frequency);
+        transform_tiles<S, T, true>(gradient, tiles, first, last, 0, 0, z + (first - begin) * plan.z.tile,
+                                    plan.z.tile, plan.z.frequency);
       else
-        transform_tiles<Dense<kTaps>, T, false>(input, tiles, first, last, p.pad_top, p.pad_left,
-                                         v + (first - begin) * plan.v.tile, plan.v.tile, plan.v.frequency);
+        transform_tiles<S, T, false>(input, tiles, first, last, p.pad_top, p.pad_left,
+                                     v + (first - begin) * plan.v.tile, plan.v.tile, plan.v.frequency);
     });
     run_tasks(parallel, plan.blocks * plan.panels, [&](int64_t task, int64_t worker) {
       const int64_t c = task / plan.panels * plan.rows, o = task % plan.panels * kPanel;
       const int64_t rows = min_of(plan.rows, p.in_channels - c);
       float* sum = d + (plan.passes > 1 ? task : worker) * plan.d_floats;
       const Ahead ahead{plan.v.frequency, plan.z.frequency};
-      alignas(64) float part[Plan<kTaps>::kRowBlocks * kMaxRows * kPanel];
-      for (int f = 0; f < kFrequencies; ++f) {
+      alignas(64) float part[Plan<S>::kRowBlocks * kMaxRows * kPanel];
+      for (int f = 0; f < kProducts<S>; ++f) {
+        const int i = f / S::kAlong, j = f % S::kAlong;
         int64_t first, last;
-        tiles.range(f / kPoints, f % kPoints, begin, end, first, last);
-        float* to = sum + f * plan.d_stride;
-        if (pass == 0 && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
+        tiles.range(i, j, begin, end, first, last);
+        float* to = sum + weight_frequency<S>(i, j) * plan.d_stride;
+        const bool goes_on = pass > 0 || !is_first_of_weights<S>(i, j);
+        if (!goes_on && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
         for (int64_t t = first; t < last; t += depth) {
-          const bool further = pass > 0 || t > first, add = further && !few;
+          const bool further = goes_on || t > first, add = further && !few;
           gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(depth, last - t),
                                v + f * plan.v.frequency + t * plan.v.tile + c, plan.v.tile,
                                z + f * plan.z.frequency + t * plan.z.tile + o, plan.z.tile, add ? part : to,
@@ -124,34 +126,41 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
           if (add) add_panel(rows, part, to, kPanel);
         }
       }
-      if (pass == plan.passes - 1) gather_weights<kTaps, T>(p, plan.d_stride, c, rows, o, sum);
+      if (pass == plan.passes - 1) gather_weights<S, T>(p, plan.d_stride, c, rows, o, sum);
     });
   }
 }
 
-template <int kTaps, class T>
+template <class S, class T>
 void run(const Conv2dParams& p, const Parallel& parallel) {
-  const ChunkPlan<kTaps> plan(p);
-  plan.pays() ? run_chunks<kTaps, T>(p, plan, parallel) : run_passes<kTaps, T>(p, parallel);
+  const ChunkPlan<S> plan(p);
+  plan.pays() ? run_chunks<S, T>(p, plan, parallel) : run_passes<S, T>(p, parallel);
 }
 
-template <int kTaps>
+template <class S>
 int64_t scratch_floats(const Conv2dParams& p, int64_t threads) {
-  const ChunkPlan<kTaps> plan(p);
-  return plan.pays() ? plan.scratch_floats(threads) : Plan<kTaps>(p).scratch_floats(threads);
+  const ChunkPlan<S> plan(p);
+  return plan.pays() ? plan.scratch_floats(threads) : Plan<S>(p).scratch_floats(threads);
+}
+
+// Calls body(scheme).
+template <class F>
+void with_scheme(const Conv2dParams& p, const F& body) {
+  if (p.stride_height == 2) return body(Strided{});
+  p.kernel_height == 3 ? body(Dense<3>{}) : body(Dense<5>{});
 }
 
 }  // namespace
 
 int64_t conv2d_winograd_weight_scratch(const Conv2dParams& p, int64_t threads) {
-  const int64_t floats = p.kernel_height == 3 ? scratch_floats<3>(p, threads) : scratch_floats<5>(p, threads);
+  int64_t floats = 0;
+  with_scheme(p, [&](auto scheme) { floats = scratch_floats<decltype(scheme)>(p, threads); });
   return floats * static_cast<int64_t>(sizeof(float));
 }
 
 void conv2d_winograd_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_trained(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    p.kernel_height == 3 ? run<3, T>(p, parallel) : run<5, T>(p, parallel);
+  with_scheme(p, [&](auto scheme) {
+    dispatch_trained(p.dtype, [&](auto type) { run<decltype(scheme), decltype(type)>(p, parallel); });
   });
 }
 

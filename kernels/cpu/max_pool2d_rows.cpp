@@ -175,8 +175,8 @@ PYDL_INLINE void pool_column(const MaxPool2dParams& params, const Ring<acc_t<T>>
   }
 }
 
-// Both steps, inlined: for the windows of networks in the types that they are trained in. Rows of a few pixels are
-// a vector or two, which a call of its own would double.
+// Both steps, inlined: for the windows of networks in the types that they are trained in. Rows of a few
+// pixels are a vector or two, which a call of its own would double.
 template <bool kPlaces, int kStep, int kWidth, class T>
 struct Inlined {
   using A = acc_t<T>;
@@ -185,8 +185,8 @@ struct Inlined {
                        typename Ring<A>::Tap* tap) const {
     pool_row<kPlaces, kStep, kWidth>(x, plan, row, first, n, best, tap);
   }
-  PYDL_INLINE void column(const MaxPool2dParams& p, const Ring<A>& ring, const Part& part, const int64_t* slot,
-                          Carried<A>& carried, int64_t at, int64_t n) const {
+  PYDL_INLINE void column(const MaxPool2dParams& p, const Ring<A>& ring, const Part& part,
+                          const int64_t* slot, Carried<A>& carried, int64_t at, int64_t n) const {
     pool_column<kPlaces, T>(p, ring, part, slot, carried, at, n);
   }
 };
@@ -197,8 +197,8 @@ struct Called {
   static constexpr bool planned = false;
   void (*row)(const Axis&, const RowPlan<A>&, const T* row, int64_t first, int64_t n, A* best,
               typename Ring<A>::Tap* tap);
-  void (*column)(const MaxPool2dParams&, const Ring<A>&, const Part&, const int64_t* slot, Carried<A>&, int64_t at,
-                 int64_t n);
+  void (*column)(const MaxPool2dParams&, const Ring<A>&, const Part&, const int64_t* slot, Carried<A>&,
+                 int64_t at, int64_t n);
 };
 template <bool kPlaces, int kStep, class T>
 Called<T> called() {
@@ -206,9 +206,8 @@ Called<T> called() {
   return {[](const Axis& x, const RowPlan<A>& plan, const T* row, int64_t first, int64_t n, A* best,
              typename Ring<A>::Tap* tap) { pool_row<kPlaces, kStep, 0>(x, plan, row, first, n, best, tap); },
           [](const MaxPool2dParams& p, const Ring<A>& ring, const Part& part, const int64_t* slot,
-             Carried<A>& carried, int64_t at, int64_t n) {
-            pool_column<kPlaces, T>(p, ring, part, slot, carried, at, n);
-          }};
+             Carried<A>& carried, int64_t at,
+             int64_t n) { pool_column<kPlaces, T>(p, ring, part, slot, carried, at, n); }};
 }
 
 template <class T, class Way>

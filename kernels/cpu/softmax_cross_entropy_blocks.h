@@ -170,9 +170,9 @@ struct GradientWalk {
   bool streams;  // past the caches
   const A* q;    // of the block, or of one chunk where it is the same for all; q_step says which, 1 or 0
   int64_t q_step;
-  A g;           // the row's
-  A same;        // g q_c where it is the same for all
-  int64_t hot;   // the target within the block, or out of it
+  A g;          // the row's
+  A same;       // g q_c where it is the same for all
+  int64_t hot;  // the target within the block, or out of it
   // copies: what is stored cannot change them
   A max, log_sum, softmax, one_hot;
 

@@ -75,18 +75,20 @@ struct RowsCall {
       from(static_cast<const A*>(p.target));
     return room;
   }
-  __attribute__((noinline)) QSum<A> q_sum(const RowCursor& at, const RowNorm<A>& norm, int64_t block, const A* q) const {
+  __attribute__((noinline)) QSum<A> q_sum(const RowCursor& at, const RowNorm<A>& norm, int64_t block,
+                                          const A* q) const {
     return q_block(input(at) + block * kClassBlock, q, k.smooth, norm, block_size(block));
   }
   // from what sum() kept of the block
-  __attribute__((noinline)) void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
-                const A* q, KeptBlock<A> kept) const {
+  __attribute__((noinline)) void gradient(const RowCursor& at, const RowNorm<A>& norm,
+                                          const GradientTerms<A>& terms, int64_t block, const A* q,
+                                          KeptBlock<A> kept) const {
     write(at, norm, terms, block, q, reinterpret_cast<T*>(kept.e),
           [&](auto walk) { gradient_of_kept(walk, kept, block_size(block)); });
   }
   // from the logits: the same bits
-  __attribute__((noinline)) void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
-                const A* q) const {
+  __attribute__((noinline)) void gradient(const RowCursor& at, const RowNorm<A>& norm,
+                                          const GradientTerms<A>& terms, int64_t block, const A* q) const {
     alignas(64) T room[kClassBlock];
     write(at, norm, terms, block, q, room,
           [&](auto walk) { gradient_of_logits(walk, input(at) + block * kClassBlock, block_size(block)); });

@@ -1,0 +1,118 @@
+// A Winograd forward pass or input gradient as its kernels see it, and how it is cut: which order
+// (conv2d_winograd.cpp has the two), blocks, and what goes where in the scratch.
+#pragma once
+
+#include "kernels/cpu/conv2d_winograd_gemm.h"
+#include "kernels/cpu/conv2d_winograd_images.h"
+#include "kernels/cpu/conv2d_winograd_scratch.h"
+#include "kernels/cpu/conv2d_winograd_taps.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+constexpr int L = lanes<float>;
+
+struct Problem {
+  Image in, out;
+  Weights weights;
+  int64_t batch, pad_y, pad_x;
+  const void* bias;
+  Activation activation;
+};
+
+Image image_of(void* data, const int64_t stride[4], int64_t channels, int64_t height, int64_t width) {
+  return {data, stride[0], stride[1], stride[2], stride[3], channels, height, width};
+}
+
+template <class S>
+Problem problem_of(const Conv2dParams& p, Conv2dPass pass) {
+  const Image input = image_of(p.input, p.input_stride, p.in_channels, p.in_height, p.in_width);
+  const Image output = image_of(p.output, p.output_stride, p.out_channels, p.out_height, p.out_width);
+  const int64_t* s = p.weight_stride;
+  if (pass == Conv2dPass::forward)
+    return {input,   output,      {p.weight, s[1], s[0], s[2], s[3], p.in_channels, p.out_channels, false},
+            p.batch, p.pad_top,   p.pad_left,
+            p.bias,  p.activation};
+  // a position of Spread reads from its own place on where the padding is 1
+  auto pad = [](int64_t pad) { return S::kSpread == 2 ? -(pad - 1) / 2 : S::kTaps - 1 - pad; };
+  return {output,  input,           {p.weight, s[0], s[1], s[2], s[3], p.out_channels, p.in_channels, true},
+          p.batch, pad(p.pad_top),  pad(p.pad_left),
+          nullptr, Activation::none};
+}
+
+template <class S>
+Tiles<S> tiles_of(const Problem& problem) {
+  return {problem.batch, ceil_div(problem.out.height, S::kSpread), ceil_div(problem.out.width, S::kSpread)};
+}
+
+// Tiles of a block when weights come last: as many floats of M for each scheme. The few tiles of a strided
+// convolution stay together where that makes one block of two, which would transform the weights twice.
+template <class S>
+constexpr int64_t kBlockTiles = kMaxRows * ceil_div(64 * kFrequencies / kProducts<S>, kMaxRows);
+template <class S>
+constexpr int64_t kMostTiles = S::kAlong > kPoints ? 2 * kBlockTiles<S> : kBlockTiles<S>;
+
+// What goes where in the scratch, in floats.
+struct Plan {
+  bool weights_first;
+  bool weights_once;         // weights last: all of U is kept, because many blocks of tiles use it
+  int64_t block;             // tiles per task
+  int64_t pass_tiles;        // weights last: tiles whose V is held at a time
+  int64_t depth, parts;      // input channels of U per multiplication, and how many such parts there are
+  int64_t panels;            // of output channels
+  int64_t frequency_stride;  // of V
+  int64_t tile_stride;    // of V; weights first: one frequency more, which spreads rows over the cache sets
+  int64_t weight_stride;  // between frequencies of U
+  int64_t shared, own;    // of all workers, of each
+  int64_t m_floats;       // of `own`, at its end
+
+  template <class S>
+  Plan(const Problem& problem, const Tiles<S>& tiles, int64_t threads) {
+    const int64_t in = problem.in.channels, out = problem.out.channels;
+    panels = ceil_div(out, kPanel);
+    // a power-of-two stride between frequencies would put all of them into a few cache sets
+    frequency_stride = ceil_div(in, L) * L;
+    if (frequency_stride % 128 == 0) frequency_stride += 16;
+    tile_stride = (kProducts<S> + 1) * frequency_stride;
+    const int64_t weight_floats = panels * kPanel * in * kFrequencies;
+    weights_first = weight_floats <= kMaxWeightFloats;
+    if (weights_first) {
+      depth = in;
+      // V of a block in less than a third of L2 (1 MB), in steps of the register block, and enough tasks for
+      // the threads
+      block = max_of(1, min_of(3, kBlockFloats / (kMaxRows * tile_stride))) * kMaxRows;
+      pass_tiles = tiles.count();
+    } else {
+      depth = min_of(in, 128);
+      block = tiles.count() <= kMostTiles<S> ? kMostTiles<S> : kBlockTiles<S>;
+      pass_tiles = max_of(block, kPassFloats / tile_stride / block * block);
+    }
+    block = ceil_div(min_of(pass_tiles, tiles.count()), ceil_div(min_of(pass_tiles, tiles.count()), block));
+    if (weights_first) block = max_of(1, min_of(block, ceil_div(tiles.count(), threads)));
+    pass_tiles = min_of(pass_tiles, tiles.count());
+    if (!weights_first) {
+      // V comes from L3: the tiles of a frequency follow each other, so that the hardware fetches ahead
+      tile_stride = (ceil_div(in, L) | 1) * L;
+      frequency_stride = tile_stride * pass_tiles + 48;
+    }
+    weight_stride = depth * kPanel + 48;
+    parts = ceil_div(in, depth);
+    weights_once = !weights_first && weight_floats <= kMostWeightFloats && tiles.count() > 2 * block;
+    const int64_t v = piece(weights_first ? block * tile_stride : kProducts<S> * frequency_stride);
+    const int64_t u =
+        piece((weights_first || weights_once ? panels * parts : 1) * kFrequencies * weight_stride);
+    m_floats = piece(block * kProducts<S> * kPanel);
+    shared = weights_first ? u : weights_once ? u + v : v;
+    own = m_floats + (weights_first ? v : weights_once ? 0 : u);
+  }
+
+  int64_t m_offset() const { return own - m_floats; }
+
+  static constexpr int64_t kMaxWeightFloats = 3 << 20 >> 2;    // 3 MB
+  static constexpr int64_t kMostWeightFloats = 12 << 20 >> 2;  // 12 MB
+  static constexpr int64_t kBlockFloats = 300 << 10 >> 2;      // 300 KB
+  static constexpr int64_t kPassFloats = 12 << 20 >> 2;        // 12 MB
+};
+
+}  // namespace
+}  // namespace pydl::cpu::PYDL_ISA
