@@ -59,7 +59,7 @@ void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, i
     for (int64_t done = 0, run; done < all; done += run) {
       float* row = to + (index + done - begin) * tile_stride;
       const int64_t x = (tile.x + done * S::kSide) * kStep - pad_x;
-      run = min_of(all - done, image.channel == 1 ? 1 : kStripTiles<S>);
+      run = min_of(all - done, kInPlace<S, T> && image.channel == 1 ? 1 : kStripTiles<S>);
       const int64_t width = (run - 1) * kNext + read(tile.columns);
       const T* from =
           static_cast<const T*>(image.data) + tile.n * image.batch + y * image.row + x * image.column;
@@ -69,23 +69,25 @@ void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, i
       for (int64_t c = 0; c < image.channels; c += L) {
         const int64_t count = min_of(L, image.channels - c);
         float* v = row + c;
-        if (image.channel == 1 && count == L) {
-          const float* next = c + L < image.channels ? v + L : row + tile_stride;
-          if constexpr (kGradient) {
-            transform_gradient(S{}, from + c, image.row, image.column, tile.rows, tile.columns, v,
-                               frequency_stride, next);
-          } else {
-            for (int64_t i = 0; i < kReach; ++i) {
-              const bool inside = i < height && y + i >= 0 && y + i < image.height;
-              window.row[i] = inside ? from + c + i * image.row : kZeros<T>;
-              window.step[i] = inside ? image.column : 0;
+        if constexpr (kInPlace<S, T>) {
+          if (image.channel == 1 && count == L) {
+            const float* next = c + L < image.channels ? v + L : row + tile_stride;
+            if constexpr (kGradient) {
+              transform_gradient(S{}, from + c, image.row, image.column, tile.rows, tile.columns, v,
+                                 frequency_stride, next);
+            } else {
+              for (int64_t i = 0; i < kReach; ++i) {
+                const bool inside = i < height && y + i >= 0 && y + i < image.height;
+                window.row[i] = inside ? from + c + i * image.row : kZeros<T>;
+                window.step[i] = inside ? image.column : 0;
+              }
+              if (window.last == width)  // the pixels that the next tile adds
+                for (int64_t i = 0; i < height; ++i)
+                  for (int64_t j = 0; j < kNext; ++j) prefetch(window.row[i] + (width + j) * window.step[i]);
+              transform_input(S{}, window, tile.rows, tile.columns, v, frequency_stride, next);
             }
-            if (window.last == width)  // the pixels that the next tile adds
-              for (int64_t i = 0; i < height; ++i)
-                for (int64_t j = 0; j < kNext; ++j) prefetch(window.row[i] + (width + j) * window.step[i]);
-            transform_input(S{}, window, tile.rows, tile.columns, v, frequency_stride, next);
+            continue;
           }
-          continue;
         }
         load_strip<T>(image, tile.n, c, count, y, x, height, width, strip);
         for (int64_t t = 0; t < run; ++t, v += tile_stride) {

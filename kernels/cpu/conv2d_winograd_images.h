@@ -13,6 +13,10 @@ constexpr int kStripColumns = 58;  // widest strip: 6 x 58 pixels of a vector of
 template <class S>                 // tiles of a strip, of either side
 constexpr int kStripTiles = (kStripColumns - S::inputs(S::kSide) + S::kSide * S::kStep) /
                             (S::kSide * (S::kStep > S::kSpread ? S::kStep : S::kSpread));
+// Whether tiles of adjacent channels are read and written where they are; of half types and two phases, which
+// are used where the CPU has no instruction for bf16, not: less to compile.
+template <class S, class T>
+constexpr bool kInPlace = S::kAlong == kPoints || __is_same(T, float);
 template <class S>
 constexpr int kStripFloats = S::inputs(S::kSide) * kStripColumns * lanes<float>;
 

@@ -36,21 +36,18 @@ void store_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_
   }
 }
 
-// Out of line: rare, and the common activations should not pay for its registers.
-__attribute__((noinline)) vec<float> sigmoid(vec<float> y) { return 1.0f / (1.0f + exp(-y)); }
+// Of a strip, since it is rare: the common activations should not pay for its registers.
+__attribute__((noinline, unused)) static void sigmoid(float* strip, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += lanes<float>) store(strip + i, 1.0f / (1.0f + exp(-load(strip + i))));
+}
 
 // The outputs of one tile and vector of channels: (i, j) goes to to[i * row + j * column]. Not inlined, so
 // that what goes to a strip of floats is one function for every type of image.
 template <class S, class T>
 __attribute__((noinline)) void put_tile(const float* from, int rows, int columns, T* to, int64_t row,
-                                        int64_t column, vec<float> bias, Activation activation) {
-  const vec<float> least = activation == Activation::relu
-                               ? vec<float>{}
-                               : broadcast(-__builtin_inff());  // a branch less per output
+                                        int64_t column, vec<float> bias, vec<float> least) {
   auto put = [&](int i, int j, vec<float> y) __attribute__((always_inline)) {
-    y = max(least, y + bias);  // nan stays nan
-    if (activation == Activation::sigmoid) y = sigmoid(y);
-    store(to + i * row + j * column, y);
+    store(to + i * row + j * column, max(least, y + bias));  // nan stays nan
   };
   transform_output(S{}, from, kPanel, rows, columns, put);
 }
@@ -61,10 +58,12 @@ void finish(const Image& out, const void* bias_data, Activation activation, cons
             int64_t begin, int64_t end, int64_t o, const float* m) {
   constexpr int L = lanes<float>, kNext = S::kSide * S::kSpread, kTileFloats = S::kAlong * S::kAlong * kPanel;
   const int64_t channels_end = min_of(o + kPanel, out.channels);
+  const vec<float> least = activation == Activation::relu ? vec<float>{} : broadcast(-__builtin_inff());
+  const bool in_place = kInPlace<S, T> && out.channel == 1 && activation != Activation::sigmoid;
   alignas(64) float strip[kNext * kStripTiles<S> * kNext * L];
   for (int64_t index = begin; index < end;) {
     const Tile tile = tiles[index];
-    const int64_t run = out.channel == 1 ? 1 : min_of(min_of(tile.run, end - index), kStripTiles<S>);
+    const int64_t run = in_place ? 1 : min_of(min_of(tile.run, end - index), kStripTiles<S>);
     const int64_t y = tile.y * S::kSpread, x = tile.x * S::kSpread;
     const int64_t width = (run - 1) * kNext + tile.columns * S::kSpread;
     // of two pixels of the last position the second may lie outside
@@ -75,14 +74,16 @@ void finish(const Image& out, const void* bias_data, Activation activation, cons
       const int64_t count = min_of(L, channels_end - c);
       const vec<float> bias = bias_data ? load_n(static_cast<const T*>(bias_data) + c, count) : vec<float>{};
       const float* from = m + (index - begin) * kTileFloats + (c - o);
-      if (out.channel == 1 && count == L && whole) {
-        T* to = static_cast<T*>(out.data) + tile.n * out.batch + y * out.row + x * out.column + c;
-        put_tile<S>(from, tile.rows, tile.columns, to, out.row, out.column, bias, activation);
-        continue;
-      }
+      if constexpr (kInPlace<S, T>)
+        if (in_place && count == L && whole) {
+          T* to = static_cast<T*>(out.data) + tile.n * out.batch + y * out.row + x * out.column + c;
+          put_tile<S>(from, tile.rows, tile.columns, to, out.row, out.column, bias, least);
+          continue;
+        }
       for (int64_t t = 0; t < run; ++t)
         put_tile<S>(from + t * kTileFloats, tile.rows, tile.columns, strip + t * kNext * L, width * L, L,
-                    bias, activation);
+                    bias, least);
+      if (activation == Activation::sigmoid) sigmoid(strip, tile.rows * S::kSpread * width * L);
       store_strip<T>(out, tile.n, c, count, y, x, rows, columns, strip, width);
     }
     index += run;

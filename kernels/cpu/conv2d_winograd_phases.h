@@ -1,6 +1,6 @@
 // The two-dimensional transforms of one tile and one vector of channels for the schemes of two phases
-// (conv2d_winograd_schemes.h): columns, then rows, as in conv2d_winograd_transforms.h. Products take so much longer
-// here that half-transformed columns may pass through memory.
+// (conv2d_winograd_schemes.h): columns, then rows, as in conv2d_winograd_transforms.h. Products take so much
+// longer here that half-transformed columns may pass through memory.
 #pragma once
 
 #include "kernels/cpu/conv2d_winograd_transforms.h"
