@@ -49,6 +49,7 @@ PYDL_INLINE void step(const char* const* base, const Pitches& s, int64_t k, cons
 // with the root of a piece's length and of the number of pieces, not of their product. Accumulators live for
 // one piece, so that the compiler keeps all of them in registers.
 constexpr int64_t kPiece = 128;
+constexpr int64_t kSteps = 1;
 
 // sum = start + segments [first, last) of the windows; `b` moves on to the weights of segment `last`.
 template <class E, int vectors, int groups, int pixels>
@@ -65,18 +66,17 @@ PYDL_INLINE void sum_segments(const WindowsBlock<E>& w, const Pitches& s, int64_
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) base[g] = reinterpret_cast<const char*>(w.window[g] + w.offsets[t]);
     int64_t k = w.depth;
-    for (; k >= 4; k -= 4) {
+    for (; k >= kSteps; k -= kSteps) {
       if (w.ahead_step) {
         prefetch(ahead);
-        prefetch(ahead + 64);
-        ahead += 128;
+        ahead += 32 * kSteps;
       }
-#pragma GCC unroll 4
-      for (int64_t j = 0; j < 4; ++j) step<E, vectors, groups, pixels>(base, s, j, b, sum);
-      b += 4 * 2 * all;
+#pragma GCC unroll 2
+      for (int64_t j = 0; j < kSteps; ++j) step<E, vectors, groups, pixels>(base, s, j, b, sum);
+      b += kSteps * 2 * all;
 #pragma GCC unroll 4
       for (int g = 0; g < groups; ++g) {
-        base[g] += 4 * sizeof(E);
+        base[g] += kSteps * sizeof(E);
         PYDL_OPAQUE(base[g]);
       }
     }

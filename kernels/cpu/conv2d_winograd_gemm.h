@@ -43,6 +43,7 @@ template <int kRows, int kVectors, Rows kLayout>
 void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
                 int64_t c_stride, bool add, const Ahead& ahead) {
   constexpr int L = lanes<float>;
+  constexpr int kSteps = kVectorBytes == 64 && kLayout == Rows::strided ? 4 : 1;  // of k in a turn of the loop
   if constexpr (kLayout == Rows::strided) b_stride = kPanel;
   const float *row0 = a, *row5 = a + 5 * a_stride, *row10 = a + 10 * a_stride;
   const int64_t advance = kLayout == Rows::adjacent ? a_stride : 1;
@@ -80,14 +81,14 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
       }
     };
     int64_t k = min_of(kPart, depth - start);
-    for (; k >= 4; k -= 4) {
+    for (; k >= kSteps; k -= kSteps) {
 #pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u)
+      for (int u = 0; u < kSteps; ++u)
         step(row0 + u * advance, row5 + u * advance, row10 + u * advance, b + u * b_stride);
-      row0 += 4 * advance;
-      row5 += 4 * advance;
-      row10 += 4 * advance;
-      b += 4 * b_stride;
+      row0 += kSteps * advance;
+      row5 += kSteps * advance;
+      row10 += kSteps * advance;
+      b += kSteps * b_stride;
     }
     for (; k > 0; --k) {
       step(row0, row5, row10, b);
