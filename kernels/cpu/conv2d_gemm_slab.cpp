@@ -107,8 +107,8 @@ struct Task {
     int64_t asked = 0;  // bytes ahead
     for (int64_t tile = first_tile; tile < last_tile; ++tile) {
       block.ahead = asked < ahead_bytes ? next + asked : reinterpret_cast<const char*>(block.window[0]);
-      block.ahead_step = asked < ahead_bytes ? 64 : 0;
-      asked += plan.segment_depth / 4 * phase.segments * 128;
+      block.ahead_step = asked < ahead_bytes ? kAheadStep : 0;
+      asked += plan.segment_depth * phase.segments * kAheadStep;
       gemm_windows(groups, pixels, plan.channels_of(tile), block);
       block.weights += plan.tile_elements;
       block.bias += kColumns<A>;

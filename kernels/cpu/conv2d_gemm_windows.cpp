@@ -23,33 +23,31 @@ PYDL_INLINE const char* pixel(const char* base, const Pitches& s) {
 }
 
 template <class E, int vectors, int pixels, int j>
-PYDL_INLINE void one_pixel(const char* base, const Pitches& s, int64_t k, const vec_of<E>* right,
-                           vec<acc_of<E>>* sum) {
+PYDL_INLINE void one_pixel(const char* base, const Pitches& s, const vec_of<E>* right, vec<acc_of<E>>* sum) {
   if constexpr (j < pixels) {
-    const vec_of<E> left = splat_element<E>(pixel<j>(base, s) + k * sizeof(E));
+    const vec_of<E> left = splat_element<E>(pixel<j>(base, s));
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v)
       sum[j * vectors + v] = multiply_add(left, right[v], sum[j * vectors + v]);
-    one_pixel<E, vectors, pixels, j + 1>(base, s, k, right, sum);
+    one_pixel<E, vectors, pixels, j + 1>(base, s, right, sum);
   }
 }
 
 template <class E, int vectors, int groups, int pixels>
-PYDL_INLINE void step(const char* const* base, const Pitches& s, int64_t k, const E* b,
+PYDL_INLINE void step(const char* const* base, const Pitches& s, const E* b,
                       vec<acc_of<E>> (&sum)[groups][pixels * vectors]) {
   constexpr int64_t all = lanes<acc_of<E>>;
   vec_of<E> right[vectors];
 #pragma GCC unroll 2
-  for (int v = 0; v < vectors; ++v) right[v] = load_elements(b + k * 2 * all + v * all);
+  for (int v = 0; v < vectors; ++v) right[v] = load_elements(b + v * all);
 #pragma GCC unroll 4
-  for (int g = 0; g < groups; ++g) one_pixel<E, vectors, pixels, 0>(base[g], s, k, right, sum[g]);
+  for (int g = 0; g < groups; ++g) one_pixel<E, vectors, pixels, 0>(base[g], s, right, sum[g]);
 }
 
 // Long sums are taken in pieces of kPiece numbers and more, which are then added up: rounding errors grow
 // with the root of a piece's length and of the number of pieces, not of their product. Accumulators live for
 // one piece, so that the compiler keeps all of them in registers.
 constexpr int64_t kPiece = 128;
-constexpr int64_t kSteps = 1;
 
 // sum = start + segments [first, last) of the windows; `b` moves on to the weights of segment `last`.
 template <class E, int vectors, int groups, int pixels>
@@ -65,23 +63,12 @@ PYDL_INLINE void sum_segments(const WindowsBlock<E>& w, const Pitches& s, int64_
     const char* base[groups];
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) base[g] = reinterpret_cast<const char*>(w.window[g] + w.offsets[t]);
-    int64_t k = w.depth;
-    for (; k >= kSteps; k -= kSteps) {
+    for (int64_t k = 0; k < w.depth; ++k) {  // one step a turn: more cost AVX2 its registers
       if (w.ahead_step) {
         prefetch(ahead);
-        ahead += 32 * kSteps;
+        ahead += w.ahead_step;
       }
-#pragma GCC unroll 2
-      for (int64_t j = 0; j < kSteps; ++j) step<E, vectors, groups, pixels>(base, s, j, b, sum);
-      b += kSteps * 2 * all;
-#pragma GCC unroll 4
-      for (int g = 0; g < groups; ++g) {
-        base[g] += kSteps * sizeof(E);
-        PYDL_OPAQUE(base[g]);
-      }
-    }
-    for (; k > 0; --k) {
-      step<E, vectors, groups, pixels>(base, s, 0, b, sum);
+      step<E, vectors, groups, pixels>(base, s, b, sum);
       b += 2 * all;
 #pragma GCC unroll 4
       for (int g = 0; g < groups; ++g) {

@@ -46,6 +46,7 @@ using acc_of = typename element_traits<E>::acc;
 template <class E>
 using vec_of = typename element_traits<E>::vector;
 
+constexpr int64_t kAheadStep = 32;
 template <class E>
 struct WindowsBlock {
   const E* window[kMostGroups];  // of the first pixel of each group
@@ -56,8 +57,8 @@ struct WindowsBlock {
   const acc_of<E>* bias;         // 2 vectors
   void* out[kMostGroups];        // of the first pixel of each group: acc_of<E>, or bf16 if `narrow`
   int64_t out_pitch;             // in elements of that
-  const char* ahead;             // prefetched on the way, two lines for every four numbers of a window:
-  int64_t ahead_step;            // bytes from one line to the next, 0 where nothing is wanted
+  const char* ahead;             // prefetched on the way, for each number of a window
+  int64_t ahead_step;            // so many bytes: kAheadStep, or 0 where nothing is wanted
   bool relu;
   bool narrow;  // for bf16_pair alone
   bool stream;  // past the caches; vectors of `out` are aligned
