@@ -152,7 +152,7 @@ Tensor fitting_weight(const Tensor& weight, DType dtype, bool channels_last) {
 
 // float16 is what few train in on a CPU: its tensors become float32 and the result is rounded, once as ever,
 // instead of kernels of its own in every algorithm.
-bool by_way_of_float(const Tensor& t) { return t.is_cpu() && t.scalar_type() == ScalarType::Half; }
+bool by_way_of_float(const Tensor& t) { return !on_cuda(t) && t.scalar_type() == ScalarType::Half; }
 
 Tensor converted(const Tensor& t, ScalarType type) {
   Tensor copy = empty_strided(t, type, t.sizes(), strides_like(t));

@@ -179,7 +179,7 @@ static bool strided_pays(const Conv2dParams& p, Conv2dPass pass) {
       p.batch * ceil_div(p.out_height, Strided::kSide) * ceil_div(p.out_width, Strided::kSide);
   const int64_t least = min_of(p.in_channels, p.out_channels), weights = p.in_channels * p.out_channels;
   if (p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot()) return false;
-  if (pass == Conv2dPass::backward_weight) return least >= 64 && tiles >= 8;
+  if (pass == Conv2dPass::backward_weight) return least >= 256 && tiles >= 8;
   if (pass == Conv2dPass::forward) return least >= 32 && (tiles >= 16 || weights >= 128 * 256);
   const bool near = kFrequencies * weights <= Plan::kMaxWeightFloats || tiles <= kMostTiles<Strided>;
   return least >= 32 && near && (tiles >= 16 || (tiles >= 8 && weights >= 256 * 512));
