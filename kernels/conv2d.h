@@ -23,7 +23,7 @@ enum class Conv2dPass : int32_t { forward, backward_input, backward_weight };
 enum class Conv2dAlgorithm : int32_t { automatic, gemm, winograd, depthwise, batch, rows };
 
 struct Conv2dParams {
-  DType dtype;            // on the CPU not f16, which arrives as f32
+  DType dtype;            // on the CPU not f16, which arrives as f32 but in the bias gradient
   Activation activation;  // forward only
 
   int64_t batch, groups;

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from testing import DTYPES, assert_close
+from testing import assert_close
 
 from pydl import backend
 from pydl.functional import conv2d
@@ -76,11 +76,11 @@ def test_three_passes(device, name, taps, channels_last):
         assert_near(actual, expected)
 
 
-@pytest.mark.parametrize("dtype", [d for d in DTYPES if d not in (torch.float32, torch.float64)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["last row 3, last column 1", "weights transformed last, two parts of the sum"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("taps", [3, 5])
-def test_half_types_are_widened_in_the_transforms(device, name, dtype, taps, channels_last):
+def test_half_types(device, name, dtype, taps, channels_last):
     case = make(name, dtype, channels_last, taps)
     for actual, expected in zip(gradients(conv2d, *case), exact(*case), strict=True):
         assert_near(actual, expected)

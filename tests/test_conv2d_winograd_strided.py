@@ -25,6 +25,7 @@ SHAPES = {
     "a row wider than a strip": (1, 5, 6, 150, 7, 1),
     "more tiles than a block": (3, 20, 58, 57, 24, 1),
     "weights transformed last, three parts of the sum": (2, 260, 13, 12, 90, 1),
+    "weights transformed last, once for three blocks of tiles": (5, 160, 30, 30, 160, 1),
     "empty batch": (0, 3, 8, 8, 4, 1),
 }
 
@@ -54,6 +55,14 @@ def test_three_passes(device, name, channels_last):
     case = make(name, channels_last)
     for actual, expected in zip(gradients(conv2d, *case, stride=2), exact(*case), strict=True):
         assert_near(actual, expected)
+
+
+def test_phases_serve_where_they_are_forced(monkeypatch):
+    case = make("more tiles than a block", False)
+    by_phases = gradients(conv2d, *case, stride=2)
+    monkeypatch.setenv("PYDL_CONV2D_WINOGRAD", "0")
+    for one, other in zip(by_phases, gradients(conv2d, *case, stride=2), strict=True):
+        assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])

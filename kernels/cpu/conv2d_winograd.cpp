@@ -20,7 +20,8 @@
 // it is kept.
 //
 // The input gradient is the same computation on the output gradient, with the roles of the weight's channels
-// swapped and its taps read backwards, padded by taps - 1 - padding.
+// swapped and its taps read backwards, padded by taps - 1 - padding where the stride is 1
+// (conv2d_winograd_schemes.h: Spread).
 //
 // Never stored: padding, M of more than one panel, reordered weights or images.
 #include "kernels/conv2d.h"

@@ -9,12 +9,13 @@
 
 namespace pydl::cpu::PYDL_ISA {
 
-constexpr int kStripColumns = 58;  // widest strip: 6 x 58 pixels of a vector of channels, 22 KB
-template <class S>                 // tiles of a strip, of either side
+constexpr int kStripColumns =
+    58;             // widest strip: 6 x 58 pixels of a vector of channels, 22 KB; 9 x 58 with stride 2
+template <class S>  // tiles of a strip, of either side
 constexpr int kStripTiles = (kStripColumns - S::inputs(S::kSide) + S::kSide * S::kStep) /
                             (S::kSide * (S::kStep > S::kSpread ? S::kStep : S::kSpread));
-// Whether tiles of adjacent channels are read and written where they are; of half types and two phases, which
-// are used where the CPU has no instruction for bf16, not: less to compile.
+// Whether tiles of adjacent channels are read and written where they are; of bf16 and two phases, which are
+// used where the CPU has no instruction for bf16, not: less to compile.
 template <class S, class T>
 constexpr bool kInPlace = S::kAlong == kPoints || __is_same(T, float);
 template <class S>

@@ -24,7 +24,6 @@
 #include "kernels/cpu/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
-namespace {
 
 constexpr int kPoints = 6;    // inputs per tile and dimension, and points
 constexpr int kInfinity = 1;  // index of the point at infinity
@@ -34,7 +33,7 @@ template <int kTaps>
 constexpr int kTile = kPoints + 1 - kTaps;  // outputs per tile and dimension
 
 constexpr double kPointA = 2.0 / 3.0, kPointB = 3.0 / 2.0;
-constexpr double kPoint[kPoints] = {0.0, 0.0, kPointA, -kPointA, kPointB, -kPointB};
+inline constexpr double kPoint[kPoints] = {0.0, 0.0, kPointA, -kPointA, kPointB, -kPointB};
 
 constexpr double power(double x, int n) { return n == 0 ? 1.0 : x * power(x, n - 1); }
 
@@ -59,7 +58,7 @@ struct PointTable {
       }
   }
 };
-constexpr PointTable kTable;
+inline constexpr PointTable kTable;
 
 // B^T of the first n points: row p holds the coefficients of prod (x - q) over the finite q != p, row
 // infinity those of the product over all. G is shared by every n, so the row is scaled from the full set's
@@ -200,5 +199,4 @@ PYDL_INLINE void transform_weight_gradient_1d(const vec<float>* d, vec<float>* w
   interpolate_1d<kPoints, kTaps>(kTable.scaled, d, w);
 }
 
-}  // namespace
 }  // namespace pydl::cpu::PYDL_ISA

@@ -12,13 +12,16 @@
 // Spread: its input gradient, for odd padding. Position o has two pixels: w1 g[o], and w2 g[o] + w0 g[o+1],
 // again F(m, 2) and a product of its own.
 //
-// A scheme has
-//   kTaps; kSide: positions of a whole tile; kAlong: V's frequencies
-//   inputs(m): pixels that a tile of m positions reads; kStep, kSpread: pixels of the input and output per
-//   position has(i, m): whether a tile of m positions has frequency i of V; of_weights(i): U's frequency for
-//   it input<m>, output<m>, weights: the transforms of inputs(m) pixels, of m positions, of kTaps taps
-//   gradient<m>, taps: of the weight gradient, of m outputs' gradients and back to kTaps taps; Spread has
-//   none
+// A scheme has, for tiles of m positions along the dimension,
+//   - kTaps, kSide: positions of a whole tile, kAlong: V's frequencies;
+//   - inputs(m): pixels that a tile reads;
+//   - kStep, kSpread: pixels of the input and of the output to a position;
+//   - has(i, m): whether a tile has frequency i of V, of_weights(i): the frequency of U that goes with it;
+//   - input<m>, output<m>, weights: the transforms of pixels, products and taps;
+//   - gradient<m>, taps: those of the weight gradient, of outputs' gradients and back to taps.
+//
+// Dense's input and gradient have functions for both dimensions at once (conv2d_winograd_transforms.h);
+// Spread has no weight gradient.
 #pragma once
 
 #include "kernels/cpu/conv2d_winograd_points.h"

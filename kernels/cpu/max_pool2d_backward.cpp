@@ -225,7 +225,7 @@ void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 
 template <int kStep, class T>
 void rows_of_width(const MaxPool2dParams& p, int64_t begin, int64_t end) {
-  if constexpr (__is_same(T, float) || __is_same(T, bf16)) {  // as in max_pool2d_rows.cpp
+  if constexpr (__is_same(T, float) || __is_same(T, bf16)) {  // the types of training
     if (p.kernel_width == 2 && p.dilation_width == 1) return columns<kStep, 2, T>(p, begin, end);
     if (p.kernel_width == 3 && p.dilation_width == 1) return columns<kStep, 3, T>(p, begin, end);
   }

@@ -51,7 +51,7 @@ PYDL_INLINE mask<A> first_taps(const Axis& x, int64_t at) {
 }
 
 // For the outputs of one chunk: which lanes of each tap's vectors lie in the image. For kernels of widths of
-// their own (rows_of_width).
+// their own (Inlined).
 constexpr int kMostTaps = 3;
 template <class A>
 struct RowPlan {
@@ -175,7 +175,7 @@ PYDL_INLINE void pool_column(const MaxPool2dParams& params, const Ring<acc_t<T>>
   }
 }
 
-// Both steps, inlined: for the windows of networks in the types that they are trained in. Rows of a few
+// Both steps, inlined: for the windows of networks, in float32 and, with places, bf16. Rows of a few
 // pixels are a vector or two, which a call of its own would double.
 template <bool kPlaces, int kStep, int kWidth, class T>
 struct Inlined {
@@ -219,7 +219,7 @@ void rows(const MaxPool2dParams& p, const Way& way, int64_t begin, int64_t end) 
   RowPlan<A> plan;
   for (int64_t first = 0; first < x.out; first += kChunk) {
     const int64_t n = min_of(kChunk, x.out - first);
-    if (Way::planned) plan.make(x, first, n);
+    if constexpr (Way::planned) plan.make(x, first, n);
     each_plane(y.out, begin, end, [&](int64_t plane, int64_t from, int64_t to) PYDL_INLINE_LAMBDA {
       const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
                        plane % p.channels * p.from_stride[1];

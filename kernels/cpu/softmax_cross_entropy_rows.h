@@ -128,7 +128,8 @@ struct RowsCall {
     T* const place = grad(at) + block * kClassBlock;
     const bool direct = writes_directly(at), streams = past_cache && direct;
     T* const to = direct ? place : room;
-    // one walk for every q, since this is not where whole batches go (gradient_and_sum)
+    // One walk for every q, which costs a load from L1 where q is the same for all: forward and backward in
+    // one call go by gradient_and_sum instead, but for rows that are not aligned.
     alignas(64) A same[kChunkClasses<A>];
     if (!q)
       for (A& each : same) each = k.smooth;
