@@ -16,16 +16,6 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-Image input_of(const Conv2dParams& p) {
-  const int64_t* s = p.input_stride;
-  return {p.input, s[0], s[1], s[2], s[3], p.in_channels, p.in_height, p.in_width};
-}
-
-Image gradient_of(const Conv2dParams& p) {
-  const int64_t* s = p.output_stride;
-  return {p.output, s[0], s[1], s[2], s[3], p.out_channels, p.out_height, p.out_width};
-}
-
 // Channels [first, first + count) of an image.
 template <class T>
 Image channels_of(const Image& image, int64_t first, int64_t count) {
@@ -80,7 +70,7 @@ struct ChunkPlan {
 template <class S, class T>
 void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel& parallel) {
   const Tiles<S>& tiles = plan.tiles;
-  const Image input = input_of(p), gradient = gradient_of(p);
+  const Image input = input_of(p), gradient = output_of(p);
   float *own = static_cast<float*>(p.scratch), *d = own + parallel.threads * plan.own;
   const int64_t blocks = plan.row_blocks * plan.column_blocks;
   run_tasks(parallel, plan.chunks * blocks, [&](int64_t task, int64_t worker) {

@@ -80,8 +80,8 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
       }
     };
     int64_t k = min_of(kPart, depth - start);
-    // Adjacent rows, and AVX2 and less, want one step a turn: more cost registers (weight gradients of few
-    // channels took 1.2 to 1.4 times as long with four).
+    // Adjacent rows, and AVX2 and less, want one step a turn: weight gradients of few channels took 1.2
+    // to 1.4 times as long with four (NOTES_conv2d_winograd.md).
     if constexpr (kVectorBytes == 64 && kLayout == Rows::strided)
       for (; k >= 8; k -= 8, row0 += 8, row5 += 8, row10 += 8, b += 8 * b_stride) {
 #pragma GCC unroll 8

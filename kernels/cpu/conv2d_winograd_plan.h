@@ -20,14 +20,9 @@ struct Problem {
   Activation activation;
 };
 
-Image image_of(void* data, const int64_t stride[4], int64_t channels, int64_t height, int64_t width) {
-  return {data, stride[0], stride[1], stride[2], stride[3], channels, height, width};
-}
-
 template <class S>
 Problem problem_of(const Conv2dParams& p, Conv2dPass pass) {
-  const Image input = image_of(p.input, p.input_stride, p.in_channels, p.in_height, p.in_width);
-  const Image output = image_of(p.output, p.output_stride, p.out_channels, p.out_height, p.out_width);
+  const Image input = input_of(p), output = output_of(p);
   const int64_t* s = p.weight_stride;
   if (pass == Conv2dPass::forward)
     return {input,   output,      {p.weight, s[1], s[0], s[2], s[3], p.in_channels, p.out_channels, false},

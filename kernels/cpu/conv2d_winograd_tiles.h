@@ -25,6 +25,15 @@ struct Image {
   int64_t channels, height, width;
 };
 
+inline Image input_of(const Conv2dParams& p) {
+  const int64_t* s = p.input_stride;
+  return {p.input, s[0], s[1], s[2], s[3], p.in_channels, p.in_height, p.in_width};
+}
+inline Image output_of(const Conv2dParams& p) {  // or its gradient
+  const int64_t* s = p.output_stride;
+  return {p.output, s[0], s[1], s[2], s[3], p.out_channels, p.out_height, p.out_width};
+}
+
 struct Tile {
   int64_t n, y, x;    // image, and its first position
   int rows, columns;  // positions, 1 to kSide each

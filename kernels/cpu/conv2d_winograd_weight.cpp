@@ -84,7 +84,7 @@ template <class S, class T>
 void run_passes(const Conv2dParams& p, const Parallel& parallel) {
   const Plan<S> plan(p);
   const Tiles<S>& tiles = plan.tiles;
-  const Image input = input_of(p), gradient = gradient_of(p);
+  const Image input = input_of(p), gradient = output_of(p);
   float *v = static_cast<float*>(p.scratch), *z = v + plan.v.floats, *d = z + plan.z.floats;
   // Long sums are sums of sums of 96 tiles, for their accuracy; short ones go without, and reach less far in
   // L1.

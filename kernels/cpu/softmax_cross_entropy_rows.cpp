@@ -25,7 +25,7 @@ void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>*
   GradientTerms<A> waiting_terms{};
   bool waits = false;
   BlockQ<T> q_of(call);
-  auto room = [&](int64_t b) { return kept_block(kept, p.classes, b); };
+  auto room = [&](int64_t b) { return kept ? kept_block(kept, p.classes, b) : KeptBlock<A>{}; };
   for (int64_t i = begin; i < end; ++i, at.next()) {
     if (call.ignored(at)) {
       call.ignore(at);
@@ -35,9 +35,8 @@ void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>*
     }
     RowSum<A> sum;
     for (int64_t b = 0; b < call.blocks; ++b)
-      sum.add(waits  ? call.gradient_and_sum(waiting, waiting_norm, waiting_terms, at, b, room(b))
-              : kept ? call.sum(at, b, room(b))
-                     : call.sum(at, b),
+      sum.add(waits ? call.gradient_and_sum(waiting, waiting_norm, waiting_terms, at, b, room(b))
+                    : call.sum(at, b, room(b)),
               b == 0);
     waits = false;
     const RowNorm<A> norm = sum.norm();
