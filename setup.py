@@ -13,6 +13,9 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "build_backend"))  # for `python setup.py`; pip has it there already
+
+from torch_range import BEYOND, OLDEST, requirement
 
 
 def fail(sentence):
@@ -27,7 +30,7 @@ def torch_folder():
             return folder
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
-        fail("torch was not found; install it first (pip install 'torch>=2.11,<2.14').")
+        fail(f"torch was not found; install it first (pip install '{requirement()}').")
     return Path(spec.origin).parent
 
 
@@ -37,8 +40,8 @@ def torch_versions(folder):
     version = re.search(r"__version__ = '([^']+)'", text).group(1)
     cuda = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", text, re.MULTILINE)
     release = tuple(int(part) for part in version.split(".")[:2])
-    if not (2, 11) <= release < (2, 14):
-        fail(f"torch {version} is not supported; install torch>=2.11,<2.14.")
+    if not OLDEST <= release < BEYOND:
+        fail(f"torch {version} is not supported; install {requirement()}.")
     return version, cuda.group(1) if cuda else None
 
 
@@ -146,11 +149,15 @@ class CMakeBuild(build_ext):
             fail(f"the build stopped with exit code {error.returncode}; the reason stands above.")
 
 
+# kernels/ is installed as pydl.kernels: a Triton kernel is Python
+KERNELS = ["", *(f".{name}" for name in find_packages("kernels"))]
+
 setup(
+    install_requires=[requirement(), "numpy", "rich>=13", "typer>=0.15"],
     ext_modules=[Extension("pydl._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
-    # kernels/ is installed as pydl.kernels: a Triton kernel is Python
-    packages=[*find_packages(include=["pydl", "pydl.*"]), "pydl.kernels", "pydl.kernels.triton"],
-    package_dir={"pydl.kernels": "kernels"},
+    packages=[*find_packages("src"), *(f"pydl.kernels{name}" for name in KERNELS)],
+    package_dir={"": "src", **{f"pydl.kernels{name}": f"kernels{name.replace('.', '/')}" for name in KERNELS}},
     package_data={"pydl": ["py.typed"]},
+    include_package_data=False,  # C++ sources and notes are in the source distribution, not beside the Python files
 )

@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 
 import machine
+import probes
 import pytest
 import report
 import runner
 import torch
-
-from pydl.bench import PYTEST
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,10 +49,8 @@ class Session:
     def probes(self):
         """The loops that tell what the machine allows; measured at the first use, in this very run."""
         if self._probes is None:
-            from pydl.ops import ceilings
-
-            self._probes = ceilings.Probes()
-            self._ceilings = ceilings.measure(self._probes)
+            self._probes = probes.Probes()
+            self._ceilings = probes.measure(self._probes)
             self.say(
                 "this machine: copy {copy:.1f} GB/s, read {read:.1f} GB/s, multiply-add {fma:.0f} GFLOP/s".format(
                     **self._ceilings
@@ -199,7 +196,7 @@ def run_without_page_faults(config, state):
         if "--results" in arguments:  # the file is a word of its own
             at = arguments.index("--results")
             del arguments[at : at + 2]
-        command = [*PYTEST, *arguments, f"--no-page-faults-child={path}"]
+        command = [sys.executable, "-m", "pytest", *arguments, f"--no-page-faults-child={path}"]
         quiet = ["-p", "no:cacheprovider", "--no-header", "--no-summary", "-q"]
         environment = {**os.environ, **machine.NO_PAGE_FAULTS}
         capture = config.pluginmanager.getplugin("capturemanager")

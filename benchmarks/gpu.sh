@@ -70,11 +70,11 @@ if [ "${TESTS:-1}" = 1 ]; then
     select="triton-interpreted and (test_empty or test_scalar)" marks="triton and not slow"
   fi
   parallel=$("$python" -c 'import xdist' 2>/dev/null && [ "$dry" != 1 ] && echo "-n 3" || true)
-  files="dropout softmax_cross_entropy batch_norm conv2d nn"
+  files="$("$python" -c 'import pydl.ops._triton as t; print(*t.ops())') nn"
   testing=()
   for file in $files; do
-    bodies=$(ls tests/test_"$file"*.py)
-    [ "$file" = nn ] && bodies="tests/test_gpu.py $bodies" # short ones, in one log
+    bodies=$(ls tests/ops/test_"$file"*.py)
+    [ "$file" = nn ] && bodies="tests/ops/test_gpu.py $bodies" # short ones, in one log
     # shellcheck disable=SC2086  # several words
     limited "$seconds" "$python" -m pytest $bodies -q -m "$marks" -k "$select" $parallel -rfE --tb=short \
       -p no:cacheprovider >"$out/tests-$file.log" 2>&1 &

@@ -8,9 +8,9 @@ import time
 
 import torch
 
-torch.library.define("pydl::ceiling_copy", "(Tensor input, Tensor(a!) output) -> ()")
-torch.library.define("pydl::ceiling_read", "(Tensor input) -> Tensor")
-torch.library.define("pydl::ceiling_fma", "(Tensor(a!) result, int rounds) -> float")
+torch.library.define("pydl::probe_copy", "(Tensor input, Tensor(a!) output) -> ()")
+torch.library.define("pydl::probe_read", "(Tensor input) -> Tensor")
+torch.library.define("pydl::probe_fma", "(Tensor(a!) result, int rounds) -> float")
 
 
 class Probes:
@@ -33,16 +33,16 @@ class Probes:
 
     def copy(self):
         """GB/s, bytes read plus written; the copy is written past the caches."""
-        return self._rate(8 * self.buffers[0].numel(), torch.ops.pydl.ceiling_copy, *self.buffers)
+        return self._rate(8 * self.buffers[0].numel(), torch.ops.pydl.probe_copy, *self.buffers)
 
     def read(self):
         """GB/s."""
-        return self._rate(4 * self.buffers[0].numel(), torch.ops.pydl.ceiling_read, self.buffers[0])
+        return self._rate(4 * self.buffers[0].numel(), torch.ops.pydl.probe_read, self.buffers[0])
 
     def fma(self, rounds=10**7):
         """GFLOP/s of float32 multiply-adds in registers."""
-        operations = torch.ops.pydl.ceiling_fma(self.result, 1)
-        return self._rate(operations * rounds, torch.ops.pydl.ceiling_fma, self.result, rounds)
+        operations = torch.ops.pydl.probe_fma(self.result, 1)
+        return self._rate(operations * rounds, torch.ops.pydl.probe_fma, self.result, rounds)
 
 
 def measure(probes=None, rounds=9):

@@ -9,17 +9,16 @@ from pathlib import Path
 
 from setuptools import build_meta as _setuptools
 from setuptools.build_meta import *  # noqa: F403  (PEP 517: every hook that is not overridden below)
-
-TORCH = "torch>=2.11,<2.14"
+from torch_range import requirement
 
 
 def _torch_requirement():
-    """[] when the target environment has torch, [TORCH] otherwise.
+    """[] when the target environment has torch, what pip is to install otherwise.
 
     Under pip's isolation ``sysconfig`` still names the target environment's folders.
     """
     folders = {sysconfig.get_paths()[name] for name in ("purelib", "platlib")}
-    return [] if any(Path(folder, "torch", "version.py").is_file() for folder in folders) else [TORCH]
+    return [] if any(Path(folder, "torch", "version.py").is_file() for folder in folders) else [requirement()]
 
 
 def get_requires_for_build_wheel(config_settings=None):

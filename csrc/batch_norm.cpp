@@ -295,8 +295,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
   m.impl("batch_norm_backward_apply", TORCH_BOX(&batch_norm_backward_apply));   \
   m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
 
-STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m){PYDL_REGISTER(m)} STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) {
-  PYDL_REGISTER(m)
-}
+// clang-format off: it takes the two for one
+STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) { PYDL_REGISTER(m) }
+STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) { PYDL_REGISTER(m) }
+// clang-format on
 
 }  // namespace pydl

@@ -288,8 +288,9 @@ Tensor backward_bias(const Tensor& grad_output) {
   m.impl("conv2d_backward_weight", TORCH_BOX(&backward_weight)); \
   m.impl("conv2d_backward_bias", TORCH_BOX(&backward_bias));
 
-STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m){PYDL_REGISTER(m)} STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) {
-  PYDL_REGISTER(m)
-}
+// clang-format off: it takes the two for one
+STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) { PYDL_REGISTER(m) }
+STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) { PYDL_REGISTER(m) }
+// clang-format on
 
 }  // namespace pydl

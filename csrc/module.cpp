@@ -10,7 +10,7 @@
 
 #include "csrc/cuda.h"
 #include "csrc/memory.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/isa.h"
 
 namespace {
 

@@ -1,9 +1,9 @@
-// pydl::ceiling_copy(Tensor input, Tensor(a!) output) -> ()
-// pydl::ceiling_read(Tensor input) -> Tensor
-// pydl::ceiling_fma(Tensor(a!) result, int rounds) -> float
+// pydl::probe_copy(Tensor input, Tensor(a!) output) -> ()
+// pydl::probe_read(Tensor input) -> Tensor
+// pydl::probe_fma(Tensor(a!) result, int rounds) -> float
 //
-// Probes of the machine for the benchmarks (pydl/ops/ceilings.py), run by the threads that serve the ops.
-#include "kernels/ceilings.h"
+// Probes of the machine for the benchmarks (benchmarks/probes.py), run by the threads that serve the ops.
+#include "kernels/cpu/base/probes.h"
 
 #include "csrc/torch.h"
 
@@ -18,37 +18,37 @@ void check_buffer(const char* op, const Tensor& t) {
              shape_of(t));
 }
 
-void ceiling_copy(const Tensor& input, const Tensor& output) {
-  check_buffer("ceiling_copy", input);
-  check_buffer("ceiling_copy", output);
-  PYDL_CHECK(input.numel() == output.numel(), "ceiling_copy: expected output to have ", input.numel(),
+void probe_copy(const Tensor& input, const Tensor& output) {
+  check_buffer("probe_copy", input);
+  check_buffer("probe_copy", output);
+  PYDL_CHECK(input.numel() == output.numel(), "probe_copy: expected output to have ", input.numel(),
              " elements, got ", output.numel());
-  PYDL_CPU_CALL(ceiling_copy)
+  PYDL_CPU_CALL(probe_copy)
   (static_cast<const float*>(input.const_data_ptr()), static_cast<float*>(output.mutable_data_ptr()),
    input.numel(), torch_threads());
 }
 
-Tensor ceiling_read(const Tensor& input) {
-  check_buffer("ceiling_read", input);
+Tensor probe_read(const Tensor& input) {
+  check_buffer("probe_read", input);
   Tensor sum = empty(input, ScalarType::Float, {1});
-  *static_cast<float*>(sum.mutable_data_ptr()) = PYDL_CPU_CALL(ceiling_read)(
+  *static_cast<float*>(sum.mutable_data_ptr()) = PYDL_CPU_CALL(probe_read)(
       static_cast<const float*>(input.const_data_ptr()), input.numel(), torch_threads());
   return sum;
 }
 
-double ceiling_fma(const Tensor& result, int64_t rounds) {
+double probe_fma(const Tensor& result, int64_t rounds) {
   PYDL_CHECK(result.scalar_type() == ScalarType::Float && result.numel() == 1,
-             "ceiling_fma: expected result to be one float32, got shape ", shape_of(result));
-  PYDL_CHECK_VALUE(rounds > 0, "ceiling_fma: expected rounds to be positive, got ", rounds);
-  return PYDL_CPU_CALL(ceiling_fma)(rounds, static_cast<float*>(result.mutable_data_ptr()), torch_threads());
+             "probe_fma: expected result to be one float32, got shape ", shape_of(result));
+  PYDL_CHECK_VALUE(rounds > 0, "probe_fma: expected rounds to be positive, got ", rounds);
+  return PYDL_CPU_CALL(probe_fma)(rounds, static_cast<float*>(result.mutable_data_ptr()), torch_threads());
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
-  m.impl("ceiling_copy", TORCH_BOX(&ceiling_copy));
-  m.impl("ceiling_read", TORCH_BOX(&ceiling_read));
-  m.impl("ceiling_fma", TORCH_BOX(&ceiling_fma));
+  m.impl("probe_copy", TORCH_BOX(&probe_copy));
+  m.impl("probe_read", TORCH_BOX(&probe_read));
+  m.impl("probe_fma", TORCH_BOX(&probe_fma));
 }
 
 }  // namespace pydl

@@ -314,8 +314,9 @@ Tensor backward_target(const Tensor& grad_output, const Tensor& input, const Ten
   m.impl("softmax_cross_entropy_backward", TORCH_BOX(&backward));                 \
   m.impl("softmax_cross_entropy_backward_target", TORCH_BOX(&backward_target));
 
-STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m){PYDL_REGISTER(m)} STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) {
-  PYDL_REGISTER(m)
-}
+// clang-format off: it takes the two for one
+STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) { PYDL_REGISTER(m) }
+STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) { PYDL_REGISTER(m) }
+// clang-format on
 
 }  // namespace pydl

@@ -7,7 +7,7 @@
 // (padding counts or does not, and windows may hang over the padded image with ceil_mode).
 #pragma once
 
-#include "kernels/cpu/isa.h"
+#include "kernels/isa.h"
 #include "kernels/pool2d.h"
 
 namespace pydl {

@@ -5,8 +5,7 @@
 //   mean = sum(x) / n                       var = sum((x - mean)^2) / n
 //   z = (x - mean) * invstd * weight + bias + residual                  invstd = 1 / sqrt(var + eps)
 //   output = activation(z)
-//   running_mean += momentum * (mean - running_mean)                    running_var: the same with var * n /
-//   (n - 1)
+//   running_mean += momentum * (mean - running_mean)                    running_var: the same with var * n / (n - 1)
 //
 //   gz = grad_output * activation'(z)       xhat = (x - mean) * invstd
 //   grad_residual = gz    grad_bias = sum(gz)    grad_weight = sum(gz * xhat)
@@ -19,7 +18,7 @@
 #pragma once
 
 #include "kernels/common.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/isa.h"
 
 namespace pydl {
 

@@ -13,13 +13,13 @@
 #pragma once
 
 #include "kernels/common.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/isa.h"
 
 namespace pydl {
 
 enum class Conv2dPass : int32_t { forward, backward_input, backward_weight };
 
-// How a convolution is computed. `automatic` lets the table in kernels/cpu/conv2d.cpp choose.
+// How a convolution is computed. `automatic` lets the table in kernels/cpu/conv2d/select.cpp choose.
 enum class Conv2dAlgorithm : int32_t { automatic, gemm, winograd, depthwise, batch, rows };
 
 struct Conv2dParams {
@@ -43,11 +43,11 @@ struct Conv2dParams {
   // strides in elements, in the order N, C, H, W (weight: O, I, H, W)
   int64_t input_stride[4], weight_stride[4], output_stride[4];
 
-  void* scratch;  // of at least the bytes that conv2d_scratch_bytes asks for, 64-byte aligned; contents do
-                  // not matter
+  // At least the bytes that conv2d_scratch_bytes asks for, 64-byte aligned; contents do not matter.
+  void* scratch;
 
-  Conv2dAlgorithm
-      algorithm;        // automatic, or one to force; one that cannot serve these params is replaced by gemm
+  // Automatic, or one to force; one that cannot serve these params is replaced by gemm.
+  Conv2dAlgorithm algorithm;
   bool allow_winograd;  // false: only algorithms that multiply each pair once
 };
 

@@ -1,5 +1,5 @@
 // Finds out once which instruction sets this CPU has. Compiled for the baseline: it runs everywhere.
-#include "kernels/cpu/isa.h"
+#include "kernels/isa.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,7 @@ Isa detect() {
 #endif
 }
 
-// An unknown or unsupported PYDL_CPU_ISA is left for Python to refuse in words (pydl/backend.py).
+// An unknown or unsupported PYDL_CPU_ISA is left for Python to refuse in words (src/pydl/backend.py).
 Isa initial() {
   const Isa best = detect();
   const char* asked = getenv("PYDL_CPU_ISA");

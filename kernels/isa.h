@@ -1,8 +1,8 @@
 // Instruction sets: each CPU kernel source is compiled once per set, in a namespace of that name, and picked
 // here.
 //
-//   PYDL_CPU_ENTRY(void dropout(const DropoutParams&, const Parallel&));   // in kernels/<op>.h, inside
-//   pydl::cpu PYDL_CPU_CALL(dropout)(params, parallel);                             // in csrc/<op>.cpp
+//   PYDL_CPU_ENTRY(void dropout(const DropoutParams&, const Parallel&));   // in kernels/<op>.h, inside pydl::cpu
+//   PYDL_CPU_CALL(dropout)(params, parallel);                              // in csrc/<op>.cpp
 #pragma once
 
 namespace pydl::cpu {

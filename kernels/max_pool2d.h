@@ -1,9 +1,8 @@
 // Maximum pooling (d2l "Pooling").
 //
 //   output[n, c, oy, ox] = max over the window's pixels; a nan among them wins
-//   place[n, c, oy, ox]  = the tap that it came from: the first maximum, the last nan; the window's first
-//   pixel in the image
-//                          where all are -inf
+//   place[n, c, oy, ox]  = the tap that it came from: the first maximum, the last nan; the window's first pixel in
+//                          the image where all are -inf
 //   grad_input           = grad_output of each window, added at its place
 //
 // The backward needs the places alone: a byte per output up to 256 taps, an int32 beyond. Reading the input
@@ -11,13 +10,13 @@
 // same places.
 #pragma once
 
-#include "kernels/cpu/isa.h"
+#include "kernels/isa.h"
 #include "kernels/pool2d.h"
 
 namespace pydl {
 
-static constexpr int64_t kMaxPool2dByteTaps =
-    256;  // kernels of up to so many taps keep their places as bytes
+// Kernels of up to so many taps keep their places as bytes.
+static constexpr int64_t kMaxPool2dByteTaps = 256;
 
 struct MaxPool2dParams : Pool2dParams {
   // In the layout of the output, dense: NCHW or channels_last. Written by the forward, or null where nobody

@@ -19,7 +19,7 @@
 #pragma once
 
 #include "kernels/common.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/isa.h"
 
 namespace pydl {
 

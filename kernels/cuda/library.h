@@ -8,24 +8,29 @@
 #include "kernels/dropout.h"
 #include "kernels/softmax_cross_entropy.h"
 
-// op(name, parameters): a launcher. scratch(name, parameters): bytes of device memory that the launchers
-// need.
-#define PYDL_CUDA_ENTRIES(op, scratch)                                                               \
-  op(dropout, DropoutParams) scratch(softmax_cross_entropy_scratch, SoftmaxCrossEntropyParams)       \
-      op(softmax_cross_entropy_forward, SoftmaxCrossEntropyParams)                                   \
-          op(softmax_cross_entropy_backward, SoftmaxCrossEntropyParams)                              \
-              op(softmax_cross_entropy_backward_target, SoftmaxCrossEntropyParams)                   \
-                  scratch(batch_norm_scratch, BatchNormParams) op(batch_norm_stats, BatchNormParams) \
-                      op(batch_norm_apply, BatchNormParams) op(batch_norm_forward, BatchNormParams)  \
-                          op(batch_norm_update, BatchNormUpdate)                                     \
-                              op(batch_norm_backward_reduce, BatchNormParams)                        \
-                                  op(batch_norm_backward_apply, BatchNormParams)                     \
-                                      op(batch_norm_backward, BatchNormParams)                       \
-                                          scratch(conv2d_weight_scratch, Conv2dParams)               \
-                                              op(conv2d_forward, Conv2dParams)                       \
-                                                  op(conv2d_backward_input, Conv2dParams)            \
-                                                      op(conv2d_backward_weight, Conv2dParams)       \
-                                                          op(conv2d_backward_bias, Conv2dParams)
+// op(name, parameters): a launcher.
+// scratch(name, parameters): bytes of device memory that the launchers need.
+// clang-format off: one entry a line
+#define PYDL_CUDA_ENTRIES(op, scratch)                                 \
+  op(dropout, DropoutParams)                                           \
+  scratch(softmax_cross_entropy_scratch, SoftmaxCrossEntropyParams)    \
+  op(softmax_cross_entropy_forward, SoftmaxCrossEntropyParams)         \
+  op(softmax_cross_entropy_backward, SoftmaxCrossEntropyParams)        \
+  op(softmax_cross_entropy_backward_target, SoftmaxCrossEntropyParams) \
+  scratch(batch_norm_scratch, BatchNormParams)                         \
+  op(batch_norm_stats, BatchNormParams)                                \
+  op(batch_norm_apply, BatchNormParams)                                \
+  op(batch_norm_forward, BatchNormParams)                              \
+  op(batch_norm_update, BatchNormUpdate)                               \
+  op(batch_norm_backward_reduce, BatchNormParams)                      \
+  op(batch_norm_backward_apply, BatchNormParams)                       \
+  op(batch_norm_backward, BatchNormParams)                             \
+  scratch(conv2d_weight_scratch, Conv2dParams)                         \
+  op(conv2d_forward, Conv2dParams)                                     \
+  op(conv2d_backward_input, Conv2dParams)                              \
+  op(conv2d_backward_weight, Conv2dParams)                             \
+  op(conv2d_backward_bias, Conv2dParams)
+// clang-format on
 
 namespace pydl::cuda {
 

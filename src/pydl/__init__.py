@@ -12,7 +12,7 @@ import torch  # noqa: F401  (loads the libraries that pydl._C links to)
 if _find_spec("pydl._C") is None:
     raise ImportError(
         "pydl was imported from its source folder, where nothing is compiled; "
-        "start Python in another folder, or install with: pip install -e ."
+        "take that folder off Python's path, or install with: pip install -e ."
     )
 
 from pydl import backend, functional, memory, models, nn

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from pydl import _C
-from pydl.ops import _triton
+from pydl.ops import _library, _triton
 
 NAMES = ("torch", "cpu", "cuda", "triton")
 
@@ -190,9 +190,6 @@ def current(device="cpu"):
 # What Triton computes on tensor cores whatever the layout, and with Hopper's own instructions, so that it comes first.
 _BETTER_IN_TRITON = {("conv2d", torch.bfloat16), ("conv2d", torch.float16)}
 
-# Ops that have a kernel on the CPU alone; the other backends leave them to torch.
-ON_CPU_ALONE = {"max_pool2d", "avg_pool2d"}
-
 
 def ops_for(tensor, op=None):
     """The op namespace that serves ``tensor`` (``torch.ops.pydl`` or ``torch.ops.pydl_triton``), or None for torch.
@@ -201,10 +198,10 @@ def ops_for(tensor, op=None):
     """
     if _asked is None and tensor.is_cpu:  # the common case, kept short: it is paid on every call
         return torch.ops.pydl
-    if _asked is None and op in ON_CPU_ALONE:
+    if _asked is None and _library.on_cpu_alone(op):
         return None  # on a GPU, whatever serves there
     name = current(tensor.device)
-    if name == "torch" or (name != "cpu" and op in ON_CPU_ALONE):
+    if name == "torch" or (name != "cpu" and _library.on_cpu_alone(op)):
         return None
     if _asked is None and name == "cuda" and (op, tensor.dtype) in _BETTER_IN_TRITON and not _triton.why_not():
         name = "triton"

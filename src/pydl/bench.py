@@ -8,12 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# pytest without the current folder on Python's path: in the source tree the pydl there would hide the installed one
-_MAIN = "import sys; sys.path = [folder for folder in sys.path if folder]; import pytest; sys.exit(pytest.main())"
-PYTEST = [sys.executable, "-c", _MAIN]
-
 # beside the package in an editable install; else where `pip install .` was typed
-_PLACES = [Path(__file__).resolve().parent.parent / "benchmarks", Path("benchmarks").resolve()]
+_PLACES = [Path(__file__).resolve().parents[2] / "benchmarks", Path("benchmarks").resolve()]
 FOLDER = next((place for place in _PLACES if (place / "bench_dropout.py").is_file()), _PLACES[0])
 
 
@@ -44,4 +40,4 @@ def command(ops=None, quick=False, json=None):
     if json is not None:
         options.append(f"--results={Path(json).resolve()}")
     root = ["--rootdir", str(FOLDER.parent), "-c", str(FOLDER.parent / "pyproject.toml")]
-    return subprocess.run([*PYTEST, "-q", *root, *options, *files], check=False).returncode
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", *root, *options, *files], check=False).returncode

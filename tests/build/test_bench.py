@@ -9,7 +9,7 @@ import pytest
 
 from pydl import bench
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no source tree around the tests")
 
 

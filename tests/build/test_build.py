@@ -14,8 +14,8 @@ import pytest
 
 from pydl import _C
 
-ROOT = Path(__file__).resolve().parent.parent
-OBJECTS = sorted(ROOT.glob("build/temp*/*/CMakeFiles/kernels_cpu_*.dir/kernels/cpu/*.o"))
+ROOT = Path(__file__).resolve().parents[2]
+OBJECTS = sorted(ROOT.glob("build/temp*/*/CMakeFiles/kernels_cpu_*.dir/kernels/cpu/**/*.o"))
 FOREIGN = ("std::", "torch", "c10::", "__gnu_cxx")
 
 

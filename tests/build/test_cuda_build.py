@@ -8,7 +8,7 @@ import pytest
 
 from pydl import backend
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KNOWN = ("75", "80", "86", "90", "100", "120")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 pytestmark = pytest.mark.cuda_compile
 
@@ -69,7 +69,7 @@ def kernels(log):
 
 def test_every_kernel_is_compiled_for_every_architecture(kernels):
     written = set()
-    for source in ROOT.glob("kernels/cuda/*.cu"):
+    for source in ROOT.glob("kernels/cuda/**/*.cu"):
         written |= set(
             re.findall(r"__global__ void\s+(?:__launch_bounds__\(\w+(?:, \d+)?\)\s+)?(\w+)\(", source.read_text())
         )

@@ -7,6 +7,8 @@ import sys
 import pytest
 from cuda_on_host import run
 
+from pydl.ops import _triton
+
 pytestmark = [
     pytest.mark.cuda_on_host,
     pytest.mark.skipif("PYDL_CUDA_ON_HOST" in os.environ, reason="this is the process that these tests start"),
@@ -18,11 +20,11 @@ def library():
     return run.build(run.ROOT / "build" / "cuda_on_host")
 
 
-@pytest.mark.parametrize("name", ["softmax_cross_entropy", "dropout", "conv2d", "batch_norm"])
+@pytest.mark.parametrize("name", _triton.ops())  # the same ops have CUDA kernels
 def test_bodies_pass_under_the_sanitizers(library, name):
     done = subprocess.run(
-        run.command(*map(str, sorted(run.FOLDER.glob(f"test_{name}*.py")))),
-        cwd=run.FOLDER,
+        run.command(*map(str, sorted(run.TESTS.glob(f"ops/test_{name}*.py")))),
+        cwd=run.ROOT,
         env=run.environment(library),
         capture_output=True,
         text=True,

@@ -178,7 +178,7 @@ def test_as_accurate_as_a_direct_convolution(taps, n, c, o, size, relu):
     torch's own error depends on the memory format: it sums NCHW images' outputs and channels_last images' weight
     gradients in shorter parts than the others. The yardstick is the larger of the two. 4.5e-6 is where the transforms'
     own rounding stands, which is above the yardstick where sums are short: 16 channels, or 16 tiles as in the weight
-    gradient of 512 channels here. kernels/cpu/NOTES_conv2d_winograd.md has the errors of each.
+    gradient of 512 channels here. kernels/cpu/conv2d/winograd/NOTES.md has the errors of each.
     """
     x = torch.randn(n, c, size, size)
     x = x.relu() if relu else x

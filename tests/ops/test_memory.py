@@ -4,7 +4,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 
 import pytest
@@ -12,9 +11,6 @@ import torch
 
 import pydl
 import pydl.functional as PF
-
-# Other processes start here: in the source folder its uncompiled pydl would hide the installed one.
-ELSEWHERE = {"cwd": tempfile.gettempdir()}
 
 MB = 1 << 20
 pytestmark = pytest.mark.skipif(not pydl.memory.stats()["enabled"], reason="PYDL_MEMORY_POOL=0")
@@ -237,9 +233,7 @@ thread.join()
 assert (kept == 3).all()
 print("survived")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], **ELSEWHERE, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "survived", done.stderr
 
 
@@ -249,12 +243,10 @@ def test_switched_off_by_the_environment():
         "print(pydl.memory.stats()['enabled'], pydl.memory.stats()['fresh'])"
     )
     run = [sys.executable, "-c", code]
-    done = subprocess.run(
-        run, **ELSEWHERE, env={**os.environ, "PYDL_MEMORY_POOL": "0"}, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(run, env={**os.environ, "PYDL_MEMORY_POOL": "0"}, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "0"]
     wrong = subprocess.run(
-        run, **ELSEWHERE, env={**os.environ, "PYDL_MEMORY_POOL": "off"}, capture_output=True, text=True, check=False
+        run, env={**os.environ, "PYDL_MEMORY_POOL": "off"}, capture_output=True, text=True, check=False
     )
     assert "memory: expected PYDL_MEMORY_POOL to be 0 or 1, got 'off'" in wrong.stderr
 
@@ -299,7 +291,7 @@ def test_resident_memory_of_training_stays_near_torchs():
     peaks = {}
     for which in ("torch", "pydl"):
         run = [sys.executable, "-c", TRAINING, which]
-        done = subprocess.run(run, **ELSEWHERE, capture_output=True, text=True, check=True)
+        done = subprocess.run(run, capture_output=True, text=True, check=True)
         start, peaks[which], reused = map(int, done.stdout.split())
         assert peaks[which] > start
         assert (reused > 0) == (which == "pydl")

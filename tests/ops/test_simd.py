@@ -1,4 +1,4 @@
-"""The half conversions of kernels/cpu/simd.h, through a public op, on every instruction set.
+"""The half conversions of kernels/cpu/base/simd.h, through a public op, on every instruction set.
 
 ``torch.ops.pydl.dropout`` with every dimension shared takes one decision for the whole tensor. With a seed that keeps
 it, the op widens each element to float, multiplies by 1 / (1 - p) and rounds once to the storage type; with a p so

@@ -17,7 +17,7 @@ TOLERANCE = {
     torch.float16: (3e-3, 3e-3),
 }
 ALL_DTYPES = list(TOLERANCE)
-# Triton's interpreter is slow: two dtypes there, and the others in tests/test_triton.py
+# Triton's interpreter is slow: two dtypes there, and the others in tests/ops/test_triton.py
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = [torch.float32, torch.bfloat16] if INTERPRETED else ALL_DTYPES
 

@@ -1,7 +1,7 @@
 // What is applied to a sum before it is stored: the activation.
 #pragma once
 
-#include "kernels/cpu/math.h"
+#include "kernels/cpu/base/math.h"
 
 namespace pydl::cpu::PYDL_ISA {
 

@@ -15,7 +15,7 @@
 // largest terms.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
 

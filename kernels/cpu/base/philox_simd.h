@@ -10,7 +10,7 @@
 // first two rounds' twelve instructions, seven are left.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 #include "kernels/philox.h"
 
 namespace pydl::cpu::PYDL_ISA {

@@ -1,7 +1,7 @@
-// The machine's ceilings on the CPU. See kernels/ceilings.h.
-#include "kernels/ceilings.h"
+// The machine's ceilings on the CPU. See kernels/cpu/base/probes.h.
+#include "kernels/cpu/base/probes.h"
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -13,7 +13,7 @@ constexpr int kChains = 12;  // two multiply-add units of four cycles' latency w
 }  // namespace
 
 // numel is a multiple of 64, and both pointers are aligned to 64 bytes.
-void ceiling_copy(const float* input, float* output, int64_t numel, const Parallel& parallel) {
+void probe_copy(const float* input, float* output, int64_t numel, const Parallel& parallel) {
   parallel(numel / 64, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * 64; i < end * 64; i += kLanes) stream(output + i, load(input + i));
     stream_fence();
@@ -21,7 +21,7 @@ void ceiling_copy(const float* input, float* output, int64_t numel, const Parall
 }
 
 // numel is a multiple of 64.
-float ceiling_read(const float* input, int64_t numel, const Parallel& parallel) {
+float probe_read(const float* input, int64_t numel, const Parallel& parallel) {
   const int64_t parts = min_of(parallel.threads, kMaxThreads);
   float sums[kMaxThreads] = {};
   parallel(parts, 1, [&](int64_t begin, int64_t end) {
@@ -38,7 +38,7 @@ float ceiling_read(const float* input, int64_t numel, const Parallel& parallel) 
   return sum;
 }
 
-double ceiling_fma(int64_t rounds, float* result, const Parallel& parallel) {
+double probe_fma(int64_t rounds, float* result, const Parallel& parallel) {
   const int64_t parts = min_of(parallel.threads, kMaxThreads);
   float sums[kMaxThreads] = {};
   parallel(parts, 1, [&](int64_t begin, int64_t end) {

@@ -6,15 +6,15 @@
 #pragma once
 
 #include "kernels/common.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/isa.h"
 
 namespace pydl {
 
 namespace cpu {
-PYDL_CPU_ENTRY(void ceiling_copy(const float* input, float* output, int64_t numel, const Parallel& parallel))
-PYDL_CPU_ENTRY(float ceiling_read(const float* input, int64_t numel, const Parallel& parallel))
+PYDL_CPU_ENTRY(void probe_copy(const float* input, float* output, int64_t numel, const Parallel& parallel))
+PYDL_CPU_ENTRY(float probe_read(const float* input, int64_t numel, const Parallel& parallel))
 // Returns the operations done; the sum of the accumulators goes to *result, so that none can be left out.
-PYDL_CPU_ENTRY(double ceiling_fma(int64_t rounds, float* result, const Parallel& parallel))
+PYDL_CPU_ENTRY(double probe_fma(int64_t rounds, float* result, const Parallel& parallel))
 }  // namespace cpu
 
 }  // namespace pydl

@@ -6,8 +6,8 @@
 // normalised values.
 #pragma once
 
-#include "kernels/cpu/isa.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
+#include "kernels/isa.h"
 
 namespace pydl::cpu::PYDL_ISA {
 

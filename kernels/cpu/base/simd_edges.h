@@ -1,7 +1,7 @@
 // Vectors that hang over the ends of a row, every second element of a row, and vectors of small integers.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
 

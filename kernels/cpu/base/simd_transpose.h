@@ -3,7 +3,7 @@
 // in and rounded on the way out.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // Tasks for threads that do not advance alike: another process may hold one up, and a core may be a slow one.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

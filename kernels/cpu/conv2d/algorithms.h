@@ -1,4 +1,4 @@
-// The algorithms behind kernels/conv2d.h, one group of functions each; kernels/cpu/conv2d.cpp chooses between
+// The algorithms behind kernels/conv2d.h, one group of functions each; kernels/cpu/conv2d/select.cpp chooses between
 // them.
 //
 // *_supported says whether an algorithm can serve these params at all (the table says whether it should).
@@ -32,41 +32,49 @@ static inline void dispatch_gemm(DType dtype, F&& body) {
 }
 
 // Implicit GEMM: serves everything.
-int64_t conv2d_gemm_gather_scratch(const Conv2dParams& params, Conv2dPass pass,
-                                   int64_t threads);  // not weight
-int64_t conv2d_gemm_weight_scratch(const Conv2dParams& params, int64_t threads);
-void conv2d_gemm_forward(const Conv2dParams& params, const Parallel& parallel);
-void conv2d_gemm_backward_input(const Conv2dParams& params, const Parallel& parallel);
-void conv2d_gemm_backward_weight(const Conv2dParams& params, const Parallel& parallel);
+namespace implicit {
+int64_t gather_scratch(const Conv2dParams& params, Conv2dPass pass,
+                       int64_t threads);  // not weight
+int64_t weight_scratch(const Conv2dParams& params, int64_t threads);
+void forward(const Conv2dParams& params, const Parallel& parallel);
+void backward_input(const Conv2dParams& params, const Parallel& parallel);
+void backward_weight(const Conv2dParams& params, const Parallel& parallel);
+}  // namespace implicit
 
+namespace direct {
 // Direct, with a vector across the images of a batch: few channels and large batches.
-bool conv2d_batch_supported(const Conv2dParams& params, Conv2dPass pass);
-int64_t conv2d_batch_gather_scratch(const Conv2dParams& params, Conv2dPass pass,
-                                    int64_t threads);  // not weight
-int64_t conv2d_batch_weight_scratch(const Conv2dParams& params, int64_t threads);
-void conv2d_batch_forward(const Conv2dParams& params, const Parallel& parallel);
-void conv2d_batch_backward_input(const Conv2dParams& params, const Parallel& parallel);
-void conv2d_batch_backward_weight(const Conv2dParams& params, const Parallel& parallel);
+bool batch_supported(const Conv2dParams& params, Conv2dPass pass);
+int64_t batch_gather_scratch(const Conv2dParams& params, Conv2dPass pass,
+                             int64_t threads);  // not weight
+int64_t batch_weight_scratch(const Conv2dParams& params, int64_t threads);
+void batch_forward(const Conv2dParams& params, const Parallel& parallel);
+void batch_backward_input(const Conv2dParams& params, const Parallel& parallel);
+void batch_backward_weight(const Conv2dParams& params, const Parallel& parallel);
 
 // Direct, with a vector along the rows of planes: few channels, stride 1; no weight gradient.
-bool conv2d_rows_supported(const Conv2dParams& params, Conv2dPass pass);
-bool conv2d_rows_worthwhile(const Conv2dParams& params, Conv2dPass pass);
-int64_t conv2d_rows_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
-void conv2d_rows(const Conv2dParams& params, Conv2dPass pass, const Parallel& parallel);
+bool rows_supported(const Conv2dParams& params, Conv2dPass pass);
+bool rows_worthwhile(const Conv2dParams& params, Conv2dPass pass);
+int64_t rows_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
+void rows(const Conv2dParams& params, Conv2dPass pass, const Parallel& parallel);
+}  // namespace direct
 
 // One input channel per group, or a few, as many out as in.
-bool conv2d_depthwise_supported(const Conv2dParams& params, Conv2dPass pass);
-int64_t conv2d_depthwise_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
-void conv2d_depthwise_forward(const Conv2dParams& params, const Parallel& parallel);
-void conv2d_depthwise_backward_input(const Conv2dParams& params, const Parallel& parallel);
-void conv2d_depthwise_backward_weight(const Conv2dParams& params, const Parallel& parallel);
+namespace depthwise {
+bool supported(const Conv2dParams& params, Conv2dPass pass);
+int64_t scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
+void forward(const Conv2dParams& params, const Parallel& parallel);
+void backward_input(const Conv2dParams& params, const Parallel& parallel);
+void backward_weight(const Conv2dParams& params, const Parallel& parallel);
+}  // namespace depthwise
 
 // Winograd's minimal filtering for 3x3 and 5x5 kernels, and by phases for 3x3 of stride 2.
-bool conv2d_winograd_supported(const Conv2dParams& params, Conv2dPass pass);
-bool conv2d_winograd_worthwhile(const Conv2dParams& params, Conv2dPass pass);  // measured to be the quickest
-int64_t conv2d_winograd_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
-void conv2d_winograd_forward(const Conv2dParams& params, const Parallel& parallel);
-void conv2d_winograd_backward_input(const Conv2dParams& params, const Parallel& parallel);
-void conv2d_winograd_backward_weight(const Conv2dParams& params, const Parallel& parallel);
+namespace winograd {
+bool supported(const Conv2dParams& params, Conv2dPass pass);
+bool worthwhile(const Conv2dParams& params, Conv2dPass pass);  // measured to be the quickest
+int64_t scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
+void forward(const Conv2dParams& params, const Parallel& parallel);
+void backward_input(const Conv2dParams& params, const Parallel& parallel);
+void backward_weight(const Conv2dParams& params, const Parallel& parallel);
+}  // namespace winograd
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -1,6 +1,6 @@
 // The bias gradient: a sum over the pixels and images of each output channel.
-#include "kernels/cpu/conv2d_algorithms.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
+#include "kernels/cpu/conv2d/algorithms.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

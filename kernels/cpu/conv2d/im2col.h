@@ -5,9 +5,10 @@
 // image reads as 0.
 #pragma once
 
-#include "kernels/cpu/conv2d_algorithms.h"
-#include "kernels/cpu/simd.h"
-#include "kernels/cpu/simd_transpose.h"
+#include "kernels/cpu/base/scratch.h"
+#include "kernels/cpu/base/simd.h"
+#include "kernels/cpu/base/simd_transpose.h"
+#include "kernels/cpu/conv2d/algorithms.h"
 
 namespace pydl::cpu::PYDL_ISA {
 
@@ -267,20 +268,5 @@ static void pack_windows_by_pixel(const Windows<T>& w, const Run* runs, int64_t 
     }
   });
 }
-
-// Scratch is handed out in pieces of whole cache lines.
-struct Pieces {
-  char* next;
-  template <class A>
-  A* take(int64_t count) {
-    A* piece = reinterpret_cast<A*>(next);
-    next += bytes<A>(count);
-    return piece;
-  }
-  template <class A>
-  static int64_t bytes(int64_t count) {
-    return ceil_div(count * static_cast<int64_t>(sizeof(A)), 64) * 64;
-  }
-};
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -1,12 +1,12 @@
 // Between planes and lanes: a vector that holds the same pixel of as many planes as it has lanes.
 //
-// The planes are a channel of several images (conv2d_batch.h) or several channels of one image
-// (conv2d_depthwise.h). A stretch of pixels of `lanes` planes is a square of registers, transposed. Pixels
+// The planes are a channel of several images (direct/batch.h) or several channels of one image
+// (depthwise/depthwise.h). A stretch of pixels of `lanes` planes is a square of registers, transposed. Pixels
 // are numbered over the stretch; `put` and `get` say where number q lives on the side of the lanes, so that
 // short rows need not be padded to squares.
 #pragma once
 
-#include "kernels/cpu/conv2d_im2col.h"
+#include "kernels/cpu/conv2d/im2col.h"
 
 namespace pydl::cpu::PYDL_ISA {
 

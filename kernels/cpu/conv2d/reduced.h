@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "kernels/conv2d.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

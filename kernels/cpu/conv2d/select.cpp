@@ -2,9 +2,9 @@
 // its file.
 #include "kernels/conv2d.h"
 
-#include "kernels/cpu/conv2d_algorithms.h"
-#include "kernels/cpu/conv2d_reduced.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
+#include "kernels/cpu/conv2d/algorithms.h"
+#include "kernels/cpu/conv2d/reduced.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -13,10 +13,10 @@ using Algorithm = Conv2dAlgorithm;
 
 bool supported(Algorithm algorithm, const Conv2dParams& p, Conv2dPass pass) {
   if (algorithm != Algorithm::gemm && p.dtype == DType::f64) return false;
-  if (algorithm == Algorithm::winograd) return p.allow_winograd && conv2d_winograd_supported(p, pass);
-  if (algorithm == Algorithm::batch) return conv2d_batch_supported(p, pass);
-  if (algorithm == Algorithm::rows) return conv2d_rows_supported(p, pass);
-  if (algorithm == Algorithm::depthwise) return conv2d_depthwise_supported(p, pass);
+  if (algorithm == Algorithm::winograd) return p.allow_winograd && winograd::supported(p, pass);
+  if (algorithm == Algorithm::batch) return direct::batch_supported(p, pass);
+  if (algorithm == Algorithm::rows) return direct::rows_supported(p, pass);
+  if (algorithm == Algorithm::depthwise) return depthwise::supported(p, pass);
   return true;
 }
 
@@ -53,10 +53,10 @@ Algorithm best(const Conv2dParams& p, Conv2dPass pass) {
   for (Algorithm algorithm : by_preference) {
     if (!supported(algorithm, p, pass)) continue;
     if (algorithm == Algorithm::depthwise && depthwise_pays(p, pass)) return algorithm;
-    if (algorithm == Algorithm::winograd && conv2d_winograd_worthwhile(p, pass) &&
+    if (algorithm == Algorithm::winograd && winograd::worthwhile(p, pass) &&
         !(few && supported(Algorithm::batch, p, pass) && batch_pays(p, pass)))
       return algorithm;
-    if (algorithm == Algorithm::rows && conv2d_rows_worthwhile(p, pass)) return algorithm;
+    if (algorithm == Algorithm::rows && direct::rows_worthwhile(p, pass)) return algorithm;
     if (algorithm == Algorithm::batch && batch_pays(p, pass)) return algorithm;
   }
   return Algorithm::gemm;
@@ -73,42 +73,42 @@ int64_t conv2d_scratch_bytes(const Conv2dParams& params, Conv2dPass pass, int64_
   const Conv2dParams p = reduced(params);
   const bool weight = pass == Conv2dPass::backward_weight;
   const Algorithm algorithm = conv2d_algorithm(p, pass);
-  if (algorithm == Algorithm::winograd) return conv2d_winograd_scratch(p, pass, threads);
-  if (algorithm == Algorithm::depthwise) return conv2d_depthwise_scratch(p, pass, threads);
-  if (algorithm == Algorithm::rows) return conv2d_rows_scratch(p, pass, threads);
+  if (algorithm == Algorithm::winograd) return winograd::scratch(p, pass, threads);
+  if (algorithm == Algorithm::depthwise) return depthwise::scratch(p, pass, threads);
+  if (algorithm == Algorithm::rows) return direct::rows_scratch(p, pass, threads);
   if (algorithm == Algorithm::batch)
-    return weight ? conv2d_batch_weight_scratch(p, threads) : conv2d_batch_gather_scratch(p, pass, threads);
-  return weight ? conv2d_gemm_weight_scratch(p, threads) : conv2d_gemm_gather_scratch(p, pass, threads);
+    return weight ? direct::batch_weight_scratch(p, threads) : direct::batch_gather_scratch(p, pass, threads);
+  return weight ? implicit::weight_scratch(p, threads) : implicit::gather_scratch(p, pass, threads);
 }
 
 void conv2d_forward(const Conv2dParams& params, const Parallel& parallel) {
   const Conv2dParams p = reduced(params);
   const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::forward);
-  if (algorithm == Algorithm::winograd) return conv2d_winograd_forward(p, parallel);
-  if (algorithm == Algorithm::depthwise) return conv2d_depthwise_forward(p, parallel);
-  if (algorithm == Algorithm::rows) return conv2d_rows(p, Conv2dPass::forward, parallel);
-  if (algorithm == Algorithm::batch) return conv2d_batch_forward(p, parallel);
-  conv2d_gemm_forward(p, parallel);
+  if (algorithm == Algorithm::winograd) return winograd::forward(p, parallel);
+  if (algorithm == Algorithm::depthwise) return depthwise::forward(p, parallel);
+  if (algorithm == Algorithm::rows) return direct::rows(p, Conv2dPass::forward, parallel);
+  if (algorithm == Algorithm::batch) return direct::batch_forward(p, parallel);
+  implicit::forward(p, parallel);
 }
 
 void conv2d_backward_input(const Conv2dParams& params, const Parallel& parallel) {
   const Conv2dParams p = reduced(params);
   const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_input);
-  if (algorithm == Algorithm::winograd) return conv2d_winograd_backward_input(p, parallel);
-  if (algorithm == Algorithm::depthwise) return conv2d_depthwise_backward_input(p, parallel);
-  if (algorithm == Algorithm::rows) return conv2d_rows(p, Conv2dPass::backward_input, parallel);
-  if (algorithm == Algorithm::batch) return conv2d_batch_backward_input(p, parallel);
-  conv2d_gemm_backward_input(p, parallel);
+  if (algorithm == Algorithm::winograd) return winograd::backward_input(p, parallel);
+  if (algorithm == Algorithm::depthwise) return depthwise::backward_input(p, parallel);
+  if (algorithm == Algorithm::rows) return direct::rows(p, Conv2dPass::backward_input, parallel);
+  if (algorithm == Algorithm::batch) return direct::batch_backward_input(p, parallel);
+  implicit::backward_input(p, parallel);
 }
 
 void conv2d_backward_weight(const Conv2dParams& params, const Parallel& parallel) {
   const Conv2dParams p = reduced(params);
   const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_weight);
   zero_idle_taps(params, p, parallel);
-  if (algorithm == Algorithm::winograd) return conv2d_winograd_backward_weight(p, parallel);
-  if (algorithm == Algorithm::depthwise) return conv2d_depthwise_backward_weight(p, parallel);
-  if (algorithm == Algorithm::batch) return conv2d_batch_backward_weight(p, parallel);
-  conv2d_gemm_backward_weight(p, parallel);
+  if (algorithm == Algorithm::winograd) return winograd::backward_weight(p, parallel);
+  if (algorithm == Algorithm::depthwise) return depthwise::backward_weight(p, parallel);
+  if (algorithm == Algorithm::batch) return direct::batch_backward_weight(p, parallel);
+  implicit::backward_weight(p, parallel);
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -1,19 +1,19 @@
 // Dropout on the CPU: the dense case, and the choice of the path. See kernels/dropout.h for the formula.
 //
-// Bound by memory once the generator keeps up (kernels/cpu/philox_simd.h): the input is read once, the output
+// Bound by memory once the generator keeps up (kernels/cpu/base/philox_simd.h): the input is read once, the output
 // written once, past the caches where it would not stay in them, and the mask exists in registers only.
 #include "kernels/dropout.h"
 
-#include "kernels/cpu/dropout_strided.h"
-#include "kernels/cpu/philox_simd.h"
-#include "kernels/cpu/simd_stream.h"
+#include "kernels/cpu/base/philox_simd.h"
+#include "kernels/cpu/dropout/dropout_strided.h"
+#include "kernels/cpu/rows/walk.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
 constexpr int kChains = kVectorBytes == 64 ? 8 : 4;  // steps side by side: a power of two, see philox()
 constexpr int64_t kGrain = 4096;            // elements per task: about 2 µs, four times the cost of a fork
-constexpr int64_t kStreamBytes = 16 << 20;  // half of a common L3: see stream() in simd.h
+constexpr int64_t kStreamBytes = 16 << 20;  // half of a common L3: see stream() in base/simd.h
 
 // What a step needs of the parameters, in locals that no store can alias.
 template <class A>

@@ -7,10 +7,10 @@
 // holds the decisions of 32 logical neighbours of channel v, so that the vector of those words is the mask of
 // a whole row of channels at each of the 32 places, picked by one bit test and no transposition. Besides one
 // such tile (8 KB of stack) no mask is stored.
-#include "kernels/cpu/dropout_strided.h"
+#include "kernels/cpu/dropout/dropout_strided.h"
 
-#include "kernels/cpu/philox_simd.h"
-#include "kernels/cpu/simd_stream.h"
+#include "kernels/cpu/base/philox_simd.h"
+#include "kernels/cpu/rows/walk.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

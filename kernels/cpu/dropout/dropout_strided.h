@@ -1,7 +1,7 @@
-// Dropout where input and output are not one dense run: kernels/cpu/dropout_strided.cpp.
+// Dropout where input and output are not one dense run: kernels/cpu/dropout/dropout_strided.cpp.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 #include "kernels/dropout.h"
 
 namespace pydl::cpu::PYDL_ISA {

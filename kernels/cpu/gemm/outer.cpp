@@ -1,7 +1,7 @@
-// The microkernels of the weight gradient (conv2d_slab_kernels.h), one per number of rows.
-#include "kernels/cpu/conv2d_slab_kernels.h"
+// gemm_outer of windows.h: one microkernel per number of rows.
+#include "kernels/cpu/gemm/windows.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::gemm {
 namespace {
 
 template <class E, int vectors, int rows>
@@ -72,4 +72,4 @@ void gemm_outer(int64_t rows, int64_t channels, const OuterBlock<bf16_pair>& blo
 }
 #endif
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::gemm

@@ -1,7 +1,7 @@
-// The microkernels of conv2d_gemm.h, one per number of rows, so that a remainder wastes no arithmetic.
-#include "kernels/cpu/conv2d_gemm.h"
+// The microkernels of tile.h, one per number of rows, so that a remainder wastes no arithmetic.
+#include "kernels/cpu/gemm/tile.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::gemm {
 namespace {
 
 template <class A, int rows, int vectors, Rows layout>
@@ -61,4 +61,4 @@ template void gemm_tile<float>(Rows, int64_t, int64_t, int64_t, const float*, in
 template void gemm_tile<double>(Rows, int64_t, int64_t, int64_t, const double*, int64_t, const double*,
                                 double*, bool);
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::gemm

@@ -1,5 +1,5 @@
-// The register-blocked matrix-product microkernel that implicit GEMM is built on, and the layout of its
-// panels.
+// The register-blocked matrix-product microkernel of implicit GEMM over panels, and of 1x1 weight gradients, and
+// the layout of its panels.
 //
 //   tile[m][j] (+)= sum_k a(m, k) * b[k][j]          m < rows <= kRows,  j < kColumns
 //
@@ -10,9 +10,9 @@
 // rows fall into different cache sets.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::gemm {
 
 #if defined(PYDL_AVX512)
 static constexpr int kRows = 14;  // 28 accumulators of 32 registers
@@ -31,9 +31,9 @@ static constexpr int64_t kPitch = 272;  // elements between rows of a
 enum class Rows { pitched, interleaved };  // a[m * kPitch + k], a[k * pitch + m]
 
 // rows <= kRows and columns <= kColumns say how much of the tile is wanted; the rest of it may hold anything.
-// accumulate: add to the tile rather than overwrite it. Defined for A = float and double in conv2d_gemm.cpp.
+// accumulate: add to the tile rather than overwrite it. Defined for A = float and double in tile.cpp.
 template <class A>
 void gemm_tile(Rows layout, int64_t rows, int64_t columns, int64_t depth, const A* a, int64_t pitch,
                const A* b, A* tile, bool accumulate);
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::gemm

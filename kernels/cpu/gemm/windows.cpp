@@ -1,8 +1,8 @@
-// The microkernels of conv2d_slab.h, one per number of groups and of pixels, so that a remainder wastes no
+// gemm_windows of windows.h: one microkernel per number of groups and of pixels, so that a remainder wastes no
 // arithmetic.
-#include "kernels/cpu/conv2d_slab_kernels.h"
+#include "kernels/cpu/gemm/windows.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::gemm {
 namespace {
 
 // The address of pixel j of a group, which the addressing modes of x86 give without arithmetic from five
@@ -50,7 +50,7 @@ PYDL_INLINE void step(const char* const* base, const Pitches& s, int64_t k, cons
 // one piece, so that the compiler keeps all of them in registers.
 constexpr int64_t kPiece = 128;
 
-// Steps of a turn of the loop, as measured (NOTES_conv2d.md): with four AVX2 takes 1.4 times as long as with
+// Steps of a turn of the loop, as measured (conv2d/NOTES.md): with four AVX2 takes 1.4 times as long as with
 // one, AVX-512 a little longer, SSE2 two thirds.
 template <int kCount>
 struct Steps {
@@ -220,4 +220,4 @@ void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const Window
 }
 #endif
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::gemm

@@ -1,8 +1,8 @@
-// The register-blocked microkernels of implicit GEMM over slabs (conv2d_slab.h): windows are read where they
-// lie, without a packed panel.
+// The register-blocked microkernels of implicit GEMM over slabs (conv2d/implicit/slab.h): windows are read where
+// they lie, without a packed panel.
 //
-//   gemm_windows:  out[pixel][m] = act(bias[m] + sum_t sum_k window[pixel][offsets[t] + k] *
-//   weights[t][k][m]) gemm_outer:    sums[row][o] (+)= sum_pixel left[pixel][row] * right[pixel][o]
+//   gemm_windows:  out[pixel][m] = act(bias[m] + sum_t sum_k window[pixel][offsets[t] + k] * weights[t][k][m])
+//   gemm_outer:    sums[row][o] (+)= sum_pixel left[pixel][row] * right[pixel][o]
 //
 // The vector axis is output channels, two vectors wide, so each number of a window is broadcast: it needs an
 // address, not a place in a panel. Pixels come as up to four groups of neighbours, a pitch apart; the groups
@@ -12,9 +12,9 @@
 // and summed in float32 by one instruction.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::gemm {
 
 #if defined(PYDL_AVX512)
 static constexpr int kMostRows = 14;  // of two vectors each: 28 accumulators of 32 registers
@@ -89,4 +89,4 @@ void gemm_outer(int64_t rows, int64_t channels, const OuterBlock<double>& block)
 void gemm_outer(int64_t rows, int64_t channels, const OuterBlock<bf16_pair>& block);
 #endif
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::gemm

@@ -1,6 +1,6 @@
 // Batch normalisation on the CPU: the entry points. See kernels/batch_norm.h for the formulas,
 // batch_norm_rows.cpp for NCHW and batch_norm_columns.cpp for channels_last.
-#include "kernels/cpu/batch_norm.h"
+#include "kernels/cpu/norm/batch_norm.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

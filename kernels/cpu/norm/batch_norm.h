@@ -2,8 +2,8 @@
 #pragma once
 
 #include "kernels/batch_norm.h"
-#include "kernels/cpu/math.h"
-#include "kernels/cpu/simd_stream.h"
+#include "kernels/cpu/base/math.h"
+#include "kernels/cpu/rows/walk.h"
 
 namespace pydl::cpu::PYDL_ISA {
 

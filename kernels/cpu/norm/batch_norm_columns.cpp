@@ -9,7 +9,7 @@
 // Rows are cut into segments of a fixed size, each with its own partial sums, so the result does not depend
 // on the number of threads. Statistics survive mean >> deviation: every kSubRows rows the float sums, taken
 // about the running mean, are merged into float64 (Chan, Golub, LeVeque 1979).
-#include "kernels/cpu/batch_norm_columns.h"
+#include "kernels/cpu/norm/batch_norm_columns.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

@@ -2,7 +2,7 @@
 // shape as the kernel sees it, the scratch, the coefficients, the walks.
 #pragma once
 
-#include "kernels/cpu/batch_norm.h"
+#include "kernels/cpu/norm/batch_norm.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

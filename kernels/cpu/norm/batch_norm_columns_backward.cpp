@@ -1,5 +1,5 @@
 // The gradient of batch_norm_columns.cpp: sums over segments of rows, then a second walk that applies them.
-#include "kernels/cpu/batch_norm_columns.h"
+#include "kernels/cpu/norm/batch_norm_columns.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

@@ -7,7 +7,7 @@
 // Statistics survive mean >> deviation: a channel is cut into blocks of a fixed size, a block is summed about
 // a value near its own mean, and blocks are merged in order (Chan, Golub, LeVeque 1979) in float64. Blocks
 // depend on the shape alone, so the result does not depend on the number of threads.
-#include "kernels/cpu/batch_norm_rows.h"
+#include "kernels/cpu/norm/batch_norm_rows.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

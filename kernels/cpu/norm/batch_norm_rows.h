@@ -2,7 +2,7 @@
 // runs, and who walks over which.
 #pragma once
 
-#include "kernels/cpu/batch_norm.h"
+#include "kernels/cpu/norm/batch_norm.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

@@ -1,5 +1,5 @@
 // The gradient of batch_norm_rows.cpp: a channel's sums, then a second walk over it that applies them.
-#include "kernels/cpu/batch_norm_rows.h"
+#include "kernels/cpu/norm/batch_norm_rows.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

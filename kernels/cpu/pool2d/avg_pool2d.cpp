@@ -5,7 +5,7 @@
 // lanes are channels.
 #include "kernels/avg_pool2d.h"
 
-#include "kernels/cpu/pool2d.h"
+#include "kernels/cpu/pool2d/pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

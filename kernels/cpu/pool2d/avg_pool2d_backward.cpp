@@ -1,6 +1,6 @@
 // The gradient of average pooling: each pixel gathers its share of the windows that cover it.
 #include "kernels/avg_pool2d.h"
-#include "kernels/cpu/pool2d.h"
+#include "kernels/cpu/pool2d/pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

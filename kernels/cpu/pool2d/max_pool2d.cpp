@@ -4,7 +4,7 @@
 // Rows of pixels are pooled in max_pool2d_rows.cpp. In channels_last lanes are channels, and the window's
 // pixels are vectors as they lie. What no vector fits (rows that are no rows in memory, strides beyond 2)
 // goes pixel by pixel.
-#include "kernels/cpu/max_pool2d.h"
+#include "kernels/cpu/pool2d/max_pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // What the files of maximum pooling share: where a place is kept, and the rows' way.
 #pragma once
 
-#include "kernels/cpu/pool2d.h"
+#include "kernels/cpu/pool2d/pool2d.h"
 #include "kernels/max_pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {

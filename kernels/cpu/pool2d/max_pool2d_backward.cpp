@@ -3,7 +3,7 @@
 // A scatter, window by window, would have to clear grad_input first and could not be cut among threads; a
 // gather writes each pixel once, in registers until then, and is a comparison and an addition for each window
 // that covers it. Windows are added in their order, as torch does.
-#include "kernels/cpu/pool2d.h"
+#include "kernels/cpu/pool2d/pool2d.h"
 #include "kernels/max_pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {

@@ -3,7 +3,7 @@
 // Each input row is pooled along itself first, once, and kept in a ring in the first cache; an output row is
 // the maximum of some of them. Both steps take the first of equals in the order of taps, so that their
 // composition does. Nothing else is stored.
-#include "kernels/cpu/max_pool2d.h"
+#include "kernels/cpu/pool2d/max_pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // Which taps of a window lie in the image, and which windows cover a pixel.
 #pragma once
 
-#include "kernels/cpu/simd_edges.h"
+#include "kernels/cpu/base/simd_edges.h"
 #include "kernels/pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {

@@ -2,7 +2,7 @@
 // caches.
 #pragma once
 
-#include "kernels/cpu/simd_bf16.h"
+#include "kernels/cpu/base/simd_bf16.h"
 
 namespace pydl::cpu::PYDL_ISA {
 
@@ -20,7 +20,7 @@ PYDL_INLINE void prefetch_ahead(const T* p) {
 
 // The same for walks that only read, or read several tensors, which say themselves how far: into the second
 // level, where lines on their way do not take the few places that the first level has for its misses
-// (kernels/cpu/NOTES_batch_norm.md, "On a Zen 4").
+// (kernels/cpu/norm/NOTES.md, "On a Zen 4").
 static constexpr int64_t kFarAheadBytes = 4096;
 template <class T>
 PYDL_INLINE void prefetch_far_ahead(const T* p, int64_t elements) {

@@ -4,7 +4,7 @@
 // The targets are read first, by themselves: the mean's denominator must be known before a gradient can be
 // written, and an index out of range must be found before it is used as one. They are a thousandth of the
 // logits' bytes.
-#include "kernels/cpu/softmax_cross_entropy_common.h"
+#include "kernels/cpu/softmax/softmax_cross_entropy_common.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

@@ -3,7 +3,7 @@
 // one masked vector.
 #pragma once
 
-#include "kernels/cpu/softmax_cross_entropy_q.h"
+#include "kernels/cpu/softmax/softmax_cross_entropy_q.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

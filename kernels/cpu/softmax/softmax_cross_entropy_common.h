@@ -2,8 +2,8 @@
 // known of a row once its sum is, and where losses and gradients of rows lie.
 #pragma once
 
-#include "kernels/cpu/math.h"
-#include "kernels/cpu/simd_stream.h"
+#include "kernels/cpu/base/math.h"
+#include "kernels/cpu/rows/walk.h"
 #include "kernels/softmax_cross_entropy.h"
 
 namespace pydl::cpu::PYDL_ISA {

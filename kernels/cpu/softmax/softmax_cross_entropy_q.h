@@ -2,7 +2,7 @@
 // lie side by side (kernels/softmax_cross_entropy.h has the formulas), and the sums over it.
 #pragma once
 
-#include "kernels/cpu/softmax_cross_entropy_common.h"
+#include "kernels/cpu/softmax/softmax_cross_entropy_common.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

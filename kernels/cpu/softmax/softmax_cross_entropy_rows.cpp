@@ -10,7 +10,7 @@
 //
 // A row is cut into blocks of kClassBlock classes, whose sums are combined in order; with few long rows the
 // blocks are what the threads share.
-#include "kernels/cpu/softmax_cross_entropy_rows.h"
+#include "kernels/cpu/softmax/softmax_cross_entropy_rows.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

@@ -2,7 +2,7 @@
 // the options of the call filled in.
 #pragma once
 
-#include "kernels/cpu/softmax_cross_entropy_blocks.h"
+#include "kernels/cpu/softmax/softmax_cross_entropy_blocks.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

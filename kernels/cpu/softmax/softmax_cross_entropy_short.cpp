@@ -7,15 +7,15 @@
 //
 // Class indices without label smoothing; a backward on its own makes the exponentials again by the same
 // function, the same bits.
-#include "kernels/cpu/simd_transpose.h"
-#include "kernels/cpu/softmax_cross_entropy_common.h"
+#include "kernels/cpu/base/simd_transpose.h"
+#include "kernels/cpu/softmax/softmax_cross_entropy_common.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
 constexpr int L = lanes<float>;
 // Beyond, a row fills its vectors and softmax_cross_entropy_rows.cpp is as fast
-// (NOTES_softmax_cross_entropy.md).
+// (NOTES.md).
 constexpr int64_t kMostClasses = 128;
 // Of a task, a row counting as eight more: ten classes take some 20 cycles, a fork several thousand.
 constexpr int64_t kTaskElements = 32768;

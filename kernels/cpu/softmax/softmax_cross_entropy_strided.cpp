@@ -4,7 +4,7 @@
 // running maximum and sum in L1 while the classes pass by, kChunk of them at once, so that memory is read in
 // kChunk streams of one or two kilobytes each. A class takes part in the sum as it passes (online softmax,
 // one rescaling per chunk). Rows that do not lie side by side either are gathered, lane by lane.
-#include "kernels/cpu/softmax_cross_entropy_common.h"
+#include "kernels/cpu/softmax/softmax_cross_entropy_common.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {

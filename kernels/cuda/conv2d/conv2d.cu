@@ -2,13 +2,13 @@
 //
 // A block of 256 threads makes a tile of 64 x 64 results, a thread 4 x 4 of them, from slices of 16 terms
 // that go through shared memory, in two buffers: while one slice is multiplied, the next is on its way in
-// registers. Operands are read from the tensors where they lie (kernels/cuda/conv2d.h); lanes go along
+// registers. Operands are read from the tensors where they lie (kernels/cuda/conv2d/conv2d.h); lanes go along
 // whichever direction is contiguous. Half types are widened as they are read and summed in float, where
 // conv2d_tensor.cu cannot serve them.
 //
 // The weight gradient sums over all pixels, which few tiles share: the sum is cut into parts, each a block's,
 // that are written to scratch and added up in order by a second kernel. Nothing is added atomically.
-#include "kernels/cuda/conv2d.h"
+#include "kernels/cuda/conv2d/conv2d.h"
 
 #include "kernels/cuda/library.h"
 

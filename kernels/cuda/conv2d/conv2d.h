@@ -1,9 +1,9 @@
 // What the kernels of conv2d share: the convolution as a matrix product whose operands are never built, only
 // read.
 //
-//   forward          output[m, o]      = sum_k image(m, k) weight(o, k)        k = (i, r, s), m a pixel of
-//   the output input gradient   grad_input[m, i]  = sum_k gradient(m, k) weight(i, k)     k = (o, r, s), m a
-//   pixel of the input weight gradient  grad_weight[o, k] = sum_m grad_output(o, m) image(m, k)
+//   forward          output[m, o]      = sum_k image(m, k) weight(o, k)        k = (i, r, s), m a pixel of the output
+//   input gradient   grad_input[m, i]  = sum_k gradient(m, k) weight(i, k)     k = (o, r, s), m a pixel of the input
+//   weight gradient  grad_weight[o, k] = sum_m grad_output(o, m) image(m, k)
 //
 // An operand turns a row and a column number into parts of an address, which are worked out once and then
 // combined for each value. Padding, stride, dilation, groups and any strides of the tensors come in there and

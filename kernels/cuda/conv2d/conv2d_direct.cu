@@ -4,7 +4,7 @@
 // stay in the first-level cache.
 //
 // The weight gradient of each filter element is summed by a block over all pixels, in a fixed order.
-#include "kernels/cuda/conv2d.h"
+#include "kernels/cuda/conv2d/conv2d.h"
 
 namespace pydl::cuda {
 namespace {

@@ -10,7 +10,7 @@
 //
 // The weight gradient's sum over pixels is cut into parts, as in conv2d.cu. Needs compute capability 8.0, and
 // channel counts of a group that are multiples of 8.
-#include "kernels/cuda/conv2d.h"
+#include "kernels/cuda/conv2d/conv2d.h"
 
 namespace pydl::cuda {
 namespace {

@@ -3,7 +3,7 @@
 // One read of the input (and of the residual), one write. The threads of a block first work out what
 // multiplies and what is added for the block's channels, in float64, once; a thread then has several reads on
 // the way.
-#include "kernels/cuda/batch_norm.h"
+#include "kernels/cuda/norm/batch_norm.h"
 
 #include "kernels/cuda/library.h"
 

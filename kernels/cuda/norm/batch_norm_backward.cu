@@ -10,7 +10,7 @@
 // mask of a ReLU is worked out again from the input, as the forward did, to the bit. Sums are floats within a
 // thread and float64 beyond; a channel is split over as many blocks as fill the GPU, whose parts a second
 // kernel adds up in order.
-#include "kernels/cuda/batch_norm.h"
+#include "kernels/cuda/norm/batch_norm.h"
 
 #include "kernels/cuda/library.h"
 

@@ -5,7 +5,7 @@
 // worked out in float64 around the mean of the thread's first batch, with no division. So one value far from
 // all others, even the first, spoils nothing. A channel is split over as many blocks as fill the GPU; a
 // second kernel joins the parts in order.
-#include "kernels/cuda/batch_norm.h"
+#include "kernels/cuda/norm/batch_norm.h"
 
 #include "kernels/cuda/library.h"
 

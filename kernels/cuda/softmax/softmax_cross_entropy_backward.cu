@@ -9,7 +9,7 @@
 // does the weights of smoothed class indices. x - lse is taken as (x - max) - log_sum, which loses nothing at
 // large logits.
 #include "kernels/cuda/library.h"
-#include "kernels/cuda/softmax_cross_entropy.h"
+#include "kernels/cuda/softmax/softmax_cross_entropy.h"
 
 namespace pydl::cuda {
 namespace {

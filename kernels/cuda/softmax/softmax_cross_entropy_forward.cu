@@ -8,7 +8,7 @@
 //
 // The softmax is never stored. Losses of the rows are added up by a kernel of their own, in float64 and a
 // fixed order.
-#include "kernels/cuda/softmax_cross_entropy.h"
+#include "kernels/cuda/softmax/softmax_cross_entropy.h"
 
 #include "kernels/cuda/library.h"
 

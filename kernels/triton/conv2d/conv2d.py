@@ -15,11 +15,11 @@ import torch
 import triton
 import triton.language as tl
 
+from ..launch import ACCUMULATE, device_of, launch, power_of_2
 from .conv2d_depthwise import conv2d_depthwise_kernel, conv2d_depthwise_weight_kernel
 from .conv2d_gather import conv2d_gather_kernel
 from .conv2d_tiles import is_flat, precision_of, tile_of
 from .conv2d_weight import conv2d_weight_join_kernel, conv2d_weight_kernel
-from .launch import ACCUMULATE, device_of, launch, power_of_2
 
 FEW = 16  # channels of a group below which tensor cores are left idle
 

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import power_of_2
+from ..launch import power_of_2
 
 # ---- device functions
 

@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic import double_of
-from .launch import ACCUMULATE, INTERPRETED, double_bits, launch, merged_dims, power_of_2
+from ..arithmetic import double_of
+from ..launch import ACCUMULATE, INTERPRETED, double_bits, launch, merged_dims, power_of_2
 
 
 @triton.jit

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..launch import ACCUMULATE, double_bits, launch, power_of_2
 from .batch_norm_backward import (
     batch_norm_backward_apply_kernel,
     batch_norm_backward_join_kernel,
@@ -28,7 +29,6 @@ from .batch_norm_forward import (
     batch_norm_update_kernel,
 )
 from .batch_norm_tiles import Walk
-from .launch import ACCUMULATE, double_bits, launch, power_of_2
 
 
 def _parameters(input, **tensors):

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .arithmetic import double_of
+from ..arithmetic import double_of
 from .batch_norm_tiles import affine, channels_of, nothing, parameter, pointers, rounded, statistics, tile_at, total
 
 

@@ -10,7 +10,7 @@ which a tile can miss only by what is variance itself, and the state between til
 import triton
 import triton.language as tl
 
-from .arithmetic import double_of
+from ..arithmetic import double_of
 from .batch_norm_tiles import (
     affine,
     channels_of,

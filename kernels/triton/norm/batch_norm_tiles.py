@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic import double_of, multiple
-from .launch import Device, device_of, merged_dims, power_of_2, unit_of
+from ..arithmetic import double_of, multiple
+from ..launch import Device, device_of, merged_dims, power_of_2, unit_of
 
 # ---- device functions
 

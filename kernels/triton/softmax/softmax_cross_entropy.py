@@ -19,7 +19,7 @@ import math
 import torch
 import triton
 
-from .launch import ACCUMULATE, device_of, double_bits, launch, power_of_2, unit_of
+from ..launch import ACCUMULATE, device_of, double_bits, launch, power_of_2, unit_of
 from .softmax_cross_entropy_backward import (
     softmax_cross_entropy_backward_kernel,
     softmax_cross_entropy_backward_target_kernel,

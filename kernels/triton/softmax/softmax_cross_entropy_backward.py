@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .arithmetic import double_of, multiple, offset_of
+from ..arithmetic import double_of, multiple, offset_of
 from .softmax_cross_entropy_rows import dense_q
 
 

@@ -8,7 +8,7 @@ second kernel joins with the others'. Sums over rows are taken in float64, in ch
 import triton
 import triton.language as tl
 
-from .arithmetic import double_of, multiple, offset_of
+from ..arithmetic import double_of, multiple, offset_of
 from .softmax_cross_entropy_rows import dense_q
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from .launch import merged_dims, power_of_2
+from ..launch import merged_dims, power_of_2
 
 NONE, MEAN = 0, 1  # reductions
 

@@ -14,12 +14,14 @@ _library.define(
     "batch_norm_forward",
     "(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, Tensor? residual, "
     "bool training, float eps, int activation) -> (Tensor output, Tensor mean, Tensor var)",
+    triton="norm.batch_norm",
 )
 # var is biased; count is the number of values per channel, from which the unbiased one follows; a symbol, so that a
 # compiled training step takes any batch size.
 _library.define(
     "batch_norm_update_stats",
     "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, float momentum) -> ()",
+    triton="norm.batch_norm",
 )
 # Both in one call, for eager mode; it adds 1 to num_batches_tracked, an int64 scalar in the CPU's memory.
 _library.define(
@@ -27,6 +29,7 @@ _library.define(
     "(Tensor input, Tensor(a!) running_mean, Tensor(b!) running_var, Tensor? weight, Tensor? bias, Tensor? residual, "
     "Tensor(c!)? num_batches_tracked, float momentum, float eps, int activation) "
     "-> (Tensor output, Tensor mean, Tensor var)",
+    triton="norm.batch_norm",
 )
 # A gradient that is not needed comes back as an empty tensor.
 _library.define(
@@ -34,25 +37,33 @@ _library.define(
     "(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? output, "
     "bool training, float eps, int activation, bool need_input, bool need_weight, bool need_bias, bool need_residual)"
     " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+    triton="norm.batch_norm",
 )
 # The halves, for a version that reduces over processes in between: mean and var of all come from those of each, the
 # sums of the gradient are added up, and count is the number of values per channel over all processes.
-_library.define("batch_norm_stats", "(Tensor input) -> (Tensor mean, Tensor var)")
+_library.define(
+    "batch_norm_stats",
+    "(Tensor input) -> (Tensor mean, Tensor var)",
+    triton="norm.batch_norm",
+)
 _library.define(
     "batch_norm_apply",
     "(Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, float eps, "
     "int activation) -> Tensor",
+    triton="norm.batch_norm",
 )
 _library.define(
     "batch_norm_backward_reduce",
     "(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? output, "
     "float eps, int activation) -> (Tensor sum_grad, Tensor sum_grad_xhat)",
+    triton="norm.batch_norm",
 )
 _library.define(
     "batch_norm_backward_apply",
     "(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? output, "
     "Tensor sum_grad, Tensor sum_grad_xhat, float count, float eps, int activation, bool need_residual)"
     " -> (Tensor grad_input, Tensor grad_residual)",
+    triton="norm.batch_norm",
 )
 
 

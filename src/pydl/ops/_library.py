@@ -13,16 +13,24 @@ NAMESPACES = ("pydl", "pydl_triton")
 _namespaces_of = {}  # name of an op -> those that have it
 
 
-def define(name, schema, triton=True):
+def define(name, schema, triton=None):
     """Declares ``name`` with ``schema``, e.g. ``define("dropout", "(Tensor input, float p) -> Tensor")``.
 
-    Without ``triton`` it has no Triton kernel, and is declared in ``pydl`` alone.
+    ``triton`` names the module below ``pydl.kernels.triton`` that has its launcher, ``"dropout.dropout"``; without it
+    the op has kernels for the CPU alone, and is declared in ``pydl`` alone.
     """
     _namespaces_of[name] = NAMESPACES if triton else NAMESPACES[:1]
     for namespace in _namespaces_of[name]:
         torch.library.define(f"{namespace}::{name}", schema, tags=(torch.Tag.pt2_compliant_tag,))
     if triton:
-        _triton.implement(name)  # the compiled implementations of ``pydl`` register themselves, in csrc/<op>.cpp
+        _triton.implement(
+            name, triton
+        )  # the compiled implementations of ``pydl`` register themselves, in csrc/<op>.cpp
+
+
+def on_cpu_alone(name):
+    """Whether the op ``name`` has a kernel on the CPU alone: the other backends leave it to torch."""
+    return _namespaces_of.get(name) == NAMESPACES[:1]
 
 
 def fake(name):

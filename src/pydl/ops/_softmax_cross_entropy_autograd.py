@@ -11,23 +11,27 @@ _library.define(
     "softmax_cross_entropy_forward",
     "(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing, "
     "float z_loss, bool float_output=False) -> (Tensor output, Tensor norm, Tensor denominator)",
+    triton="softmax.softmax_cross_entropy",
 )
 # The same, and the input's gradient for an upstream gradient of 1 (mean and sum, class indices).
 _library.define(
     "softmax_cross_entropy_forward_backward",
     "(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing, "
     "float z_loss, bool float_output=False) -> (Tensor output, Tensor norm, Tensor denominator, Tensor grad_input)",
+    triton="softmax.softmax_cross_entropy",
 )
 _library.define(
     "softmax_cross_entropy_backward",
     "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor norm, Tensor denominator, int reduction, "
     "int ignore_index, float label_smoothing, float z_loss) -> Tensor",
+    triton="softmax.softmax_cross_entropy",
 )
 # The gradient of class probabilities.
 _library.define(
     "softmax_cross_entropy_backward_target",
     "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor norm, Tensor denominator, int reduction, "
     "float label_smoothing) -> Tensor",
+    triton="softmax.softmax_cross_entropy",
 )
 
 

@@ -4,6 +4,7 @@ The kernels are imported at the first call, not here: ``import pydl`` does not w
 """
 
 import functools
+import importlib
 import importlib.util
 import os
 import re
@@ -43,12 +44,24 @@ def interpreted():
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def implement(name):
-    """Registers the launcher of ``pydl.kernels.triton`` that has the op's name."""
+_module_of = {}  # name of an op -> the module below pydl.kernels.triton with its launcher
+
+
+def ops():
+    """The names of the ops that have GPU kernels, as their files are called: ``["batch_norm", "conv2d", ...]``."""
+    return sorted({module.split(".")[-1] for module in _module_of.values()})
+
+
+def launcher(name):
+    """The function that implements the op ``name``: it has the op's name. Imported at the first call."""
+    return getattr(importlib.import_module(f"pydl.kernels.triton.{_module_of[name]}"), name)
+
+
+def implement(name, module):
+    """Registers the function ``name`` of ``pydl.kernels.triton.<module>`` as the op."""
+    _module_of[name] = module
 
     def run(*arguments, **options):
-        from pydl.kernels.triton import launcher
-
         return launcher(name)(*arguments, **options)
 
     torch.library.impl(f"pydl_triton::{name}", "cuda", run)

@@ -20,10 +20,8 @@ _OPTIONS = (
     "int[2] kernel_size, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, int divisor, "
     "bool channels_last"
 )
-_library.define("avg_pool2d", f"(Tensor input, {_OPTIONS}) -> Tensor", triton=False)
-_library.define(
-    "avg_pool2d_backward", f"(Tensor grad_output, SymInt[4] input_size, {_OPTIONS}) -> Tensor", triton=False
-)
+_library.define("avg_pool2d", f"(Tensor input, {_OPTIONS}) -> Tensor")
+_library.define("avg_pool2d_backward", f"(Tensor grad_output, SymInt[4] input_size, {_OPTIONS}) -> Tensor")
 
 
 @_library.fake("avg_pool2d")

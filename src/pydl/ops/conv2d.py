@@ -21,16 +21,23 @@ _OPTIONS = "int[2] stride, int[4] padding, int[2] dilation, int groups"
 _library.define(
     "conv2d_forward",
     f"(Tensor input, Tensor weight, Tensor? bias, {_OPTIONS}, str activation, bool channels_last) -> Tensor",
+    triton="conv2d.conv2d",
 )
 _library.define(
     "conv2d_backward_input",
     f"(Tensor grad_output, Tensor weight, SymInt[4] input_size, {_OPTIONS}, bool channels_last) -> Tensor",
+    triton="conv2d.conv2d",
 )
 _library.define(
     "conv2d_backward_weight",
     f"(Tensor grad_output, Tensor input, SymInt[4] weight_size, {_OPTIONS}, bool channels_last) -> Tensor",
+    triton="conv2d.conv2d",
 )
-_library.define("conv2d_backward_bias", "(Tensor grad_output) -> Tensor")
+_library.define(
+    "conv2d_backward_bias",
+    "(Tensor grad_output) -> Tensor",
+    triton="conv2d.conv2d",
+)
 
 
 def _empty(like, size, channels_last):

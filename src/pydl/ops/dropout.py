@@ -16,7 +16,9 @@ from pydl.ops import _library
 
 # seed is a tensor on the input's device, so that a captured graph draws a new mask at each replay. shared_dims trailing
 # dimensions share one decision.
-_library.define("dropout", "(Tensor input, float p, Tensor seed, int shared_dims=0) -> Tensor")
+_library.define(
+    "dropout", "(Tensor input, float p, Tensor seed, int shared_dims=0) -> Tensor", triton="dropout.dropout"
+)
 
 
 @_library.fake("dropout")

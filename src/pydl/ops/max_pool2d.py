@@ -21,16 +21,12 @@ _library.define(
     "max_pool2d",
     f"(Tensor input, {_WINDOW}, bool ceil_mode, bool channels_last, bool wants_places) "
     "-> (Tensor output, Tensor places)",
-    triton=False,
 )
 _library.define(
     "max_pool2d_backward",
     f"(Tensor grad_output, Tensor places, SymInt[4] input_size, {_WINDOW}, bool channels_last) -> Tensor",
-    triton=False,
 )
-_library.define(
-    "max_pool2d_gather", f"(Tensor input, Tensor places, {_WINDOW}, bool channels_last) -> Tensor", triton=False
-)
+_library.define("max_pool2d_gather", f"(Tensor input, Tensor places, {_WINDOW}, bool channels_last) -> Tensor")
 
 _BYTE_TAPS = 256  # kernels of up to so many taps keep their places as bytes
 

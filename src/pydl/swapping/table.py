@@ -6,6 +6,7 @@ import torch
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from pydl import backend, nn
+from pydl.ops import _library
 from pydl.swapping import planning, served
 from pydl.swapping.binding import is_bound, is_swapped
 from pydl.swapping.fusing import FusedForward
@@ -153,13 +154,13 @@ def _status(layer, cls, model_device):
 
 def _serving(device, cls=None):
     """What serves our layers (``cls`` among them) on ``device``, and why that is not pydl, if so."""
-    if _OPS.get(cls) in backend.ON_CPU_ALONE and backend._asked is None and device.type not in ("cpu", "meta"):
+    if _library.on_cpu_alone(_OPS.get(cls)) and backend._asked is None and device.type not in ("cpu", "meta"):
         return "torch", f"pydl has no kernel for {cls.__name__} on {device.type}"
     try:
         name = backend.current(device)
     except RuntimeError as error:  # no backend for this device: a call would raise the same
         return "nothing", str(error)
-    if _OPS.get(cls) in backend.ON_CPU_ALONE and name not in ("cpu", "torch"):
+    if _library.on_cpu_alone(_OPS.get(cls)) and name not in ("cpu", "torch"):
         return "torch", f"the backend {name} has no kernel for {cls.__name__}"
     if name == "torch":
         return name, "meta tensors hold no data" if device.type == "meta" else "the backend torch was asked for"

@@ -1,4 +1,4 @@
-// Three faults that the host twin has to find, and the kernel without them. tests/test_cuda_on_host.py runs
+// Three faults that the host twin has to find, and the kernel without them. tests/build/test_cuda_on_host.py runs
 // them.
 #include "kernels/cuda/device.h"
 

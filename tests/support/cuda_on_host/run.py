@@ -1,4 +1,6 @@
-"""Runs pytest with the CUDA kernels compiled for the CPU: ``python tests/cuda_on_host/run.py tests/test_dropout.py``.
+"""Runs pytest with the CUDA kernels compiled for the CPU.
+
+``python tests/support/cuda_on_host/run.py tests/ops/test_dropout.py``
 
 Every .cu file is compiled by the host compiler beside twin.h, with AddressSanitizer and UndefinedBehaviorSanitizer,
 into a library of the CUDA library's own interface; ``PYDL_CUDA_ON_HOST`` names it to pydl, which then sends CPU tensors
@@ -12,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[2]
 CXX = os.environ.get("CXX", "g++")
 FLAGS = [
     *(
@@ -33,7 +35,7 @@ FLAGS = [
 def compile_one(source, folder):
     """Compiles one source where an object of an earlier call is older than any source; returns the object."""
     target = Path(folder, source.name + ".o")
-    inputs = [source, HERE / "twin.h", *ROOT.glob("kernels/*.h"), *ROOT.glob("kernels/cuda/*.h")]
+    inputs = [source, HERE / "twin.h", *ROOT.glob("kernels/*.h"), *ROOT.glob("kernels/cuda/**/*.h")]
     if not target.is_file() or target.stat().st_mtime < max(path.stat().st_mtime for path in inputs):
         subprocess.run([CXX, *FLAGS, "-x", "c++", "-c", str(source), "-o", str(target)], check=True)
     return target
@@ -43,7 +45,7 @@ def build(folder, sources=None):
     """Compiles and links the library in ``folder``; returns its path."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     if sources is None:
-        sources = sorted(ROOT.glob("kernels/cuda/*.cu"))
+        sources = sorted(ROOT.glob("kernels/cuda/**/*.cu"))
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count()))) as pool:
         objects = list(pool.map(lambda source: compile_one(source, folder), [*sources, HERE / "twin.cpp"]))
     library = Path(folder, "libpydl_cuda_on_host.so")
@@ -59,6 +61,7 @@ def environment(library):
     """The environment of a process that loads ``library``."""
     return {
         **os.environ,
+        "PYTHONPATH": str(HERE.parent),  # of the plugin below
         "PYDL_CUDA_ON_HOST": str(library),
         "PYDL_MEMORY_POOL": "0",  # memory of its own for each tensor, so that overruns are seen
         # libstdc++ beside libasan, or torch's exceptions abort
@@ -78,13 +81,11 @@ def command(*pytest_arguments):
     return [sys.executable, "-m", "pytest", "-q", *plugins, *chosen, *pytest_arguments]
 
 
-# Processes start here: in the source folder, Python would find the uncompiled pydl.
-FOLDER = HERE.parent
+TESTS = ROOT / "tests"
 
 
 if __name__ == "__main__":
     words = [str(Path(word).resolve()) if Path(word.split("::")[0]).exists() else word for word in sys.argv[1:]]
     library = build(ROOT / "build" / "cuda_on_host")
-    os.chdir(FOLDER)
-    line = command(*(words or [str(FOLDER)]))
+    line = command(*(words or [str(TESTS)]))
     os.execve(line[0], line, environment(library))

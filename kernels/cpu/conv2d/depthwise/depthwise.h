@@ -1,26 +1,26 @@
 // Depthwise convolution: each channel is convolved alone, so there is no matrix product, and memory decides.
 // Groups of a few channels, as many out as in, are served alike: where the groups of a vector of channels
 // fill it, every result in it sums over the same lanes of its group in turn, so that a tile needs one
-// rearrangement of lanes per source and channel of a group beside its products (conv2d_grouped_tiles.cpp).
+// rearrangement of lanes per source and channel of a group beside its products (grouped_tiles.cpp).
 //
-// 3x3 kernels of padding 1 walk down the rows of planes (conv2d_depthwise_3x3.cpp). Everywhere else a vector
+// 3x3 kernels of padding 1 walk down the rows of planes (planes_3x3.cpp). Everywhere else a vector
 // holds neighbouring channels at one pixel. With channels_last tensors it is read and written
-// where it lies (conv2d_depthwise_pixels.cpp). Planes (NCHW, any other strides, several filters per channel)
+// where it lies (pixels.cpp). Planes (NCHW, any other strides, several filters per channel)
 // are first turned into lanes, a vector's worth of channels and a strip of rows at a time, into scratch that
-// stays in the second-level cache (conv2d_depthwise_planes.cpp): transposing in and out costs about as much
+// stays in the second-level cache (planes.cpp): transposing in and out costs about as much
 // as the nine products of a 3x3 kernel, and no row is too short.
 //
-// These two run the same tiles (conv2d_depthwise_tiles.cpp): kTilePixels neighbouring pixels of a row share
+// These two run the same tiles (tiles.cpp): kTilePixels neighbouring pixels of a row share
 // weights and loads. A tile gets its pixels as lists of pointers, one list per kernel row that lies on the
 // image; what lies beside the image points to a row of zeros, and results beside it to a place that nobody
 // reads. The input gradient is the same gather from the gradient, so nothing is ever padded.
 #pragma once
 
-#include "kernels/cpu/conv2d_algorithms.h"
-#include "kernels/cpu/conv2d_finish.h"
-#include "kernels/cpu/conv2d_im2col.h"
+#include "kernels/cpu/base/activation.h"
+#include "kernels/cpu/conv2d/algorithms.h"
+#include "kernels/cpu/conv2d/im2col.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::depthwise {
 
 #if defined(PYDL_AVX512)
 // 7 sums, 9 pixels and a weight of 32 registers; divides 7, 14, ..., 112
@@ -128,4 +128,4 @@ int64_t depthwise_planes_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t
 void depthwise_planes_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel);
 void depthwise_planes_weight(const Conv2dParams& p, const Parallel& parallel);
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::depthwise

@@ -1,12 +1,12 @@
-// The tiles of conv2d_depthwise.h for groups of several channels, as many out as in, which divide a vector.
+// The tiles of depthwise.h for groups of several channels, as many out as in, which divide a vector.
 //
 // The lanes of a vector are results of `all / inputs` groups. Result o of a group sums over the group's
 // channels i; for one i, every lane of the group needs channel i of its group: the source's vector with its
 // lanes rearranged. That is done once per source and i, and serves all taps and pixels of the tile that read
 // the source; products waste no lane, however few channels a group has.
-#include "kernels/cpu/conv2d_depthwise.h"
+#include "kernels/cpu/conv2d/depthwise/depthwise.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::depthwise {
 namespace {
 
 constexpr int kP = kTilePixels;
@@ -182,4 +182,4 @@ template RunTile<bf16> grouped_tile<bf16>(const TileShape&);
 template RunTile<float> grouped_weight_tile<float>(const TileShape&);
 template RunTile<bf16> grouped_weight_tile<bf16>(const TileShape&);
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::depthwise

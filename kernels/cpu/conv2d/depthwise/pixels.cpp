@@ -1,10 +1,10 @@
-// Depthwise convolution of channels_last tensors, where they lie. See conv2d_depthwise.h.
+// Depthwise convolution of channels_last tensors, where they lie. See depthwise.h.
 //
 // The weight gradient's rows are cut into a fixed number of parts, whose sums are added in order.
-#include "kernels/cpu/conv2d_depthwise_rows.h"
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/conv2d/depthwise/rows.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::depthwise {
 namespace {
 
 constexpr int64_t kMaxParts = 16;          // of the rows, for the weight gradient
@@ -169,4 +169,4 @@ void depthwise_pixels_weight(const Conv2dParams& p, const Parallel& parallel) {
   dispatch_trained(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::depthwise

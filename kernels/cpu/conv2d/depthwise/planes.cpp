@@ -1,13 +1,13 @@
 // Depthwise convolution of planes and of any other strides: a vector's worth of channels and a strip of rows
-// at a time is turned into lanes, run as channels_last images, and turned back. See conv2d_depthwise.h.
+// at a time is turned into lanes, run as channels_last images, and turned back. See depthwise.h.
 //
 // With several filters per channel, lanes are input channels and filters take turns: filter j of channel c
 // writes (forward) or is read from (backward) channel c * filters + j.
-#include "kernels/cpu/conv2d_depthwise_rows.h"
-#include "kernels/cpu/conv2d_depthwise_slab.h"
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/conv2d/depthwise/rows.h"
+#include "kernels/cpu/conv2d/depthwise/slab.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::depthwise {
 namespace {
 
 constexpr int64_t kStripBytes = 160 << 10;  // of sources and results together
@@ -255,4 +255,4 @@ void depthwise_planes_weight(const Conv2dParams& p, const Parallel& parallel) {
   dispatch_trained(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::depthwise

@@ -6,10 +6,10 @@
 // multiply-adds stand against three loads. The three partial sums of a result are kept apart until they are
 // added, because a chain of nine multiply-adds would wait for itself. Nothing is ever copied.
 //
-// Only where masked loads cost nothing (AVX-512); elsewhere conv2d_depthwise_planes.cpp serves.
-#include "kernels/cpu/conv2d_depthwise.h"
+// Only where masked loads cost nothing (AVX-512); elsewhere planes.cpp serves.
+#include "kernels/cpu/conv2d/depthwise/depthwise.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::depthwise {
 namespace {
 
 // A block of columns of one plane, with what its rows begin with and where the image ends.
@@ -267,4 +267,4 @@ void depthwise_3x3_weight(const Conv2dParams& p, const Parallel& parallel) {
   dispatch_trained(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::depthwise

@@ -1,11 +1,11 @@
 // One row of results of a depthwise pass: which source columns each tile reads, and running all tiles of the
-// row. Shared by both forms of conv2d_depthwise.h.
+// row. Shared by both forms of depthwise.h.
 #pragma once
 
-#include "kernels/cpu/conv2d_depthwise.h"
-#include "kernels/cpu/conv2d_lanes.h"
+#include "kernels/cpu/conv2d/depthwise/depthwise.h"
+#include "kernels/cpu/conv2d/lanes.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::depthwise {
 
 // The tap of kernel position t that links output `out` to input `in`: in = out * stride - pad + t * dilation.
 // tap_input: the input position that tap t of `out` reads, or -1 outside; tap_output: the output position
@@ -246,4 +246,4 @@ static void unpack_taps(const Conv2dParams& p, const A* from, int64_t part, int6
       }
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::depthwise

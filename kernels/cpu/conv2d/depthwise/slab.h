@@ -1,10 +1,10 @@
-// Rows of some channels of any strides, to lanes and back (conv2d_lanes.h), for depthwise convolution of
+// Rows of some channels of any strides, to lanes and back (lanes.h), for depthwise convolution of
 // planes.
 #pragma once
 
-#include "kernels/cpu/conv2d_lanes.h"
+#include "kernels/cpu/conv2d/lanes.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::depthwise {
 
 // Rows of up to `lanes` channels that lie `lane` elements apart.
 template <class T>
@@ -65,4 +65,4 @@ static void unpack_rows(const A* from, int64_t rows, const Slab<T>& s) {
     }
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::depthwise

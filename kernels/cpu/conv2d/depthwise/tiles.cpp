@@ -1,8 +1,8 @@
-// The tiles of conv2d_depthwise.h, unrolled for kernels 3, 5 and 7 wide with strides 1 and 2; any other runs
+// The tiles of depthwise.h, unrolled for kernels 3, 5 and 7 wide with strides 1 and 2; any other runs
 // the same sums without sharing loads.
-#include "kernels/cpu/conv2d_depthwise.h"
+#include "kernels/cpu/conv2d/depthwise/depthwise.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::depthwise {
 namespace {
 
 constexpr int kP = kTilePixels;
@@ -166,4 +166,4 @@ template RunTile<bf16> depthwise_tile<bf16>(const TileShape&);
 template RunTile<float> depthwise_weight_tile<float>(const TileShape&);
 template RunTile<bf16> depthwise_weight_tile<bf16>(const TileShape&);
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::depthwise

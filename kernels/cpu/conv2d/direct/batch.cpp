@@ -1,4 +1,4 @@
-// Direct convolution over batch lanes (conv2d_batch.h): forward, and the input gradient for stride 1.
+// Direct convolution over batch lanes (batch.h): forward, and the input gradient for stride 1.
 //
 // The input gradient with stride 1 is a convolution of the gradient with the kernel turned by half a turn and
 // the two channel axes of the weight exchanged, padded by what the kernel reaches less the padding.
@@ -6,12 +6,12 @@
 // A task is a block of images: the input is transposed once; each row of the output is computed in registers,
 // kOut channels by kPixels pixels at a time, one broadcast weight against kPixels aligned loads; the row is
 // transposed back while it is in the first-level cache. The block of the output is never stored.
-#include "kernels/cpu/conv2d_batch.h"
+#include "kernels/cpu/conv2d/direct/batch.h"
 
-#include "kernels/cpu/conv2d_finish.h"
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/base/activation.h"
+#include "kernels/cpu/base/tasks.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::direct {
 namespace {
 
 #if defined(PYDL_AVX512)
@@ -194,25 +194,25 @@ void run_batch(const DirectConv<T>& g, void* scratch, const Parallel& parallel) 
 
 }  // namespace
 
-bool conv2d_batch_supported(const Conv2dParams& p, Conv2dPass pass) { return direct_supported(p, pass); }
+bool batch_supported(const Conv2dParams& p, Conv2dPass pass) { return direct_supported(p, pass); }
 
-int64_t conv2d_batch_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+int64_t batch_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
   dispatch_trained(p.dtype,
                    [&](auto type) { bytes = batch_bytes(direct_problem<decltype(type)>(p, pass), threads); });
   return bytes;
 }
 
-void conv2d_batch_forward(const Conv2dParams& p, const Parallel& parallel) {
+void batch_forward(const Conv2dParams& p, const Parallel& parallel) {
   dispatch_trained(p.dtype, [&](auto type) {
     run_batch(direct_problem<decltype(type)>(p, Conv2dPass::forward), p.scratch, parallel);
   });
 }
 
-void conv2d_batch_backward_input(const Conv2dParams& p, const Parallel& parallel) {
+void batch_backward_input(const Conv2dParams& p, const Parallel& parallel) {
   dispatch_trained(p.dtype, [&](auto type) {
     run_batch(direct_problem<decltype(type)>(p, Conv2dPass::backward_input), p.scratch, parallel);
   });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::direct

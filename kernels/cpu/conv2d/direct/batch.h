@@ -9,10 +9,10 @@
 // back.
 #pragma once
 
-#include "kernels/cpu/conv2d_direct.h"
-#include "kernels/cpu/conv2d_lanes.h"
+#include "kernels/cpu/conv2d/direct/direct.h"
+#include "kernels/cpu/conv2d/lanes.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::direct {
 
 // Rows [first, last) of every plane of images [image, image + images) to block[channel][row -
 // first][column][lane].
@@ -65,4 +65,4 @@ static void pack_block(const Planes<T>& p, int64_t image, int64_t images, int64_
   }
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::direct

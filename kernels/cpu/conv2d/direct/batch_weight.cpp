@@ -1,4 +1,4 @@
-// The weight gradient over batch lanes (conv2d_batch.h).
+// The weight gradient over batch lanes (batch.h).
 //
 //   grad_weight[o,c,r,t] = sum over lanes, images, pixels of grad_output[o][pixel] * input[c][pixel's tap (r,
 //   t)]
@@ -7,10 +7,10 @@
 // so that the order of additions depends on the shape alone; tasks are added in order. The gradient is
 // transposed a few rows at a time, as many as stay in the second-level cache while every (channel, row of
 // taps) passes over them.
-#include "kernels/cpu/conv2d_batch.h"
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/conv2d/direct/batch.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::direct {
 namespace {
 
 #if defined(PYDL_AVX512)
@@ -154,13 +154,13 @@ void run_task(const Conv2dParams& p, const BatchWeight<T>& g, int64_t task, A* p
 
 }  // namespace
 
-int64_t conv2d_batch_weight_scratch(const Conv2dParams& p, int64_t threads) {
+int64_t batch_weight_scratch(const Conv2dParams& p, int64_t threads) {
   int64_t bytes = 0;
   dispatch_trained(p.dtype, [&](auto type) { bytes = BatchWeight<decltype(type)>(p).bytes(threads); });
   return bytes;
 }
 
-void conv2d_batch_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
+void batch_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
   dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
@@ -174,4 +174,4 @@ void conv2d_batch_backward_weight(const Conv2dParams& p, const Parallel& paralle
   });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::direct

@@ -1,13 +1,13 @@
-// The problem that the direct algorithms solve (conv2d_batch.cpp, conv2d_rows.cpp): few channels, every
+// The problem that the direct algorithms solve (batch.cpp, rows.cpp): few channels, every
 // product made where it falls, nothing gathered into a matrix.
 //
 // The input gradient with stride 1 is a convolution of the gradient with the kernel turned by half a turn and
 // the two channel axes of the weight exchanged, padded by what the kernel reaches less the padding.
 #pragma once
 
-#include "kernels/cpu/conv2d_im2col.h"
+#include "kernels/cpu/conv2d/im2col.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::direct {
 
 // Planes of a tensor, to be copied with a border: row y of a plane is row y - pad_y of the image, or zeros.
 template <class T>
@@ -144,4 +144,4 @@ static void store_direct_weights(const Conv2dParams& p, const A* partials, int64
         }
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::direct

@@ -8,9 +8,9 @@
 //   result[pixel][m] = act(bias[m] + sum_k weight[m][k] * window[pixel][k])
 #pragma once
 
-#include "kernels/cpu/conv2d_im2col.h"
+#include "kernels/cpu/conv2d/im2col.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
 namespace {
 
 // One gather problem: `groups` times a matrix of weights over windows.
@@ -117,4 +117,4 @@ Gather<T> phase_problem(const Conv2dParams& p, int64_t phase_y, int64_t phase_x)
 }
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

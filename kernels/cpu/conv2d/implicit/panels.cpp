@@ -11,13 +11,13 @@
 // and runs the microkernel over all channels; partial tiles live in the task's own scratch, so nothing but
 // results is written. The vector axis is the one along which the result is contiguous: pixels (NCHW) or
 // channels (channels_last).
-#include "kernels/cpu/conv2d_gemm_gather.h"
-#include "kernels/cpu/conv2d_finish.h"
-#include "kernels/cpu/conv2d_gemm_slab.h"
-#include "kernels/cpu/conv2d_gemm_spread.h"
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/conv2d/implicit/panels.h"
+#include "kernels/cpu/base/activation.h"
+#include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/conv2d/implicit/phases.h"
+#include "kernels/cpu/conv2d/implicit/slabs.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
 namespace {
 
 // to[i * stride] = act(from[i] + bias), where bias is one number or a vector of them.
@@ -162,7 +162,7 @@ void run_gather(const Gather<T>& g, void* scratch, const Parallel& parallel) {
 
 }  // namespace
 
-int64_t conv2d_gemm_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+int64_t gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   const bool is_forward = pass == Conv2dPass::forward;
   if (!is_forward && spread_pays(p)) return spread_scratch(p, threads);
   if (slab_gather_pays(p, is_forward)) return slab_gather_scratch(p, is_forward, threads);
@@ -180,7 +180,7 @@ int64_t conv2d_gemm_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64
   return bytes;
 }
 
-void conv2d_gemm_forward(const Conv2dParams& p, const Parallel& parallel) {
+void forward(const Conv2dParams& p, const Parallel& parallel) {
   if (slab_gather_pays(p, true)) return slab_gather(p, true, parallel);
   dispatch_gemm(p.dtype, [&](auto type) {
     using T = decltype(type);
@@ -188,7 +188,7 @@ void conv2d_gemm_forward(const Conv2dParams& p, const Parallel& parallel) {
   });
 }
 
-void conv2d_gemm_backward_input(const Conv2dParams& p, const Parallel& parallel) {
+void backward_input(const Conv2dParams& p, const Parallel& parallel) {
   if (spread_pays(p)) return spread_backward_input(p, parallel);
   if (slab_gather_pays(p, false)) return slab_gather(p, false, parallel);
   dispatch_gemm(p.dtype, [&](auto type) {
@@ -199,4 +199,4 @@ void conv2d_gemm_backward_input(const Conv2dParams& p, const Parallel& parallel)
   });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

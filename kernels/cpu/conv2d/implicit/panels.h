@@ -1,11 +1,13 @@
-// Sizes and packed weights of implicit GEMM over panels of windows (conv2d_gemm_gather.cpp).
+// Sizes and packed weights of implicit GEMM over panels of windows (panels.cpp).
 #pragma once
 
-#include "kernels/cpu/conv2d_gather.h"
-#include "kernels/cpu/conv2d_gemm.h"
-#include "kernels/cpu/simd_transpose.h"
+#include "kernels/cpu/base/simd_transpose.h"
+#include "kernels/cpu/conv2d/implicit/gather.h"
+#include "kernels/cpu/gemm/tile.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
+using namespace gemm;
+
 namespace {
 
 constexpr int64_t kMaxBlocks = 32;            // tiles of columns, or blocks of rows, that one task packs:
@@ -144,4 +146,4 @@ void pack_weights(const Gather<T>& g, const Plan<A>& plan, A* packed, const Para
 }
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -1,7 +1,7 @@
 // The input gradient of strided convolutions with a few input channels (first layers), over slabs
-// (conv2d_slab.h).
+// (slab.h).
 //
-// Phase by phase, as conv2d_gemm_gather.cpp does it, each product has one to four columns: the vectors of the
+// Phase by phase, as panels.cpp does it, each product has one to four columns: the vectors of the
 // microkernel stay empty. Here the phases of the stride are columns of one product. Input row h, with
 // h + pad = i * stride + a, is reached from gradient row i - j by kernel row a + j * stride, so all phases
 // (a, b) of grid position (i, i') see the same window of ceil(kernel / stride) squared pixels of the
@@ -11,12 +11,12 @@
 //
 // Weights beyond the kernel are zeros: a 7x7 kernel of stride 2 multiplies 64 where 49 would do (and an
 // infinite gradient makes nan there, one step of the stride beyond what it reaches).
-#include "kernels/cpu/conv2d_gemm_spread.h"
+#include "kernels/cpu/conv2d/implicit/phases.h"
 
-#include "kernels/cpu/conv2d_gemm_slab.h"
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/conv2d/implicit/slabs.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
 namespace {
 
 template <class T>
@@ -188,4 +188,4 @@ void spread_backward_input(const Conv2dParams& p, const Parallel& parallel) {
   });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

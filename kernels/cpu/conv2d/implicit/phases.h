@@ -1,13 +1,13 @@
-// The input gradient of strided first layers (conv2d_gemm_spread.cpp).
+// The input gradient of strided first layers (phases.cpp).
 #pragma once
 
 #include "kernels/conv2d.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
 
 // Whether the phases of the stride, times the few input channels, fill the columns of one product.
 bool spread_pays(const Conv2dParams& params);
 int64_t spread_scratch(const Conv2dParams& params, int64_t threads);
 void spread_backward_input(const Conv2dParams& params, const Parallel& parallel);
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -9,10 +9,12 @@
 // worth of an image exists at a time, sized for the second-level cache.
 #pragma once
 
-#include "kernels/cpu/conv2d_im2col.h"
-#include "kernels/cpu/conv2d_slab_kernels.h"
+#include "kernels/cpu/conv2d/im2col.h"
+#include "kernels/cpu/gemm/windows.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
+
+using namespace gemm;
 
 // How one axis of a problem maps positions of its grid to the axis that is read: position i reads i * step +
 // low .. i * step + low + extent - 1.
@@ -235,4 +237,4 @@ static void copy_slab(const Windows<T>& w, const Region& region, const Reach& y,
   });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -1,4 +1,4 @@
-// Implicit GEMM for the forward pass and the input gradient over slabs (conv2d_slab.h).
+// Implicit GEMM for the forward pass and the input gradient over slabs (slab.h).
 //
 // A task is a region of the result. It copies the part of the images that the region sees once, for all taps
 // and, in the input gradient, for all phases of the stride; then, for each tile of two vectors of output
@@ -6,11 +6,11 @@
 // in registers over the whole depth. Channels_last results are written by the microkernel itself; others pass
 // through a staging area of one tile and are transposed from there. Images whose channels lie together and
 // that need no padding are not copied either.
-#include "kernels/cpu/conv2d_finish.h"
-#include "kernels/cpu/conv2d_gemm_slab_weights.h"
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/base/activation.h"
+#include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/conv2d/implicit/slabs_pack.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
 namespace {
 
 // Where a region's windows are read: a slab, or the tensor itself.
@@ -275,4 +275,4 @@ void slab_gather(const Conv2dParams& p, bool forward, const Parallel& parallel) 
   with_plan(p, forward, [&](const auto& plan) { run_problem(plan, p.scratch, parallel); });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

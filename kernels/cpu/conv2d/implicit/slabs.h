@@ -1,11 +1,13 @@
-// Sizes of implicit GEMM over slabs (conv2d_gemm_slab.cpp).
+// Sizes of implicit GEMM over slabs (slabs.cpp).
 #pragma once
 
-#include "kernels/cpu/conv2d_gather.h"
-#include "kernels/cpu/conv2d_gemm.h"
-#include "kernels/cpu/conv2d_slab.h"
+#include "kernels/cpu/conv2d/implicit/gather.h"
+#include "kernels/cpu/conv2d/implicit/slab.h"
+#include "kernels/cpu/gemm/tile.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
+using namespace gemm;
+
 namespace {
 
 // The problem of one phase of the stride; the forward pass has one.
@@ -237,4 +239,4 @@ bool slab_gather_pays(const Conv2dParams& params, bool forward);
 int64_t slab_gather_scratch(const Conv2dParams& params, bool forward, int64_t threads);
 void slab_gather(const Conv2dParams& params, bool forward, const Parallel& parallel);
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -1,9 +1,9 @@
-// The packed weights of implicit GEMM over slabs (conv2d_gemm_slab.cpp).
+// The packed weights of implicit GEMM over slabs (slabs.cpp).
 #pragma once
 
-#include "kernels/cpu/conv2d_gemm_slab.h"
+#include "kernels/cpu/conv2d/implicit/slabs.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
 namespace {
 
 // weights[row][m], kColumns apart: the weights of output channels [m, m + lanes) for one tap and channel.
@@ -100,4 +100,4 @@ void pack_weights(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, E* pa
 }
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

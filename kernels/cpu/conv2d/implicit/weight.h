@@ -2,12 +2,14 @@
 // weights.
 #pragma once
 
-#include "kernels/cpu/conv2d_gemm.h"
-#include "kernels/cpu/conv2d_im2col.h"
-#include "kernels/cpu/simd_transpose.h"
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/base/simd_transpose.h"
+#include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/conv2d/im2col.h"
+#include "kernels/cpu/gemm/tile.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
+using namespace gemm;
+
 namespace {
 
 // The sums of a task are those of a block of input channels and of a block of output channels over one of
@@ -83,9 +85,9 @@ void write_weights(const Conv2dParams& p, const WeightSums<A>& sums, const A* pa
 
 }  // namespace
 
-// 1x1 kernels (conv2d_gemm_pointwise.cpp), where these packed panels beat slabs.
+// 1x1 kernels (weight_pointwise.cpp), where these packed panels beat slabs.
 bool pointwise_weight_pays(const Conv2dParams& params);
 int64_t pointwise_weight_scratch(const Conv2dParams& params, int64_t threads);
 void pointwise_weight(const Conv2dParams& params, const Parallel& parallel);
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

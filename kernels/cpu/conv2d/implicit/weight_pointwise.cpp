@@ -12,10 +12,10 @@
 #include <type_traits>
 #include <utility>
 
-#include "kernels/cpu/conv2d_gemm_weight.h"
-#include "kernels/cpu/conv2d_slab_kernels.h"
+#include "kernels/cpu/conv2d/implicit/weight.h"
+#include "kernels/cpu/gemm/windows.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
 namespace {
 
 // One of the two matrices: channels of pixels, wherever they lie.
@@ -226,4 +226,4 @@ void pointwise_weight(const Conv2dParams& p, const Parallel& parallel) {
   });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

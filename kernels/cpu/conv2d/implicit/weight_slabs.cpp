@@ -1,4 +1,4 @@
-// Implicit GEMM for the weight gradient, over slabs (conv2d_slab.h).
+// Implicit GEMM for the weight gradient, over slabs (slab.h).
 //
 //   grad_weight[o][tap][c] = sum over pixels of grad_output[pixel][o] * input[pixel's window at tap][c]
 //
@@ -9,10 +9,10 @@
 // A task owns a block of input channels and a range of regions of the output; where channels alone make too
 // few tasks the regions are cut into `splits` ranges, whose sums are kept apart and added in order at the
 // end. Both the cut and the order depend on the shape alone, never on the number of threads.
-#include "kernels/cpu/conv2d_gemm_weight.h"
-#include "kernels/cpu/conv2d_gemm_weight_pack.h"
+#include "kernels/cpu/conv2d/implicit/weight.h"
+#include "kernels/cpu/conv2d/implicit/weight_slabs_pack.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
 namespace {
 
 template <class T, class E>
@@ -194,16 +194,16 @@ void with_plan(const Conv2dParams& p, const F& body) {
 
 }  // namespace
 
-int64_t conv2d_gemm_weight_scratch(const Conv2dParams& p, int64_t threads) {
+int64_t weight_scratch(const Conv2dParams& p, int64_t threads) {
   if (pointwise_weight_pays(p)) return pointwise_weight_scratch(p, threads);
   int64_t bytes = 0;
   with_plan(p, [&](const auto& plan) { bytes = plan.bytes(threads); });
   return bytes;
 }
 
-void conv2d_gemm_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
+void backward_weight(const Conv2dParams& p, const Parallel& parallel) {
   if (pointwise_weight_pays(p)) return pointwise_weight(p, parallel);
   with_plan(p, [&](const auto& plan) { run_weight(plan, parallel); });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -1,11 +1,13 @@
-// What the weight gradient over slabs (conv2d_gemm_weight.cpp) packs: rows of the gradient, and for pairs of
+// What the weight gradient over slabs (weight_slabs.cpp) packs: rows of the gradient, and for pairs of
 // bf16 slabs whose elements hold neighbouring pixels.
 #pragma once
 
-#include "kernels/cpu/conv2d_gemm.h"
-#include "kernels/cpu/conv2d_slab.h"
+#include "kernels/cpu/conv2d/implicit/slab.h"
+#include "kernels/cpu/gemm/tile.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::implicit {
+using namespace gemm;
+
 namespace {
 
 // panel[element][o], kColumns apart, for one tile of output channels: a row of the gradient. An element is a
@@ -129,4 +131,4 @@ void copy_slab_of_neighbours(const Windows<T>& w, const Region& region, const Re
 #endif
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -7,13 +7,13 @@
 // rounding errors of these long sums carried along.
 #pragma once
 
-#include "kernels/cpu/conv2d_winograd_gemm.h"
-#include "kernels/cpu/conv2d_winograd_images.h"
-#include "kernels/cpu/conv2d_winograd_scratch.h"
-#include "kernels/cpu/conv2d_winograd_taps.h"
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/conv2d/winograd/gemm.h"
+#include "kernels/cpu/conv2d/winograd/images.h"
+#include "kernels/cpu/conv2d/winograd/scratch.h"
+#include "kernels/cpu/conv2d/winograd/taps.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 // Channels [first, first + count) of an image.
@@ -128,4 +128,4 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel&
 }
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

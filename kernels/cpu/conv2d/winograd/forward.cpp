@@ -1,5 +1,5 @@
 // Winograd convolution on the CPU: forward and input gradient of 3 x 3 and 5 x 5, and of 3 x 3 with stride 2.
-// See conv2d_winograd_points.h for the transforms and conv2d_winograd_tiles.h for how images are cut.
+// See points.h for the transforms and tiles.h for how images are cut.
 //
 //   V = B^T d B     of every tile and input channel          (36 frequencies)
 //   U = G g G^T     of every pair of channels
@@ -9,7 +9,7 @@
 // 36 multiplications per 16 outputs of 3 x 3 taps instead of 144, or per 4 outputs of 5 x 5 instead of 100:
 // the products take a quarter or a third of the time of a direct convolution, so everything else is arranged
 // to stay in cache. Stride 2 has 81 frequencies instead of 144 multiplications per 16 outputs
-// (conv2d_winograd_schemes.h). Two orders:
+// (schemes.h). Two orders:
 //
 // Weights first: U is computed once. A task is a block of tiles, whose V stays in L2 while the panels of U
 // stream past.
@@ -21,17 +21,17 @@
 //
 // The input gradient is the same computation on the output gradient, with the roles of the weight's channels
 // swapped and its taps read backwards, padded by taps - 1 - padding where the stride is 1
-// (conv2d_winograd_schemes.h: Spread).
+// (schemes.h: Spread).
 //
 // Never stored: padding, M of more than one panel, reordered weights or images.
 #include "kernels/conv2d.h"
 
-#include "kernels/cpu/conv2d_algorithms.h"
-#include "kernels/cpu/conv2d_winograd_output.h"
-#include "kernels/cpu/conv2d_winograd_plan.h"
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/conv2d/algorithms.h"
+#include "kernels/cpu/conv2d/winograd/output.h"
+#include "kernels/cpu/conv2d/winograd/plan.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 // M of tiles [begin, end) and a panel: m[tile - begin][frequency][kPanel] (+)= V U.
@@ -161,9 +161,9 @@ int64_t scratch_bytes(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
 
 }  // namespace
 
-int64_t conv2d_winograd_weight_scratch(const Conv2dParams& p, int64_t threads);  // conv2d_winograd_weight.cpp
+int64_t weight_scratch(const Conv2dParams& p, int64_t threads);  // weight.cpp
 
-bool conv2d_winograd_supported(const Conv2dParams& p, Conv2dPass pass) {
+bool supported(const Conv2dParams& p, Conv2dPass pass) {
   const bool square = p.kernel_height == p.kernel_width && p.stride_height == p.stride_width;
   if (!square || p.dilation_height != 1 || p.dilation_width != 1 || p.groups != 1 || p.in_channels == 0)
     return false;
@@ -186,12 +186,12 @@ static bool strided_pays(const Conv2dParams& p, Conv2dPass pass) {
   return least >= 32 && near && (tiles >= 16 || (tiles >= 8 && weights >= 256 * 512));
 }
 
-// Measured on Zen 5 against implicit GEMM (NOTES_conv2d_winograd.md). The transforms cost the same whatever
+// Measured on Zen 5 against implicit GEMM (NOTES.md). The transforms cost the same whatever
 // the number of channels on the other side, so a side with fewer channels than half a vector outweighs what
 // the products save; the input gradient transforms its outputs alone on that side, and gains even there. With
 // very few tiles the transform of the weights does not pay for itself.
-bool conv2d_winograd_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
-  if (!conv2d_winograd_supported(p, pass)) return false;
+bool worthwhile(const Conv2dParams& p, Conv2dPass pass) {
+  if (!supported(p, pass)) return false;
   if (p.stride_height == 2) return strided_pays(p, pass);
   const int64_t tile = p.kernel_height == 3 ? kTile<3> : kTile<5>;
   const int64_t tiles = p.batch * ceil_div(p.out_height, tile) * ceil_div(p.out_width, tile);
@@ -204,19 +204,17 @@ bool conv2d_winograd_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
   return p.out_channels >= least && (p.in_channels >= least || pass == Conv2dPass::backward_input);
 }
 
-int64_t conv2d_winograd_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
-  if (pass == Conv2dPass::backward_weight) return conv2d_winograd_weight_scratch(p, threads);
+int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+  if (pass == Conv2dPass::backward_weight) return weight_scratch(p, threads);
   int64_t bytes = 0;
   with_scheme(p, pass, [&](auto scheme) { bytes = scratch_bytes<decltype(scheme)>(p, pass, threads); });
   return bytes;
 }
 
-void conv2d_winograd_forward(const Conv2dParams& p, const Parallel& parallel) {
-  run(p, Conv2dPass::forward, parallel);
-}
+void forward(const Conv2dParams& p, const Parallel& parallel) { run(p, Conv2dPass::forward, parallel); }
 
-void conv2d_winograd_backward_input(const Conv2dParams& p, const Parallel& parallel) {
+void backward_input(const Conv2dParams& p, const Parallel& parallel) {
   run(p, Conv2dPass::backward_input, parallel);
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -9,9 +9,9 @@
 // into equal parts and no row is computed in vain.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 constexpr int kPanel = 2 * lanes<float>;  // channels per panel
@@ -81,7 +81,7 @@ void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b,
     };
     int64_t k = min_of(kPart, depth - start);
     // Adjacent rows, and AVX2 and less, want one step a turn: weight gradients of few channels took 1.2
-    // to 1.4 times as long with four (NOTES_conv2d_winograd.md).
+    // to 1.4 times as long with four (conv2d/winograd/NOTES.md).
     if constexpr (kVectorBytes == 64 && kLayout == Rows::strided)
       for (; k >= 8; k -= 8, row0 += 8, row5 += 8, row10 += 8, b += 8 * b_stride) {
 #pragma GCC unroll 8
@@ -149,4 +149,4 @@ static inline void add_panel(int64_t rows, const float* from, float* to, int64_t
 }
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

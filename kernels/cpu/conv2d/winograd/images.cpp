@@ -1,10 +1,10 @@
 // From images to transformed tiles, for the three passes of Winograd convolution.
-#include "kernels/cpu/conv2d_winograd_images.h"
+#include "kernels/cpu/conv2d/winograd/images.h"
 
-#include "kernels/cpu/conv2d_winograd_phases.h"
-#include "kernels/cpu/simd_transpose.h"
+#include "kernels/cpu/base/simd_transpose.h"
+#include "kernels/cpu/conv2d/winograd/phases.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 // Copies rows x columns pixels from (y, x) of image n, channels [c, c + count), into
@@ -128,4 +128,4 @@ PYDL_TRANSFORM_TILES(Strided, bf16, false)
 PYDL_TRANSFORM_TILES(Strided, bf16, true)
 PYDL_TRANSFORM_TILES(Spread, bf16, false)
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -5,13 +5,14 @@
 // the way in and out. Padding is never stored: what lies outside is zero.
 #pragma once
 
-#include "kernels/cpu/conv2d_winograd_tiles.h"
+#include "kernels/cpu/conv2d/winograd/tiles.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 
-constexpr int kStripColumns =
-    58;             // widest strip: 6 x 58 pixels of a vector of channels, 22 KB; 9 x 58 with stride 2
-template <class S>  // tiles of a strip, of either side
+// Widest strip: 6 x 58 pixels of a vector of channels, 22 KB; 9 x 58 with stride 2.
+constexpr int kStripColumns = 58;
+// Tiles of a strip, of either side.
+template <class S>
 constexpr int kStripTiles = (kStripColumns - S::inputs(S::kSide) + S::kSide * S::kStep) /
                             (S::kSide * (S::kStep > S::kSpread ? S::kStep : S::kSpread));
 // Whether tiles of adjacent channels are read and written where they are; of bf16 and two phases, which are
@@ -23,9 +24,9 @@ constexpr int kStripFloats = S::inputs(S::kSide) * kStripColumns * lanes<float>;
 
 // Transforms tiles [begin, end), all channels, into to[tile - begin][frequency][channel]. kGradient: the
 // tile's own pixels by G (weight gradient) instead of its inputs by B^T. Frequencies are S::kAlong to a row.
-// In conv2d_winograd_images.cpp for all that there are, which the passes share.
+// In images.cpp for all that there are, which the passes share.
 template <class S, class T, bool kGradient>
 void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t pad_y,
                      int64_t pad_x, float* to, int64_t tile_stride, int64_t frequency_stride);
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -2,13 +2,13 @@
 // either memory format.
 #pragma once
 
-#include "kernels/cpu/conv2d_winograd_gemm.h"
-#include "kernels/cpu/conv2d_winograd_images.h"
-#include "kernels/cpu/conv2d_winograd_phases.h"
-#include "kernels/cpu/math.h"
-#include "kernels/cpu/simd_transpose.h"
+#include "kernels/cpu/base/math.h"
+#include "kernels/cpu/base/simd_transpose.h"
+#include "kernels/cpu/conv2d/winograd/gemm.h"
+#include "kernels/cpu/conv2d/winograd/images.h"
+#include "kernels/cpu/conv2d/winograd/phases.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 // rows x columns pixels from (y, x) on of image n, channels [c, c + count), out of strip[row][column][lanes],
@@ -91,4 +91,4 @@ void finish(const Image& out, const void* bias_data, Activation activation, cons
 }
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -1,11 +1,11 @@
 // The two-dimensional transforms of one tile and one vector of channels for the schemes of two phases
-// (conv2d_winograd_schemes.h): columns, then rows, as in conv2d_winograd_transforms.h. Products take so much
+// (schemes.h): columns, then rows, as in transforms.h. Products take so much
 // longer here that half-transformed columns may pass through memory.
 #pragma once
 
-#include "kernels/cpu/conv2d_winograd_transforms.h"
+#include "kernels/cpu/conv2d/winograd/transforms.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 // V of one tile and one vector of channels; frequency (i, j) goes to to + (i * kAlong + j) * stride.
@@ -104,4 +104,4 @@ PYDL_INLINE void transform_output(S, const float* from, int64_t stride, int rows
 }
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -1,13 +1,13 @@
 // A Winograd forward pass or input gradient as its kernels see it, and how it is cut: which order
-// (conv2d_winograd.cpp has the two), blocks, and what goes where in the scratch.
+// (forward.cpp has the two), blocks, and what goes where in the scratch.
 #pragma once
 
-#include "kernels/cpu/conv2d_winograd_gemm.h"
-#include "kernels/cpu/conv2d_winograd_images.h"
-#include "kernels/cpu/conv2d_winograd_scratch.h"
-#include "kernels/cpu/conv2d_winograd_taps.h"
+#include "kernels/cpu/conv2d/winograd/gemm.h"
+#include "kernels/cpu/conv2d/winograd/images.h"
+#include "kernels/cpu/conv2d/winograd/scratch.h"
+#include "kernels/cpu/conv2d/winograd/taps.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 constexpr int L = lanes<float>;
@@ -110,4 +110,4 @@ struct Plan {
 };
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

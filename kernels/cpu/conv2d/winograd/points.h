@@ -21,9 +21,9 @@
 // points, the same B, and the transposed roles of A and G.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 
 constexpr int kPoints = 6;    // inputs per tile and dimension, and points
 constexpr int kInfinity = 1;  // index of the point at infinity
@@ -52,7 +52,7 @@ struct PointTable {
   constexpr PointTable() : power{}, scaled{} {
     for (int p = 0; p < kPoints; ++p)
       for (int j = 0; j < kPoints && p != kInfinity; ++j) {
-        const double value = pydl::cpu::PYDL_ISA::power(kPoint[p], j);
+        const double value = pydl::cpu::PYDL_ISA::winograd::power(kPoint[p], j);
         power[p][j] = static_cast<float>(value);
         scaled[p][j] = static_cast<float>(value * lagrange(kPoints, p));
       }
@@ -199,4 +199,4 @@ PYDL_INLINE void transform_weight_gradient_1d(const vec<float>* d, vec<float>* w
   interpolate_1d<kPoints, kTaps>(kTable.scaled, d, w);
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -20,13 +20,13 @@
 //   - input<m>, output<m>, weights: the transforms of pixels, products and taps;
 //   - gradient<m>, taps: those of the weight gradient, of outputs' gradients and back to taps.
 //
-// Dense's input and gradient have functions for both dimensions at once (conv2d_winograd_transforms.h);
+// Dense's input and gradient have functions for both dimensions at once (transforms.h);
 // Spread has no weight gradient.
 #pragma once
 
-#include "kernels/cpu/conv2d_winograd_points.h"
+#include "kernels/cpu/conv2d/winograd/points.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 
 // V's frequencies in two dimensions.
 template <class S>
@@ -123,4 +123,4 @@ struct Spread : Phases {
   }
 };
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

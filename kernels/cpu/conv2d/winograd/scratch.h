@@ -1,9 +1,9 @@
 // Scratch of Winograd convolution, cut into aligned pieces.
 #pragma once
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/base/simd.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 // floats, rounded up to whole pages' worth of cache lines plus a few, so that pieces do not start in the same
@@ -11,4 +11,4 @@ namespace {
 constexpr int64_t piece(int64_t floats) { return ceil_div(floats, 16) * 16 + 80; }
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -3,11 +3,11 @@
 #pragma once
 
 #include "kernels/conv2d.h"
-#include "kernels/cpu/conv2d_winograd_gemm.h"
-#include "kernels/cpu/conv2d_winograd_schemes.h"
-#include "kernels/cpu/simd_transpose.h"
+#include "kernels/cpu/base/simd_transpose.h"
+#include "kernels/cpu/conv2d/winograd/gemm.h"
+#include "kernels/cpu/conv2d/winograd/schemes.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 struct Weights {
@@ -174,4 +174,4 @@ void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t 
 }
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

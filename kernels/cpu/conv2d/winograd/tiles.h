@@ -1,7 +1,7 @@
 // How images are cut into tiles.
 //
 // A tile reads 6 x 6 inputs and covers 4 x 4 outputs of 3 x 3 taps or 2 x 2 outputs of 5 x 5
-// (conv2d_winograd_schemes.h has stride 2, where what is cut is positions); the last row and column of tiles
+// (schemes.h has stride 2, where what is cut is positions); the last row and column of tiles
 // of an image cover what is left. Tiles are numbered by kind, so that the tiles that have a frequency are one
 // range of numbers:
 //
@@ -15,9 +15,9 @@
 #pragma once
 
 #include "kernels/conv2d.h"
-#include "kernels/cpu/conv2d_winograd_schemes.h"
+#include "kernels/cpu/conv2d/winograd/schemes.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 
 struct Image {
   void* data;
@@ -87,4 +87,4 @@ struct Tiles {
   }
 };
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

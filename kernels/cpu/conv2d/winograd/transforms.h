@@ -6,9 +6,9 @@
 // from a strip of floats is then one function for every type of image.
 #pragma once
 
-#include "kernels/cpu/conv2d_winograd_tiles.h"
+#include "kernels/cpu/conv2d/winograd/tiles.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 template <int kValue>
@@ -208,4 +208,4 @@ PYDL_INLINE void transform_output(Dense<kTaps>, const float* from, int64_t strid
 }
 
 }  // namespace
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd

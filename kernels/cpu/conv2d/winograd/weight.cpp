@@ -1,5 +1,5 @@
 // Winograd weight gradient on the CPU, of 3 x 3 and 5 x 5, and of 3 x 3 with stride 2. See
-// conv2d_winograd_points.h for the transforms.
+// points.h for the transforms.
 //
 //   V = B^T d B     of every tile and input channel     (36 frequencies)
 //   Z = G g G^T     of every tile of the output gradient and output channel
@@ -7,7 +7,7 @@
 //   dW = A^T D A    of every pair of channels
 //
 // 36 multiplications per tile instead of 144 (100 for 5 x 5; 81 instead of 144 for stride 2). Few channels
-// have their own order (conv2d_winograd_chunks.h). Otherwise tiles are taken in passes whose V and Z stay in
+// have their own order (chunks.h). Otherwise tiles are taken in passes whose V and Z stay in
 // L3. Within a pass a task is a block of input channels with a panel of output channels: it multiplies 96
 // tiles at a time, so that one frequency's piece of V, Z and D lies in L1. D is kept between passes only
 // where there are several; with one pass, which is when there are many channels and few tiles, each task
@@ -17,15 +17,15 @@
 // on the number of threads. Never stored: padding, reordered images.
 #include "kernels/conv2d.h"
 
-#include "kernels/cpu/conv2d_algorithms.h"
-#include "kernels/cpu/conv2d_winograd_chunks.h"
-#include "kernels/cpu/conv2d_winograd_gemm.h"
-#include "kernels/cpu/conv2d_winograd_images.h"
-#include "kernels/cpu/conv2d_winograd_scratch.h"
-#include "kernels/cpu/conv2d_winograd_taps.h"
-#include "kernels/cpu/tasks.h"
+#include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/conv2d/algorithms.h"
+#include "kernels/cpu/conv2d/winograd/chunks.h"
+#include "kernels/cpu/conv2d/winograd/gemm.h"
+#include "kernels/cpu/conv2d/winograd/images.h"
+#include "kernels/cpu/conv2d/winograd/scratch.h"
+#include "kernels/cpu/conv2d/winograd/taps.h"
 
-namespace pydl::cpu::PYDL_ISA {
+namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 constexpr int L = lanes<float>;
@@ -43,7 +43,7 @@ struct Transformed {
 };
 
 template <class S>
-struct Plan {
+struct WeightPlan {
   Tiles<S> tiles;
   int64_t pass_tiles, passes;
   int64_t rows;  // input channels per task
@@ -58,7 +58,7 @@ struct Plan {
     return max_of(1, ceil_div(tiles, max_of(1, ceil_div(tiles, most))));
   }
 
-  explicit Plan(const Conv2dParams& p)
+  explicit WeightPlan(const Conv2dParams& p)
       : tiles(p.batch, p.out_height, p.out_width),
         pass_tiles(tiles_per_pass(p, tiles.count())),
         passes(max_of(1, ceil_div(tiles.count(), pass_tiles))),
@@ -82,14 +82,14 @@ struct Plan {
 
 template <class S, class T>
 void run_passes(const Conv2dParams& p, const Parallel& parallel) {
-  const Plan<S> plan(p);
+  const WeightPlan<S> plan(p);
   const Tiles<S>& tiles = plan.tiles;
   const Image input = input_of(p), gradient = output_of(p);
   float *v = static_cast<float*>(p.scratch), *z = v + plan.v.floats, *d = z + plan.z.floats;
   // Long sums are sums of sums of 96 tiles, for their accuracy; short ones go without, and reach less far in
   // L1.
   const bool few = tiles.count() <= 256;
-  const int64_t depth = few ? 64 : Plan<S>::kDepth;
+  const int64_t depth = few ? 64 : WeightPlan<S>::kDepth;
   for (int64_t pass = 0; pass < plan.passes; ++pass) {
     const int64_t begin = pass * plan.pass_tiles, end = min_of(begin + plan.pass_tiles, tiles.count());
     // strips of a row where channels are not adjacent, a few tiles where they are
@@ -109,7 +109,7 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
       const int64_t rows = min_of(plan.rows, p.in_channels - c);
       float* sum = d + (plan.passes > 1 ? task : worker) * plan.d_floats;
       const Ahead ahead{plan.v.frequency, plan.z.frequency};
-      alignas(64) float part[Plan<S>::kRowBlocks * kMaxRows * kPanel];
+      alignas(64) float part[WeightPlan<S>::kRowBlocks * kMaxRows * kPanel];
       for (int f = 0; f < kProducts<S>; ++f) {
         const int i = f / S::kAlong, j = f % S::kAlong;
         int64_t first, last;
@@ -140,7 +140,7 @@ void run(const Conv2dParams& p, const Parallel& parallel) {
 template <class S>
 int64_t scratch_floats(const Conv2dParams& p, int64_t threads) {
   const ChunkPlan<S> plan(p);
-  return plan.pays() ? plan.scratch_floats(threads) : Plan<S>(p).scratch_floats(threads);
+  return plan.pays() ? plan.scratch_floats(threads) : WeightPlan<S>(p).scratch_floats(threads);
 }
 
 // Calls body(scheme).
@@ -152,16 +152,16 @@ void with_scheme(const Conv2dParams& p, const F& body) {
 
 }  // namespace
 
-int64_t conv2d_winograd_weight_scratch(const Conv2dParams& p, int64_t threads) {
+int64_t weight_scratch(const Conv2dParams& p, int64_t threads) {
   int64_t floats = 0;
   with_scheme(p, [&](auto scheme) { floats = scratch_floats<decltype(scheme)>(p, threads); });
   return floats * static_cast<int64_t>(sizeof(float));
 }
 
-void conv2d_winograd_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
+void backward_weight(const Conv2dParams& p, const Parallel& parallel) {
   with_scheme(p, [&](auto scheme) {
     dispatch_trained(p.dtype, [&](auto type) { run<decltype(scheme), decltype(type)>(p, parallel); });
   });
 }
 
-}  // namespace pydl::cpu::PYDL_ISA
+}  // namespace pydl::cpu::PYDL_ISA::winograd
