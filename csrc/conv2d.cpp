@@ -5,11 +5,11 @@
 // tracing.
 #include "kernels/conv2d.h"
 
-#include <cstdlib>
-#include <cstring>
-
 #include "csrc/cuda.h"
+#include "csrc/plans.h"
 #include "csrc/scratch.h"
+#include "csrc/selection.h"
+#include "csrc/verbose.h"
 
 namespace pydl {
 namespace {
@@ -20,32 +20,6 @@ std::string text_of(const Sizes& sizes) {
   std::string text = "(";
   for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
   return text + ")";
-}
-
-// PYDL_CONV2D_ALGO forces an algorithm where it can serve; PYDL_CONV2D_WINOGRAD=0 forbids Winograd.
-void read_environment(Conv2dParams& p) {
-  p.allow_winograd = true;
-  if (const char* value = std::getenv("PYDL_CONV2D_WINOGRAD")) {
-    PYDL_CHECK_VALUE(std::strcmp(value, "0") == 0 || std::strcmp(value, "1") == 0,
-                     "conv2d: expected PYDL_CONV2D_WINOGRAD to be 0 or 1, got ", value);
-    p.allow_winograd = value[0] == '1';
-  }
-  p.algorithm = Conv2dAlgorithm::automatic;
-  const char* value = std::getenv("PYDL_CONV2D_ALGO");
-  if (value == nullptr) return;
-  const std::pair<const char*, Conv2dAlgorithm> names[] = {
-      {"auto", Conv2dAlgorithm::automatic},    {"gemm", Conv2dAlgorithm::gemm},
-      {"winograd", Conv2dAlgorithm::winograd}, {"depthwise", Conv2dAlgorithm::depthwise},
-      {"batch", Conv2dAlgorithm::batch},       {"rows", Conv2dAlgorithm::rows}};
-  for (const auto& [name, algorithm] : names)
-    if (std::strcmp(value, name) == 0) {
-      p.algorithm = algorithm;
-      return;
-    }
-  PYDL_CHECK_VALUE(
-      false,
-      "conv2d: expected PYDL_CONV2D_ALGO to be one of auto, gemm, winograd, depthwise, batch, rows, got ",
-      value);
 }
 
 struct Options {
@@ -100,7 +74,6 @@ Conv2dParams geometry(const Sizes& input, const Sizes& weight, const Options& o)
              "conv2d: expected input to be empty in its batch alone, got shape ", text_of(input));
   p.out_height = (height - reach_y) / p.stride_height + 1;
   p.out_width = (width - reach_x) / p.stride_width + 1;
-  read_environment(p);
   return p;
 }
 
@@ -162,10 +135,53 @@ Tensor converted(const Tensor& t, ScalarType type) {
 Tensor widened(const Tensor& t) { return converted(t, ScalarType::Float); }
 Tensor rounded(const Tensor& t) { return converted(t, ScalarType::Half); }
 
-// One pass on the device of `like`: by `gpu` of the CUDA library, or by `kernel` on the CPU.
-template <class F>
-void launch(const Tensor& like, Conv2dParams& p, Conv2dPass pass, const F& kernel,
+// The plan of a pass on the CPU, kept by all that it depends on.
+const Conv2dPlan& plan_of(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+  thread_local Plans<Conv2dPlan, 36> plans;
+  const char* wanted = conv2d_selection.wanted[static_cast<int>(pass)].load(std::memory_order_relaxed);
+  const bool none_but_exact = exact.load(std::memory_order_relaxed);
+  decltype(plans)::Key key{};
+  size_t n = 0;
+  for (int64_t number : {static_cast<int64_t>(cpu::isa_current()),
+                         static_cast<int64_t>(pass),
+                         threads,
+                         static_cast<int64_t>(reinterpret_cast<intptr_t>(wanted)),
+                         static_cast<int64_t>(none_but_exact),
+                         static_cast<int64_t>(p.dtype),
+                         static_cast<int64_t>(p.activation),
+                         p.batch,
+                         p.groups,
+                         p.in_channels,
+                         p.in_height,
+                         p.in_width,
+                         p.out_channels,
+                         p.out_height,
+                         p.out_width,
+                         p.kernel_height,
+                         p.kernel_width,
+                         p.stride_height,
+                         p.stride_width,
+                         p.pad_top,
+                         p.pad_left,
+                         p.dilation_height,
+                         p.dilation_width})
+    key[n++] = number;
+  for (const int64_t* strides : {p.input_stride, p.weight_stride, p.output_stride})
+    for (int d = 0; d < 4; ++d) key[n++] = strides[d];
+  const Conv2dPlan& plan =
+      plans.at(key, [&] { return PYDL_CPU_CALL(conv2d_plan)(p, pass, threads, wanted, none_but_exact); });
+  PYDL_CHECK(plan.algorithm != nullptr,
+             "conv2d: expected the algorithm asked for to serve this convolution, got ", wanted,
+             ", which does not");
+  return plan;
+}
+
+constexpr const char* kNames[] = {"conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight"};
+
+// One pass on the device of `like`: by `gpu` of the CUDA library, or by the plan on the CPU.
+void launch(const Tensor& like, const Tensor& weight, Conv2dParams& p, Conv2dPass pass,
             int (*cuda::Library::*gpu)(const Conv2dParams&, void*)) {
+  Verbose line(kNames[static_cast<int>(pass)], like, &weight);
   if (const CudaCall cuda{"conv2d", like}) {
     std::optional<Tensor>
         scratch;  // may go while kernels are queued: it is handed out again to this stream only
@@ -176,8 +192,11 @@ void launch(const Tensor& like, Conv2dParams& p, Conv2dPass pass, const F& kerne
     return cuda.run(cuda_library->*gpu, p);
   }
   const Parallel threads = torch_threads();
-  p.scratch = Scratch::of_at_least(PYDL_CPU_CALL(conv2d_scratch_bytes)(p, pass, threads.threads));
-  kernel(p, threads);
+  const Conv2dPlan& plan = plan_of(p, pass, threads.threads);
+  conv2d_selection.served.store(plan.algorithm, std::memory_order_relaxed);
+  line.algorithm = plan.algorithm;
+  p.scratch = Scratch::of_at_least(plan.scratch);
+  PYDL_CPU_CALL(conv2d_run)(plan, p, pass, threads);
 }
 
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -207,7 +226,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   take_strides(input, p.input_stride);
   take_strides(filters, p.weight_stride);
   take_strides(output, p.output_stride);
-  launch(input, p, Conv2dPass::forward, PYDL_CPU_CALL(conv2d_forward), &cuda::Library::conv2d_forward);
+  launch(input, filters, p, Conv2dPass::forward, &cuda::Library::conv2d_forward);
   return output;
 }
 
@@ -230,8 +249,7 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, const Siz
   take_strides(grad_input, p.input_stride);
   take_strides(filters, p.weight_stride);
   take_strides(grad_output, p.output_stride);
-  launch(grad_output, p, Conv2dPass::backward_input, PYDL_CPU_CALL(conv2d_backward_input),
-         &cuda::Library::conv2d_backward_input);
+  launch(grad_output, filters, p, Conv2dPass::backward_input, &cuda::Library::conv2d_backward_input);
   return grad_input;
 }
 
@@ -253,8 +271,7 @@ Tensor backward_weight(const Tensor& grad_output, const Tensor& input, const Siz
   take_strides(input, p.input_stride);
   take_strides(grad_weight, p.weight_stride);
   take_strides(grad_output, p.output_stride);
-  launch(grad_output, p, Conv2dPass::backward_weight, PYDL_CPU_CALL(conv2d_backward_weight),
-         &cuda::Library::conv2d_backward_weight);
+  launch(grad_output, grad_weight, p, Conv2dPass::backward_weight, &cuda::Library::conv2d_backward_weight);
   return grad_weight;
 }
 
@@ -271,6 +288,7 @@ Tensor backward_bias(const Tensor& grad_output) {
   p.output = const_cast<void*>(grad_output.const_data_ptr());
   p.grad_bias = grad_bias.mutable_data_ptr();
   take_strides(grad_output, p.output_stride);
+  const Verbose line("conv2d_backward_bias", grad_output);
   if (const CudaCall cuda{"conv2d", grad_output}) {
     p.groups = 1;
     cuda.run(cuda->conv2d_backward_bias, p);

@@ -10,6 +10,7 @@
 
 #include "csrc/cuda.h"
 #include "csrc/memory.h"
+#include "csrc/selection.h"
 #include "kernels/isa.h"
 
 namespace {
@@ -46,6 +47,52 @@ PyObject* set_cpu_isa(PyObject*, PyObject* argument) {
     if (std::string(name) == isa_name(isa) && isa_select(isa)) Py_RETURN_NONE;
   return PyErr_Format(PyExc_ValueError, "isa: expected the instruction set to be one of this CPU's, got %s",
                       name);
+}
+
+PyObject* conv2d_algorithms(PyObject*, PyObject* argument) {
+  const char* pass = PyUnicode_AsUTF8(argument);
+  if (pass == nullptr) return nullptr;
+  try {
+    const std::vector<std::string> found = pydl::conv2d_algorithms(pass);
+    PyObject* names = PyList_New(0);
+    for (const std::string& one : found) {
+      if (names == nullptr) break;
+      PyObject* name = PyUnicode_FromString(one.c_str());
+      if (name == nullptr || PyList_Append(names, name) != 0) Py_CLEAR(names);
+      Py_XDECREF(name);
+    }
+    return names;
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+}
+
+PyObject* use_conv2d_algorithm(PyObject*, PyObject* arguments) {
+  const char *name = nullptr, *pass = nullptr;
+  if (!PyArg_ParseTuple(arguments, "z|z", &name, &pass)) return nullptr;
+  try {
+    pydl::use_conv2d_algorithm(name ? name : "", pass ? pass : "");
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* conv2d_algorithm_served(PyObject*, PyObject*) {
+  const char* name = pydl::conv2d_selection.served;
+  if (name == nullptr) Py_RETURN_NONE;
+  return PyUnicode_FromString(name);
+}
+
+PyObject* is_exact(PyObject*, PyObject*) { return PyBool_FromLong(pydl::exact); }
+
+PyObject* set_exact(PyObject*, PyObject* argument) {
+  const int value = PyObject_IsTrue(argument);
+  if (value < 0) return nullptr;
+  pydl::exact = value == 1;
+  Py_RETURN_NONE;
 }
 
 PyObject* load_cuda(PyObject*, PyObject* argument) {
@@ -91,6 +138,12 @@ PyMethodDef kFunctions[] = {
     {"cpu_has_bf16_dot", has_bf16_dot, METH_NOARGS, "whether this CPU multiplies pairs of bfloat16"},
     {"cpu_isas", cpu_isas, METH_NOARGS, "instruction sets that this CPU runs, lowest first"},
     {"set_cpu_isa", set_cpu_isa, METH_O, "selects the instruction set of that name"},
+    {"conv2d_algorithms", conv2d_algorithms, METH_O, "names of conv2d's algorithms for a pass, best first"},
+    {"use_conv2d_algorithm", use_conv2d_algorithm, METH_VARARGS,
+     "(name or None, pass or None): asks for an algorithm"},
+    {"conv2d_algorithm_served", conv2d_algorithm_served, METH_NOARGS, "which one served the last call"},
+    {"is_exact", is_exact, METH_NOARGS, "whether none but algorithms that multiply each pair once serve"},
+    {"set_exact", set_exact, METH_O, "asks for such algorithms alone"},
     {"load_cuda", load_cuda, METH_O, "loads the library of CUDA kernels at a path"},
     {"cuda_architectures", cuda_architectures, METH_NOARGS, "what the loaded CUDA library is compiled for"},
     {"memory_stats", memory_stats, METH_NOARGS, "what the pool holds and has done"},

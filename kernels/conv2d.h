@@ -19,9 +19,6 @@ namespace pydl {
 
 enum class Conv2dPass : int32_t { forward, backward_input, backward_weight };
 
-// How a convolution is computed. `automatic` lets the table in kernels/cpu/conv2d/select.cpp choose.
-enum class Conv2dAlgorithm : int32_t { automatic, gemm, winograd, depthwise, batch, rows };
-
 struct Conv2dParams {
   DType dtype;            // on the CPU not f16, which arrives as f32 but in the bias gradient
   Activation activation;  // forward only
@@ -43,21 +40,26 @@ struct Conv2dParams {
   // strides in elements, in the order N, C, H, W (weight: O, I, H, W)
   int64_t input_stride[4], weight_stride[4], output_stride[4];
 
-  // At least the bytes that conv2d_scratch_bytes asks for, 64-byte aligned; contents do not matter.
-  void* scratch;
+  void* scratch;  // 64-byte aligned; what lies there does not matter
+};
 
-  // Automatic, or one to force; one that cannot serve these params is replaced by gemm.
-  Conv2dAlgorithm algorithm;
-  bool allow_winograd;  // false: only algorithms that multiply each pair once
+// How one pass is computed on the CPU: chosen once for all calls whose params differ in nothing but their pointers.
+struct Conv2dPlan {
+  const char* algorithm;  // one of conv2d_algorithms(); null: the one asked for cannot serve these params
+  int64_t scratch;        // bytes that params.scratch must have
+  Conv2dParams reduced;   // an equal problem that is less work, without its pointers
+  int64_t first_tap;      // bytes from the weight of the whole problem to that of the reduced one
+  void (*run)(const Conv2dParams& reduced, Conv2dPass pass, const Parallel& parallel);
 };
 
 namespace cpu {
-// The algorithm that serves `pass`, the scratch it needs, and the passes themselves.
-PYDL_CPU_ENTRY(Conv2dAlgorithm conv2d_algorithm(const Conv2dParams& params, Conv2dPass pass))
-PYDL_CPU_ENTRY(int64_t conv2d_scratch_bytes(const Conv2dParams& params, Conv2dPass pass, int64_t threads))
-PYDL_CPU_ENTRY(void conv2d_forward(const Conv2dParams& params, const Parallel& parallel))
-PYDL_CPU_ENTRY(void conv2d_backward_input(const Conv2dParams& params, const Parallel& parallel))
-PYDL_CPU_ENTRY(void conv2d_backward_weight(const Conv2dParams& params, const Parallel& parallel))
+// The names of the algorithms of `pass`, best first, "winograd.tiles" or "implicit.slabs"; null past the last.
+PYDL_CPU_ENTRY(const char* conv2d_algorithms(Conv2dPass pass, int64_t index))
+// wanted: null, a name, or its part before the dot. exact: none but algorithms that multiply each pair once.
+PYDL_CPU_ENTRY(Conv2dPlan conv2d_plan(const Conv2dParams& params, Conv2dPass pass, int64_t threads,
+                                      const char* wanted, bool exact))
+PYDL_CPU_ENTRY(void conv2d_run(const Conv2dPlan& plan, const Conv2dParams& params, Conv2dPass pass,
+                               const Parallel& parallel))
 PYDL_CPU_ENTRY(void conv2d_backward_bias(const Conv2dParams& params, const Parallel& parallel))
 }  // namespace cpu
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from algorithms import forced
 from testing import DTYPES, assert_close
 
-import pydl
 from pydl import backend
 from pydl.functional import conv2d
 
@@ -94,21 +94,6 @@ SHAPES = {
     "first layer, sixteen large images": ((16, 1, 92, 90), (34, 11, 11), {"stride": 4}),
     "empty batch": ((0, 3, 8, 9), (4, 3, 3), {"padding": 1}),
 }
-ALGORITHMS = ["auto", "gemm", "batch", "rows", "winograd", "depthwise"]
-
-
-def applies(algorithm, name):
-    """Whether an algorithm serves a shape when forced; implicit GEMM, tested by itself, replaces one that does not."""
-    size, (_, *kernel), options = SHAPES[name]
-    groups = options.get("groups", 1)
-    if algorithm == "winograd":
-        kernels = {1: ([3, 3], [5, 5]), 2: ([3, 3],)}.get(options.get("stride", 1), ())
-        return kernel in kernels and groups == options.get("dilation", 1) == 1
-    if algorithm == "depthwise":
-        return groups == size[1] or "ResNeXt" in name
-    if algorithm == "rows":
-        return groups == options.get("stride", 1) == 1
-    return algorithm != "batch" or groups == 1
 
 
 def make(name, dtype=torch.float32, bias=True):
@@ -153,29 +138,23 @@ def _tensors_on_the_device(request):
         yield
 
 
-# auto takes Winograd and the depthwise kernels where they apply
-@pytest.fixture(params=["auto", "gemm", "batch", "rows"])
-def algorithm(request, monkeypatch):
-    monkeypatch.setenv("PYDL_CONV2D_ALGO", request.param)
+# auto takes Winograd and the depthwise kernels where they apply; test_conv2d_algorithms.py has each by its name
+@pytest.fixture(params=["auto", "implicit", "direct.batch", "direct.rows"])
+def algorithm(request):
     return request.param
 
 
 def cases():
-    """(algorithm, shape); shapes that only the CPU has kernels of its own for are left out on other backends."""
+    """Shapes; those that only the CPU has kernels of its own for are left out on other backends."""
     cpu_alone = ("ResNeXt: ", "first layer in ", "first layer, ", "1x1, several blocks of channels on", "1x1, many")
-    for algorithm in ALGORITHMS:
-        for name in SHAPES:
-            if applies(algorithm, name):
-                marks = [pytest.mark.cpu_kernels] if name.startswith(cpu_alone) else []
-                yield pytest.param(algorithm, name, marks=marks)
+    for name in SHAPES:
+        yield pytest.param(name, marks=[pytest.mark.cpu_kernels] if name.startswith(cpu_alone) else [])
 
 
-@pytest.mark.parametrize("algorithm, name", list(cases()))
+@pytest.mark.parametrize("name", list(cases()))
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_all_passes(name, channels_last, algorithm, device, monkeypatch):
-    monkeypatch.setenv("PYDL_CONV2D_ALGO", algorithm)
-    # float64 goes by implicit GEMM whatever is forced, float16 as float32
-    for dtype in DTYPES if algorithm == "auto" else [torch.float32, torch.bfloat16]:
+def test_all_passes(name, channels_last, device):
+    for dtype in DTYPES:
         x, w, b, options = make(name, dtype)
         if channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -191,10 +170,11 @@ def test_mixed_memory_formats(x_last, w_last, g_last, algorithm, device):
     w = w.contiguous(memory_format=last) if w_last else w
     grad = torch.randn(2, 7, 13, 11).contiguous(memory_format=last if g_last else torch.contiguous_format)
     expected = passes(F.conv2d, x.double(), w.double(), b.double(), options, grad)
-    actual = passes(conv2d, x, w, b, options, grad)
-    check(actual, expected, torch.float32, x.shape)
-    like_torch = F.conv2d(x, w, b, **options)
-    assert actual[0].stride() == like_torch.stride()
+    with forced(algorithm):
+        actual = passes(conv2d, x, w, b, options, grad)
+        check(actual, expected, torch.float32, x.shape)
+        like_torch = F.conv2d(x, w, b, **options)
+        assert actual[0].stride() == like_torch.stride()
 
 
 # an image of one channel or one pixel is both formats at once; torch's own rule decides
@@ -225,7 +205,8 @@ def test_input_of_any_strides(view, algorithm, device):
     x = view(torch.randn(3, 5, 12, 9))
     w = torch.randn(4, x.shape[1], 3, 3)
     expected = passes(F.conv2d, x.double(), w.double(), None, {"padding": 1})
-    check(passes(conv2d, x, w, None, {"padding": 1}), expected, torch.float32, x.shape)
+    with forced(algorithm):
+        check(passes(conv2d, x, w, None, {"padding": 1}), expected, torch.float32, x.shape)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -235,7 +216,8 @@ def test_expanded_gradient(channels_last, algorithm, device):
         x = x.contiguous(memory_format=torch.channels_last)
     grad = torch.tensor(1.5).expand(2, 7, 13, 11)  # stride 0 everywhere, as sum() gives
     expected = passes(F.conv2d, x.double(), w.double(), b.double(), options, grad.double())
-    check(passes(conv2d, x, w, b, options, grad), expected, torch.float32, x.shape)
+    with forced(algorithm):
+        check(passes(conv2d, x, w, b, options, grad), expected, torch.float32, x.shape)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +231,8 @@ def test_fused_activation(name, activation, channels_last, algorithm, device):
         x = x.contiguous(memory_format=torch.channels_last)
     act = getattr(torch, activation)
     expected = passes(lambda *a, **k: act(F.conv2d(*a, **k)), x.double(), w.double(), b.double(), options)
-    check(passes(conv2d, x, w, b, options, activation=activation), expected, torch.float32, x.shape)
+    with forced(algorithm):
+        check(passes(conv2d, x, w, b, options, activation=activation), expected, torch.float32, x.shape)
 
 
 def test_relu_keeps_nan_as_torch_does(device):
@@ -324,9 +307,11 @@ def test_thread_count_changes_no_bit(name, channels_last, algorithm, device):
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(passes(conv2d, x, w, b, options))
+            with forced(algorithm):
+                results.append(passes(conv2d, x, w, b, options))
     finally:
         torch.set_num_threads(before)
+    assert len(results) in (0, 4)  # served with every number of threads, or with none
     for result in results[1:]:
         for a, e in zip(result, results[0], strict=True):
             assert torch.equal(a, e)
@@ -382,12 +367,6 @@ def test_options_of_wrong_type(options):
 def test_unknown_activation():
     with pytest.raises(ValueError, match=r"conv2d: expected activation to be None, 'relu' or 'sigmoid', got 'tanh'"):
         conv2d(X, W, activation="tanh")
-
-
-def test_unknown_algorithm(monkeypatch):
-    monkeypatch.setenv("PYDL_CONV2D_ALGO", "fft")
-    with pytest.raises(ValueError, match=r"conv2d: expected PYDL_CONV2D_ALGO to be one of .*, got fft"):
-        conv2d(X, W)
 
 
 # ---- torch's own machinery
@@ -474,8 +453,3 @@ def test_autocast(dtype):
     with torch.autocast("cpu", dtype):
         conv2d(x, leaf, b, **options).sum().backward()
     assert leaf.grad.dtype == torch.float32
-
-
-def test_no_kernel_is_bound_to_one_algorithm_name():
-    assert set(ALGORITHMS) <= {"auto", "gemm", "winograd", "depthwise", "batch", "rows"}
-    assert pydl.functional.conv2d is conv2d

@@ -6,6 +6,7 @@ import mmap
 import pytest
 import torch
 import torch.nn.functional as F
+from algorithms import forced
 from testing import assert_close
 
 import pydl.functional as pf
@@ -52,12 +53,12 @@ def test_cross_entropy(device, classes, dtype):
 @pytest.mark.parametrize("size", [1, 2, 5, 17])
 @pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 1), (3, 2), (5, 1)])
 @pytest.mark.parametrize("algorithm", ["auto", "winograd"])
-def test_conv2d(device, kernel, stride, size, algorithm, monkeypatch):
-    monkeypatch.setenv("PYDL_CONV2D_ALGO", algorithm)
+def test_conv2d(device, kernel, stride, size, algorithm):
     options = {"stride": stride, "padding": kernel // 2}
     for channels in (1, 3, 20):
         x, weight = torch.randn(3, channels, size, size), torch.randn(18, channels, kernel, kernel) / kernel
-        compare(lambda x, w: pf.conv2d(x, w, **options), lambda x, w: F.conv2d(x, w, **options), x, weight)
+        with forced(algorithm):
+            compare(lambda x, w: pf.conv2d(x, w, **options), lambda x, w: F.conv2d(x, w, **options), x, weight)
 
 
 @pytest.mark.parametrize("size", [3, 10, 33])

@@ -1,7 +1,4 @@
-// The algorithms behind kernels/conv2d.h, one group of functions each; kernels/cpu/conv2d/select.cpp chooses between
-// them.
-//
-// *_supported says whether an algorithm can serve these params at all (the table says whether it should).
+// The algorithms behind kernels/conv2d.h; kernels/cpu/conv2d/select.cpp chooses between them.
 #pragma once
 
 #include "kernels/conv2d.h"
@@ -31,50 +28,50 @@ static inline void dispatch_gemm(DType dtype, F&& body) {
   dtype == DType::f64 ? body(double{}) : dispatch_trained(dtype, body);
 }
 
-// Implicit GEMM: serves everything.
+// One algorithm: whether it can serve these params at all, the scratch it needs, and the pass itself. Whether it should
+// serve them is for the table in select.cpp.
+#define PYDL_ALGORITHM(name)                                                       \
+  namespace name {                                                                 \
+  bool serves(const Conv2dParams& params, Conv2dPass pass);                        \
+  int64_t scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);   \
+  void run(const Conv2dParams& params, Conv2dPass pass, const Parallel& parallel); \
+  }
+
+// Implicit GEMM. Forward and input gradient: panels serve everything.
 namespace implicit {
-int64_t gather_scratch(const Conv2dParams& params, Conv2dPass pass,
-                       int64_t threads);  // not weight
-int64_t weight_scratch(const Conv2dParams& params, int64_t threads);
-void forward(const Conv2dParams& params, const Parallel& parallel);
-void backward_input(const Conv2dParams& params, const Parallel& parallel);
-void backward_weight(const Conv2dParams& params, const Parallel& parallel);
+PYDL_ALGORITHM(panels)            // packed windows
+PYDL_ALGORITHM(slabs)             // windows read where they lie, in copies of a part of some images
+PYDL_ALGORITHM(phases)            // the input gradient of strided first layers
+PYDL_ALGORITHM(weight_pointwise)  // the weight gradient of 1x1 kernels
+PYDL_ALGORITHM(weight_slabs)      // and of everything
 }  // namespace implicit
 
+// Few channels: a vector across the images of a batch, or along the rows of planes (stride 1, no weight gradient).
 namespace direct {
-// Direct, with a vector across the images of a batch: few channels and large batches.
-bool batch_supported(const Conv2dParams& params, Conv2dPass pass);
-int64_t batch_gather_scratch(const Conv2dParams& params, Conv2dPass pass,
-                             int64_t threads);  // not weight
-int64_t batch_weight_scratch(const Conv2dParams& params, int64_t threads);
-void batch_forward(const Conv2dParams& params, const Parallel& parallel);
-void batch_backward_input(const Conv2dParams& params, const Parallel& parallel);
-void batch_backward_weight(const Conv2dParams& params, const Parallel& parallel);
-
-// Direct, with a vector along the rows of planes: few channels, stride 1; no weight gradient.
-bool rows_supported(const Conv2dParams& params, Conv2dPass pass);
-bool rows_worthwhile(const Conv2dParams& params, Conv2dPass pass);
-int64_t rows_scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
-void rows(const Conv2dParams& params, Conv2dPass pass, const Parallel& parallel);
+PYDL_ALGORITHM(batch)
+PYDL_ALGORITHM(batch_weight)
+PYDL_ALGORITHM(rows)
+namespace rows {
+bool pays(const Conv2dParams& params, Conv2dPass pass);  // measured to beat implicit GEMM
+}
 }  // namespace direct
 
 // One input channel per group, or a few, as many out as in.
 namespace depthwise {
-bool supported(const Conv2dParams& params, Conv2dPass pass);
-int64_t scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
-void forward(const Conv2dParams& params, const Parallel& parallel);
-void backward_input(const Conv2dParams& params, const Parallel& parallel);
-void backward_weight(const Conv2dParams& params, const Parallel& parallel);
+PYDL_ALGORITHM(planes_3x3)
+PYDL_ALGORITHM(pixels)  // channels_last
+PYDL_ALGORITHM(planes)  // everything
 }  // namespace depthwise
 
 // Winograd's minimal filtering for 3x3 and 5x5 kernels, and by phases for 3x3 of stride 2.
 namespace winograd {
-bool supported(const Conv2dParams& params, Conv2dPass pass);
-bool worthwhile(const Conv2dParams& params, Conv2dPass pass);  // measured to be the quickest
-int64_t scratch(const Conv2dParams& params, Conv2dPass pass, int64_t threads);
-void forward(const Conv2dParams& params, const Parallel& parallel);
-void backward_input(const Conv2dParams& params, const Parallel& parallel);
-void backward_weight(const Conv2dParams& params, const Parallel& parallel);
+PYDL_ALGORITHM(tiles)          // forward and input gradient
+PYDL_ALGORITHM(weight_chunks)  // few channels: everything but the images stays in L2
+PYDL_ALGORITHM(weight_passes)
+bool pays(const Conv2dParams& params, Conv2dPass pass);  // measured to beat implicit GEMM
+namespace weight_chunks {
+bool pays(const Conv2dParams& params);  // against passes
+}
 }  // namespace winograd
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -1,23 +1,24 @@
-// Which algorithm serves which convolution, on one screen. What each computes and why stands at the head of
-// its file.
-#include "kernels/conv2d.h"
+// Which algorithm serves which convolution: the tables below, one a pass. The first entry that serves and pays is taken;
+// the last serves and pays always. What each computes and why stands at the head of its file.
+#include <string.h>
 
+#include "kernels/conv2d.h"
 #include "kernels/cpu/base/simd.h"
 #include "kernels/cpu/conv2d/algorithms.h"
 #include "kernels/cpu/conv2d/reduced.h"
+#include "kernels/cpu/gemm/tile.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-using Algorithm = Conv2dAlgorithm;
+using Params = Conv2dParams;
+using Pass = Conv2dPass;
 
-bool supported(Algorithm algorithm, const Conv2dParams& p, Conv2dPass pass) {
-  if (algorithm != Algorithm::gemm && p.dtype == DType::f64) return false;
-  if (algorithm == Algorithm::winograd) return p.allow_winograd && winograd::supported(p, pass);
-  if (algorithm == Algorithm::batch) return direct::batch_supported(p, pass);
-  if (algorithm == Algorithm::rows) return direct::rows_supported(p, pass);
-  if (algorithm == Algorithm::depthwise) return depthwise::supported(p, pass);
-  return true;
+bool always(const Params&, Pass) { return true; }
+
+// Whether pairs of bfloat16 are multiplied by one instruction, at twice the rate of float32.
+bool multiplies_pairs(const Params& p) {
+  return p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot();
 }
 
 // Depthwise, and groups of a few channels. Measured on Zen 4: groups of 16 fill implicit GEMM's vectors as
@@ -45,70 +46,129 @@ bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
   return in_block <= 1 << 14 && weights <= 1 << 16;
 }
 
-Algorithm best(const Conv2dParams& p, Conv2dPass pass) {
-  const Algorithm by_preference[] = {Algorithm::depthwise, Algorithm::winograd, Algorithm::rows,
-                                     Algorithm::batch};
-  const bool few =
-      min_of(p.in_channels, p.out_channels) < 16;  // a vector of channels is not full, one of images is
-  for (Algorithm algorithm : by_preference) {
-    if (!supported(algorithm, p, pass)) continue;
-    if (algorithm == Algorithm::depthwise && depthwise_pays(p, pass)) return algorithm;
-    if (algorithm == Algorithm::winograd && winograd::worthwhile(p, pass) &&
-        !(few && supported(Algorithm::batch, p, pass) && batch_pays(p, pass)))
-      return algorithm;
-    if (algorithm == Algorithm::rows && direct::rows_worthwhile(p, pass)) return algorithm;
-    if (algorithm == Algorithm::batch && batch_pays(p, pass)) return algorithm;
+// Where few channels leave vectors empty that images fill, the direct products of a batch are fewer than they seem.
+bool winograd_pays(const Params& p, Pass pass) {
+  const bool few = min_of(p.in_channels, p.out_channels) < 16;
+  const bool batch = few && direct::batch::serves(p, pass) && batch_pays(p, pass);
+  return winograd::pays(p, pass) && !batch;
+}
+bool chunks_pay(const Params& p, Pass pass) {
+  return winograd_pays(p, pass) && winograd::weight_chunks::pays(p);
+}
+
+// Slabs, unless vectors of pixels are full where those of channels are not; or the convolution is a matrix product as
+// it lies, with so many pixels that panels of them are full (measured on Zen 4: equal from 1,152 pixels on).
+bool slabs_pay(const Params& p, Pass pass) {
+  constexpr int64_t kFewPixels = 1024;
+  const bool forward = pass == Pass::forward;
+  const int64_t channels = (forward ? p.out_channels : p.in_channels) / p.groups;
+  const int64_t* result = forward ? p.output_stride : p.input_stride;
+  const int64_t* read = forward ? p.input_stride : p.output_stride;
+  const bool by_pixel = result[3] == 1 && result[1] != 1;
+  if (by_pixel && 2 * channels <= gemm::kColumns<float> / 2) return false;
+  const bool one = p.kernel_height == 1 && p.kernel_width == 1 && p.stride_height == 1 && p.stride_width == 1;
+  const bool many = p.batch * p.out_height * p.out_width >= kFewPixels;
+  return !(by_pixel && one && read[3] == 1 && many && !multiplies_pairs(p));
+}
+
+// Packed panels of 1x1 kernels beat slabs, but those of pairs.
+bool pointwise_pays(const Params& p, Pass) { return !multiplies_pairs(p); }
+
+struct Choice {
+  const char* name;
+  bool (*serves)(const Params&, Pass);
+  bool (*pays)(const Params&, Pass);
+  int64_t (*scratch)(const Params&, Pass, int64_t threads);
+  void (*run)(const Params&, Pass, const Parallel&);
+  bool exact = true;  // multiplies each pair once
+};
+#define PYDL_CHOICE(algorithm) algorithm::scratch, algorithm::run
+
+// clang-format off: one entry a line
+constexpr Choice kForward[] = {
+    {"depthwise.planes_3x3", depthwise::planes_3x3::serves, depthwise_pays, PYDL_CHOICE(depthwise::planes_3x3)},
+    {"depthwise.pixels", depthwise::pixels::serves, depthwise_pays, PYDL_CHOICE(depthwise::pixels)},
+    {"depthwise.planes", depthwise::planes::serves, depthwise_pays, PYDL_CHOICE(depthwise::planes)},
+    {"winograd.tiles", winograd::tiles::serves, winograd_pays, PYDL_CHOICE(winograd::tiles), false},
+    {"direct.rows", direct::rows::serves, direct::rows::pays, PYDL_CHOICE(direct::rows)},
+    {"direct.batch", direct::batch::serves, batch_pays, PYDL_CHOICE(direct::batch)},
+    {"implicit.slabs", implicit::slabs::serves, slabs_pay, PYDL_CHOICE(implicit::slabs)},
+    {"implicit.panels", implicit::panels::serves, always, PYDL_CHOICE(implicit::panels)},
+};
+constexpr Choice kBackwardInput[] = {
+    kForward[0], kForward[1], kForward[2], kForward[3], kForward[4], kForward[5],
+    {"implicit.phases", implicit::phases::serves, always, PYDL_CHOICE(implicit::phases)},
+    kForward[6], kForward[7],
+};
+constexpr Choice kBackwardWeight[] = {
+    kForward[0], kForward[1], kForward[2],
+    {"winograd.weight_chunks", winograd::weight_chunks::serves, chunks_pay, PYDL_CHOICE(winograd::weight_chunks), false},
+    {"winograd.weight_passes", winograd::weight_passes::serves, winograd_pays, PYDL_CHOICE(winograd::weight_passes), false},
+    {"direct.batch_weight", direct::batch_weight::serves, batch_pays, PYDL_CHOICE(direct::batch_weight)},
+    {"implicit.weight_pointwise", implicit::weight_pointwise::serves, pointwise_pays, PYDL_CHOICE(implicit::weight_pointwise)},
+    {"implicit.weight_slabs", implicit::weight_slabs::serves, always, PYDL_CHOICE(implicit::weight_slabs)},
+};
+// clang-format on
+
+struct Table {
+  const Choice* begin;
+  const Choice* end;
+};
+Table table_of(Pass pass) {
+  switch (pass) {
+    case Pass::forward:
+      return {kForward, kForward + sizeof(kForward) / sizeof(Choice)};
+    case Pass::backward_input:
+      return {kBackwardInput, kBackwardInput + sizeof(kBackwardInput) / sizeof(Choice)};
+    case Pass::backward_weight:
+      return {kBackwardWeight, kBackwardWeight + sizeof(kBackwardWeight) / sizeof(Choice)};
   }
-  return Algorithm::gemm;
+  __builtin_unreachable();
+}
+
+// Whether an entry is the one that is wanted, or of the family that is.
+bool matches(const char* wanted, const char* name) {
+  const size_t length = strlen(wanted);
+  return strncmp(wanted, name, length) == 0 && (name[length] == 0 || name[length] == '.');
+}
+
+// The first entry that serves and pays; of those asked for by name else the first that serves.
+const Choice* choose(const Params& p, Pass pass, const char* wanted, bool exact) {
+  const Choice* serving = nullptr;
+  const Table table = table_of(pass);
+  for (const Choice* choice = table.begin; choice != table.end; ++choice) {
+    if ((wanted && !matches(wanted, choice->name)) || (exact && !choice->exact) || !choice->serves(p, pass))
+      continue;
+    if (choice->pays(p, pass)) return choice;
+    if (wanted && serving == nullptr) serving = choice;
+  }
+  return serving;
 }
 
 }  // namespace
 
-Conv2dAlgorithm conv2d_algorithm(const Conv2dParams& p, Conv2dPass pass) {
-  const Algorithm wanted = p.algorithm == Algorithm::automatic ? best(p, pass) : p.algorithm;
-  return supported(wanted, p, pass) ? wanted : Algorithm::gemm;
+const char* conv2d_algorithms(Pass pass, int64_t index) {
+  const Table table = table_of(pass);
+  return index < table.end - table.begin ? table.begin[index].name : nullptr;
 }
 
-int64_t conv2d_scratch_bytes(const Conv2dParams& params, Conv2dPass pass, int64_t threads) {
-  const Conv2dParams p = reduced(params);
-  const bool weight = pass == Conv2dPass::backward_weight;
-  const Algorithm algorithm = conv2d_algorithm(p, pass);
-  if (algorithm == Algorithm::winograd) return winograd::scratch(p, pass, threads);
-  if (algorithm == Algorithm::depthwise) return depthwise::scratch(p, pass, threads);
-  if (algorithm == Algorithm::rows) return direct::rows_scratch(p, pass, threads);
-  if (algorithm == Algorithm::batch)
-    return weight ? direct::batch_weight_scratch(p, threads) : direct::batch_gather_scratch(p, pass, threads);
-  return weight ? implicit::weight_scratch(p, threads) : implicit::gather_scratch(p, pass, threads);
+Conv2dPlan conv2d_plan(const Params& params, Pass pass, int64_t threads, const char* wanted, bool exact) {
+  const Params p = reduced(params);
+  const Choice* choice = choose(p, pass, wanted, exact);
+  if (choice == nullptr) return {};
+  const int64_t first_tap = static_cast<char*>(p.weight) - static_cast<char*>(params.weight);
+  return {choice->name, choice->scratch(p, pass, threads), p, first_tap, choice->run};
 }
 
-void conv2d_forward(const Conv2dParams& params, const Parallel& parallel) {
-  const Conv2dParams p = reduced(params);
-  const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::forward);
-  if (algorithm == Algorithm::winograd) return winograd::forward(p, parallel);
-  if (algorithm == Algorithm::depthwise) return depthwise::forward(p, parallel);
-  if (algorithm == Algorithm::rows) return direct::rows(p, Conv2dPass::forward, parallel);
-  if (algorithm == Algorithm::batch) return direct::batch_forward(p, parallel);
-  implicit::forward(p, parallel);
-}
-
-void conv2d_backward_input(const Conv2dParams& params, const Parallel& parallel) {
-  const Conv2dParams p = reduced(params);
-  const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_input);
-  if (algorithm == Algorithm::winograd) return winograd::backward_input(p, parallel);
-  if (algorithm == Algorithm::depthwise) return depthwise::backward_input(p, parallel);
-  if (algorithm == Algorithm::rows) return direct::rows(p, Conv2dPass::backward_input, parallel);
-  if (algorithm == Algorithm::batch) return direct::batch_backward_input(p, parallel);
-  implicit::backward_input(p, parallel);
-}
-
-void conv2d_backward_weight(const Conv2dParams& params, const Parallel& parallel) {
-  const Conv2dParams p = reduced(params);
-  const Algorithm algorithm = conv2d_algorithm(p, Conv2dPass::backward_weight);
-  zero_idle_taps(params, p, parallel);
-  if (algorithm == Algorithm::winograd) return winograd::backward_weight(p, parallel);
-  if (algorithm == Algorithm::depthwise) return depthwise::backward_weight(p, parallel);
-  if (algorithm == Algorithm::batch) return direct::batch_backward_weight(p, parallel);
-  implicit::backward_weight(p, parallel);
+void conv2d_run(const Conv2dPlan& plan, const Params& params, Pass pass, const Parallel& parallel) {
+  Params p = plan.reduced;
+  p.input = params.input;
+  p.weight = static_cast<char*>(params.weight) + plan.first_tap;
+  p.output = params.output;
+  p.bias = params.bias;
+  p.scratch = params.scratch;
+  if (pass == Pass::backward_weight) zero_idle_taps(params, p, parallel);
+  plan.run(p, pass, parallel);
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -116,16 +116,12 @@ static PYDL_INLINE void each_block(const Tile<T>& tile, const F& body) {
   for (int64_t b = 0; b < blocks; ++b) body(first_channel(b, tile.channels, all), b * tile.block);
 }
 
-// The forms, in the order in which they are asked; planes serve everything.
-bool depthwise_3x3(const Conv2dParams& p);
-void depthwise_3x3_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel);
-void depthwise_3x3_weight(const Conv2dParams& p, const Parallel& parallel);
-bool depthwise_by_pixel(const Conv2dParams& p);
-int64_t depthwise_pixels_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads);
-void depthwise_pixels_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel);
-void depthwise_pixels_weight(const Conv2dParams& p, const Parallel& parallel);
-int64_t depthwise_planes_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads);
-void depthwise_planes_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel);
-void depthwise_planes_weight(const Conv2dParams& p, const Parallel& parallel);
+// What any form of depthwise convolution serves: of these, planes serve all.
+static inline bool is_depthwise(const Conv2dParams& p) {
+  if (p.dtype == DType::f64) return false;
+  const int64_t inputs = inputs_of(p);
+  if (inputs == 1) return p.out_channels % p.groups == 0;
+  return p.groups > 1 && p.out_channels == p.in_channels && lanes<float> % inputs == 0;
+}
 
 }  // namespace pydl::cpu::PYDL_ISA::depthwise

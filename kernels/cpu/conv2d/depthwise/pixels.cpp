@@ -149,24 +149,27 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
 
 }  // namespace
 
-bool depthwise_by_pixel(const Conv2dParams& p) {
+namespace pixels {
+
+bool serves(const Conv2dParams& p, Conv2dPass) {
   const int64_t all = lanes<float>;
-  return p.out_channels == p.in_channels && p.input_stride[1] == 1 && p.output_stride[1] == 1 &&
-         p.in_channels >= all;
+  return is_depthwise(p) && p.out_channels == p.in_channels && p.input_stride[1] == 1 &&
+         p.output_stride[1] == 1 && p.in_channels >= all;
 }
 
-int64_t depthwise_pixels_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
   dispatch_trained(p.dtype, [&](auto type) { bytes = Pixels<decltype(type)>(p, pass).bytes(threads); });
   return bytes;
 }
 
-void depthwise_pixels_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  dispatch_trained(p.dtype, [&](auto type) { gather<decltype(type)>(p, pass, parallel); });
+void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+  dispatch_trained(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    pass == Conv2dPass::backward_weight ? weight<T>(p, parallel) : gather<T>(p, pass, parallel);
+  });
 }
 
-void depthwise_pixels_weight(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_trained(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
-}
+}  // namespace pixels
 
 }  // namespace pydl::cpu::PYDL_ISA::depthwise

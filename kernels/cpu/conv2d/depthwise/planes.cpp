@@ -241,18 +241,23 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
 
 }  // namespace
 
-int64_t depthwise_planes_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+namespace planes {
+
+bool serves(const Conv2dParams& p, Conv2dPass) { return is_depthwise(p); }
+
+int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
   dispatch_trained(p.dtype, [&](auto type) { bytes = Planes<decltype(type)>(p, pass).bytes(threads); });
   return bytes;
 }
 
-void depthwise_planes_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  dispatch_trained(p.dtype, [&](auto type) { gather<decltype(type)>(p, pass, parallel); });
+void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+  dispatch_trained(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    pass == Conv2dPass::backward_weight ? weight<T>(p, parallel) : gather<T>(p, pass, parallel);
+  });
 }
 
-void depthwise_planes_weight(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_trained(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
-}
+}  // namespace planes
 
 }  // namespace pydl::cpu::PYDL_ISA::depthwise

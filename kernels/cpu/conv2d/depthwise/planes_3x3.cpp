@@ -250,8 +250,10 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
 
 }  // namespace
 
-bool depthwise_3x3(const Conv2dParams& p) {
-  return kVectorBytes == 64 && p.in_channels == p.groups && p.out_channels == p.groups &&
+namespace planes_3x3 {
+
+bool serves(const Conv2dParams& p, Conv2dPass) {
+  return is_depthwise(p) && kVectorBytes == 64 && p.in_channels == p.groups && p.out_channels == p.groups &&
          p.kernel_height == 3 && p.kernel_width == 3 && p.pad_top == 1 && p.pad_left == 1 &&
          p.stride_height == p.stride_width && p.stride_width <= 2 && p.dilation_height == 1 &&
          p.dilation_width == 1 && p.input_stride[3] == 1 && p.output_stride[3] == 1 &&
@@ -259,12 +261,15 @@ bool depthwise_3x3(const Conv2dParams& p) {
          p.out_width == (p.in_width - 1) / p.stride_width + 1;
 }
 
-void depthwise_3x3_gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  dispatch_trained(p.dtype, [&](auto type) { gather<decltype(type)>(p, pass, parallel); });
+int64_t scratch(const Conv2dParams&, Conv2dPass, int64_t) { return 0; }
+
+void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+  dispatch_trained(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    pass == Conv2dPass::backward_weight ? weight<T>(p, parallel) : gather<T>(p, pass, parallel);
+  });
 }
 
-void depthwise_3x3_weight(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_trained(p.dtype, [&](auto type) { weight<decltype(type)>(p, parallel); });
-}
+}  // namespace planes_3x3
 
 }  // namespace pydl::cpu::PYDL_ISA::depthwise

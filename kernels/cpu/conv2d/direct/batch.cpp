@@ -194,25 +194,22 @@ void run_batch(const DirectConv<T>& g, void* scratch, const Parallel& parallel) 
 
 }  // namespace
 
-bool batch_supported(const Conv2dParams& p, Conv2dPass pass) { return direct_supported(p, pass); }
+namespace batch {
 
-int64_t batch_gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+bool serves(const Conv2dParams& p, Conv2dPass pass) { return direct_supported(p, pass); }
+
+int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
   dispatch_trained(p.dtype,
                    [&](auto type) { bytes = batch_bytes(direct_problem<decltype(type)>(p, pass), threads); });
   return bytes;
 }
 
-void batch_forward(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_trained(p.dtype, [&](auto type) {
-    run_batch(direct_problem<decltype(type)>(p, Conv2dPass::forward), p.scratch, parallel);
-  });
+void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+  dispatch_trained(
+      p.dtype, [&](auto type) { run_batch(direct_problem<decltype(type)>(p, pass), p.scratch, parallel); });
 }
 
-void batch_backward_input(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_trained(p.dtype, [&](auto type) {
-    run_batch(direct_problem<decltype(type)>(p, Conv2dPass::backward_input), p.scratch, parallel);
-  });
-}
+}  // namespace batch
 
 }  // namespace pydl::cpu::PYDL_ISA::direct

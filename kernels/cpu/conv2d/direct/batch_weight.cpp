@@ -154,13 +154,17 @@ void run_task(const Conv2dParams& p, const BatchWeight<T>& g, int64_t task, A* p
 
 }  // namespace
 
-int64_t batch_weight_scratch(const Conv2dParams& p, int64_t threads) {
+namespace batch_weight {
+
+bool serves(const Conv2dParams& p, Conv2dPass pass) { return direct_supported(p, pass); }
+
+int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
   int64_t bytes = 0;
   dispatch_trained(p.dtype, [&](auto type) { bytes = BatchWeight<decltype(type)>(p).bytes(threads); });
   return bytes;
 }
 
-void batch_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
+void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
   dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
@@ -173,5 +177,7 @@ void batch_backward_weight(const Conv2dParams& p, const Parallel& parallel) {
     store_direct_weights<T>(p, partials, g.tasks);
   });
 }
+
+}  // namespace batch_weight
 
 }  // namespace pydl::cpu::PYDL_ISA::direct

@@ -40,7 +40,7 @@ struct DirectConv {
 };
 
 static inline bool direct_supported(const Conv2dParams& p, Conv2dPass pass) {
-  if (p.groups != 1) return false;
+  if (p.groups != 1 || p.dtype == DType::f64) return false;
   if (pass != Conv2dPass::backward_input) return true;
   return p.stride_height == 1 && p.stride_width == 1 &&
          p.pad_top <= (p.kernel_height - 1) * p.dilation_height &&

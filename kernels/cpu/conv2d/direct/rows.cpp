@@ -201,14 +201,16 @@ void run_rows(const DirectConv<T>& g, void* scratch, const Parallel& parallel) {
 
 }  // namespace
 
-bool rows_supported(const Conv2dParams& p, Conv2dPass pass) {
-  return pass != Conv2dPass::backward_weight && direct_supported(p, pass) && p.stride_height == 1 &&
-         p.stride_width == 1 && p.input_stride[3] == 1 && p.output_stride[3] == 1;
+namespace rows {
+
+bool serves(const Conv2dParams& p, Conv2dPass pass) {
+  return direct_supported(p, pass) && p.stride_height == 1 && p.stride_width == 1 && p.input_stride[3] == 1 &&
+         p.output_stride[3] == 1;
 }
 
 // Measured on Zen 5: a first layer, whose images are not enough for batch lanes or whose rows fill the
 // vectors. Against implicit GEMM the forward pass takes 0.7 to 0.95 of the time, the input gradient half.
-bool rows_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
+bool pays(const Conv2dParams& p, Conv2dPass pass) {
   if (p.in_channels > 4 || p.kernel_height * p.kernel_width == 1) return false;
   const int64_t vector = lanes<float>;
   if (pass == Conv2dPass::backward_input && p.batch >= vector) return false;
@@ -224,16 +226,18 @@ bool rows_worthwhile(const Conv2dParams& p, Conv2dPass pass) {
   return pays;
 }
 
-int64_t rows_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
   dispatch_trained(p.dtype,
                    [&](auto type) { bytes = rows_bytes(direct_problem<decltype(type)>(p, pass), threads); });
   return bytes;
 }
 
-void rows(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   dispatch_trained(
       p.dtype, [&](auto type) { run_rows(direct_problem<decltype(type)>(p, pass), p.scratch, parallel); });
 }
+
+}  // namespace rows
 
 }  // namespace pydl::cpu::PYDL_ISA::direct

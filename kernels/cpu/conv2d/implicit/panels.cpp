@@ -14,7 +14,6 @@
 #include "kernels/cpu/conv2d/implicit/panels.h"
 #include "kernels/cpu/base/activation.h"
 #include "kernels/cpu/base/tasks.h"
-#include "kernels/cpu/conv2d/implicit/phases.h"
 #include "kernels/cpu/conv2d/implicit/slabs.h"
 
 namespace pydl::cpu::PYDL_ISA::implicit {
@@ -160,43 +159,33 @@ void run_gather(const Gather<T>& g, void* scratch, const Parallel& parallel) {
   });
 }
 
-}  // namespace
-
-int64_t gather_scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
-  const bool is_forward = pass == Conv2dPass::forward;
-  if (!is_forward && spread_pays(p)) return spread_scratch(p, threads);
-  if (slab_gather_pays(p, is_forward)) return slab_gather_scratch(p, is_forward, threads);
-  int64_t bytes = 0;
+// Calls body(problem) for the forward pass, or for each phase of the input gradient.
+template <class F>
+void each_problem(const Conv2dParams& p, Conv2dPass pass, const F& body) {
   dispatch_gemm(p.dtype, [&](auto type) {
     using T = decltype(type);
-    if (pass == Conv2dPass::forward) {
-      bytes = plan_of(forward_problem<T>(p)).bytes(p.groups, threads);
-      return;
-    }
+    if (pass == Conv2dPass::forward) return body(forward_problem<T>(p));
     for (int64_t y = 0; y < min_of(p.stride_height, p.in_height); ++y)
-      for (int64_t x = 0; x < min_of(p.stride_width, p.in_width); ++x)
-        bytes = max_of(bytes, plan_of(phase_problem<T>(p, y, x)).bytes(p.groups, threads));
+      for (int64_t x = 0; x < min_of(p.stride_width, p.in_width); ++x) body(phase_problem<T>(p, y, x));
   });
+}
+
+}  // namespace
+
+namespace panels {
+
+bool serves(const Conv2dParams&, Conv2dPass) { return true; }
+
+int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+  int64_t bytes = 0;
+  each_problem(p, pass, [&](const auto& g) { bytes = max_of(bytes, plan_of(g).bytes(p.groups, threads)); });
   return bytes;
 }
 
-void forward(const Conv2dParams& p, const Parallel& parallel) {
-  if (slab_gather_pays(p, true)) return slab_gather(p, true, parallel);
-  dispatch_gemm(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    run_gather(forward_problem<T>(p), p.scratch, parallel);
-  });
+void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+  each_problem(p, pass, [&](const auto& g) { run_gather(g, p.scratch, parallel); });
 }
 
-void backward_input(const Conv2dParams& p, const Parallel& parallel) {
-  if (spread_pays(p)) return spread_backward_input(p, parallel);
-  if (slab_gather_pays(p, false)) return slab_gather(p, false, parallel);
-  dispatch_gemm(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    for (int64_t y = 0; y < min_of(p.stride_height, p.in_height); ++y)
-      for (int64_t x = 0; x < min_of(p.stride_width, p.in_width); ++x)
-        run_gather(phase_problem<T>(p, y, x), p.scratch, parallel);
-  });
-}
+}  // namespace panels
 
 }  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -11,7 +11,6 @@
 //
 // Weights beyond the kernel are zeros: a 7x7 kernel of stride 2 multiplies 64 where 49 would do (and an
 // infinite gradient makes nan there, one step of the stride beyond what it reaches).
-#include "kernels/cpu/conv2d/implicit/phases.h"
 
 #include "kernels/cpu/base/tasks.h"
 #include "kernels/cpu/conv2d/implicit/slabs.h"
@@ -134,7 +133,9 @@ void write_region(const SpreadPlan<T>& plan, const Region& region, const A* stag
 
 }  // namespace
 
-bool spread_pays(const Conv2dParams& p) {
+namespace phases {
+
+bool serves(const Conv2dParams& p, Conv2dPass) {
   const int64_t columns = p.stride_height * p.stride_width * p.in_channels;
   const int64_t widest = p.dtype == DType::f64 ? kColumns<double> : kColumns<float>;
   return p.groups == 1 && p.in_channels <= 4 && p.stride_height * p.stride_width > 1 && columns <= widest &&
@@ -142,13 +143,13 @@ bool spread_pays(const Conv2dParams& p) {
          p.kernel_width >= p.stride_width;
 }
 
-int64_t spread_scratch(const Conv2dParams& p, int64_t threads) {
+int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
   int64_t bytes = 0;
   dispatch_gemm(p.dtype, [&](auto type) { bytes = SpreadPlan<decltype(type)>(p).bytes(threads); });
   return bytes;
 }
 
-void spread_backward_input(const Conv2dParams& p, const Parallel& parallel) {
+void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
   dispatch_gemm(p.dtype, [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
@@ -188,4 +189,5 @@ void spread_backward_input(const Conv2dParams& p, const Parallel& parallel) {
   });
 }
 
+}  // namespace phases
 }  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -233,7 +233,8 @@ void run_problem(const SlabPlan<T, E>& plan, void* scratch, const Parallel& para
 
 // Calls body(plan) with the plan of these params: bf16 in pairs where the CPU multiplies them.
 template <class F>
-void with_plan(const Conv2dParams& p, bool forward, const F& body) {
+void with_plan(const Conv2dParams& p, Conv2dPass pass, const F& body) {
+  const bool forward = pass == Conv2dPass::forward;
   dispatch_gemm(p.dtype, [&](auto type) {
     using T = decltype(type);
 #if defined(PYDL_BF16_DOT)
@@ -246,33 +247,24 @@ void with_plan(const Conv2dParams& p, bool forward, const F& body) {
 
 }  // namespace
 
-bool slab_gather_pays(const Conv2dParams& p, bool forward) {
-  const int64_t channels = (forward ? p.out_channels : p.in_channels) / p.groups;
-  const int64_t* result = forward ? p.output_stride : p.input_stride;
-  const int64_t* read = forward ? p.input_stride : p.output_stride;
-  const bool by_pixel = result[3] == 1 && result[1] != 1;
-  if (by_pixel && 2 * channels <= kColumns<float> / 2)
-    return false;  // vectors of pixels are full, of channels not
-  const bool one = p.kernel_height == 1 && p.kernel_width == 1 && p.stride_height == 1 && p.stride_width == 1;
-  const bool pairs = p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot();
-  const int64_t pixels = p.batch * p.out_height * p.out_width;
-  // a matrix product as it lies, unless it has so few pixels that panels of them are half empty (measured on
-  // Zen 4: equal from 1,152 on)
-  constexpr int64_t kFewPixels = 1024;
-  if (by_pixel && one && read[3] == 1 && !pairs && pixels >= kFewPixels) return false;
+namespace slabs {
+
+bool serves(const Conv2dParams& p, Conv2dPass pass) {
   bool fits = false;
-  with_plan(p, forward, [&](const auto& plan) { fits = plan.slab_elements() <= 8 * plan.kSlab; });
+  with_plan(p, pass, [&](const auto& plan) { fits = plan.slab_elements() <= 8 * plan.kSlab; });
   return fits;
 }
 
-int64_t slab_gather_scratch(const Conv2dParams& p, bool forward, int64_t threads) {
+int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   int64_t bytes = 0;
-  with_plan(p, forward, [&](const auto& plan) { bytes = plan.bytes(threads); });
+  with_plan(p, pass, [&](const auto& plan) { bytes = plan.bytes(threads); });
   return bytes;
 }
 
-void slab_gather(const Conv2dParams& p, bool forward, const Parallel& parallel) {
-  with_plan(p, forward, [&](const auto& plan) { run_problem(plan, p.scratch, parallel); });
+void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+  with_plan(p, pass, [&](const auto& plan) { run_problem(plan, p.scratch, parallel); });
 }
+
+}  // namespace slabs
 
 }  // namespace pydl::cpu::PYDL_ISA::implicit

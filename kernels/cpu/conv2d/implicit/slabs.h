@@ -234,9 +234,4 @@ struct SlabPlan {
 
 }  // namespace
 
-// Whether slabs serve the forward pass or the input gradient better than panels of windows.
-bool slab_gather_pays(const Conv2dParams& params, bool forward);
-int64_t slab_gather_scratch(const Conv2dParams& params, bool forward, int64_t threads);
-void slab_gather(const Conv2dParams& params, bool forward, const Parallel& parallel);
-
 }  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -85,9 +85,4 @@ void write_weights(const Conv2dParams& p, const WeightSums<A>& sums, const A* pa
 
 }  // namespace
 
-// 1x1 kernels (weight_pointwise.cpp), where these packed panels beat slabs.
-bool pointwise_weight_pays(const Conv2dParams& params);
-int64_t pointwise_weight_scratch(const Conv2dParams& params, int64_t threads);
-void pointwise_weight(const Conv2dParams& params, const Parallel& parallel);
-
 }  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -199,21 +199,21 @@ void with_plan(const Conv2dParams& p, const F& body) {
 
 }  // namespace
 
-bool pointwise_weight_pays(const Conv2dParams& p) {
-  const bool one = p.kernel_height == 1 && p.kernel_width == 1 && p.pad_top == 0 && p.pad_left == 0 &&
-                   (p.out_height - 1) * p.stride_height < p.in_height &&
-                   (p.out_width - 1) * p.stride_width < p.in_width;
-  if (p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot()) return false;  // as pairs, in slabs
-  return one;
+namespace weight_pointwise {
+
+bool serves(const Conv2dParams& p, Conv2dPass) {
+  return p.kernel_height == 1 && p.kernel_width == 1 && p.pad_top == 0 && p.pad_left == 0 &&
+         (p.out_height - 1) * p.stride_height < p.in_height &&
+         (p.out_width - 1) * p.stride_width < p.in_width;
 }
 
-int64_t pointwise_weight_scratch(const Conv2dParams& p, int64_t threads) {
+int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
   int64_t bytes = 0;
   with_plan(p, [&](const auto& plan) { bytes = plan.bytes(threads); });
   return bytes;
 }
 
-void pointwise_weight(const Conv2dParams& p, const Parallel& parallel) {
+void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
   with_plan(p, [&](const auto& plan) {
     using T = typename std::remove_cvref_t<decltype(plan)>::Type;
     using A = acc_t<T>;
@@ -226,4 +226,5 @@ void pointwise_weight(const Conv2dParams& p, const Parallel& parallel) {
   });
 }
 
+}  // namespace weight_pointwise
 }  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -194,16 +194,20 @@ void with_plan(const Conv2dParams& p, const F& body) {
 
 }  // namespace
 
-int64_t weight_scratch(const Conv2dParams& p, int64_t threads) {
-  if (pointwise_weight_pays(p)) return pointwise_weight_scratch(p, threads);
+namespace weight_slabs {
+
+bool serves(const Conv2dParams&, Conv2dPass) { return true; }
+
+int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
   int64_t bytes = 0;
   with_plan(p, [&](const auto& plan) { bytes = plan.bytes(threads); });
   return bytes;
 }
 
-void backward_weight(const Conv2dParams& p, const Parallel& parallel) {
-  if (pointwise_weight_pays(p)) return pointwise_weight(p, parallel);
+void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
   with_plan(p, [&](const auto& plan) { run_weight(plan, parallel); });
 }
+
+}  // namespace weight_slabs
 
 }  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -59,7 +59,7 @@ struct ChunkPlan {
   }
 
   int64_t sums() const { return row_blocks * panels * d_floats; }  // floats of D of a chunk
-  bool pays() const { return row_blocks * column_blocks <= kMostBlocks; }
+  bool fits() const { return row_blocks * column_blocks <= kMostBlocks; }
   int64_t scratch_floats(int64_t threads) const { return chunks * sums() + threads * own; }
 
   static constexpr int64_t kTasks = 16;

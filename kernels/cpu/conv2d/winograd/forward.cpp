@@ -127,7 +127,7 @@ void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan&
 }
 
 template <class S, class T>
-void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+void run_tiles(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   const Problem problem = problem_of<S>(p, pass);
   const Tiles<S> tiles = tiles_of<S>(problem);
   if (tiles.count() == 0 || problem.out.channels == 0) return;
@@ -144,12 +144,6 @@ void with_scheme(const Conv2dParams& p, Conv2dPass pass, const F& body) {
   p.kernel_height == 3 ? body(Dense<3>{}) : body(Dense<5>{});
 }
 
-void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  with_scheme(p, pass, [&](auto scheme) {
-    dispatch_trained(p.dtype, [&](auto type) { run<decltype(scheme), decltype(type)>(p, pass, parallel); });
-  });
-}
-
 template <class S>
 int64_t scratch_bytes(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   const Problem problem = problem_of<S>(p, pass);
@@ -160,17 +154,6 @@ int64_t scratch_bytes(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
 }
 
 }  // namespace
-
-int64_t weight_scratch(const Conv2dParams& p, int64_t threads);  // weight.cpp
-
-bool supported(const Conv2dParams& p, Conv2dPass pass) {
-  const bool square = p.kernel_height == p.kernel_width && p.stride_height == p.stride_width;
-  if (!square || p.dilation_height != 1 || p.dilation_width != 1 || p.groups != 1 || p.in_channels == 0)
-    return false;
-  if (p.stride_height == 1) return p.kernel_height == 3 || p.kernel_height == 5;
-  if (p.stride_height != 2 || p.kernel_height != 3) return false;
-  return pass != Conv2dPass::backward_input || (p.pad_top % 2 == 1 && p.pad_left % 2 == 1);
-}
 
 // Stride 2, measured on Zen 4 against implicit GEMM. 1.65 to 1.78 times fewer products bear less than stride
 // 1's four: not a V that comes from L3 for panel after panel where direct products come from L1, which is
@@ -190,8 +173,7 @@ static bool strided_pays(const Conv2dParams& p, Conv2dPass pass) {
 // the number of channels on the other side, so a side with fewer channels than half a vector outweighs what
 // the products save; the input gradient transforms its outputs alone on that side, and gains even there. With
 // very few tiles the transform of the weights does not pay for itself.
-bool worthwhile(const Conv2dParams& p, Conv2dPass pass) {
-  if (!supported(p, pass)) return false;
+bool pays(const Conv2dParams& p, Conv2dPass pass) {
   if (p.stride_height == 2) return strided_pays(p, pass);
   const int64_t tile = p.kernel_height == 3 ? kTile<3> : kTile<5>;
   const int64_t tiles = p.batch * ceil_div(p.out_height, tile) * ceil_div(p.out_width, tile);
@@ -204,17 +186,23 @@ bool worthwhile(const Conv2dParams& p, Conv2dPass pass) {
   return p.out_channels >= least && (p.in_channels >= least || pass == Conv2dPass::backward_input);
 }
 
+namespace tiles {
+
+bool serves(const Conv2dParams& p, Conv2dPass pass) { return is_winograd(p, pass); }
+
 int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
-  if (pass == Conv2dPass::backward_weight) return weight_scratch(p, threads);
   int64_t bytes = 0;
   with_scheme(p, pass, [&](auto scheme) { bytes = scratch_bytes<decltype(scheme)>(p, pass, threads); });
   return bytes;
 }
 
-void forward(const Conv2dParams& p, const Parallel& parallel) { run(p, Conv2dPass::forward, parallel); }
-
-void backward_input(const Conv2dParams& p, const Parallel& parallel) {
-  run(p, Conv2dPass::backward_input, parallel);
+void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+  with_scheme(p, pass, [&](auto scheme) {
+    dispatch_trained(p.dtype,
+                     [&](auto type) { run_tiles<decltype(scheme), decltype(type)>(p, pass, parallel); });
+  });
 }
+
+}  // namespace tiles
 
 }  // namespace pydl::cpu::PYDL_ISA::winograd

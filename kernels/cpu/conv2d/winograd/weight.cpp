@@ -131,18 +131,6 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
   }
 }
 
-template <class S, class T>
-void run(const Conv2dParams& p, const Parallel& parallel) {
-  const ChunkPlan<S> plan(p);
-  plan.pays() ? run_chunks<S, T>(p, plan, parallel) : run_passes<S, T>(p, parallel);
-}
-
-template <class S>
-int64_t scratch_floats(const Conv2dParams& p, int64_t threads) {
-  const ChunkPlan<S> plan(p);
-  return plan.pays() ? plan.scratch_floats(threads) : WeightPlan<S>(p).scratch_floats(threads);
-}
-
 // Calls body(scheme).
 template <class F>
 void with_scheme(const Conv2dParams& p, const F& body) {
@@ -152,16 +140,48 @@ void with_scheme(const Conv2dParams& p, const F& body) {
 
 }  // namespace
 
-int64_t weight_scratch(const Conv2dParams& p, int64_t threads) {
+namespace weight_chunks {
+
+bool serves(const Conv2dParams& p, Conv2dPass pass) { return is_winograd(p, pass); }
+
+bool pays(const Conv2dParams& p) {
+  bool fits = false;
+  with_scheme(p, [&](auto scheme) { fits = ChunkPlan<decltype(scheme)>(p).fits(); });
+  return fits;
+}
+
+int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
   int64_t floats = 0;
-  with_scheme(p, [&](auto scheme) { floats = scratch_floats<decltype(scheme)>(p, threads); });
+  with_scheme(p, [&](auto scheme) { floats = ChunkPlan<decltype(scheme)>(p).scratch_floats(threads); });
   return floats * static_cast<int64_t>(sizeof(float));
 }
 
-void backward_weight(const Conv2dParams& p, const Parallel& parallel) {
+void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
   with_scheme(p, [&](auto scheme) {
-    dispatch_trained(p.dtype, [&](auto type) { run<decltype(scheme), decltype(type)>(p, parallel); });
+    const ChunkPlan<decltype(scheme)> plan(p);
+    dispatch_trained(p.dtype,
+                     [&](auto type) { run_chunks<decltype(scheme), decltype(type)>(p, plan, parallel); });
   });
 }
+
+}  // namespace weight_chunks
+
+namespace weight_passes {
+
+bool serves(const Conv2dParams& p, Conv2dPass pass) { return is_winograd(p, pass); }
+
+int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
+  int64_t floats = 0;
+  with_scheme(p, [&](auto scheme) { floats = WeightPlan<decltype(scheme)>(p).scratch_floats(threads); });
+  return floats * static_cast<int64_t>(sizeof(float));
+}
+
+void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
+  with_scheme(p, [&](auto scheme) {
+    dispatch_trained(p.dtype, [&](auto type) { run_passes<decltype(scheme), decltype(type)>(p, parallel); });
+  });
+}
+
+}  // namespace weight_passes
 
 }  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -1,0 +1,179 @@
+"""Each of conv2d's algorithms by its name: what it serves is right, that it ran, and that the rest is refused."""
+
+import functools
+
+import pytest
+import torch
+from algorithms import NAMES, PASSES, REFUSED, asked, forced
+from test_conv2d import SHAPES, check, make
+
+from pydl import _C, backend
+from pydl.functional import conv2d
+from pydl.ops.conv2d import padding_of
+
+pytestmark = pytest.mark.cpu_kernels
+EVERY = list(dict.fromkeys(name for which in PASSES for name in NAMES[which]))
+# How many (shape, pass) pairs of SHAPES each serves at least, in NCHW and in channels_last: fewer would mean that a
+# condition has become narrower, and that this file tests less than it says.
+SERVED = {
+    "depthwise.planes_3x3": (0, 0),  # for vectors of 64 bytes alone: see the test below
+    "depthwise.pixels": (3, 39),
+    "depthwise.planes": (63, 63),
+    "winograd.tiles": (40, 40),
+    "winograd.weight_chunks": (20, 20),
+    "winograd.weight_passes": (20, 20),
+    "direct.rows": (57, 2),
+    "direct.batch": (83, 83),
+    "direct.batch_weight": (53, 53),
+    "implicit.phases": (1, 1),
+    "implicit.slabs": (150, 150),
+    "implicit.panels": (150, 150),
+    "implicit.weight_pointwise": (15, 15),
+    "implicit.weight_slabs": (75, 75),
+}
+
+
+def conv2d_pass(which, x, w, b, g, stride, padding, dilation, groups, channels_last):
+    """One pass by its op; the result's memory format is the input's."""
+    options = (stride, padding, dilation, groups)
+    if which == "forward":
+        return torch.ops.pydl.conv2d_forward(x, w, b, *options, "none", channels_last)
+    if which == "backward_input":
+        return torch.ops.pydl.conv2d_backward_input(g, w, x.shape, *options, channels_last)
+    return torch.ops.pydl.conv2d_backward_weight(g, x, w.shape, *options, channels_last)
+
+
+def pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+@functools.cache
+def case(name, dtype):
+    """Tensors of a shape in ``dtype``, its options, and torch's three results in float64 for these tensors."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x, w, b, options = make(name, dtype)
+    stride, dilation = pair(options.get("stride", 1)), pair(options.get("dilation", 1))
+    groups = options.get("groups", 1)
+    padding = padding_of(options.get("padding", 0), w, stride, dilation)
+    leaves = [t.double().requires_grad_() for t in (x, w)]
+    y = torch.nn.functional.conv2d(*leaves, b.double(), **options)
+    g = torch.linspace(-1, 1, max(y.numel(), 1), dtype=torch.float64)[: y.numel()].sin().reshape(y.shape).to(dtype)
+    expected = (y.detach(), *torch.autograd.grad(y, leaves, g.double()))
+    return (x, w, b, g), (stride, padding, dilation, groups), dict(zip(PASSES, expected, strict=True))
+
+
+def formatted(tensors, channels_last):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return [t.contiguous(memory_format=layout) if t.dim() == 4 else t for t in tensors]
+
+
+def count_served(algorithm, channels_last, dtype):
+    """Checks all that an algorithm or a family serves of SHAPES; returns how many (shape, pass) pairs these were."""
+    served = 0
+    for name in SHAPES:
+        tensors, options, expected = case(name, dtype)
+        if tensors[0].numel() == 0:
+            continue  # an empty batch asks no algorithm
+        x, w, b, g = formatted(tensors, channels_last)
+        for which in PASSES:
+            if not any(known == algorithm or known.startswith(algorithm + ".") for known in NAMES[which]):
+                continue
+            actual = None
+            with forced(algorithm):
+                actual = conv2d_pass(which, x, w, b, g, *options, channels_last)
+            if actual is None:
+                continue
+            ran = _C.conv2d_algorithm_served()
+            assert ran == algorithm or ran.startswith(algorithm + "."), (name, which)
+            check([actual], [expected[which]], dtype, x.shape)
+            served += 1
+    return served
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", sorted({name.split(".")[0] for name in EVERY}))
+def test_a_family_is_right_in_what_it_serves(family, dtype, channels_last, device):
+    assert count_served(family, channels_last, dtype) > 0
+
+
+# the whole grid on one instruction set: what differs between them is the width of vectors, which the families cover
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("algorithm", EVERY)
+def test_an_algorithm_is_right_in_what_it_serves(algorithm, dtype, channels_last):
+    with backend.isa("avx2" if "avx2" in backend.isas() else "baseline"):
+        assert count_served(algorithm, channels_last, dtype) >= SERVED[algorithm][channels_last]
+
+
+def test_planes_of_3x3_serve_on_wide_vectors():
+    if "avx512" not in backend.isas():
+        pytest.skip("this CPU has no vectors of 64 bytes")
+    x, w = torch.randn(2, 20, 9, 11), torch.randn(20, 1, 3, 3)
+    with backend.isa("avx512"):
+        conv2d(x, w, padding=1, groups=20)
+        assert _C.conv2d_algorithm_served() == "depthwise.planes_3x3"
+
+
+def test_an_algorithm_that_cannot_serve_is_refused():
+    x, w = torch.randn(2, 4, 9, 9), torch.randn(4, 4, 7, 7)
+    with asked("winograd"), pytest.raises(RuntimeError, match=REFUSED + ", got winograd, which does not"):
+        conv2d(x, w)
+    conv2d(x, w)
+
+
+def test_a_pass_without_such_an_algorithm_takes_the_best():
+    x, w = torch.randn(2, 4, 9, 9, requires_grad=True), torch.randn(4, 4, 3, 3, requires_grad=True)
+    with forced("direct.rows"):
+        conv2d(x, w).sum().backward()
+        assert _C.conv2d_algorithm_served() in NAMES["backward_weight"]
+
+
+def test_a_family_is_a_name_too():
+    x, w = torch.randn(2, 16, 9, 9), torch.randn(16, 16, 3, 3)
+    for family in ("implicit", "winograd", "direct"):
+        with forced(family):
+            conv2d(x, w)
+            assert _C.conv2d_algorithm_served().startswith(family + ".")
+
+
+def test_unknown_algorithm():
+    with pytest.raises(ValueError, match=r"conv2d: expected the algorithm to be one of .*winograd.tiles.*, got fft"):
+        _C.use_conv2d_algorithm("fft")
+    with pytest.raises(ValueError, match=r"conv2d: expected the pass to be forward, .*, got sideways"):
+        _C.conv2d_algorithms("sideways")
+
+
+def test_every_pass_ends_with_one_that_serves_everything():
+    x, w = torch.randn(1, 3, 5, 5, dtype=torch.float64), torch.randn(2, 3, 2, 4, dtype=torch.float64)
+    with forced(NAMES["forward"][-1]):
+        conv2d(x, w, stride=(3, 2), dilation=(2, 1))
+        assert _C.conv2d_algorithm_served() == NAMES["forward"][-1]
+
+
+def test_exact_leaves_winograd_out():
+    x, w = torch.randn(4, 32, 20, 20), torch.randn(32, 32, 3, 3)
+    conv2d(x, w)
+    assert _C.conv2d_algorithm_served() == "winograd.tiles"
+    _C.set_exact(True)
+    try:
+        conv2d(x, w)
+        assert not _C.conv2d_algorithm_served().startswith("winograd")
+    finally:
+        _C.set_exact(False)
+
+
+def test_a_plan_holds_for_its_shape_alone():
+    """Plans are kept by all that they depend on: sizes, strides, options, dtype, threads, instruction set."""
+    calls = []
+    for size in (9, 8):
+        for stride in (1, 2):
+            for last in (False, True):
+                x = torch.randn(3, 5, size, size)
+                x = x.contiguous(memory_format=torch.channels_last) if last else x
+                calls.append((x, torch.randn(7, 5, 3, 3), stride))
+    for _ in range(2):  # made, and found
+        for x, w, stride in calls:
+            expected = torch.nn.functional.conv2d(x.double(), w.double(), stride=stride, padding=1)
+            check([conv2d(x, w, stride=stride, padding=1)], [expected], torch.float32, x.shape)
