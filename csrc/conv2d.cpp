@@ -135,18 +135,17 @@ Tensor converted(const Tensor& t, ScalarType type) {
 Tensor widened(const Tensor& t) { return converted(t, ScalarType::Float); }
 Tensor rounded(const Tensor& t) { return converted(t, ScalarType::Half); }
 
-// The plan of a pass on the CPU, kept by all that it depends on.
-const Conv2dPlan& plan_of(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+// The plan of a pass on the CPU, kept by all that it depends on; wanted and exact as in conv2d_plan.
+const Conv2dPlan& plan_of(const Conv2dParams& p, Conv2dPass pass, int64_t threads, const char* wanted,
+                          bool exact) {
   thread_local Plans<Conv2dPlan, 36> plans;
-  const char* wanted = conv2d_selection.wanted[static_cast<int>(pass)].load(std::memory_order_relaxed);
-  const bool none_but_exact = exact.load(std::memory_order_relaxed);
   decltype(plans)::Key key{};
   size_t n = 0;
   for (int64_t number : {static_cast<int64_t>(cpu::isa_current()),
                          static_cast<int64_t>(pass),
                          threads,
                          static_cast<int64_t>(reinterpret_cast<intptr_t>(wanted)),
-                         static_cast<int64_t>(none_but_exact),
+                         static_cast<int64_t>(exact),
                          static_cast<int64_t>(p.dtype),
                          static_cast<int64_t>(p.activation),
                          p.batch,
@@ -169,7 +168,7 @@ const Conv2dPlan& plan_of(const Conv2dParams& p, Conv2dPass pass, int64_t thread
   for (const int64_t* strides : {p.input_stride, p.weight_stride, p.output_stride})
     for (int d = 0; d < 4; ++d) key[n++] = strides[d];
   const Conv2dPlan& plan =
-      plans.at(key, [&] { return PYDL_CPU_CALL(conv2d_plan)(p, pass, threads, wanted, none_but_exact); });
+      plans.at(key, [&] { return PYDL_CPU_CALL(conv2d_plan)(p, pass, threads, wanted, exact); });
   PYDL_CHECK(plan.algorithm != nullptr,
              "conv2d: expected the algorithm asked for to serve this convolution, got ", wanted,
              ", which does not");
@@ -192,11 +191,15 @@ void launch(const Tensor& like, const Tensor& weight, Conv2dParams& p, Conv2dPas
     return cuda.run(cuda_library->*gpu, p);
   }
   const Parallel threads = torch_threads();
-  const Conv2dPlan& plan = plan_of(p, pass, threads.threads);
-  conv2d_selection.served.store(plan.algorithm, std::memory_order_relaxed);
-  line.algorithm = plan.algorithm;
-  p.scratch = Scratch::of_at_least(plan.scratch);
-  PYDL_CPU_CALL(conv2d_run)(plan, p, pass, threads);
+  const char* wanted = conv2d_selection.wanted[static_cast<int>(pass)].load(std::memory_order_relaxed);
+  auto run = [&](const Conv2dPlan& plan) {
+    conv2d_selection.served.store(plan.algorithm, std::memory_order_relaxed);
+    line.algorithm = plan.algorithm;
+    p.scratch = Scratch::of_at_least(plan.scratch);
+    return PYDL_CPU_CALL(conv2d_run)(plan, p, pass, threads);
+  };
+  if (!run(plan_of(p, pass, threads.threads, wanted, exact.load(std::memory_order_relaxed))))
+    run(plan_of(p, pass, threads.threads, nullptr, true));
 }
 
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,

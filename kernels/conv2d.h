@@ -40,7 +40,8 @@ struct Conv2dParams {
   // strides in elements, in the order N, C, H, W (weight: O, I, H, W)
   int64_t input_stride[4], weight_stride[4], output_stride[4];
 
-  void* scratch;  // 64-byte aligned; what lies there does not matter
+  void* scratch;     // 64-byte aligned; what lies there does not matter
+  int32_t* spoiled;  // on the CPU: set to 1 by an algorithm that is not local and has met an inf or nan
 };
 
 // How one pass is computed on the CPU: chosen once for all calls whose params differ in nothing but their pointers.
@@ -49,16 +50,18 @@ struct Conv2dPlan {
   int64_t scratch;        // bytes that params.scratch must have
   Conv2dParams reduced;   // an equal problem that is less work, without its pointers
   int64_t first_tap;      // bytes from the weight of the whole problem to that of the reduced one
+  bool local;             // an inf or nan spoils the results that its windows reach, and no others
   void (*run)(const Conv2dParams& reduced, Conv2dPass pass, const Parallel& parallel);
 };
 
 namespace cpu {
 // The names of the algorithms of `pass`, best first, "winograd.tiles" or "implicit.slabs"; null past the last.
 PYDL_CPU_ENTRY(const char* conv2d_algorithms(Conv2dPass pass, int64_t index))
-// wanted: null, a name, or its part before the dot. exact: none but algorithms that multiply each pair once.
+// wanted: null, a name, or its part before the dot. exact: none but local ones, which multiply each pair once.
 PYDL_CPU_ENTRY(Conv2dPlan conv2d_plan(const Conv2dParams& params, Conv2dPass pass, int64_t threads,
                                       const char* wanted, bool exact))
-PYDL_CPU_ENTRY(void conv2d_run(const Conv2dPlan& plan, const Conv2dParams& params, Conv2dPass pass,
+// False where an inf or nan may have spoiled more than it should: the pass is to be made again by an exact plan.
+PYDL_CPU_ENTRY(bool conv2d_run(const Conv2dPlan& plan, const Conv2dParams& params, Conv2dPass pass,
                                const Parallel& parallel))
 PYDL_CPU_ENTRY(void conv2d_backward_bias(const Conv2dParams& params, const Parallel& parallel))
 }  // namespace cpu

@@ -80,7 +80,7 @@ struct Choice {
   bool (*pays)(const Params&, Pass);
   int64_t (*scratch)(const Params&, Pass, int64_t threads);
   void (*run)(const Params&, Pass, const Parallel&);
-  bool exact = true;  // multiplies each pair once
+  bool local = true;  // kernels/conv2d.h: Conv2dPlan
 };
 #define PYDL_CHOICE(algorithm) algorithm::scratch, algorithm::run
 
@@ -97,7 +97,7 @@ constexpr Choice kForward[] = {
 };
 constexpr Choice kBackwardInput[] = {
     kForward[0], kForward[1], kForward[2], kForward[3], kForward[4], kForward[5],
-    {"implicit.phases", implicit::phases::serves, always, PYDL_CHOICE(implicit::phases)},
+    {"implicit.phases", implicit::phases::serves, always, PYDL_CHOICE(implicit::phases), false},
     kForward[6], kForward[7],
 };
 constexpr Choice kBackwardWeight[] = {
@@ -137,7 +137,7 @@ const Choice* choose(const Params& p, Pass pass, const char* wanted, bool exact)
   const Choice* serving = nullptr;
   const Table table = table_of(pass);
   for (const Choice* choice = table.begin; choice != table.end; ++choice) {
-    if ((wanted && !matches(wanted, choice->name)) || (exact && !choice->exact) || !choice->serves(p, pass))
+    if ((wanted && !matches(wanted, choice->name)) || (exact && !choice->local) || !choice->serves(p, pass))
       continue;
     if (choice->pays(p, pass)) return choice;
     if (wanted && serving == nullptr) serving = choice;
@@ -157,18 +157,21 @@ Conv2dPlan conv2d_plan(const Params& params, Pass pass, int64_t threads, const c
   const Choice* choice = choose(p, pass, wanted, exact);
   if (choice == nullptr) return {};
   const int64_t first_tap = static_cast<char*>(p.weight) - static_cast<char*>(params.weight);
-  return {choice->name, choice->scratch(p, pass, threads), p, first_tap, choice->run};
+  return {choice->name, choice->scratch(p, pass, threads), p, first_tap, choice->local, choice->run};
 }
 
-void conv2d_run(const Conv2dPlan& plan, const Params& params, Pass pass, const Parallel& parallel) {
+bool conv2d_run(const Conv2dPlan& plan, const Params& params, Pass pass, const Parallel& parallel) {
   Params p = plan.reduced;
   p.input = params.input;
   p.weight = static_cast<char*>(params.weight) + plan.first_tap;
   p.output = params.output;
   p.bias = params.bias;
   p.scratch = params.scratch;
+  int32_t spoiled = 0;
+  p.spoiled = &spoiled;
   if (pass == Pass::backward_weight) zero_idle_taps(params, p, parallel);
   plan.run(p, pass, parallel);
+  return spoiled == 0;
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

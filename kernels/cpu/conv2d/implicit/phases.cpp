@@ -14,7 +14,7 @@
 
 #include "kernels/cpu/base/tasks.h"
 #include "kernels/cpu/conv2d/implicit/slabs.h"
-
+#include "kernels/cpu/conv2d/spoiled.h"
 namespace pydl::cpu::PYDL_ISA::implicit {
 namespace {
 
@@ -102,6 +102,12 @@ void run_region(const SpreadPlan<T>& plan, const Region& region, const A* slab, 
         groups = 0;
       }
   if (groups) gemm_windows(groups, pixels, plan.columns, block);
+  // taps that a phase lacks are zeros, which make nan of an inf that torch would not have met
+  vec<A> seen{};
+  const int64_t computed = plan.columns > lanes<A> ? kColumns<A> : lanes<A>;
+  for (int64_t pixel = 0; pixel < region.images * region.rows * region.columns; ++pixel)
+    for (int64_t i = 0; i < computed; i += lanes<A>) watch(load(staging + pixel * kColumns<A> + i), seen);
+  report_spoiled(seen, plan.p.spoiled);
 }
 
 // From the staging area to the rows and columns of each phase.

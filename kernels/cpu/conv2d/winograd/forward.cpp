@@ -79,7 +79,7 @@ void run_weights_first(const Problem& problem, const Tiles<S>& tiles, const Plan
     for (int64_t panel = 0; panel < plan.panels; ++panel) {
       const int64_t o = panel * kPanel;
       multiply(tiles, begin, end, problem.out.channels - o, in, v, plan, u + panel * panel_stride, m, false);
-      finish<S, T>(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m);
+      finish<S, T>(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m, problem.spoiled);
     }
   });
 }
@@ -121,7 +121,7 @@ void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan&
         multiply(tiles, begin, end, problem.out.channels - o, depth,
                  v + (begin - pass) * plan.tile_stride + c, plan, u, m, c > 0);
       }
-      finish<S, T>(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m);
+      finish<S, T>(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m, problem.spoiled);
     });
   }
 }

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/base/math.h"
 #include "kernels/cpu/base/simd_transpose.h"
+#include "kernels/cpu/conv2d/spoiled.h"
 #include "kernels/cpu/conv2d/winograd/gemm.h"
 #include "kernels/cpu/conv2d/winograd/images.h"
 #include "kernels/cpu/conv2d/winograd/phases.h"
@@ -45,22 +46,26 @@ __attribute__((noinline, unused)) static void sigmoid(float* strip, int64_t floa
 // that what goes to a strip of floats is one function for every type of image.
 template <class S, class T>
 __attribute__((noinline)) void put_tile(const float* from, int rows, int columns, T* to, int64_t row,
-                                        int64_t column, vec<float> bias, vec<float> least) {
+                                        int64_t column, vec<float> bias, vec<float> least, vec<float>& seen) {
+  vec<float> watched{};
   auto put = [&](int i, int j, vec<float> y) __attribute__((always_inline)) {
+    watch(y, watched);                                       // the activation might hide it
     store(to + i * row + j * column, max(least, y + bias));  // nan stays nan
   };
   transform_output(S{}, from, kPanel, rows, columns, put);
+  seen += watched;
 }
 
 // Outputs of tiles [begin, end), channels from o on, out of m.
 template <class S, class T>
 void finish(const Image& out, const void* bias_data, Activation activation, const Tiles<S>& tiles,
-            int64_t begin, int64_t end, int64_t o, const float* m) {
+            int64_t begin, int64_t end, int64_t o, const float* m, int32_t* spoiled) {
   constexpr int L = lanes<float>, kNext = S::kSide * S::kSpread, kTileFloats = S::kAlong * S::kAlong * kPanel;
   const int64_t channels_end = min_of(o + kPanel, out.channels);
   const vec<float> least = activation == Activation::relu ? vec<float>{} : broadcast(-__builtin_inff());
   const bool in_place = kInPlace<S, T> && out.channel == 1 && activation != Activation::sigmoid;
   alignas(64) float strip[kNext * kStripTiles<S> * kNext * L];
+  vec<float> seen{};
   for (int64_t index = begin; index < end;) {
     const Tile tile = tiles[index];
     const int64_t run = in_place ? 1 : min_of(min_of(tile.run, end - index), kStripTiles<S>);
@@ -77,17 +82,18 @@ void finish(const Image& out, const void* bias_data, Activation activation, cons
       if constexpr (kInPlace<S, T>)
         if (in_place && count == L && whole) {
           T* to = static_cast<T*>(out.data) + tile.n * out.batch + y * out.row + x * out.column + c;
-          put_tile<S>(from, tile.rows, tile.columns, to, out.row, out.column, bias, least);
+          put_tile<S>(from, tile.rows, tile.columns, to, out.row, out.column, bias, least, seen);
           continue;
         }
       for (int64_t t = 0; t < run; ++t)
         put_tile<S>(from + t * kTileFloats, tile.rows, tile.columns, strip + t * kNext * L, width * L, L,
-                    bias, least);
+                    bias, least, seen);
       if (activation == Activation::sigmoid) sigmoid(strip, tile.rows * S::kSpread * width * L);
       store_strip<T>(out, tile.n, c, count, y, x, rows, columns, strip, width);
     }
     index += run;
   }
+  report_spoiled(seen, spoiled);
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ struct Problem {
   int64_t batch, pad_y, pad_x;
   const void* bias;
   Activation activation;
+  int32_t* spoiled;
 };
 
 template <class S>
@@ -25,14 +26,20 @@ Problem problem_of(const Conv2dParams& p, Conv2dPass pass) {
   const Image input = input_of(p), output = output_of(p);
   const int64_t* s = p.weight_stride;
   if (pass == Conv2dPass::forward)
-    return {input,   output,      {p.weight, s[1], s[0], s[2], s[3], p.in_channels, p.out_channels, false},
-            p.batch, p.pad_top,   p.pad_left,
-            p.bias,  p.activation};
+    return {input,   output,       {p.weight, s[1], s[0], s[2], s[3], p.in_channels, p.out_channels, false},
+            p.batch, p.pad_top,    p.pad_left,
+            p.bias,  p.activation, p.spoiled};
   // a position of Spread reads from its own place on where the padding is 1
   auto pad = [](int64_t pad) { return S::kSpread == 2 ? -(pad - 1) / 2 : S::kTaps - 1 - pad; };
-  return {output,  input,           {p.weight, s[0], s[1], s[2], s[3], p.out_channels, p.in_channels, true},
-          p.batch, pad(p.pad_top),  pad(p.pad_left),
-          nullptr, Activation::none};
+  return {output,
+          input,
+          {p.weight, s[0], s[1], s[2], s[3], p.out_channels, p.in_channels, true},
+          p.batch,
+          pad(p.pad_top),
+          pad(p.pad_left),
+          nullptr,
+          Activation::none,
+          p.spoiled};
 }
 
 template <class S>

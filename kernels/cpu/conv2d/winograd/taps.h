@@ -4,6 +4,7 @@
 
 #include "kernels/conv2d.h"
 #include "kernels/cpu/base/simd_transpose.h"
+#include "kernels/cpu/conv2d/spoiled.h"
 #include "kernels/cpu/conv2d/winograd/gemm.h"
 #include "kernels/cpu/conv2d/winograd/schemes.h"
 
@@ -115,8 +116,10 @@ void transform_weights(const Weights& w, int64_t c, int64_t count, int64_t o, fl
 
 // The taps of `count` input channels, at most 16, and a vector of output channels: A^T D A.
 template <class S>
-__attribute__((noinline)) void transform_back(const float* d, int64_t stride, int64_t count, float* taps) {
+__attribute__((noinline)) void transform_back(const float* d, int64_t stride, int64_t count, float* taps,
+                                              vec<float>& seen) {
   constexpr int L = lanes<float>, kTaps = S::kTaps, kAll = kTaps * kTaps;
+  vec<float> watched{};
   for (int64_t k = 0; k < count; ++k) {
     const float* from = d + k * kPanel;
     vec<float> column[kPoints][kTaps];
@@ -138,9 +141,13 @@ __attribute__((noinline)) void transform_back(const float* d, int64_t stride, in
       for (int q = 0; q < kPoints; ++q) m[q] = column[q][r];
       S::taps(m, w);
 #pragma GCC unroll 5
-      for (int q = 0; q < kTaps; ++q) store(taps + (k * kAll + r * kTaps + q) * L, w[q]);
+      for (int q = 0; q < kTaps; ++q) {
+        watch(w[q], watched);
+        store(taps + (k * kAll + r * kTaps + q) * L, w[q]);
+      }
     }
   }
+  seen += watched;
 }
 
 // dW of input channels [c, c + rows) and output channels from o on, out of d[frequency * d_stride + row *
@@ -151,11 +158,12 @@ void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t 
   const int64_t* s = p.weight_stride;
   constexpr int L = lanes<float>, kSome = 16, kTaps = S::kTaps, kAll = kTaps * kTaps;
   alignas(64) float taps[kSome * kAll * L];
+  vec<float> seen{};
   for (int64_t i = 0; i < rows; i += kSome) {
     const int64_t some = min_of(kSome, rows - i);
     for (int64_t half = 0; half < 2 && o + half * L < p.out_channels; ++half) {
       const int64_t width = min_of(L, p.out_channels - o - half * L);
-      transform_back<S>(d + i * kPanel + half * L, d_stride, some, taps);
+      transform_back<S>(d + i * kPanel + half * L, d_stride, some, taps, seen);
       T* to = static_cast<T*>(p.weight) + (o + half * L) * s[0] + (c + i) * s[1];
       if (s[3] == 1 && s[2] == kTaps && (s[1] == kAll || some == 1)) {
         transpose_out(taps, L, some * kAll, width, to, s[0]);
@@ -171,6 +179,7 @@ void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t 
       }
     }
   }
+  report_spoiled(seen, p.spoiled);
 }
 
 }  // namespace
