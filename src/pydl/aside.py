@@ -77,10 +77,12 @@ def is_special(module, *parameters):
 def _is_so(module, *tensors):
     if torch.compiler.is_compiling():
         return True
+    if why_now() is not None:
+        return True
     reason = why_tensors(tensors)
     if reason is not None:
         of_tensors[module] = reason
-    return reason is not None or why_now() is not None
+    return reason is not None
 
 
 def why(module, own):

@@ -1,8 +1,10 @@
-"""Modules as people write them, for the tests of fusing: d2l's, torchvision's, and in-place spellings."""
+"""Modules and layers that the tests of swapping share."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+import pydl
 
 
 def small_sequential():
@@ -41,67 +43,32 @@ class Residual(nn.Module):
         return F.relu(Y)
 
 
-class TorchvisionBlock(nn.Module):
-    """The shape of torchvision's BasicBlock: one ReLU in place for both, a shortcut that may be None."""
-
-    def __init__(self, in_channels, channels, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-        )
-
-    def forward(self, x):
-        return self._forward(x)
-
-    def _forward(self, x):
-        identity = x
-        out = self.conv1(x)
-        out = self.bn1(out)
-        out = self.relu(out)
-        out = self.conv2(out)
-        out = self.bn2(out)
-        if self.downsample is not None:
-            identity = self.downsample(x)
-        out += identity
-        return self.relu(out)
+# name of the class -> (layer, shape of its input, the function that torch's forward ends in)
+LAYERS = {
+    "Conv2d": (lambda: nn.Conv2d(5, 7, (3, 2), padding=1), (3, 5, 9, 6), "conv2d"),
+    "BatchNorm1d": (lambda: nn.BatchNorm1d(6), (4, 6, 5), "batch_norm"),
+    "BatchNorm2d": (lambda: nn.BatchNorm2d(6), (4, 6, 5, 3), "batch_norm"),
+    "BatchNorm3d": (lambda: nn.BatchNorm3d(2), (3, 2, 5, 3, 4), "batch_norm"),
+    "Dropout": (lambda: nn.Dropout(0.3), (11, 13), "dropout"),
+    "Dropout1d": (lambda: nn.Dropout1d(0.3), (5, 6, 7), "dropout1d"),
+    "Dropout2d": (lambda: nn.Dropout2d(0.3), (5, 6, 7, 2), "dropout2d"),
+    "Dropout3d": (lambda: nn.Dropout3d(0.3), (5, 6, 3, 2, 4), "dropout3d"),
+    "MaxPool2d": (lambda: nn.MaxPool2d(3, 2, 1), (2, 3, 11, 8), "max_pool2d"),
+    "AvgPool2d": (lambda: nn.AvgPool2d((2, 3)), (2, 3, 11, 8), "avg_pool2d"),
+}
 
 
-class InPlaceResidual(nn.Module):
-    """Every in-place spelling that autograd allows."""
+class Watching(torch.Tensor):
+    """A tensor that notes the functions of torch that it is given to."""
 
-    def __init__(self, channels):
-        super().__init__()
-        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-        self.bn1, self.bn2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+    seen = []
 
-    def forward(self, x):
-        y = self.bn1(self.conv1(x)).relu_()
-        y = self.bn2(self.conv2(y))
-        y.add_(x)
-        return F.relu(y, inplace=True)
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.seen.append(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
 
 
-class Inception(nn.Module):
-    """d2l's listing ("Multi-Branch Networks"), but for the lazy layers."""
-
-    def __init__(self, in_channels, c1, c2, c3, c4):
-        super().__init__()
-        self.b1_1 = nn.Conv2d(in_channels, c1, kernel_size=1)
-        self.b2_1 = nn.Conv2d(in_channels, c2[0], kernel_size=1)
-        self.b2_2 = nn.Conv2d(c2[0], c2[1], kernel_size=3, padding=1)
-        self.b3_1 = nn.Conv2d(in_channels, c3[0], kernel_size=1)
-        self.b3_2 = nn.Conv2d(c3[0], c3[1], kernel_size=5, padding=2)
-        self.b4_1 = nn.MaxPool2d(kernel_size=3, stride=1, padding=1)
-        self.b4_2 = nn.Conv2d(in_channels, c4, kernel_size=1)
-
-    def forward(self, x):
-        b1 = F.relu(self.b1_1(x))
-        b2 = F.relu(self.b2_2(F.relu(self.b2_1(x))))
-        b3 = F.relu(self.b3_2(F.relu(self.b3_1(x))))
-        b4 = F.relu(self.b4_2(self.b4_1(x)))
-        return torch.cat((b1, b2, b3, b4), dim=1)
+def reasons(net):
+    """All that the report says of why layers are not served, or not fused."""
+    return " / ".join(f"{row.reason} {row.fused}" for row in pydl.report(net).rows)

@@ -52,6 +52,8 @@ class BoundForward(Bound):
     def __init__(self, function, module):
         super().__init__(module)
         self.__func__ = function
+        wrapped = type(module).forward
+        self.__module__, self.__doc__ = wrapped.__module__, wrapped.__doc__  # which the class has, too
 
     def __reduce__(self):
         return type(self), (self.__func__, self.module())

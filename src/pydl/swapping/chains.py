@@ -164,7 +164,10 @@ class Chain:
 
     def kernels(self):
         """What the report says, for the mode the norm is in: (names of the links that one kernel computes, remark)."""
-        if self.convolution is None or self.norm is None:
+        layers = [layer for layer in (self.convolution, self.norm) if layer is not None]
+        if aside.why_tensors(tensor for layer in layers for tensor in layer._parameters.values()):
+            return []
+        if len(layers) == 1:
             return [(self.names, "")]
         if self.norm.training:
             return [(self.names[1:], "")]
