@@ -107,9 +107,7 @@ def why_tensors(tensors):
             continue
         cls = type(tensor)
         if not isinstance(tensor, torch.Tensor) or (
-            cls is not torch.Tensor
-            and cls is not torch.nn.Parameter
-            and cls.__torch_function__ is not _disabled
+            cls is not torch.Tensor and cls is not torch.nn.Parameter and cls.__torch_function__ is not _disabled
         ):
             return f"{cls.__name__} overrides __torch_function__"
         if tensor.is_nested:

@@ -44,8 +44,8 @@ class _Eager:
 def no_torchscript(layer):
     """The error with which a layer refuses torch.jit.script."""
     return RuntimeError(
-        f"TorchScript: expected every layer to be torch's own, got {layer}; torch.compile, torch.export, torch.jit.trace "
-        "and torch.onnx.export take it, and torch.jit.script takes swapped models after pydl.unswap"
+        f"TorchScript: expected every layer to be torch's own, got {layer}; torch.compile, torch.export, "
+        "torch.onnx.export and torch.jit.trace take it, and torch.jit.script takes swapped models after pydl.unswap"
     )
 
 

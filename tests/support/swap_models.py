@@ -1,8 +1,13 @@
 """Modules and layers that the tests of swapping share."""
 
+import copy
+from typing import ClassVar
+
 import torch
+from testing import assert_close
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pydl
 
@@ -61,7 +66,7 @@ LAYERS = {
 class Watching(torch.Tensor):
     """A tensor that notes the functions of torch that it is given to."""
 
-    seen = []
+    seen: ClassVar[list] = []
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -72,3 +77,92 @@ class Watching(torch.Tensor):
 def reasons(net):
     """All that the report says of why layers are not served, or not fused."""
     return " / ".join(f"{row.reason} {row.fused}" for row in pydl.report(net).rows)
+
+
+def fused(net):
+    """{name: what the report says is computed with it or where it is computed} of the layers that are fused."""
+    return {row.name: row.fused for row in pydl.report(net).rows if row.fused.startswith(("with", "in "))}
+
+
+def outcome(net, *inputs):
+    """Output, gradients of inputs and parameters for a gradient that is not all ones, buffers: everything by name."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    net.zero_grad()
+    output = net(*inputs)
+    found = {"output": output.detach().clone()}
+    if output.requires_grad:
+        output.backward(torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view(output.shape).to(output.device))
+        found |= {f"input {i}": x.grad for i, x in enumerate(inputs)}
+        found |= {f"gradient of {name}": p.grad for name, p in net.named_parameters()}
+    return found | {f"buffer {name}": b.clone() for name, b in net.named_buffers()}
+
+
+def assert_as_unfused(net, *inputs, dtype=torch.float64, device="cpu", scale=100):
+    """The model, swapped, computes what torch computes in float64; both are copies."""
+    oracle = copy.deepcopy(net).double()
+    swapped = pydl.swap(copy.deepcopy(net).to(device, dtype))
+    expected = outcome(oracle, *(x.double() for x in inputs))
+    actual = outcome(swapped, *(x.to(device, dtype) for x in inputs))
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        assert (actual[name] is None) == (value is None), name
+        if value is not None:
+            assert_close(actual[name], value, dtype, scale=scale)
+    return swapped
+
+
+def image(*shape):
+    return torch.randn(shape or (4, 3, 8, 8))
+
+
+class Ops(TorchDispatchMode):
+    """Collects the names of the ops that run inside a ``with`` block."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name().partition(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+def ops_of(net, x):
+    """The names of our ops that a call without gradients runs."""
+    with Ops() as ops, torch.no_grad():
+        net(x)
+    return [name for name in ops.names if name.startswith("pydl::")]
+
+
+def d2l_lenet():
+    """The book's listing, word for word."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, kernel_size=5, padding=2), nn.Sigmoid(),
+        nn.AvgPool2d(kernel_size=2, stride=2),
+        nn.Conv2d(6, 16, kernel_size=5), nn.Sigmoid(),
+        nn.AvgPool2d(kernel_size=2, stride=2),
+        nn.Flatten(),
+        nn.Linear(16 * 5 * 5, 120), nn.Sigmoid(),
+        nn.Linear(120, 84), nn.Sigmoid(),
+        nn.Linear(84, 10))  # fmt: skip
+
+
+def small_net():
+    """One of each kind of layer, on (N, 1, 8, 8)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Dropout(0.0),
+        nn.Flatten(),
+        nn.Linear(108, 4),
+        nn.BatchNorm1d(4),
+    )
+
+
+def torchs(model):
+    """A model of pydl.nn's layers, in place, as one of torch's own."""
+    for layer in model.modules():
+        if type(layer).__module__ == "pydl.nn":
+            layer.__class__ = getattr(nn, type(layer).__name__)
+    return model

@@ -1,11 +1,11 @@
-"""Tensors and modes that see torch's functions, layouts other than strided, forward mode: torch's own forward serves."""
+"""Tensors and modes that see torch's functions, other layouts, forward mode: torch's own forward serves them."""
 
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from swap_models import LAYERS, Watching, reasons
+from swap_models import LAYERS, Ops, Watching, reasons
 from testing import assert_close
 from torch import nn
 from torch.autograd import forward_ad
@@ -99,19 +99,10 @@ def test_cross_entropy_with_a_target_or_a_weight_that_overrides():
 
 def test_a_default_device_is_no_reason_to_step_aside():
     """torch.set_default_device is a function mode, too: about functions that make tensors."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Ops(TorchDispatchMode):
-        names = []
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.names.append(function.namespace)
-            return function(*args, **(kwargs or {}))
-
     net = pydl.swap(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()))
     with torch.device("cpu"), Ops() as ops:
         net(torch.randn(2, 3, 4, 4))
-    assert "pydl" in ops.names
+    assert "pydl::batch_norm_train" in ops.names
     with torch.device("cpu"):
         assert pydl.report(net).rows[0].reason == ""
 

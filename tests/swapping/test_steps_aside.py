@@ -11,6 +11,7 @@ from torch import nn
 
 import pydl
 
+
 @pytest.fixture(params=["alone", "in a Sequential"])
 def put(request):
     """What puts a layer into a model: itself, or a Sequential in which it would be fused with its neighbours."""

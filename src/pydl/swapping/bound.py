@@ -72,7 +72,7 @@ class BoundForward(Bound):
         return inspect.signature(self.__wrapped__.__get__(self.module()))
 
     def __getattr__(self, name):
-        # what the function has, as a bound method does it: __name__, __doc__, __annotations__, __code__, __globals__ ...
+        # what the function has, as a bound method does it: __name__, __annotations__, __code__, __globals__ ...
         if name in ("_module", "__func__"):  # not there yet: being copied
             raise AttributeError(name)
         return getattr(self.__wrapped__, name)

@@ -9,7 +9,16 @@ import torch
 
 from pydl import aside, backend
 from pydl.swapping.bound import BoundForward
-from pydl.swapping.chains import FOLLOWERS, Chain, has_hooks, is_called_plainly, role, state_of, why_no_chains, why_not_linked
+from pydl.swapping.chains import (
+    FOLLOWERS,
+    Chain,
+    has_hooks,
+    is_called_plainly,
+    role,
+    state_of,
+    why_no_chains,
+    why_not_linked,
+)
 from pydl.swapping.rules import class_of, rule_of
 
 _SEQUENTIAL = torch.nn.Sequential.forward, torch.nn.Sequential.__iter__

@@ -91,7 +91,11 @@ def make_report(module):
     rows = []
     for name, layer in module.named_modules():
         cls = class_of(layer)
-        if rule_of(cls) is not None or isinstance(layer, OURS) or (not any(layer.children()) and cls not in _CONTAINERS):
+        if (
+            rule_of(cls) is not None
+            or isinstance(layer, OURS)
+            or (not any(layer.children()) and cls not in _CONTAINERS)
+        ):
             served_by, reason = _status(layer, cls, device)
             if name in inside and reason:
                 served_by, reason = _serving(device)  # as part of another layer's kernel
