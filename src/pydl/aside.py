@@ -31,6 +31,8 @@ class Own:
         methods: names of the methods that its ``forward`` calls.
     """
 
+    __slots__ = ("cls", "forward", "function", "methods", "name", "namespace")
+
     def __init__(self, cls, function, *methods, namespace=F):
         self.cls, self.name, self.namespace = cls, function, namespace
         self.function = _if_torchs(getattr(namespace, function))
@@ -52,7 +54,14 @@ def steps_aside(module, own, input, other=None):
             return True
     if own.cls.forward is not own.forward or getattr(own.namespace, own.name) is not own.function:
         return True
-    return is_unusual(module, input, other)
+    return (  # as is_unusual, with a call less
+        has_torch_function_variadic(input, other)
+        or forward_ad._current_level >= 0
+        or _is_exporting()
+        or input.layout is not _strided
+        or input.is_nested
+        or _tracing_state() is not None
+    ) and _is_so(module, input, other)
 
 
 def is_unusual(module, input, other=None):

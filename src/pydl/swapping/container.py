@@ -12,8 +12,8 @@ from pydl.swapping.bound import BoundForward
 from pydl.swapping.chains import (
     FOLLOWERS,
     Chain,
-    has_hooks,
     is_called_plainly,
+    is_changed,
     role,
     state_of,
     why_no_chains,
@@ -51,7 +51,7 @@ class Plan:
     def __init__(self, module):
         self.layers = tuple(module._modules.values())
         self.classes = {}  # of layers with a role: class -> its state
-        self.links = []  # (layer, class, forward bound to the instance, whether it has hooks, names it must not have)
+        self.links = []  # (layer, class, forward bound to the instance, whether it has been changed, its parts)
         self.steps, self.chains, self.left = [], [], {}  # left: name -> why it is in no chain, where it could be
         for layer in self.layers:
             self._add(layer)
@@ -71,8 +71,7 @@ class Plan:
             return
         cls, attributes, own = type(layer), layer.__dict__, rule_of(class_of(layer)).own
         self.classes[cls] = own, state_of(cls, own)
-        replaced = tuple(attributes.get(name) for name in _INSTANCE)
-        self.links.append((layer, cls, replaced, has_hooks(attributes)))
+        self.links.append((layer, cls, attributes.get("forward"), is_changed(attributes, own), own))
 
     def _chain(self, layers):
         """The :class:`Chain` that begins with the first of ``layers`` (name, layer), or None."""
@@ -105,21 +104,26 @@ class Plan:
         """Whether nothing that the plan was made from has changed in ``module``."""
         if tuple(module._modules.values()) != self.layers:
             return False
-        for cls, own, state in self.classes:
-            if state_of(cls, own) != state:
+        for cls, own, (call, forward, torchs, function, *methods) in self.classes:
+            if (
+                cls.__call__ is not call
+                or cls.forward is not forward
+                or own.cls.forward is not torchs
+                or getattr(own.namespace, own.name) is not function
+            ):
                 return False
-        for layer, cls, replaced, hooked in self.links:
-            attributes = layer.__dict__
-            if layer.__class__ is not cls or has_hooks(attributes) is not hooked:
-                return False
-            for name, value in zip(_INSTANCE, replaced, strict=True):
-                if attributes.get(name) is not value:
+            for (name, _), method in zip(own.methods, methods, strict=True):
+                if getattr(cls, name) is not method:
                     return False
+        for layer, cls, forward, changed, own in self.links:
+            attributes = layer.__dict__
+            if (
+                layer.__class__ is not cls
+                or attributes.get("forward") is not forward
+                or is_changed(attributes, own) is not changed
+            ):
+                return False
         return True
-
-
-# what may be replaced on an instance, of all layers that have a role
-_INSTANCE = ("forward", "_compiled_call_impl", "_conv_forward", "_check_input_dim")
 
 
 class FusedForward(BoundForward):
