@@ -2,13 +2,15 @@
 
 Each class is a subclass of torch's that replaces ``forward`` alone, and reads nothing but torch's own attributes: so
 ``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (Linear, ReLU,
-Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch`` the functions called here are torch's.
+Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch`` the functions called here are torch's,
+and where torch would honour what is not its own (:mod:`pydl.aside`), torch's own forward computes.
 """
 
 import torch
 import torch.nn.functional as F
 
-from pydl import backend, functional
+from pydl import flops, functional  # noqa: F401  (formulas for torch's FLOP counter)
+from pydl.aside import Own, is_special, steps_aside
 from pydl.ops.sync_batch_norm import group_of, sync_batch_norm
 
 __all__ = [
@@ -38,19 +40,23 @@ class _Eager:
         # torch.jit.script asks every submodule for a scriptable stand-in before it compiles anything
         raise no_torchscript(f"pydl.nn.{type(self).__name__}")
 
-    def _slow_forward(self, *args, **kwargs):
-        # Module.__call__ comes here instead of forward while torch.jit.trace records
-        if any(isinstance(arg, torch.Tensor) and backend.ops_for(arg) is not None for arg in args):
-            raise no_torchscript(f"pydl.nn.{type(self).__name__}")
-        return super()._slow_forward(*args, **kwargs)
-
 
 def no_torchscript(layer):
-    """The error with which a layer refuses torch.jit."""
+    """The error with which a layer refuses torch.jit.script."""
     return RuntimeError(
-        f"TorchScript: expected every layer to be torch's own, got {layer}; torch.compile and torch.export take it, "
-        "and torch.jit takes swapped models after pydl.unswap and traces pydl.nn under pydl.backend.use('torch')"
+        f"TorchScript: expected every layer to be torch's own, got {layer}; torch.compile, torch.export, "
+        "torch.onnx.export and torch.jit.trace take it, and torch.jit.script takes swapped models after pydl.unswap"
     )
+
+
+_ACTIVATIONS = {"relu": F.relu, "sigmoid": torch.sigmoid}
+
+
+def finished(output, activation, residual=None):
+    """What our kernels do in the same pass, where torch made ``output``."""
+    if residual is not None:
+        output = output + residual
+    return output if activation is None else _ACTIVATIONS[activation](output)
 
 
 class Conv2d(_Eager, torch.nn.Conv2d):
@@ -60,13 +66,19 @@ class Conv2d(_Eager, torch.nn.Conv2d):
     ``forward`` takes :func:`~pydl.functional.conv2d`'s ``activation`` too, keyword-only.
     """
 
+    own = Own(torch.nn.Conv2d, "conv2d", "_conv_forward")
+
     def forward(self, input, *, activation=None):
-        padding = self.padding
+        if steps_aside(self, Conv2d.own, input):
+            return finished(torch.nn.Conv2d.forward(self, input), activation)
+        weight, bias, padding = self.weight, self.bias, self.padding
+        if is_special(self, weight, bias):
+            return finished(torch.nn.Conv2d._conv_forward(self, input, weight, bias), activation)
         if self.padding_mode != "zeros":
             # the border is data, not zeros: it is written out once, and the convolution itself pads nothing
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
         return functional.conv2d(
-            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation=activation
+            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=activation
         )
 
 
@@ -76,7 +88,12 @@ class _BatchNorm(_Eager):
     It takes :func:`~pydl.functional.batch_norm`'s ``residual`` and ``activation`` too, keyword-only.
     """
 
+    # _check_input_dim, which differs from rank to rank, is called whatever it is
+    own = Own(torch.nn.modules.batchnorm._BatchNorm, "batch_norm")
+
     def forward(self, input, *, residual=None, activation=None):
+        if steps_aside(self, _BatchNorm.own, input, residual):
+            return finished(torch.nn.modules.batchnorm._BatchNorm.forward(self, input), activation, residual)
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
         count = self.num_batches_tracked if self.training and self.track_running_stats else None
@@ -87,13 +104,21 @@ class _BatchNorm(_Eager):
         # Statistics that are not tracked are not handed over in training, and so cannot be written to; in eval a layer
         # without statistics normalises by its batch.
         keeps = not self.training or self.track_running_stats
+        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
+        by_batch = self.training or (mean is None and var is None)
+        mean, var = (mean, var) if keeps else (None, None)
+        if is_special(self, weight, bias):
+            if count is not None:
+                count.add_(1)
+            output = F.batch_norm(input, mean, var, weight, bias, by_batch, momentum, self.eps)
+            return finished(output, activation, residual)
         return functional.batch_norm(
             input,
-            self.running_mean if keeps else None,
-            self.running_var if keeps else None,
-            self.weight,
-            self.bias,
-            self.training or (self.running_mean is None and self.running_var is None),
+            mean,
+            var,
+            weight,
+            bias,
+            by_batch,
             momentum,
             self.eps,
             residual=residual,
@@ -139,6 +164,7 @@ class SyncBatchNorm(_BatchNorm, torch.nn.modules.batchnorm._BatchNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **bias)
         self.process_group = process_group
 
+    own = Own(torch.nn.SyncBatchNorm, "batch_norm", "_check_non_zero_input_channels")
     _check_input_dim = torch.nn.SyncBatchNorm._check_input_dim
     _check_non_zero_input_channels = torch.nn.SyncBatchNorm._check_non_zero_input_channels
 
@@ -195,35 +221,55 @@ class SyncBatchNorm(_BatchNorm, torch.nn.modules.batchnorm._BatchNorm):
 class Dropout(_Eager, torch.nn.Dropout):
     """``torch.nn.Dropout`` over :func:`pydl.functional.dropout`; any shape."""
 
+    own = Own(torch.nn.Dropout, "dropout")
+
     def forward(self, input):
+        if steps_aside(self, Dropout.own, input):
+            return torch.nn.Dropout.forward(self, input)
         return functional.dropout(input, self.p, self.training, self.inplace)
 
 
 class Dropout1d(_Eager, torch.nn.Dropout1d):
     """``torch.nn.Dropout1d`` over :func:`pydl.functional.dropout1d`; whole channels of (N, C, L) or (C, L)."""
 
+    own = Own(torch.nn.Dropout1d, "dropout1d")
+
     def forward(self, input):
+        if steps_aside(self, Dropout1d.own, input):
+            return torch.nn.Dropout1d.forward(self, input)
         return functional.dropout1d(input, self.p, self.training, self.inplace)
 
 
 class Dropout2d(_Eager, torch.nn.Dropout2d):
     """``torch.nn.Dropout2d`` over :func:`pydl.functional.dropout2d`; whole channels of (N, C, H, W)."""
 
+    own = Own(torch.nn.Dropout2d, "dropout2d")
+
     def forward(self, input):
+        if steps_aside(self, Dropout2d.own, input):
+            return torch.nn.Dropout2d.forward(self, input)
         return functional.dropout2d(input, self.p, self.training, self.inplace)
 
 
 class Dropout3d(_Eager, torch.nn.Dropout3d):
     """``torch.nn.Dropout3d`` over :func:`pydl.functional.dropout3d`; whole channels of (N, C, D, H, W)."""
 
+    own = Own(torch.nn.Dropout3d, "dropout3d")
+
     def forward(self, input):
+        if steps_aside(self, Dropout3d.own, input):
+            return torch.nn.Dropout3d.forward(self, input)
         return functional.dropout3d(input, self.p, self.training, self.inplace)
 
 
 class MaxPool2d(_Eager, torch.nn.MaxPool2d):
     """``torch.nn.MaxPool2d`` over :func:`pydl.functional.max_pool2d` (d2l chapter "Pooling"); on the CPU."""
 
+    own = Own(torch.nn.MaxPool2d, "max_pool2d")
+
     def forward(self, input):
+        if steps_aside(self, MaxPool2d.own, input):
+            return torch.nn.MaxPool2d.forward(self, input)
         return functional.max_pool2d(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
         )
@@ -232,7 +278,11 @@ class MaxPool2d(_Eager, torch.nn.MaxPool2d):
 class AvgPool2d(_Eager, torch.nn.AvgPool2d):
     """``torch.nn.AvgPool2d`` over :func:`pydl.functional.avg_pool2d` (d2l chapter "Pooling"); on the CPU."""
 
+    own = Own(torch.nn.AvgPool2d, "avg_pool2d")
+
     def forward(self, input):
+        if steps_aside(self, AvgPool2d.own, input):
+            return torch.nn.AvgPool2d.forward(self, input)
         return functional.avg_pool2d(
             input,
             self.kernel_size,
@@ -247,7 +297,11 @@ class AvgPool2d(_Eager, torch.nn.AvgPool2d):
 class CrossEntropyLoss(_Eager, torch.nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss`` over :func:`pydl.functional.cross_entropy` (d2l chapter "Softmax Regression")."""
 
+    own = Own(torch.nn.CrossEntropyLoss, "cross_entropy")
+
     def forward(self, input, target):
+        if steps_aside(self, CrossEntropyLoss.own, input, target) or is_special(self, self.weight):
+            return torch.nn.CrossEntropyLoss.forward(self, input, target)
         return functional.cross_entropy(
             input,
             target,

@@ -1,8 +1,15 @@
-"""Modules as people write them, for the tests of fusing: d2l's, torchvision's, and in-place spellings."""
+"""Modules and layers that the tests of swapping share."""
+
+import copy
+from typing import ClassVar
 
 import torch
+from testing import assert_close
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pydl
 
 
 def small_sequential():
@@ -41,67 +48,121 @@ class Residual(nn.Module):
         return F.relu(Y)
 
 
-class TorchvisionBlock(nn.Module):
-    """The shape of torchvision's BasicBlock: one ReLU in place for both, a shortcut that may be None."""
+# name of the class -> (layer, shape of its input, the function that torch's forward ends in)
+LAYERS = {
+    "Conv2d": (lambda: nn.Conv2d(5, 7, (3, 2), padding=1), (3, 5, 9, 6), "conv2d"),
+    "BatchNorm1d": (lambda: nn.BatchNorm1d(6), (4, 6, 5), "batch_norm"),
+    "BatchNorm2d": (lambda: nn.BatchNorm2d(6), (4, 6, 5, 3), "batch_norm"),
+    "BatchNorm3d": (lambda: nn.BatchNorm3d(2), (3, 2, 5, 3, 4), "batch_norm"),
+    "Dropout": (lambda: nn.Dropout(0.3), (11, 13), "dropout"),
+    "Dropout1d": (lambda: nn.Dropout1d(0.3), (5, 6, 7), "dropout1d"),
+    "Dropout2d": (lambda: nn.Dropout2d(0.3), (5, 6, 7, 2), "dropout2d"),
+    "Dropout3d": (lambda: nn.Dropout3d(0.3), (5, 6, 3, 2, 4), "dropout3d"),
+    "MaxPool2d": (lambda: nn.MaxPool2d(3, 2, 1), (2, 3, 11, 8), "max_pool2d"),
+    "AvgPool2d": (lambda: nn.AvgPool2d((2, 3)), (2, 3, 11, 8), "avg_pool2d"),
+}
 
-    def __init__(self, in_channels, channels, stride):
+
+class Watching(torch.Tensor):
+    """A tensor that notes the functions of torch that it is given to."""
+
+    seen: ClassVar[list] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.seen.append(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def reasons(net):
+    """All that the report says of why layers are not served, or not fused."""
+    return " / ".join(f"{row.reason} {row.fused}" for row in pydl.report(net).rows)
+
+
+def fused(net):
+    """{name: what the report says is computed with it or where it is computed} of the layers that are fused."""
+    return {row.name: row.fused for row in pydl.report(net).rows if row.fused.startswith(("with", "in "))}
+
+
+def outcome(net, *inputs):
+    """Output, gradients of inputs and parameters for a gradient that is not all ones, buffers: everything by name."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    net.zero_grad()
+    output = net(*inputs)
+    found = {"output": output.detach().clone()}
+    if output.requires_grad:
+        output.backward(torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view(output.shape).to(output.device))
+        found |= {f"input {i}": x.grad for i, x in enumerate(inputs)}
+        found |= {f"gradient of {name}": p.grad for name, p in net.named_parameters()}
+    return found | {f"buffer {name}": b.clone() for name, b in net.named_buffers()}
+
+
+def assert_as_unfused(net, *inputs, dtype=torch.float64, device="cpu", scale=100):
+    """The model, swapped, computes what torch computes in float64; both are copies."""
+    oracle = copy.deepcopy(net).double()
+    swapped = pydl.swap(copy.deepcopy(net).to(device, dtype))
+    expected = outcome(oracle, *(x.double() for x in inputs))
+    actual = outcome(swapped, *(x.to(device, dtype) for x in inputs))
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        assert (actual[name] is None) == (value is None), name
+        if value is not None:
+            assert_close(actual[name], value, dtype, scale=scale)
+    return swapped
+
+
+def image(*shape):
+    return torch.randn(shape or (4, 3, 8, 8))
+
+
+class Ops(TorchDispatchMode):
+    """Collects the names of the ops that run inside a ``with`` block."""
+
+    def __init__(self):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-        )
+        self.names = []
 
-    def forward(self, x):
-        return self._forward(x)
-
-    def _forward(self, x):
-        identity = x
-        out = self.conv1(x)
-        out = self.bn1(out)
-        out = self.relu(out)
-        out = self.conv2(out)
-        out = self.bn2(out)
-        if self.downsample is not None:
-            identity = self.downsample(x)
-        out += identity
-        return self.relu(out)
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name().partition(".")[0])
+        return function(*args, **(kwargs or {}))
 
 
-class InPlaceResidual(nn.Module):
-    """Every in-place spelling that autograd allows."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-        self.bn1, self.bn2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-
-    def forward(self, x):
-        y = self.bn1(self.conv1(x)).relu_()
-        y = self.bn2(self.conv2(y))
-        y.add_(x)
-        return F.relu(y, inplace=True)
+def ops_of(net, x):
+    """The names of our ops that a call without gradients runs."""
+    with Ops() as ops, torch.no_grad():
+        net(x)
+    return [name for name in ops.names if name.startswith("pydl::")]
 
 
-class Inception(nn.Module):
-    """d2l's listing ("Multi-Branch Networks"), but for the lazy layers."""
+def d2l_lenet():
+    """The book's listing, word for word."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, kernel_size=5, padding=2), nn.Sigmoid(),
+        nn.AvgPool2d(kernel_size=2, stride=2),
+        nn.Conv2d(6, 16, kernel_size=5), nn.Sigmoid(),
+        nn.AvgPool2d(kernel_size=2, stride=2),
+        nn.Flatten(),
+        nn.Linear(16 * 5 * 5, 120), nn.Sigmoid(),
+        nn.Linear(120, 84), nn.Sigmoid(),
+        nn.Linear(84, 10))  # fmt: skip
 
-    def __init__(self, in_channels, c1, c2, c3, c4):
-        super().__init__()
-        self.b1_1 = nn.Conv2d(in_channels, c1, kernel_size=1)
-        self.b2_1 = nn.Conv2d(in_channels, c2[0], kernel_size=1)
-        self.b2_2 = nn.Conv2d(c2[0], c2[1], kernel_size=3, padding=1)
-        self.b3_1 = nn.Conv2d(in_channels, c3[0], kernel_size=1)
-        self.b3_2 = nn.Conv2d(c3[0], c3[1], kernel_size=5, padding=2)
-        self.b4_1 = nn.MaxPool2d(kernel_size=3, stride=1, padding=1)
-        self.b4_2 = nn.Conv2d(in_channels, c4, kernel_size=1)
 
-    def forward(self, x):
-        b1 = F.relu(self.b1_1(x))
-        b2 = F.relu(self.b2_2(F.relu(self.b2_1(x))))
-        b3 = F.relu(self.b3_2(F.relu(self.b3_1(x))))
-        b4 = F.relu(self.b4_2(self.b4_1(x)))
-        return torch.cat((b1, b2, b3, b4), dim=1)
+def small_net():
+    """One of each kind of layer, on (N, 1, 8, 8)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Dropout(0.0),
+        nn.Flatten(),
+        nn.Linear(108, 4),
+        nn.BatchNorm1d(4),
+    )
+
+
+def torchs(model):
+    """A model of pydl.nn's layers, in place, as one of torch's own."""
+    for layer in model.modules():
+        if type(layer).__module__ == "pydl.nn":
+            layer.__class__ = getattr(nn, type(layer).__name__)
+    return model

@@ -1,19 +1,17 @@
-"""pydl.swap, unswap and report: one test per promise, mostly on the book's own LeNet, written with torch.nn."""
+"""pydl.swap and unswap: one test per promise, mostly on the book's own LeNet, written with torch.nn."""
 
 import copy
-import gc
-import io
-import multiprocessing
-import pickle
-import weakref
 
 import pytest
 import torch
+from swap_models import (
+    d2l_lenet,
+    ops_of,
+    small_net,
+)
 from testing import assert_close
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pydl
 from pydl.swapping import SwappedForward, is_swapped
@@ -35,48 +33,6 @@ SERVED = [
     nn.LazyBatchNorm2d(),
     nn.LazyBatchNorm3d(),
 ]
-
-
-def d2l_lenet():
-    """The book's listing, word for word."""
-    return nn.Sequential(
-        nn.Conv2d(1, 6, kernel_size=5, padding=2), nn.Sigmoid(),
-        nn.AvgPool2d(kernel_size=2, stride=2),
-        nn.Conv2d(6, 16, kernel_size=5), nn.Sigmoid(),
-        nn.AvgPool2d(kernel_size=2, stride=2),
-        nn.Flatten(),
-        nn.Linear(16 * 5 * 5, 120), nn.Sigmoid(),
-        nn.Linear(120, 84), nn.Sigmoid(),
-        nn.Linear(84, 10))  # fmt: skip
-
-
-def small_net():
-    """One of each kind of layer, on (N, 1, 8, 8)."""
-    return nn.Sequential(
-        nn.Conv2d(1, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.ReLU(),
-        nn.Dropout(0.0),
-        nn.Flatten(),
-        nn.Linear(108, 4),
-        nn.BatchNorm1d(4),
-    )
-
-
-class OurOps(TorchDispatchMode):
-    """Counts the calls of our ops inside a ``with`` block."""
-
-    seen = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen += function.namespace.startswith("pydl")
-        return function(*args, **(kwargs or {}))
-
-
-def calls_of_our_ops(net, x):
-    with OurOps() as ours, torch.no_grad():
-        net(x)
-    return ours.seen
 
 
 def test_types_keys_repr_and_hooks_stay():
@@ -131,11 +87,11 @@ def test_every_served_class_is_swapped(layer):
 
 def test_our_ops_run_under_swap_and_not_under_the_torch_backend():
     net, x = small_net(), torch.randn(4, 1, 8, 8)
-    assert calls_of_our_ops(net, x) == 0
-    assert calls_of_our_ops(pydl.swap(net), x) >= 3
+    assert ops_of(net, x) == []
+    assert len(ops_of(pydl.swap(net), x)) >= 3
     with pydl.backend.use("torch"):
-        assert calls_of_our_ops(net, x) == 0
-    assert calls_of_our_ops(pydl.unswap(net), x) == 0
+        assert ops_of(net, x) == []
+    assert ops_of(pydl.unswap(net), x) == []
 
 
 def test_each_layer_called_alone_gives_its_own_output():
@@ -161,174 +117,6 @@ def test_unswap_leaves_nothing_behind():
     pydl.unswap(pydl.swap(net))
     assert [list(m.__dict__) for m in net.modules()] == before
     assert net[0].forward.__func__ is nn.Conv2d.forward
-
-
-def assert_independent_twin(net, twin):
-    """``twin`` is swapped, computes with its own parameters and switches, and ``net`` is untouched by it."""
-    x = torch.randn(4, 1, 8, 8)
-    net.eval()
-    twin.eval()
-    assert is_swapped(twin[0])
-    assert twin[0].forward.module() is twin[0]
-    assert torch.equal(net(x), twin(x))
-    expected = net(x)
-    with torch.no_grad():
-        twin[0].weight.add_(1)
-    assert not torch.equal(net(x), twin(x))
-    assert torch.equal(net(x), expected)
-    twin(x).sum().backward()
-    assert net[0].weight.grad is None
-    assert twin[0].weight.grad is not None
-
-
-def test_deepcopy():
-    net = pydl.swap(small_net())
-    twin = copy.deepcopy(net)
-    assert_independent_twin(net, twin)
-    pydl.unswap(twin)
-    assert is_swapped(net[0])
-
-
-def test_copy_of_a_layer_has_its_own_switches():
-    layer = pydl.swap(nn.Conv2d(1, 2, 3))
-    twin = copy.copy(layer)
-    assert is_swapped(twin)
-    twin.padding, twin._reversed_padding_repeated_twice = (1, 1), [1, 1, 1, 1]
-    x = torch.randn(1, 1, 6, 6)
-    assert twin(x).shape == (1, 2, 6, 6)
-    assert layer(x).shape == (1, 2, 4, 4)
-    dropout = pydl.swap(nn.Dropout(0.5))
-    twin = copy.copy(dropout).eval()
-    assert twin(x) is x
-    assert dropout(x) is not x
-
-
-def test_copies_share_parameters_as_torchs_do():
-    layer = pydl.swap(nn.Conv2d(1, 2, 3))
-    assert copy.copy(layer).weight is layer.weight
-    assert copy.deepcopy(layer).weight is not layer.weight
-
-
-def through_save(net):
-    file = io.BytesIO()
-    torch.save(net, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize("copier", [through_save, lambda net: pickle.loads(pickle.dumps(net))], ids=["torch", "pickle"])
-@pytest.mark.parametrize("compact", [False, True], ids=["", "old protocol"])
-def test_save_and_load_of_a_whole_model(copier, compact):
-    if compact:
-        copier = lambda net: pickle.loads(pickle.dumps(net, protocol=2))  # noqa: E731
-    net = pydl.swap(small_net())
-    assert_independent_twin(net, copier(net))
-
-
-def test_load_with_weights_only_needs_our_name_among_the_safe_ones():
-    from collections import OrderedDict
-
-    net = pydl.swap(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()))
-    file = io.BytesIO()
-    torch.save(net, file)
-    safe = [nn.Sequential, nn.Conv2d, nn.ReLU, OrderedDict, set]
-    with torch.serialization.safe_globals(safe):
-        file.seek(0)
-        with pytest.raises(pickle.UnpicklingError, match=r"pydl\.swapping\.rebuild"):
-            torch.load(file, weights_only=True)
-    with torch.serialization.safe_globals([*safe, pydl.swapping.rebuild]):
-        file.seek(0)
-        twin = torch.load(file, weights_only=True)
-    assert twin[0].forward.module() is twin[0]
-
-
-def test_state_dicts_pass_between_swapped_and_plain():
-    net, plain = pydl.swap(small_net()), small_net()
-    x = torch.randn(4, 1, 8, 8)
-    net(x)
-    file = io.BytesIO()
-    torch.save(net.state_dict(), file)
-    file.seek(0)
-    plain.load_state_dict(torch.load(file, weights_only=True))
-    assert_close(plain.eval()(x), net.eval()(x).double(), scale=5)
-    net.load_state_dict(small_net().state_dict())
-
-
-def test_data_parallel_replicas_use_their_own_parameters():
-    # What torch.nn.parallel.replicate does with each module, without its broadcast, which needs GPUs: a shallow copy
-    # whose parameters are then set as plain attributes.
-    layer = pydl.swap(nn.Conv2d(1, 2, 3, bias=False))
-    replica = layer._replicate_for_data_parallel()
-    replica.weight, replica._parameters["bias"] = torch.full((2, 1, 3, 3), 0.5, requires_grad=True) * 2, None
-    assert replica._is_replica
-    assert not hasattr(layer, "_is_replica")
-    assert replica.forward.module() is replica
-    assert_close(replica(torch.ones(1, 1, 3, 3)), torch.full((1, 2, 1, 1), 9.0).double())
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs on this machine")
-def test_data_parallel():
-    net = pydl.swap(small_net()).cuda()
-    x = torch.randn(8, 1, 8, 8, device="cuda")
-    nn.DataParallel(net)(x).sum().backward()
-    assert net[0].weight.grad is not None
-
-
-def test_lazy_layers_are_swapped_before_they_take_shape():
-    def build():
-        torch.manual_seed(3)
-        return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
-
-    x = torch.randn(4, 2, 7, 7)
-    net, plain = pydl.swap(build()), build()
-    twin = through_save(net)  # torch has no deepcopy of lazy buffers
-    torch.manual_seed(4)
-    expected = plain(x)
-    for swapped in (net, twin):
-        torch.manual_seed(4)
-        assert_close(swapped(x), expected.double(), scale=5)
-        assert type(swapped[0]) is nn.Conv2d
-        assert type(swapped[1]) is nn.BatchNorm2d
-        assert swapped[0].forward.module() is swapped[0]
-    assert repr(net) == repr(plain)
-    assert [row.served_by.split()[0] for row in pydl.report(net).rows[:2]] == ["cpu", "cpu"]
-    pydl.unswap(net)
-    assert [set(m.__dict__) for m in net.modules()] == [set(m.__dict__) for m in plain.modules()]
-
-
-def _loss_in_child(net, x, queue):
-    queue.put((is_swapped(net[0]), net(x).sum().item()))
-
-
-def test_pickling_to_another_process():
-    net, x = pydl.swap(small_net()).eval(), torch.randn(2, 1, 8, 8)
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_loss_in_child, args=(net, x, queue))
-    process.start()
-    try:
-        swapped, loss = queue.get(timeout=60)
-    finally:
-        process.join(timeout=30)
-    assert swapped
-    assert loss == pytest.approx(net(x).sum().item(), rel=1e-5)
-
-
-def test_memory_is_freed_without_the_garbage_collector():
-    gc.disable()
-    try:
-        net = pydl.swap(small_net())
-        weight = weakref.ref(net[0].weight)
-        del net
-        assert weight() is None
-    finally:
-        gc.enable()
-
-
-def test_a_forward_that_outlives_its_layer_says_so():
-    forward = pydl.swap(nn.Dropout(0.5)).forward
-    with pytest.raises(ReferenceError, match="keep the module"):
-        forward(torch.ones(3))
 
 
 def test_hooks_weights_and_modes_act():
@@ -429,26 +217,6 @@ def test_a_forward_replaced_on_the_instance_is_kept():
     assert not any(isinstance(value, SwappedForward) for value in layer.__dict__.values())
 
 
-def test_a_dict_taken_over_from_another_layer_is_repaired_by_swap():
-    layer = pydl.swap(nn.Dropout(0.5))
-    twin = nn.Dropout.__new__(nn.Dropout)
-    twin.__dict__ = layer.__dict__.copy()
-    assert pydl.report(twin).rows[0].reason == "not swapped"
-    assert pydl.swap(twin).forward.module() is twin
-    assert layer.forward.module() is layer
-
-
-def test_shared_layers_and_slices():
-    shared = nn.Conv2d(2, 2, 3, padding=1)
-    net = pydl.swap(nn.Sequential(shared, nn.ReLU(), shared))
-    x = torch.randn(1, 2, 5, 5)
-    assert_close(net(x), pydl.unswap(copy.deepcopy(net))(x).double(), scale=5)
-    assert net[:2][0] is shared
-    assert copy.deepcopy(net)[0] is not shared
-    twin = copy.deepcopy(net)
-    assert twin[0] is twin[2]
-
-
 def test_layers_added_later_are_reported_and_swapped_by_a_second_call():
     net = pydl.swap(nn.Sequential(nn.Conv2d(1, 2, 3)))
     net.append(nn.BatchNorm2d(2))
@@ -456,109 +224,10 @@ def test_layers_added_later_are_reported_and_swapped_by_a_second_call():
     assert pydl.report(pydl.swap(net)).rows[1].reason == ""
 
 
-def test_report():
-    net = pydl.swap(d2l_lenet())
-    report = pydl.report(net)
-    assert [(row.name, row.layer) for row in report.rows] == [
-        (str(i), type(layer).__name__) for i, layer in enumerate(net)
-    ]
-    with pydl.backend.isa("baseline"):
-        assert pydl.report(net).rows[0].served_by == "cpu baseline"
-    assert report.rows[0].served_by == f"cpu {pydl.backend.current_isa()}"
-    assert report.rows[1] == pydl.swapping.Row("1", "Sigmoid", report.rows[0].served_by, "", "in 0")
-    assert report.rows[2] == pydl.swapping.Row("2", "AvgPool2d", report.rows[0].served_by, "")
-    assert report.rows[8] == pydl.swapping.Row("8", "Sigmoid", "torch", "pydl has no kernel for Sigmoid")
-    with pydl.backend.use("torch"):
-        assert pydl.report(net).rows[0].reason == "the backend torch was asked for"
-    text = str(report)
-    assert "served by" in text.splitlines()[0]
-    assert text.endswith("pydl serves 6 of 12 layers")
-    assert repr(report) == text
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=100)
-    console.print(report)
-    assert "Conv2d" in console.file.getvalue()
-    loss = pydl.report(pydl.swap(nn.CrossEntropyLoss()))
-    assert [(row.layer, row.reason) for row in loss.rows] == [("CrossEntropyLoss", "")]
-
-
-def test_report_of_pydl_nn_and_of_meta_tensors():
-    class Own(pydl.nn.Conv2d):
-        def forward(self, input):
-            return super().forward(input) + 1
-
-    rows = pydl.report(nn.Sequential(pydl.nn.Conv2d(1, 2, 3), Own(1, 1, 1), nn.Sequential())).rows
-    assert [row.reason for row in rows] == ["", "its forward is its own"]
-    with pydl.backend.use("cpu"):
-        row = pydl.report(pydl.swap(nn.Conv2d(1, 2, 3, device="meta"))).rows[0]
-    assert (row.served_by, row.reason) == ("torch", "meta tensors hold no data")
-
-
-def test_report_on_a_device_that_no_backend_serves():
-    layer = pydl.swap(nn.Conv2d(1, 2, 3, bias=False))
-    with FakeTensorMode():
-        layer.weight = nn.Parameter(torch.empty(2, 1, 3, 3, device="mps"))
-    row = pydl.report(layer).rows[0]
-    assert row.served_by == "nothing"
-    assert "got one on 'mps'; use('torch') serves it" in row.reason
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_compile_fullgraph(training):
-    net = pydl.swap(d2l_lenet()).train(training)
-    twin = copy.deepcopy(net)
-    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
-    x, target = torch.randn(3, 1, 28, 28), torch.tensor([1, 5, 7])
-    loss = pydl.swap(nn.CrossEntropyLoss())
-    loss(net(x), target).backward()
-    torch.compile(loss, fullgraph=True, backend="aot_eager")(compiled(x), target).backward()
-    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
-        assert_close(q.grad, p.grad.double(), scale=5)
-
-
-def test_compile_notices_swap_and_unswap():
-    torch._dynamo.reset()
-    net, x = small_net().eval(), torch.randn(2, 1, 8, 8)
-    served = []
-
-    def backend(graph, inputs):
-        served.append("pydl" in graph.code)
-        return graph
-
-    compiled = torch.compile(net, backend=backend)
-    with torch.no_grad():
-        compiled(x)
-        pydl.swap(net)
-        compiled(x)
-        pydl.unswap(net)
-        compiled(x)
-    assert served[:2] == [False, True]
-    assert not served[-1] or len(served) == 2  # the first graph is used again
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_export(strict):
-    net, x = pydl.swap(d2l_lenet()).eval(), torch.randn(2, 1, 28, 28)
-    program = torch.export.export(net, (x,), strict=strict)
-    assert_close(program.module()(x), net(x).double())
-    assert any("pydl" in str(node.target) for node in program.graph.nodes)
-
-
 def test_symbolic_trace_keeps_swapped_layers():
     net = pydl.swap(d2l_lenet())
     traced = torch.fx.symbolic_trace(net)
     assert is_swapped(traced.get_submodule("0"))
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_torchscript_is_refused_in_words():
-    for net in (pydl.swap(nn.Dropout(0.5)), pydl.swap(d2l_lenet())):
-        with pytest.raises(RuntimeError, match=r"TorchScript: expected .* after pydl\.unswap"):
-            torch.jit.script(net)
-        with pytest.raises(RuntimeError, match=r"TorchScript: expected .* after pydl\.unswap"):
-            torch.jit.trace(net, (torch.randn(2, 1, 28, 28),))
-    torch.jit.script(pydl.unswap(net))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

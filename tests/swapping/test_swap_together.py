@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from swap_models import Residual
 from testing import assert_close
 from torch import nn
 
 import pydl
+from pydl.swapping.chains import normalised
 
 
 def block(**options):
@@ -112,28 +112,38 @@ def test_layers_that_are_called_one_by_one(make):
         assert_close(actual, value, scale=100)
 
 
-class Shortcut(nn.Module):
-    """A residual without an activation, of the input's shape or one that broadcasts."""
+class Named(nn.Module):
+    """A residual by name, as in our own models."""
 
-    def __init__(self, broadcasts):
+    def __init__(self, activation):
         super().__init__()
-        self.conv, self.norm, self.broadcasts = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), broadcasts
+        self.conv, self.norm, self.activation = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), activation
 
     def forward(self, x):
-        y = self.norm(self.conv(x))
-        return y + (x[:1] if self.broadcasts else x)
+        return normalised(self.conv, self.norm, x, x, self.activation)
 
 
 @pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
-@pytest.mark.parametrize("make", [lambda: Residual(3, 3), lambda: Shortcut(False), lambda: Shortcut(True)])
-def test_residuals_of_the_same_shape_are_part_of_it(make, second):
-    net, x = make().double(), torch.randn(4, 3, 6, 6).double()
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", None])
+def test_residuals_are_part_of_it(activation, second):
+    net, x = Named(activation).double(), torch.randn(4, 3, 6, 6).double()
     output, found = derivatives(pydl.swap(copy.deepcopy(net)), x, second)
-    assert is_one_node(output) == (not getattr(net, "broadcasts", False))
+    assert is_one_node(output)
     expected_output, expected = derivatives(net, x, second)
+    assert not is_one_node(expected_output)
     assert_close(output, expected_output, scale=10)
     for actual, value in zip(found, expected, strict=True):
         assert_close(actual, value, scale=300 if second else 100)
+
+
+def test_a_hook_sees_its_layer_of_a_named_chain():
+    net, x, seen = pydl.swap(Named("relu")), torch.randn(4, 3, 6, 6), []
+    handle = net.norm.register_forward_hook(lambda module, args, output: seen.append(output.min().item()))
+    expected = net(x)
+    assert seen[0] < 0
+    handle.remove()
+    assert_close(net(x), expected.double(), scale=10)
+    assert len(seen) == 1
 
 
 def test_one_image_of_one_pixel_is_refused_as_torch_does():

@@ -1,10 +1,11 @@
 """GoogLeNet: Inception blocks of four parallel branches, concatenated."""
 
 import torch
-from torch.nn import Linear, Module, ReLU, Sequential
+from torch.nn import Linear, Module, Sequential
 
 from pydl.models._registry import check_input_size, check_variant, register
 from pydl.nn import BatchNorm2d, Conv2d, Dropout, MaxPool2d
+from pydl.swapping.chains import normalised
 
 # channels of each block: 1×1 | 1×1 then 3×3 | 1×1 then 5×5 | 1×1 after pooling
 BLOCKS = {
@@ -28,11 +29,9 @@ class BasicConv2d(Module):
         normalised = variant == "torchvision"
         self.conv = Conv2d(in_channels, channels, bias=not normalised, **options)
         self.bn = BatchNorm2d(channels, eps=0.001) if normalised else None
-        self.relu = ReLU()
 
     def forward(self, x):
-        x = self.conv(x)
-        return self.relu(x if self.bn is None else self.bn(x))
+        return normalised(self.conv, self.bn, x)
 
 
 class Inception(Module):

@@ -1,10 +1,10 @@
 """Residual networks with pre-activation, x + f(relu(bn(x))): nothing stands on the path of the identity."""
 
-import torch.nn.functional as F
 from torch.nn import Linear, Module, Sequential
 
 from pydl.models._registry import check_input_size, register
 from pydl.nn import BatchNorm2d, Conv2d, Dropout, MaxPool2d
+from pydl.swapping.chains import normalised
 
 
 class PreActBlock(Module):
@@ -22,10 +22,10 @@ class PreActBlock(Module):
             self.shortcut = Conv2d(in_channels, channels, kernel_size=1, stride=stride, bias=False)
 
     def forward(self, x):
-        y = F.relu(self.bn1(x))
+        y = normalised(None, self.bn1, x)
         if self.shortcut is not None:
             x = self.shortcut(y)  # where the shape changes there is no identity to keep clear, and y is ready
-        y = F.relu(self.bn2(self.conv1(y)))
+        y = normalised(self.conv1, self.bn2, y)
         if self.dropout is not None:
             y = self.dropout(y)
         return x + self.conv2(y)
@@ -48,7 +48,7 @@ class PreActResNet(Module):
         self.fc = Linear(channels, num_classes)
 
     def forward(self, x):
-        x = F.relu(self.bn(self.stages(self.stem(x))))
+        x = normalised(None, self.bn, self.stages(self.stem(x)))
         return self.fc(x.mean(dim=(2, 3)))
 
 

@@ -1,10 +1,10 @@
 """Residual networks: blocks that compute relu(x + f(x)); the book's ResNet-18, ResNet-50 and ResNeXt-50."""
 
-import torch.nn.functional as F
 from torch.nn import Linear, Module, Sequential
 
 from pydl.models._registry import check_input_size, check_variant, register
 from pydl.nn import BatchNorm2d, Conv2d, MaxPool2d
+from pydl.swapping.chains import normalised
 
 WIDTHS = (64, 128, 256, 512)  # of the four stages
 
@@ -24,9 +24,8 @@ class BasicBlock(Module):
         self.downsample = shortcut(in_channels, channels, stride, variant)
 
     def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = normalised(self.conv1, self.bn1, x)
+        return normalised(self.conv2, self.bn2, y, x if self.downsample is None else self.downsample(x))
 
 
 class Bottleneck(Module):
@@ -46,10 +45,9 @@ class Bottleneck(Module):
         self.downsample = shortcut(in_channels, channels * 4, stride, variant)
 
     def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = normalised(self.conv1, self.bn1, x)
+        y = normalised(self.conv2, self.bn2, y)
+        return normalised(self.conv3, self.bn3, y, x if self.downsample is None else self.downsample(x))
 
 
 def shortcut(in_channels, channels, stride, variant):
@@ -80,7 +78,7 @@ class ResNet(Module):
         self.fc = Linear(channels, num_classes)
 
     def forward(self, x):
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(normalised(self.conv1, self.bn1, x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean(dim=(2, 3)))
 

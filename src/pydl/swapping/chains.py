@@ -4,37 +4,40 @@
     batch norm (→ + residual) (→ ReLU or sigmoid)       one pass over the tensor instead of two or three
     convolution → batch norm (→ all of that)            in evaluation without gradients: the batch norm is folded into
                                                         the convolution's weights if there is no residual; else as
-                                                        above, and in training one node of the graph (training.py)
+                                                        above, and in training one node of the graph (node.py)
 
-What is saved is the reading and writing of whole intermediate tensors, and their allocation.
+What is saved is the reading and writing of whole intermediate tensors, and their allocation. Chains are found among the
+neighbours of a ``Sequential`` (container.py), and named by our own models (:func:`normalised`).
 """
 
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.modules import module as _module
 from torch.nn.utils.parametrize import is_parametrized
 
-from pydl import functional, nn
+from pydl import aside, functional, nn
 from pydl.ops import _library
-from pydl.swapping.binding import is_swapped
-from pydl.swapping.served import why_left
-from pydl.swapping.training import trained_together
+from pydl.ops._pair import pair
+from pydl.swapping.layer import is_swapped, why_aside, why_left
+from pydl.swapping.node import trained_together
+from pydl.swapping.rules import OURS, RULES, class_of, rule_of
 
-_CONVOLUTIONS = {torch.nn.Conv2d, nn.Conv2d}
-_NORMS = {
-    cls
-    for name in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d")
-    for cls in (getattr(torch.nn, name), getattr(nn, name))
+FOLLOWERS = {  # role -> the roles that may follow it
+    "convolution": ("norm", "activation"),
+    "norm": ("activation",),
+    "activation": (),
 }
-_ROLES = {
-    **dict.fromkeys(_CONVOLUTIONS, "convolution"),
-    **dict.fromkeys(_NORMS, "norm"),
-    torch.nn.ReLU: "relu",
-    torch.nn.Sigmoid: "sigmoid",
-}
-ACTIVATIONS = ("relu", "sigmoid")
-_LAZY = {torch.nn.LazyConv2d, torch.nn.LazyBatchNorm1d, torch.nn.LazyBatchNorm2d, torch.nn.LazyBatchNorm3d}
-_LAZY |= {getattr(nn, cls.__name__) for cls in _LAZY}
+
+
+def role(layer):
+    """``convolution``, ``norm`` or ``activation`` for a layer that may be a link of a chain, else an empty text.
+
+    Parametrised and lazy layers have the role of what they are made from, so that the report can say why they are left
+    alone (:func:`why_not_linked`).
+    """
+    rule = rule_of(class_of(layer))
+    return "" if rule is None else rule.role
 
 
 def has_hooks(attributes):
@@ -47,27 +50,110 @@ def has_hooks(attributes):
     )
 
 
-def role(layer):
-    """``convolution``, ``norm``, ``relu`` or ``sigmoid`` for a layer that may be a link of a chain, else None.
+def is_changed(attributes, own):
+    """Whether what stands on an instance, with this ``__dict__``, keeps its call from being torch's forward alone."""
+    if (
+        attributes["_forward_hooks"]
+        or attributes["_forward_pre_hooks"]
+        or attributes["_backward_hooks"]
+        or attributes["_backward_pre_hooks"]
+        or "_compiled_call_impl" in attributes
+    ):
+        return True
+    return any(name in attributes for name, _ in own.methods) if own.methods else False
 
-    By exact type, since a subclass may compute something else; parametrised and lazy layers have the role of what they
-    are made from, so that the report can say why they are left alone (:func:`why_not_linked`).
-    """
-    cls = type(layer)
-    if cls in _LAZY:
-        return _ROLES[cls.cls_to_become]
-    return _ROLES.get(cls.__bases__[0] if is_parametrized(layer) else cls)
+
+# global hooks see every call of every module: nothing is fused while there is one
+_GLOBAL_HOOKS = tuple(
+    getattr(_module, f"_global_{name}")
+    for name in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+)
+_CALL = torch.nn.Module.__call__, torch.nn.Module._call_impl
+
+
+def is_called_plainly():
+    """Whether nothing sees every call of every module."""
+    hooks, module = _GLOBAL_HOOKS, torch.nn.Module
+    return not (hooks[0] or hooks[1] or hooks[2] or hooks[3]) and (
+        module.__call__ is _CALL[0] and module._call_impl is _CALL[1]
+    )
+
+
+def why_no_chains():
+    """Why every layer is called by itself at this moment, in words, or None."""
+    if any(_GLOBAL_HOOKS):
+        return "hooks of all modules are to see each layer"
+    if (torch.nn.Module.__call__, torch.nn.Module._call_impl) != _CALL:
+        return "torch.nn.Module's call was replaced"
+    return aside.why_now()
+
+
+def state_of(cls, own):
+    """What decides, on a class, whether its instances may be links: compared by identity at each call."""
+    methods = [getattr(cls, name) for name, _ in own.methods]
+    return (cls.__call__, cls.forward, own.cls.forward, getattr(own.namespace, own.name), *methods)
+
+
+# as torch has it, and as we do
+_STATES = {
+    cls: (torch.nn.Module.__call__, cls.forward, rule.own.forward, rule.own.function, *dict(rule.own.methods).values())
+    for rule in RULES
+    if rule.role
+    for cls in (rule.torchs, rule.ours)
+    if cls is not None
+}
 
 
 def why_not_linked(layer):
     """Why a layer that has a role is called by itself; None where it may be a link of a chain."""
-    if has_hooks(layer.__dict__):
-        return "has not seen its first input" if type(layer) in _LAZY else "has hooks"
+    cls, attributes = type(layer), layer.__dict__
+    if has_hooks(attributes):
+        return "has not seen its first input" if "cls_to_become" in cls.__dict__ else "has hooks"
     if is_parametrized(layer):
         return "parametrised"
-    if type(layer) in _ROLES and type(layer).__module__.startswith("torch.") and role(layer) not in ACTIVATIONS:
-        return None if is_swapped(layer) else why_left(layer) or "not swapped"
-    return "its forward was replaced on the instance" if "forward" in layer.__dict__ else None
+    rule = rule_of(cls)
+    if "_compiled_call_impl" in attributes and attributes["_compiled_call_impl"] is not None:
+        return "compiled by itself"
+    if rule.ours is None or cls is rule.ours:
+        if "forward" in attributes:
+            return "its forward was replaced on the instance"
+    elif not is_swapped(layer):
+        return why_left(layer) or "not swapped"
+    if state_of(cls, rule.own) != _STATES[cls] or any(name in attributes for name, _ in rule.own.methods):
+        return why_aside(layer) or "its call was replaced on the class"
+    return None
+
+
+def _is_link(layer):
+    """Whether :func:`why_not_linked` has nothing to say, in a fraction of its time."""
+    cls = type(layer)
+    state = _STATES.get(cls)
+    if state is None:
+        return False
+    own = rule_of(cls).own
+    served = "forward" not in layer.__dict__ if cls in OURS else is_swapped(layer)
+    return served and not is_changed(layer.__dict__, own) and state_of(cls, own) == state
+
+
+def normalised(convolution, norm, input, residual=None, activation="relu"):
+    """activation(norm(convolution(input)) + residual), for a model that names its chains.
+
+    Args:
+        convolution: a Conv2d, ours or torch's, or None.
+        norm: a BatchNorm2d, or None.
+        input: (N, C, H, W).
+        residual: a tensor of the result's shape that is added before the activation, or None.
+        activation: None, "relu" or "sigmoid".
+
+    Returns:
+        What the layers give, called one by one: they are, where hooks or replaced parts are to see each of them.
+    """
+    layers = [layer for layer in (convolution, norm) if layer is not None]
+    if is_called_plainly() and all(map(_is_link, layers)):
+        return Chain(convolution, norm, activation)(input, residual)
+    for layer in layers:
+        input = layer(input)
+    return nn.finished(input, activation, residual)
 
 
 @dataclass(eq=False)
@@ -76,54 +162,55 @@ class Chain:
 
     convolution: torch.nn.Module | None = None
     norm: torch.nn.Module | None = None
-    add: object = None  # the function that adds the residual to the norm's result: operator.add, or in place
     activation: str | None = None
-    names: list = field(default_factory=list)  # of the links in order: paths of layers, and "relu()" for functions
+    names: list = field(default_factory=list)  # of the links in order
     folded: "Folded | None" = None  # by pydl.freeze
+    not_frozen: str = ""  # why pydl.freeze could not
 
     def __call__(self, input, residual=None):
-        convolution, norm = self.convolution, self.norm
+        convolution, norm, activation = self.convolution, self.norm, self.activation
         if norm is None:
-            return nn.Conv2d.forward(convolution, input, activation=self.activation)
+            output = nn.Conv2d.forward(convolution, input, activation=activation if residual is None else None)
+            return output if residual is None else nn.finished(output, activation, residual)
         if convolution is not None:
-            if self.folded is not None and self.folded.holds(convolution, norm):
-                return self.folded(convolution, input, self.activation)
-            if self.add is None and _folding_pays(convolution, norm, input):
-                return Folded(convolution, norm)(convolution, input, self.activation)
-            if norm.training and (residual is None) == (self.add is None):
-                output = trained_together(convolution, norm, input, residual, self.activation)
-                if output is not None:
-                    return output
+            parameters = convolution.weight, convolution.bias, norm.weight, norm.bias
+            if not aside.is_special(convolution, *parameters):
+                if self.folded is not None and self.folded.holds(convolution, norm):
+                    return self.folded(convolution, input, activation)
+                if residual is None and _folding_pays(convolution, norm, input):
+                    return Folded(convolution, norm)(convolution, input, activation)
+                if norm.training:
+                    output = trained_together(convolution, norm, input, residual, activation)
+                    if output is not None:
+                        return output
             input = nn.Conv2d.forward(convolution, input)
-        if self.add is None:
-            return nn.BatchNorm2d.forward(norm, input, activation=self.activation)
-        if (
-            isinstance(residual, torch.Tensor)
-            and residual.shape == input.shape
-            and residual.dtype == input.dtype
-            and residual.device == input.device
-        ):
-            return nn.BatchNorm2d.forward(norm, input, residual=residual, activation=self.activation)
-        output = self.add(nn.BatchNorm2d.forward(norm, input), residual)  # it broadcasts or promotes: torch's to decide
-        return output if self.activation is None else getattr(torch, self.activation)(output)
+        return nn.BatchNorm2d.forward(norm, input, residual=residual, activation=activation)
 
     def kernels(self):
         """What the report says, for the mode the norm is in: (names of the links that one kernel computes, remark)."""
-        if self.convolution is None or self.norm is None:
+        layers = [layer for layer in (self.convolution, self.norm) if layer is not None]
+        if aside.why_tensors(tensor for layer in layers for tensor in layer._parameters.values()):
+            return []
+        if len(layers) == 1:
             return [(self.names, "")]
-        if self.norm.training or self.add is not None:
+        if self.norm.training:
             return [(self.names[1:], "")]
-        if self.folded is not None:
-            return [(self.names, ", folded into the weights by freeze")]
-        return [(self.names, ", folded into the weights where no gradient is asked for and it pays")]
+        return [(self.names, ", frozen" if self.folded is not None else ", folded if it pays")]
 
     def freeze(self):
         """Folds the norm into the convolution's weights now, to be used as long as neither has changed."""
-        if self.convolution is None or self.norm is None or self.add is not None:
+        if self.convolution is None or self.norm is None or not _foldable(self.convolution, self.norm):
             return
-        if _foldable(self.convolution, self.norm):
-            with torch.no_grad():
-                self.folded = Folded(self.convolution, self.norm)
+        if any(tensor is not None and tensor.is_inference() for tensor in _tensors(self.convolution, self.norm)):
+            # a write to them could not be seen
+            self.not_frozen = "tensors made under inference_mode have no version"
+            return
+        with torch.no_grad():
+            self.folded, self.not_frozen = Folded(self.convolution, self.norm), ""
+
+
+def _tensors(convolution, norm):
+    return convolution.weight, convolution.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
 def _foldable(convolution, norm):
@@ -146,8 +233,8 @@ def _folding_pays(convolution, norm, input):
     if norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or input.dim() != 4:
         return False
     weight = convolution.weight
-    y, x = convolution.stride
-    output = input.numel() // (convolution.in_channels * y * x) * convolution.out_channels
+    y, x = pair("conv2d", "stride", convolution.stride)
+    output = input.numel() // max(input.shape[1] * y * x, 1) * weight.shape[0]
     return (
         output > weight.numel() + (1 << 18)
         and input.dtype == weight.dtype
@@ -206,7 +293,7 @@ class Folded:
 
 
 def _made_of(convolution, norm):
-    tensors = convolution.weight, convolution.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
+    tensors = _tensors(convolution, norm)
     return [(norm.eps, None), *((t, None if t is None or t.is_inference() else t._version) for t in tensors)]
 
 

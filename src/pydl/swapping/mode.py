@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from pydl import functional
+from pydl.swapping.rules import RULES
 
 
 def _batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True):
@@ -23,9 +24,9 @@ def _max_pool2d_with_indices(
     return functional.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
-_OURS = {getattr(F, name): getattr(functional, name) for name in functional.__all__}
-_OURS |= {torch.conv2d: functional.conv2d, torch.batch_norm: _batch_norm, torch.dropout: _dropout}
-_OURS |= {torch.max_pool2d: functional.max_pool2d, F.max_pool2d_with_indices: _max_pool2d_with_indices}
+_OURS = {call: getattr(functional, rule.name) for rule in RULES if rule.ours is not None for call in rule.calls}
+# those whose arguments come in another order
+_OURS |= {torch.batch_norm: _batch_norm, torch.dropout: _dropout, F.max_pool2d_with_indices: _max_pool2d_with_indices}
 
 
 class swapped(TorchFunctionMode):

@@ -1,22 +1,20 @@
 """``pydl.report``: which kernel serves each layer of a model, what is fused into it, or why not."""
 
+import html
+import textwrap
 from dataclasses import dataclass, field
 
 import torch
-from torch.nn.utils.parametrize import type_before_parametrizations
 
-from pydl import backend, nn
+from pydl import aside, backend
 from pydl.ops import _library
-from pydl.swapping import planning, served
-from pydl.swapping.binding import is_bound, is_swapped
-from pydl.swapping.fusing import FusedForward
+from pydl.swapping.bound import is_bound
+from pydl.swapping.container import FusedForward, could_fuse, why_layer_by_layer
+from pydl.swapping.layer import is_swapped, why_aside, why_left, why_not_dtype
+from pydl.swapping.rules import OURS, class_of, rule_of
 from pydl.swapping.timing import Timing
 
-_OPS = {
-    cls: op
-    for layer, op in (("MaxPool2d", "max_pool2d"), ("AvgPool2d", "avg_pool2d"))
-    for cls in (getattr(torch.nn, layer), getattr(nn, layer))
-}
+_COLUMNS = 80
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 
 
@@ -36,17 +34,25 @@ class Report:
     """What serves each layer of a model at this moment; made by :func:`report`, printed as a table."""
 
     rows: list
-    left: dict = field(default_factory=dict)  # container -> why its forward is called layer by layer
+    left: dict = field(default_factory=dict)  # module -> what else is to be said of it, "is called layer by layer: ..."
     timing: Timing | None = None  # where the report was given an example
 
-    HEAD = ("name", "layer", "served by", "fused", "why not by pydl")
+    HEAD = ("name", "layer", "served by", "fused, or why not by pydl")
+
+    def _cells(self):
+        return [(r.name, r.layer, r.served_by, "; ".join(filter(None, (r.fused, r.reason)))) for r in self.rows]
 
     def __str__(self):
-        lines = [self.HEAD] + [(row.name, row.layer, row.served_by, row.fused, row.reason) for row in self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.HEAD))]
-        lines.insert(1, tuple("-" * width for width in widths))
-        text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-        return "\n".join([line.rstrip() for line in text] + ["", self.summary()])
+        rows = [self.HEAD, *self._cells()]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        room = max(_COLUMNS - sum(widths) - 6, 20)
+        rows.insert(1, tuple("-" * width for width in (*widths, min(room, max(len(row[3]) for row in rows)))))
+        lines = []
+        for row in rows:
+            first, *more = textwrap.wrap(row[3], room) or [""]
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+            lines += ["  ".join((*cells, first)), *(" " * (sum(widths) + 6) + text for text in more)]
+        return "\n".join([line.rstrip() for line in lines] + ["", self.summary()])
 
     def __repr__(self):
         return str(self)
@@ -56,16 +62,22 @@ class Report:
         from rich.text import Text
 
         table = Table(*self.HEAD, caption=self.summary(), caption_justify="left")
-        for row in self.rows:
-            table.add_row(Text(row.name), row.layer, row.served_by, Text(row.fused), Text(row.reason))
+        for row in self._cells():
+            table.add_row(*map(Text, row))
         return table
 
+    def _repr_html_(self):
+        def line(cells, tag):
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        rows = [line(self.HEAD, "th"), *(line(row, "td") for row in self._cells())]
+        summary = html.escape(self.summary()).replace("\n", "<br>")
+        return f"<table>{''.join(rows)}</table><p>{summary}</p>"
+
     def summary(self):
-        """How many layers pydl serves, which forwards are not fused and why, and where the time goes if it is known."""
+        """How many layers pydl serves, what steps aside, and where the time goes if it is known."""
         ours = sum(not row.reason for row in self.rows)
-        lines = [
-            f"{name or 'the model'} is called layer by layer: its forward {why}" for name, why in self.left.items()
-        ]
+        lines = [f"{name or 'the model'} {why}" for name, why in self.left.items()]
         if self.timing is not None:
             lines.append(str(self.timing))
         return "\n".join([*lines, f"pydl serves {ours} of {len(self.rows)} layers"])
@@ -78,57 +90,53 @@ def make_report(module):
     fused, inside, left = _fusing(module)
     rows = []
     for name, layer in module.named_modules():
-        cls = type_before_parametrizations(layer)
+        cls = class_of(layer)
         if (
-            cls in served.OURS
-            or isinstance(layer, served.PYDL_NN)
+            rule_of(cls) is not None
+            or isinstance(layer, OURS)
             or (not any(layer.children()) and cls not in _CONTAINERS)
         ):
             served_by, reason = _status(layer, cls, device)
             if name in inside and reason:
                 served_by, reason = _serving(device)  # as part of another layer's kernel
+            elif not reason and layer in aside.of_tensors:
+                left[name] = f"has stepped aside for its input: {aside.of_tensors[layer]}"
             rows.append(Row(name, cls.__name__, served_by, reason, fused.get(name, "")))
     return Report(rows, left)
 
 
 def _fusing(module):
-    """(what the column says by name, names of layers computed by another's kernel, forwards left alone)."""
+    """(what the column says by name, names of layers computed by another's kernel, what else is to be said)."""
     fused, inside, left = {}, set(), {}
     if backend._asked == "torch":
         return fused, inside, left
     names_of = {id(layer): name for name, layer in module.named_modules()}  # a shared layer has one row
     for name, container in module.named_modules():
+        if not isinstance(container.__dict__.get("forward"), FusedForward):
+            if could_fuse(container) and "forward" in container.__dict__:
+                left[name] = f"is called layer by layer: {why_layer_by_layer(container)}"
+            continue
+        reason = why_layer_by_layer(container)
+        if reason is not None:
+            left[name] = f"is called layer by layer: {reason}"
+            continue
         if not is_bound(container, FusedForward):
-            if planning.could_fuse(container) and any(map(is_bound, container.children())):
-                reason = planning.why_never(container)
-                if reason is not None:
-                    left[name] = reason
             continue
         plan = container.forward.plan(container)
-        if plan is None:
-            left[name] = "sees hooks of all modules, or changes from call to call"
-            continue
-
-        def row(link, container=container):
-            return link if _is_function(link) else names_of[id(container.get_submodule(link))]
-
-        if plan.why_not:
-            left[name] = plan.why_not
-        for names, remark in (kernel for chain in plan.chains for kernel in chain.kernels()):
-            head, *others = map(row, names)
-            if others:
-                _join(fused, head, f"with {', '.join(others)}{remark}")
-            for other in others:
-                if not _is_function(other):
+        rows = {link: names_of[id(layer)] for link, layer in container._modules.items() if layer is not None}
+        for chain in plan.chains:
+            for links, remark in chain.kernels():
+                head, *others = (rows[link] for link in links)
+                if others:
+                    _join(fused, head, f"with {', '.join(others)}{remark}")
+                for other in others:
                     _join(fused, other, f"in {head}")
                     inside.add(other)
+            if chain.not_frozen:
+                _join(fused, rows[chain.names[1]], f"not frozen: {chain.not_frozen}")
         for link, reason in plan.left.items():
-            _join(fused, row(link), f"not fused: {reason}")
+            _join(fused, rows[link], f"not fused: {reason}")
     return fused, inside, left
-
-
-def _is_function(name):
-    return name == "+" or name.endswith("()")
 
 
 def _join(texts, name, text):
@@ -140,12 +148,12 @@ def _join(texts, name, text):
 
 
 def _status(layer, cls, model_device):
-    if isinstance(layer, served.PYDL_NN):
-        ours = next(base for base in cls.__mro__ if base in served.PYDL_NN)
+    if isinstance(layer, OURS):
+        ours = next(base for base in cls.__mro__ if base in OURS)
         inherits = cls.forward is ours.forward and "forward" not in layer.__dict__
-        reason = served.why_not_dtype(layer) if inherits else "its forward is its own"
+        reason = why_not_dtype(layer) or why_aside(layer) if inherits else "its forward is its own"
     else:
-        reason = served.why_left(layer) or (None if is_swapped(layer) else "not swapped")
+        reason = why_left(layer) or (why_aside(layer) if is_swapped(layer) else "not swapped")
     if reason is None:
         tensor = next(layer.parameters(), None)
         return _serving(model_device if tensor is None else tensor.device, cls)
@@ -154,13 +162,15 @@ def _status(layer, cls, model_device):
 
 def _serving(device, cls=None):
     """What serves our layers (``cls`` among them) on ``device``, and why that is not pydl, if so."""
-    if _library.on_cpu_alone(_OPS.get(cls)) and backend._asked is None and device.type not in ("cpu", "meta"):
+    rule = None if cls is None else rule_of(cls)
+    op = None if rule is None else rule.name
+    if _library.on_cpu_alone(op) and backend._asked is None and device.type not in ("cpu", "meta"):
         return "torch", f"pydl has no kernel for {cls.__name__} on {device.type}"
     try:
         name = backend.current(device)
     except RuntimeError as error:  # no backend for this device: a call would raise the same
         return "nothing", str(error)
-    if _library.on_cpu_alone(_OPS.get(cls)) and name not in ("cpu", "torch"):
+    if _library.on_cpu_alone(op) and name not in ("cpu", "torch"):
         return "torch", f"the backend {name} has no kernel for {cls.__name__}"
     if name == "torch":
         return name, "meta tensors hold no data" if device.type == "meta" else "the backend torch was asked for"

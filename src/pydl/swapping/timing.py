@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import os
 import statistics
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -10,8 +12,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pydl.backend import use
-from pydl.swapping.binding import is_bound
-from pydl.swapping.fusing import FusedForward
+from pydl.swapping.bound import is_bound
+from pydl.swapping.container import FusedForward
+from pydl.swapping.model import freeze, swap, unswap
 
 _ROUNDS, _SECONDS = 5, 1.0  # at least this many rounds, and about this long in all
 _LARGEST = 4  # of the others are named
@@ -45,13 +48,11 @@ class Timing:
 
 def measure(module, example, compile=False):
     """A :class:`Timing` of ``module`` on the tensors ``example``, measured on copies; nothing of it is changed."""
-    from pydl.swapping import freeze, swap, unswap
-
     forwards = [m.__dict__["forward"] for m in module.modules() if is_bound(m)]
     fused = [forward for forward in forwards if isinstance(forward, FusedForward)]
     swapped = swap(copy.deepcopy(module), fuse=bool(fused) or not forwards)
     plans = [forward.current for forward in fused if forward.current is not None]
-    if any(getattr(chain, "folded", None) for plan in plans for chain in plan.chains):
+    if any(chain.folded is not None for plan in plans for chain in plan.chains):
         freeze(swapped)  # copies are not
     contestants = {"swapped": swapped, "torch": unswap(copy.deepcopy(module))}
     if compile:
@@ -97,20 +98,46 @@ def _tensors(output):
     return torch.utils._pytree.tree_leaves(output) if not isinstance(output, torch.Tensor) else [output]
 
 
-_EAGER = ("_Eager", "_EagerAvgPool", "_EagerBatchNorm", "_EagerConv2d", "_EagerDropout", "_EagerMaxPool")
-_OURS = ("pydl", *_EAGER, *(f"{name}Backward" for name in _EAGER))
+@contextlib.contextmanager
+def _silent():
+    """Keeps what the profiler's library writes of its own log to the file of stderr from being seen."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _nodes(cls=torch.autograd.Function):
+    """The profiler's names of our autograd.Functions, forward and backward, wherever they stand in pydl."""
+    names = set()
+    for function in cls.__subclasses__():
+        if function.__module__.partition(".")[0] == "pydl":
+            names |= {function.__name__, f"{function.__name__}Backward"}
+        names |= _nodes(function)
+    return names
 
 
 def _shares(step, devices):
     """(the share of our ops in the time of ``step``, the largest others)."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if devices else [])]
-    with profile(activities=activities) as profiler:
-        for _ in range(_ROUNDS):
-            step()
+    profiler = profile(activities=activities)
+    with _silent():
+        profiler.start()
+    for _ in range(_ROUNDS):
+        step()
+    with _silent():
+        profiler.stop()
+    nodes = _nodes()
     times = {}
     for event in profiler.key_averages():
         spent = event.self_device_time_total if devices else event.self_cpu_time_total
-        ours = "pydl" in event.key or event.key in _OURS
+        # "autograd::engine::evaluate_function: _EagerConv2dBackward" is what the engine does around that node
+        ours = "pydl" in event.key or event.key.rpartition(" ")[2] in nodes
         name = "pydl" if ours else event.key.removeprefix("aten::")
         times[name] = times.get(name, 0.0) + spent
     total = sum(times.values()) or 1.0

@@ -12,6 +12,7 @@ from pydl.ops import _library
 from pydl.ops._batch_norm_autograd import keeps_output
 from pydl.ops._batch_norm_schema import ACTIVATIONS
 from pydl.ops._memory_format import is_channels_last
+from pydl.ops._pair import pair
 from pydl.ops.batch_norm import counts_inside
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING, padding_of
 
@@ -88,7 +89,7 @@ def trained_together(convolution, norm, input, residual, activation):
         not norm.training
         or not norm.track_running_stats
         or mean is None
-        or momentum is None
+        or type(momentum) not in (float, int)
         or norm.eps <= 0
         or not torch.is_grad_enabled()
         or torch.compiler.is_compiling()
@@ -108,7 +109,7 @@ def trained_together(convolution, norm, input, residual, activation):
     ops = backend.ops_for(input, "conv2d")
     if ops is None or backend.ops_for(input) is not ops:
         return None
-    stride, dilation = convolution.stride, convolution.dilation
+    stride, dilation = pair("conv2d", "stride", convolution.stride), pair("conv2d", "dilation", convolution.dilation)
     padding = padding_of(convolution.padding, weight, stride, dilation)
     if residual is not None:
         padded = (input.shape[2] + padding[0] + padding[1], input.shape[3] + padding[2] + padding[3])

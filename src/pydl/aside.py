@@ -1,0 +1,138 @@
+"""When a layer steps aside to torch's own forward, and why: wherever torch would honour something that is not its own.
+
+A layer of ours computes what torch's ``forward`` of its class means, and calls nothing of what that forward calls. So
+whoever replaced a part of it (``conv._conv_forward = ...``), or is to see torch's functions being called (a tensor that
+overrides ``__torch_function__``, a function mode, an exporter), would be passed by in silence. :func:`steps_aside` and
+:func:`is_special` ask at each call, by the cheapest tests there are; :func:`why` is their answer in words.
+"""
+
+import weakref
+
+import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack, has_torch_function_variadic
+from torch.utils._device import DeviceContext
+
+_is_exporting = torch.compiler.is_exporting
+_tracing_state = torch._C._get_tracing_state
+_disabled = torch._C._disabled_torch_function_impl
+_strided = torch.strided
+
+of_tensors = weakref.WeakKeyDictionary()  # module -> why it last stepped aside because of the tensors of a call
+
+
+class Own:
+    """What the forward of a class of torch's is made of, as torch has it: methods, and the function that they end in.
+
+    Args:
+        cls: the class.
+        function: the name of the function, in ``namespace``.
+        methods: names of the methods that its ``forward`` calls.
+    """
+
+    __slots__ = ("cls", "forward", "function", "methods", "name", "namespace")
+
+    def __init__(self, cls, function, *methods, namespace=F):
+        self.cls, self.name, self.namespace = cls, function, namespace
+        self.function = _if_torchs(getattr(namespace, function))
+        self.forward = _if_torchs(cls.forward)
+        self.methods = tuple((name, _if_torchs(getattr(cls, name))) for name in methods)
+
+
+def _if_torchs(function):
+    """``function``; None, which nothing is, if it took the place of torch's before pydl was imported."""
+    scope = getattr(function, "__globals__", None)  # functions in C have none
+    return function if scope is None or scope["__name__"].startswith("torch.") else None
+
+
+def steps_aside(module, own, input, other=None):
+    """Whether torch's forward is to compute ``module(input, other)``."""
+    attributes, cls = module.__dict__, type(module)
+    for name, method in own.methods:
+        if getattr(cls, name) is not method or name in attributes:
+            return True
+    if own.cls.forward is not own.forward or getattr(own.namespace, own.name) is not own.function:
+        return True
+    return (  # as is_unusual, with a call less
+        has_torch_function_variadic(input, other)
+        or forward_ad._current_level >= 0
+        or _is_exporting()
+        or input.layout is not _strided
+        or input.is_nested
+        or _tracing_state() is not None
+    ) and _is_so(module, input, other)
+
+
+def is_unusual(module, input, other=None):
+    """Whether, at this moment or for these tensors, torch is to see each of its functions being called."""
+    return (
+        has_torch_function_variadic(input, other)
+        or forward_ad._current_level >= 0
+        or _is_exporting()
+        or input.layout is not _strided
+        or input.is_nested
+        or _tracing_state() is not None
+    ) and _is_so(module, input, other)
+
+
+def is_special(module, *parameters):
+    """Whether torch's function is to get ``parameters``, the first of which is no None unless all are."""
+    return (
+        has_torch_function_variadic(*parameters) or (parameters[0] is not None and parameters[0].layout is not _strided)
+    ) and _is_so(module, *parameters)
+
+
+def _is_so(module, *tensors):
+    if torch.compiler.is_compiling():
+        return True
+    if why_now() is not None:
+        return True
+    reason = why_tensors(tensors)
+    if reason is not None:
+        of_tensors[module] = reason
+    return reason is not None
+
+
+def why(module, own):
+    """Why torch's forward computes ``module`` whatever it is given, in words, or None."""
+    cls = type(module)
+    for name, method in own.methods:
+        if name in module.__dict__:
+            return f"its {name} was replaced on the instance"
+        if getattr(cls, name) is not method:
+            return f"{name} was replaced on the class"
+    if own.cls.forward is not own.forward:
+        return "forward was replaced on the class"
+    if getattr(own.namespace, own.name) is not own.function:
+        return f"{own.namespace.__name__}.{own.name} was replaced"
+    return why_tensors(module.__dict__["_parameters"].values())
+
+
+def why_tensors(tensors):
+    """Why a call with ``tensors`` (None among them) is torch's, in words, or None."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        cls = type(tensor)
+        if not isinstance(tensor, torch.Tensor) or (
+            cls is not torch.Tensor and cls is not torch.nn.Parameter and cls.__torch_function__ is not _disabled
+        ):
+            return f"{cls.__name__} overrides __torch_function__"
+        if tensor.is_nested:
+            return "nested tensors are torch's"
+        if tensor.layout is not _strided:
+            return f"tensors of layout {str(tensor.layout).removeprefix('torch.')} are torch's"
+    return None
+
+
+def why_now():
+    """Why every call at this moment is torch's, in words, or None."""
+    for mode in _get_current_function_mode_stack():
+        if type(mode) is not DeviceContext:  # torch.set_default_device, which is about functions that make tensors
+            return f"the function mode {type(mode).__name__} is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is torch's"
+    if _is_exporting():
+        return "exported programs are of torch's ops"
+    return None if _tracing_state() is None else "torch.jit.trace records torch's ops"

@@ -1,0 +1,30 @@
+"""Floating-point operations of our convolutions, for torch.utils.flop_counter, which knows those of torch's own ops.
+
+By torch's rule: a multiply-add counts as two, bias and activation as nothing. The other ops have no matrix product in
+them; torch counts nothing for theirs either.
+"""
+
+from math import prod
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+
+def _forward(input_shape, weight_shape, *args, out_shape=None, **kwargs):
+    """2 N O H' W' (C / groups) KH KW."""
+    return 2 * prod(out_shape) * prod(weight_shape[1:])
+
+
+def _backward_input(grad_output_shape, weight_shape, *args, out_shape=None, **kwargs):
+    return 2 * prod(grad_output_shape) * prod(weight_shape[1:])
+
+
+def _backward_weight(grad_output_shape, input_shape, *args, out_shape=None, **kwargs):
+    return 2 * prod(grad_output_shape) * prod(out_shape[1:])
+
+
+for _ops in (torch.ops.pydl, torch.ops.pydl_triton):
+    register_flop_formula(_ops.conv2d_forward)(_forward)
+    register_flop_formula(_ops.conv2d_backward_input)(_backward_input)
+    register_flop_formula(_ops.conv2d_backward_weight)(_backward_weight)
+    register_flop_formula(_ops.conv2d_backward_bias)(lambda *args, **kwargs: 0)

@@ -1,0 +1,86 @@
+"""The one table of swapping: a rule for each of torch's layers that is served by ours, or fused into one that is.
+
+Who serves a layer (layer.py), what is fused with it (chains.py), which functions ``pydl.swapped()`` replaces (mode.py)
+and what the report says of it are all read from here: a new layer adds one rule.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.parametrize import is_parametrized
+
+from pydl import nn
+from pydl.aside import Own
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """What pydl does with one of torch's layers."""
+
+    torchs: type
+    ours: type | None  # the class whose forward serves it; None: it is computed in a chain alone
+    calls: tuple  # torch's functions that mean the same
+    role: str = ""  # in a chain: "convolution", "norm" or "activation"
+    fuses: tuple = ()  # what our forward takes beside torch's arguments
+    alone: Own | None = None  # what torch's forward is made of, where there is no class of ours to say so
+
+    @property
+    def own(self):
+        """What torch's forward is made of."""
+        return self.ours.own if self.ours is not None else self.alone
+
+    @property
+    def name(self):
+        """The name of the function, in ``torch.nn.functional`` and in ours; of an activation, our argument."""
+        return self.own.name
+
+
+_NORM = {"calls": (F.batch_norm, torch.batch_norm), "role": "norm", "fuses": ("residual", "activation")}
+_MAXIMUM = (F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
+
+RULES = (
+    Rule(torch.nn.Conv2d, nn.Conv2d, (F.conv2d, torch.conv2d), role="convolution", fuses=("activation",)),
+    Rule(torch.nn.BatchNorm1d, nn.BatchNorm1d, **_NORM),
+    Rule(torch.nn.BatchNorm2d, nn.BatchNorm2d, **_NORM),
+    Rule(torch.nn.BatchNorm3d, nn.BatchNorm3d, **_NORM),
+    Rule(torch.nn.SyncBatchNorm, nn.SyncBatchNorm, ()),
+    Rule(torch.nn.Dropout, nn.Dropout, (F.dropout, torch.dropout)),
+    Rule(torch.nn.Dropout1d, nn.Dropout1d, (F.dropout1d,)),
+    Rule(torch.nn.Dropout2d, nn.Dropout2d, (F.dropout2d,)),
+    Rule(torch.nn.Dropout3d, nn.Dropout3d, (F.dropout3d,)),
+    Rule(torch.nn.MaxPool2d, nn.MaxPool2d, _MAXIMUM),
+    Rule(torch.nn.AvgPool2d, nn.AvgPool2d, (F.avg_pool2d,)),
+    Rule(torch.nn.CrossEntropyLoss, nn.CrossEntropyLoss, (F.cross_entropy,)),
+    Rule(torch.nn.ReLU, None, (F.relu, torch.relu), role="activation", alone=Own(torch.nn.ReLU, "relu")),
+    Rule(
+        torch.nn.Sigmoid,
+        None,
+        (F.sigmoid, torch.sigmoid),
+        role="activation",
+        alone=Own(torch.nn.Sigmoid, "sigmoid", namespace=torch),
+    ),
+)
+
+_OF = {cls: rule for rule in RULES for cls in (rule.torchs, rule.ours) if cls is not None}
+SERVED = tuple(rule.torchs for rule in RULES if rule.ours is not None)
+_SERVED = frozenset(SERVED)
+OURS = tuple(rule.ours for rule in RULES if rule.ours is not None)
+
+
+def rule_of(cls):
+    """The rule of a class, torch's or ours, or of a lazy one that will become it; None for any other.
+
+    By exact type: a subclass may mean something else by the same attributes.
+    """
+    return _OF.get(cls.__dict__.get("cls_to_become", cls))
+
+
+def is_served(cls):
+    """Whether instances of a class of torch's are served by a class of ours."""
+    return cls.__dict__.get("cls_to_become", cls) in _SERVED
+
+
+def class_of(layer):
+    """The class of a layer; of a parametrised one, for which torch makes a subclass, the class that it had before."""
+    return type(layer).__bases__[0] if is_parametrized(layer) else type(layer)
