@@ -79,7 +79,8 @@ def gradients(f, call, tensors, written, scale):
     try:
         return torch.autograd.grad((output * scale).sum(), asked, allow_unused=True)
     except RuntimeError as error:
-        assert "modified by an inplace operation" in str(error)
+        if "modified by an inplace operation" not in str(error):
+            raise
         return None
 
 
@@ -102,7 +103,7 @@ def test_write_between_forward_and_backward(name, tensors, call, scale):
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_written_logits(scale):
-    """torch's loss keeps the softmax, ours the logits; after a write it has the gradient made in the forward, or says so."""
+    """torch keeps the softmax, ours the logits: after a write, the gradient made in the forward, or an error."""
     logits, target = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1])
     leaf = logits.clone().requires_grad_()
     PF.cross_entropy(leaf, target).backward()  # an upstream gradient of 1: the next forward makes the gradient

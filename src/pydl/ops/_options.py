@@ -1,4 +1,4 @@
-"""Options in all forms that torch takes: numbers, pairs of them, switches; what torch refuses is a TypeError here too."""
+"""Options in all forms that torch takes: numbers, pairs, switches; what torch refuses is a TypeError here too."""
 
 from operator import index
 
@@ -11,8 +11,7 @@ def pair(op, name, value):
         return (value, value)
     if type(value) is tuple and len(value) == 2 and type(value[0]) is int is type(value[1]):
         return value
-    array = hasattr(value, "__array__")  # numpy's arrays and numbers, and tensors
-    if isinstance(value, tuple | list) or (array and getattr(value, "ndim", 0)):
+    if isinstance(value, tuple | list):
         try:
             numbers = tuple(index(v) for v in value)
         except TypeError:
@@ -20,23 +19,19 @@ def pair(op, name, value):
         if len(numbers) not in (1, 2):
             raise RuntimeError(f"{op}: expected {name} to be one number or 2, got {numbers}")
         return numbers if len(numbers) == 2 else numbers * 2
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{op}: expected {name} to be an integer or two, got {value!r}")
-    if array and hasattr(value, "__len__") and not isinstance(value, torch.Tensor):
-        raise RuntimeError(f"{op}: expected {name} to be an integer or two, got an array of no dimensions")
-    return (index(value), index(value))
+    return (integer(op, name, value, "an integer or two"),) * 2
 
 
-def integer(op, name, value):
+def integer(op, name, value, what="an integer"):
     """An argument that is one integer: numpy's and tensors of no dimensions too, but no truth value."""
     if type(value) is int:
         return value
     if isinstance(value, bool) or not hasattr(value, "__index__") or not _scalar(value):
-        raise TypeError(f"{op}: expected {name} to be an integer, got {value!r}")
+        raise TypeError(f"{op}: expected {name} to be {what}, got {value!r}")
     try:
         return index(value)
     except TypeError:  # a tensor of a floating point dtype
-        raise TypeError(f"{op}: expected {name} to be an integer, got {value!r}") from None
+        raise TypeError(f"{op}: expected {name} to be {what}, got {value!r}") from None
 
 
 def number(op, name, value):
@@ -52,8 +47,6 @@ def switch(op, name, value):
     """An argument that is True or False, and nothing that merely counts as such."""
     if value is True or value is False:
         return value
-    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
-        return bool(value)
     raise TypeError(f"{op}: expected {name} to be True or False, got {value!r}")
 
 

@@ -72,7 +72,7 @@ class _EagerAvgPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         ops, input_size, options = ctx.rest
-        if _library.transforms_active():  # is_grads_batched: a vmap over the gradient
+        if _library.transforms_active():  # torch.func.vmap over the gradient
             return _library.transformed(ops).avg_pool2d_backward(grad_output, input_size, *options), None, None
         if torch.is_grad_enabled():
             return ops.avg_pool2d_backward(grad_output, input_size, *options), None, None

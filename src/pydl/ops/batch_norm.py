@@ -53,7 +53,7 @@ class _EagerBatchNorm(torch.autograd.Function):
         grad_input = grad_weight = grad_bias = grad_residual = None
         if bias is None and weight is None and need_bias:  # says the dtype of the gradient
             bias = input.new_zeros(input.shape[1], dtype=ctx.bias_is[1])
-        if _library.transforms_active():  # is_grads_batched: a vmap over the gradient
+        if _library.transforms_active():  # torch.func.vmap over the gradient
             found = gradients(
                 grad_output, input, mean, var, weight, bias, output, training, eps, activation,
             )  # fmt: skip

@@ -220,7 +220,7 @@ class _EagerConv2d(torch.autograd.Function):
         *needs, _ = ctx.needs_input_grad
         if needs[0] and needs[1] and grad.numel() * ctx.weight_size[1:].numel() > WORTH_ASKING:
             needs[0], needs[1] = _library.wanted(ctx, 0), _library.wanted(ctx, 1)
-        if _library.transforms_active():  # is_grads_batched: a vmap over the gradient
+        if _library.transforms_active():  # torch.func.vmap over the gradient
             return *_forward_backward(_library.transformed(ctx.ops), ctx, grad, needs)[:3], None
         if torch.is_grad_enabled():
             return *_forward_backward(ctx.ops, ctx, grad, needs)[:3], None

@@ -102,7 +102,7 @@ class _EagerDropout(torch.autograd.Function):
     def backward(ctx, grad_output):
         ops, p, shared_dims = ctx.rest
         (seed,) = ctx.saved_tensors
-        if _library.transforms_active():  # is_grads_batched: a vmap over the gradient
+        if _library.transforms_active():  # torch.func.vmap over the gradient
             return _apply(ops, grad_output, p, seed, shared_dims), None
         if torch.is_grad_enabled():
             return ops.dropout(grad_output, p, seed, shared_dims), None
@@ -132,9 +132,9 @@ def _factor(input, p, shared_dims):
 def _laid_out(output, input, factor_sizes, factor_strides):
     """``output`` in the strides of torch's product of ``input`` and the factors."""
     sizes, strides = input.shape, input.stride()
-    if output.stride() == strides and (factor_sizes is not None or factor_strides == strides):
-        if 1 not in sizes or strides == row_major(sizes):
-            return output
+    dense = output.stride() == strides and (factor_sizes is not None or factor_strides == strides)
+    if dense and (1 not in sizes or strides == row_major(sizes)):
+        return output
     factor = torch.empty_strided(sizes if factor_sizes is None else factor_sizes, factor_strides)
     if factor_sizes is None:
         factor = torch.empty_like(factor)  # never written to; on the meta device it would get other strides

@@ -118,7 +118,7 @@ class _EagerMaxPool(torch.autograd.Function):
             return (None,) * 5
         ops, window, channels_last, input_size = ctx.rest
         (places,) = ctx.saved_tensors
-        if _library.transforms_active():  # is_grads_batched: a vmap over the gradient
+        if _library.transforms_active():  # torch.func.vmap over the gradient
             ops = _library.transformed(ops)
             grad = ops.max_pool2d_backward(grad_output, places, input_size, *window, channels_last)
         elif torch.is_grad_enabled():

@@ -131,8 +131,10 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         grad_input, ctx.grad_input = ctx.grad_input, None
-        transforms = _library.transforms_active()  # is_grads_batched: a vmap over the gradient
-        if ctx.may_be_early and grad_output is not None and not torch.is_grad_enabled() and not transforms:
+        # a vmap over the gradient: of torch.func, or torch's older one, of is_grads_batched
+        transforms = _library.transforms_active()
+        batched = transforms or (grad_output is not None and _is_batched(grad_output))
+        if ctx.may_be_early and grad_output is not None and not torch.is_grad_enabled() and not batched:
             _Eager.early = grad_output.item() == 1.0
             if grad_input is not None and (_Eager.early or _is_written(ctx)):
                 return grad_input if _Eager.early else (grad_input * grad_output).to(grad_input.dtype), None, None
@@ -141,6 +143,9 @@ class _Eager(torch.autograd.Function):
             return *backward(ops, ctx, grad_output)[:2], None
         with _library.below_autograd():
             return *backward(_library.quick(ops), ctx, grad_output)[:2], None
+
+
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def _is_written(ctx):
