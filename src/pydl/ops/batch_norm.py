@@ -143,8 +143,10 @@ def batch_norm(
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"batch_norm: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
-    training = switch("batch_norm", "training", training)
-    momentum, eps = number("batch_norm", "momentum", momentum), number("batch_norm", "eps", eps)
+    if training is not True and training is not False:
+        switch("batch_norm", "training", training)
+    if type(momentum) is not float or type(eps) is not float:
+        momentum, eps = number("batch_norm", "momentum", momentum), number("batch_norm", "eps", eps)
     if _library.is_torchs(input, running_mean, running_var, weight, bias, residual) or _is_empty(input):
         if num_batches_tracked is not None and training:
             num_batches_tracked.add_(1)

@@ -60,11 +60,14 @@ def cross_entropy(
         if reduction != "elementwise_mean":  # the old name of mean, which torch takes with a warning
             raise ValueError(f"cross_entropy: expected reduction to be none, mean or sum, got {reduction!r}")
         how = _reduction.get_enum(reduction)
-    ignore_index = integer("cross_entropy", "ignore_index", ignore_index)
-    label_smoothing = number("cross_entropy", "label_smoothing", label_smoothing)
-    for name, tensor in (("target", target), ("weight", weight)):
-        if not (isinstance(tensor, torch.Tensor) or (tensor is None and name == "weight")):
-            raise TypeError(f"cross_entropy: expected {name} to be a Tensor, got {type(tensor).__name__}")
+    if type(ignore_index) is not int:
+        ignore_index = integer("cross_entropy", "ignore_index", ignore_index)
+    if type(label_smoothing) is not float:
+        label_smoothing = number("cross_entropy", "label_smoothing", label_smoothing)
+    if not isinstance(target, torch.Tensor):
+        raise TypeError(f"cross_entropy: expected target to be a Tensor, got {type(target).__name__}")
+    if weight is not None and not isinstance(weight, torch.Tensor):
+        raise TypeError(f"cross_entropy: expected weight to be a Tensor, got {type(weight).__name__}")
     served = not _library.is_torchs(input, target, weight) and input.dtype in _SUPPORTED
     ops = backend.ops_for(input) if served else None
     if ops is None:
