@@ -235,7 +235,7 @@ std::tuple<Tensor, Tensor> batch_norm_backward_apply(const Tensor& grad_output, 
                                                      const OptionalTensor& output, const Tensor& sum_grad,
                                                      const Tensor& sum_grad_xhat, double count, double eps,
                                                      int64_t activation, bool with_residual) {
-  Call call("batch_norm_backward_apply", input);
+  Call call("batch_norm_backward_apply", input, &grad_output);
   BatchNormParams& p = call.params;
   gradient_inputs(call, grad_output, input, mean, var, weight, bias, output, eps, activation);
   p.sum_grad = call.statistic("sum_grad", sum_grad);
@@ -254,7 +254,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
     const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& output, bool training,
     double eps, int64_t activation, bool need_input, bool need_weight, bool need_bias, bool need_residual) {
-  Call call("batch_norm_backward", input);
+  Call call("batch_norm_backward", input, &grad_output);
   BatchNormParams& p = call.params;
   gradient_inputs(call, grad_output, input, mean, var, weight, bias, output, eps, activation);
   p.training = training;

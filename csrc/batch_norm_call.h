@@ -33,6 +33,31 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
+inline std::vector<int64_t> row_major_strides(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= max_of(sizes[d], 1);
+  }
+  return strides;
+}
+
+// Whether torch's batch norm lays its result out channels_last: by contiguity where input (and grad_output, in the
+// same format) is dense, so that row-major wins where a dimension of size 1 lets both fit; else by the strides' order.
+inline bool result_is_channels_last(const Tensor& input, const Tensor* grad_output) {
+  const int64_t dims = input.dim();
+  if (dims != 4 && dims != 5) return false;
+  const std::vector<int64_t> sizes = sizes_of(input), rows = row_major_strides(sizes),
+                             columns = channels_last_strides(sizes);
+  const bool suggested = is_channels_last(input), is_rows = has_strides(input, rows);
+  bool dense = is_rows || has_strides(input, columns);
+  if (grad_output != nullptr)
+    dense = dense && (has_strides(*grad_output, rows) || has_strides(*grad_output, columns)) &&
+            is_channels_last(*grad_output) == suggested;
+  return dense ? !is_rows : suggested;
+}
+
 constexpr int64_t kSmallScratch = 16384;  // bytes that a call keeps on the stack
 
 struct BatchNormCall {
@@ -43,21 +68,14 @@ struct BatchNormCall {
   const bool cuda;  // memory is not for the CPU to read
   std::unique_ptr<void, decltype(&std::free)> scratch{nullptr, &std::free};
 
-  BatchNormCall(const char* op, const Tensor& input)
+  BatchNormCall(const char* op, const Tensor& input, const Tensor* grad_output = nullptr)
       : name(op), sizes(sizes_of(input)), cuda(on_cuda(input)) {
     PYDL_CHECK(input.dim() >= 2, name,
                ": expected input to have at least 2 dimensions (N, C, ...), got shape ", shape_of(input));
-    const bool last = is_channels_last(input);
-    if (last) {
-      strides = channels_last_strides(sizes);
-    } else {
-      strides.resize(sizes.size());
-      int64_t stride = 1;
-      for (size_t d = sizes.size(); d-- > 0;) {
-        strides[d] = stride;
-        stride *= max_of(sizes[d], 1);
-      }
-    }
+    // a gradient of another shape is refused later, by read
+    const bool fits = grad_output != nullptr && has_sizes(*grad_output);
+    const bool last = result_is_channels_last(input, fits ? grad_output : nullptr);
+    strides = last ? channels_last_strides(sizes) : row_major_strides(sizes);
     params.dtype = params.param_dtype = dtype_of(name, input);
     params.batch = sizes[0];
     params.channels = sizes[1];

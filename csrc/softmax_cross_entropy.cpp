@@ -244,7 +244,7 @@ OutputsAndGradient forward_backward(const Tensor& input, const Tensor& target, c
                                     double z_loss, bool float_output) {
   PYDL_CHECK_VALUE(reduction_of(reduction) != Reduction::none,
                    "cross_entropy: expected reduction to be mean or sum, got none");
-  Tensor grad_input = empty_as(input);
+  Tensor grad_input = empty(input, input.scalar_type(), sizes_of(input));  // row-major, as torch's always is
   auto [output, norm, denominator] = run_forward(input, target, weight, reduction, ignore_index,
                                                  label_smoothing, z_loss, float_output, &grad_input);
   return {output, norm, denominator, grad_input};
@@ -271,7 +271,7 @@ void set_saved(Params& p, const Tensor& grad_output, const Tensor& norm, const T
 Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                 const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator, int64_t reduction,
                 int64_t ignore_index, double label_smoothing, double z_loss) {
-  Tensor grad_input = empty_as(input);
+  Tensor grad_input = empty(input, input.scalar_type(), sizes_of(input));
   Params p = params_of(input, target, weight, &grad_input, &grad_output, reduction, ignore_index,
                        label_smoothing, z_loss);
   set_saved(p, grad_output, norm, denominator);
@@ -292,7 +292,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
 Tensor backward_target(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                        const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator,
                        int64_t reduction, double label_smoothing) {
-  Tensor grad_target = empty_as(target);
+  Tensor grad_target = empty(target, target.scalar_type(), sizes_of(target));
   Params p = params_of(input, target, weight, &grad_target, &grad_output, reduction, /*ignore_index=*/-100,
                        label_smoothing, 0);
   PYDL_CHECK(p.probabilities, "cross_entropy: expected target to be class probabilities, got shape ",

@@ -8,7 +8,7 @@ names those present. Under ``torch``, ``pydl.functional`` and ``pydl.nn`` call t
 import functools
 import os
 import re
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,22 +127,51 @@ def _read_environment():
         set_isa(isa)
 
 
-@contextmanager
-def use(name):
-    """Asks for a backend inside a ``with`` block, in every thread: ``with pydl.backend.use("torch"): ...``.
+class _Switch(ContextDecorator):
+    """A setting that is in force from the call on, and taken back where a ``with`` block or a decorated call ends.
 
-    The choice is made in the forward and kept for its backward, wherever that runs.
+    As ``torch.set_grad_enabled`` does it: a plain call stays in force; as a decorator, it is in force inside the
+    decorated function alone.
+    """
+
+    def __init__(self, name):
+        self._before, self._name = self._get(), name
+        self._set(name)
+
+    def __enter__(self):
+        self._set(self._name)
+        return self
+
+    def __exit__(self, *exception):
+        self._set(self._before)
+
+    def __call__(self, function):
+        self._set(self._before)
+        return super().__call__(function)
+
+    def _recreate_cm(self):  # each call of a decorated function goes back to what was in force before it
+        return type(self)(self._name)
+
+
+class use(_Switch):
+    """Asks for a backend, in every thread: ``pydl.backend.use("torch")``, or inside a ``with`` block of it.
+
+    The call is in force at once; ``with`` undoes it at the end of its block, and a function decorated with it runs
+    under it. The choice is made in the forward and kept for its backward, wherever that runs.
 
     Raises:
         ValueError: for an unknown name.
         RuntimeError: for a backend that is absent; the message names those present.
     """
-    global _asked
-    before, _asked = _asked, _checked(name)
-    try:
-        yield
-    finally:
-        _asked = before
+
+    @staticmethod
+    def _get():
+        return _asked
+
+    @staticmethod
+    def _set(name):
+        global _asked
+        _asked = None if name is None else _checked(name)
 
 
 def _first_on_gpu():
@@ -225,15 +254,15 @@ def set_isa(name):
     _C.set_cpu_isa(name)
 
 
-@contextmanager
-def isa(name):
-    """Selects an instruction set inside a ``with`` block (for tests and comparisons); see :func:`isas`."""
-    before = _C.cpu_isa()
-    set_isa(name)
-    try:
-        yield
-    finally:
-        _C.set_cpu_isa(before)
+class isa(_Switch):
+    """Selects an instruction set (for tests and comparisons; see :func:`isas`), as :class:`use` does a backend.
+
+    Raises:
+        ValueError: for a name that is not in :func:`isas`.
+    """
+
+    _get = staticmethod(current_isa)
+    _set = staticmethod(set_isa)
 
 
 _read_environment()

@@ -1,6 +1,6 @@
 """torch.nn.functional's names and signatures, served by our kernels; what is keyword-only is our addition."""
 
-from pydl.ops import _batching  # noqa: F401  (rules of torch.func.vmap)
+from pydl.ops import _batching, _flops  # noqa: F401  (rules of torch.func.vmap, formulas of FLOP counters)
 from pydl.ops.avg_pool2d import avg_pool2d
 from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d

@@ -98,12 +98,6 @@ def test_transforms(device):
         assert_close(one, torch.func.grad(lambda x: loss(F.batch_norm, x))(x))
 
 
-def test_forward_mode_is_refused_in_words(device):
-    x = torch.randn(6, 3, device=device)
-    with pytest.raises(RuntimeError, match="batch_norm: expected reverse-mode differentiation, got forward mode"):
-        torch.func.jvp(lambda x: PF.batch_norm(x, None, None, training=True), (x,), (torch.ones_like(x),))
-
-
 def test_under_autocast_dtypes_are_torchs(device):
     x, mean, var, w, b, _ = all_inputs((6, 4, 5, 5), torch.float32, device)
     with torch.autocast(device.type, dtype=torch.bfloat16):

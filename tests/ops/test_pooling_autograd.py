@@ -137,12 +137,6 @@ def test_vmap_of_indices():
     assert all(map(torch.equal, actual, expected))
 
 
-def test_forward_mode_is_refused_in_words():
-    for function in (PF.max_pool2d, PF.avg_pool2d):
-        with pytest.raises(NotImplementedError, match=r"_pool2d: expected gradients in reverse mode, got a forward-"):
-            torch.func.jacfwd(lambda x, f=function: f(x, 2))(image().detach())
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_autocast_leaves_the_dtype(dtype):
     x = torch.randn(1, 2, 4, 4, dtype=dtype)

@@ -1,4 +1,4 @@
-"""torch.func over our ops: transforms of transforms, against torch in float64; forward mode is refused in words."""
+"""torch.func over our ops: transforms of transforms, forward mode, batched gradients, ensembles; torch in float64."""
 
 import pytest
 import torch
@@ -46,21 +46,117 @@ def test_conv2d_under_transforms(name):
 
 def test_cross_entropy_hessian():
     logits, target = torch.randn(3, 4).double(), torch.tensor([0, 3, 1])
-    actual = hessian_of(lambda x: pydl.functional.cross_entropy(x, target), logits)
-    assert_close(actual, hessian(lambda x: F.cross_entropy(x, target))(logits))
+    for ours in (hessian, lambda f: jacrev(jacrev(f))):
+        actual = ours(lambda x: pydl.functional.cross_entropy(x, target))(logits)
+        assert_close(actual, hessian(lambda x: F.cross_entropy(x, target))(logits))
 
 
-def hessian_of(f, x):
-    """Reverse over reverse: torch.func.hessian itself is forward over reverse, which our ops refuse."""
-    return jacrev(jacrev(f))(x)
+def statistics():
+    return torch.linspace(-1, 1, 3).double(), torch.linspace(1, 2, 3).double()
 
 
-@pytest.mark.parametrize("transform", [jacfwd, hessian])
-def test_forward_mode_is_refused_in_words(transform):
-    weight, image = torch.randn(3, 2, 3, 3).double(), torch.randn(2, 2, 5, 6).double()
-    with pytest.raises(NotImplementedError, match=r"conv2d.*: expected gradients in reverse mode, got a forward-mode"):
-        transform(conv_losses()[0])(weight, image)
+CLASSES = torch.arange(2 * 5 * 6).view(2, 5, 6) % 3
+# each op on an input (2, 3, 5, 6), by torch.nn.functional or ours
+OPS = {
+    "conv2d": lambda f, x: f.conv2d(x, torch.linspace(-1, 1, 108).double().view(4, 3, 3, 3), padding=1),
+    "batch_norm in training": lambda f, x: f.batch_norm(x, *statistics(), training=True),
+    "batch_norm": lambda f, x: f.batch_norm(x, *statistics(), torch.ones(3).double(), torch.ones(3).double()),
+    "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
+    "avg_pool2d": lambda f, x: f.avg_pool2d(x, 2, padding=1),
+    "cross_entropy": lambda f, x: f.cross_entropy(x, CLASSES, label_smoothing=0.1),
+    "cross_entropy per row": lambda f, x: f.cross_entropy(x, CLASSES, reduction="none"),
+    "cross_entropy of probabilities": lambda f, x: f.cross_entropy(x, torch.ones(2, 3, 5, 6).double() / 3),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_forward_mode(name):
+    """torch.func.jvp, jacfwd and dual numbers give torch's tangents: the ops step aside."""
+    x, tangent = torch.randn(2, 2, 3, 5, 6).double()
+    ours, theirs = (lambda x, f=f: OPS[name](f, x) for f in (pydl.functional, F))
+    for actual, expected in zip(
+        torch.func.jvp(ours, (x,), (tangent,)), torch.func.jvp(theirs, (x,), (tangent,)), strict=True
+    ):
+        assert expected.abs().max() > 0
+        assert_close(actual, expected)
+    assert_close(jacfwd(ours)(x), jacfwd(theirs)(x))
     with forward_ad.dual_level():
-        dual = forward_ad.make_dual(image, image)
-        with pytest.raises(NotImplementedError, match=r"conv2d.*: expected gradients in reverse mode"):
-            pydl.functional.conv2d(dual, weight)
+        duals = [forward_ad.unpack_dual(f(forward_ad.make_dual(x, tangent))).tangent for f in (ours, theirs)]
+    assert_close(*duals)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_hessian(name):
+    x = torch.randn(2, 3, 5, 6).double()
+    ours, theirs = (lambda x, f=f: OPS[name](f, x).square().sum() for f in (pydl.functional, F))
+    assert_close(hessian(ours)(x), hessian(theirs)(x), scale=100)
+
+
+@pytest.mark.parametrize("name", [*OPS, "dropout"])
+def test_batched_gradients(name):
+    """``is_grads_batched``: a vmap over the gradients, inside the backward pass."""
+    seed = torch.tensor([5])
+    op = OPS.get(name) or (lambda f, x: pydl.functional.dropout(x, 0.5, seed=seed))
+    x = torch.randn(2, 3, 5, 6).double().requires_grad_()
+    output = op(pydl.functional, x)
+    grads = torch.randn(3, *output.shape).double()
+    (actual,) = torch.autograd.grad(output, x, grads, is_grads_batched=True, retain_graph=True)
+    by_vmap = vmap(lambda g: torch.autograd.grad(output, x, g, retain_graph=True)[0])(grads)
+    reference = op(F, x) if name in OPS else output  # dropout is ours alone: one gradient at a time
+    expected = torch.stack([torch.autograd.grad(reference, x, g, retain_graph=True)[0] for g in grads])
+    assert_close(actual, expected, scale=10)
+    assert_close(by_vmap, expected, scale=10)
+
+
+def test_batched_gradients_of_parameters():
+    x = torch.randn(2, 3, 5, 6).double()
+    parameters = [torch.randn(s).double().requires_grad_() for s in ((4, 3, 3, 3), (4,), (4,), (4,))]
+    w, b, scale, shift = parameters
+    ours, theirs = (
+        f.batch_norm(f.conv2d(x, w, b), None, None, scale, shift, training=True) for f in (pydl.functional, F)
+    )
+    grads = torch.randn(3, *ours.shape).double()
+    actual = torch.autograd.grad(ours, parameters, grads, is_grads_batched=True)
+    expected = torch.autograd.grad(theirs, parameters, grads, is_grads_batched=True)
+    for p, q in zip(actual, expected, strict=True):
+        assert_close(p, q, scale=100)
+
+
+def ensemble(f, batched):
+    """Three models' batch norms in training by one vmap; returns results and running statistics."""
+    x = torch.linspace(-1, 2, 2 * 3 * 5 * 6).double().view(2, 3, 5, 6).sin()
+    weights = torch.linspace(1, 2, 9).double().view(3, 3)
+    mean, var = torch.zeros(3, 3).double(), torch.ones(3, 3).double()
+
+    def one(x, w, mean, var):
+        return f.batch_norm(x, mean, var, w, w, training=True, momentum=0.3)
+
+    inputs = torch.stack([x, 2 * x, x + 1]) if batched else x
+    output = vmap(one, in_dims=(0 if batched else None, 0, 0, 0))(inputs, weights, mean, var)
+    return output, mean, var
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_ensemble_of_batch_norms_in_training(batched):
+    for actual, expected in zip(ensemble(pydl.functional, batched), ensemble(F, batched), strict=True):
+        assert_close(actual, expected)
+
+
+def test_ensemble_with_shared_statistics_is_refused_as_by_torch():
+    x = torch.randn(3, 2, 3).double()
+    for f in (pydl.functional, F):
+        mean, var = torch.zeros(3).double(), torch.ones(3).double()
+        with pytest.raises(RuntimeError, match=r"running_mean|in place|inplace"):
+            vmap(lambda x, f=f, m=mean, v=var: f.batch_norm(x, m, v, training=True))(x)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("target_dim", [0, None])
+def test_vmap_of_cross_entropy(reduction, target_dim):
+    x, target = torch.randn(3, 4, 5).double(), torch.tensor([[0, 1, 2, 3], [4, -100, 1, 2], [3, 3, 3, 0]])
+    target = target if target_dim == 0 else target[1]
+    ours, theirs = (
+        vmap(lambda x, t, f=f: f.cross_entropy(x, t, reduction=reduction), in_dims=(0, target_dim))(x, target)
+        for f in (pydl.functional, F)
+    )
+    assert_close(ours, theirs)

@@ -146,7 +146,7 @@ def softmax_cross_entropy_backward(
 ):
     """Returns the gradient of the logits, in their dtype and memory format."""
     _check(input, target, weight, label_smoothing)
-    grad_input = torch.empty_like(input)
+    grad_input = input.new_empty(input.shape)  # row-major, as torch's always is
     rows = rows_of(input, target, grad_input, grad_output, reduction)
     if grad_input.numel() == 0:
         return grad_input
@@ -189,7 +189,7 @@ def softmax_cross_entropy_backward_target(
 ):
     """Returns the gradient of the class probabilities, in their dtype and memory format."""
     _check(input, target, weight, label_smoothing)
-    grad_target = torch.empty_like(target)
+    grad_target = target.new_empty(target.shape)
     rows = rows_of(input, target, grad_target, grad_output, reduction)
     if not rows.probabilities:
         raise RuntimeError(f"cross_entropy: expected target to be class probabilities, got shape {tuple(target.shape)}")

@@ -10,11 +10,31 @@ def keeps_output(activation, residual):
     return activation == ACTIVATIONS["sigmoid"] or (activation == ACTIVATIONS["relu"] and residual is not None)
 
 
+def _keep(ctx, input, mean, var, weight, bias, residual, output):
+    """What the formula reads: the bias for a ReLU's mask alone."""
+    kept = output if keeps_output(ctx.activation, residual) else None
+    again = ctx.activation == ACTIVATIONS["relu"] and kept is None
+    ctx.bias_is = None if bias is None else (bias.shape, bias.dtype)
+    ctx.save_for_backward(input, mean, var, weight, bias if again else None, kept)
+
+
+def as_asked(found, needs, input, weight, bias_is):
+    """The gradients of input, weight, bias and residual that are needed, in their shapes and dtypes."""
+    like = (
+        (input.shape, input.dtype),
+        weight is not None and (weight.shape, weight.dtype),
+        bias_is,
+        (input.shape, input.dtype),
+    )
+    return tuple(
+        grad.to(is_[1]).reshape(is_[0]) if need else None for grad, is_, need in zip(found, like, needs, strict=True)
+    )
+
+
 def _forward_context(ctx, inputs, output):
     input, _, _, weight, bias, residual, ctx.training, ctx.eps, ctx.activation = inputs
     output, mean, var = output
-    kept = output if keeps_output(ctx.activation, residual) else None
-    ctx.save_for_backward(input, mean, var, weight, bias, kept)
+    _keep(ctx, input, mean, var, weight, bias, residual, output)
     ctx.set_materialize_grads(False)
 
 
@@ -30,6 +50,8 @@ def _forward_backward(ops, ctx, grad_output, _grad_mean, _grad_var):
         grad_residual = None
     if not (need_input or need_weight or need_bias or need_residual):
         return None, None, None, None, None, grad_residual, *none
+    if bias is None and weight is None and need_bias:  # says the dtype of the gradient
+        bias = input.new_zeros(input.shape[1], dtype=ctx.bias_is[1])
     grads = ops.batch_norm_backward(
         grad_output, input, mean, var, weight, bias, kept, ctx.training, ctx.eps, ctx.activation,
         need_input, need_weight, need_bias, need_residual,
@@ -38,8 +60,8 @@ def _forward_backward(ops, ctx, grad_output, _grad_mean, _grad_var):
         grads[0] if need_input else None,
         None,
         None,
-        grads[1].view_as(weight) if need_weight else None,
-        grads[2].view_as(bias) if need_bias else None,
+        grads[1].view(weight.shape) if need_weight else None,
+        grads[2].view(ctx.bias_is[0]) if need_bias else None,
         grads[3] if need_residual else grad_residual,
         *none,
     )
@@ -54,7 +76,7 @@ def _backward_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _gradients(grad_output, input, mean, var, weight, bias, output, training, eps, activation):
+def gradients(grad_output, input, mean, var, weight, bias, output, training, eps, activation):
     """batch_norm_backward's formula in torch ops, for its own derivative; mean and var are functions of input."""
     dims = [0, *range(2, input.dim())]
     shape = [1, -1] + [1] * (input.dim() - 2)
@@ -98,7 +120,7 @@ def _backward_backward(ops, ctx, *grad_grads):
             if t is not None and ctx.needs_input_grad[i]
         }
         given = {i: args.get(i, t) for i, t in positions.items()}
-        results = _gradients(
+        results = gradients(
             given[0], given[1], mean, var, given[4], bias, given[6], ctx.training, ctx.eps, ctx.activation
         )
         pairs = [
@@ -152,18 +174,14 @@ class TransformedBatchNorm(torch.autograd.Function):
         _, input, _, _, weight, bias, residual, ctx.training, ctx.eps, ctx.activation = inputs
         output, mean, var = output
         ctx.mark_non_differentiable(mean, var)
-        kept = output if keeps_output(ctx.activation, residual) else None
-        ctx.save_for_backward(input, mean, var, weight, bias, kept)
+        _keep(ctx, input, mean, var, weight, bias, residual, output)
 
     @staticmethod
     def backward(ctx, grad_output, _grad_mean, _grad_var):
         input, mean, var, weight, bias, kept = ctx.saved_tensors
-        grads = _gradients(grad_output, input, mean, var, weight, bias, kept, ctx.training, ctx.eps, ctx.activation)
-        like = (input, weight, bias, input)
+        grads = gradients(grad_output, input, mean, var, weight, bias, kept, ctx.training, ctx.eps, ctx.activation)
         needs = [ctx.needs_input_grad[i] for i in (1, 4, 5, 6)]
-        grad_input, grad_weight, grad_bias, grad_residual = (
-            grad.to(t.dtype).view_as(t) if need else None for grad, t, need in zip(grads, like, needs, strict=True)
-        )
+        grad_input, grad_weight, grad_bias, grad_residual = as_asked(grads, needs, input, weight, ctx.bias_is)
         return None, grad_input, None, None, grad_weight, grad_bias, grad_residual, None, None, None
 
     @staticmethod

@@ -6,6 +6,7 @@ mean and var are float64 of shape (channels) for every dtype.
 import torch
 
 from pydl.ops import _library
+from pydl.ops._memory_format import normalised_format
 
 ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2}
 
@@ -70,9 +71,9 @@ _library.define(
 # ---- fakes
 
 
-def _like(input):
-    """A tensor in the memory format that torch's batch_norm gives its output: channels_last where input is."""
-    return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
+def _like(input, grad_output=None):
+    """A tensor in the memory format that torch's batch_norm gives its output, or the gradient of its input."""
+    return torch.empty_like(input, memory_format=normalised_format(input, grad_output))
 
 
 def _statistic(input):
@@ -103,10 +104,10 @@ def _(
     dtype = weight.dtype if weight is not None else bias.dtype if bias is not None else input.dtype
     channels = input.shape[1]
     return (
-        _like(input) if need_input else input.new_empty(0),
+        _like(input, grad_output) if need_input else input.new_empty(0),
         input.new_empty(channels if need_weight else 0, dtype=dtype),
         input.new_empty(channels if need_bias else 0, dtype=dtype),
-        _like(input) if need_residual else input.new_empty(0),
+        _like(input, grad_output) if need_residual else input.new_empty(0),
     )
 
 
@@ -129,4 +130,5 @@ def _(grad_output, input, mean, var, weight, bias, output, eps, activation):
 def _(
     grad_output, input, mean, var, weight, bias, output, sum_grad, sum_grad_xhat, count, eps, activation, need_residual
 ):
-    return _like(input), _like(input) if need_residual else input.new_empty(0)
+    grad_input = _like(input, grad_output)
+    return grad_input, torch.empty_like(grad_input) if need_residual else input.new_empty(0)

@@ -77,6 +77,22 @@ def _batch_norm_forward(ops, info, in_dims, input, mean, var, weight, bias, resi
     return (_unfold(output, 1, size), _unfold(mean, 0, size), _unfold(var, 0, size)), (1, 0, 0)
 
 
+def _batch_norm_update_stats(ops, info, in_dims, running_mean, running_var, mean, var, count, momentum):
+    if (in_dims[0] is None and in_dims[2] is not None) or (in_dims[1] is None and in_dims[3] is not None):
+        raise RuntimeError(
+            "batch_norm: expected running_mean and running_var to be batched where the input is, since they are "
+            "written to, got one that vmap does not batch"
+        )
+    mean, var = (_fold(t, d, 0, info.batch_size) for t, d in zip((mean, var), in_dims[2:4], strict=True))
+    running = [t.movedim(d, 0) for t, d in zip((running_mean, running_var), in_dims[:2], strict=True)]
+    flat = [t.flatten() for t in running]  # copies, where the samples do not lie one after the other
+    ops.batch_norm_update_stats(*flat, mean, var, count, momentum)
+    for t, new in zip(running, flat, strict=True):
+        if new.data_ptr() != t.data_ptr():
+            t.copy_(new.view_as(t))
+    return None, None
+
+
 def _max_pool2d(ops, info, in_dims, input, *options):
     size = info.batch_size
     output, places = ops.max_pool2d(_fold(input, in_dims[0], 0, size), *options)
@@ -122,3 +138,4 @@ _library.vmap("conv2d_backward_input", _conv2d_backward_input)
 _library.vmap("conv2d_backward_weight", _conv2d_backward_weight)
 _library.vmap("conv2d_backward_bias", _conv2d_backward_bias)
 _library.vmap("batch_norm_forward", _batch_norm_forward)
+_library.vmap("batch_norm_update_stats", _batch_norm_update_stats)

@@ -6,6 +6,7 @@ kernel runs, and lets a backward call the implementation that its forward chose.
 
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function_variadic
 
 from pydl.ops import _triton
 
@@ -172,6 +173,30 @@ def vmap(name, rule):
             return rule(_ops, info, in_dims, *args)
 
         torch.library.register_vmap(f"{namespace}::{name}", bound)
+
+
+def is_torchs(input, *others):
+    """Whether a call is torch's own to serve, as torch's layers would have it.
+
+    Inputs that are nested, sparse or of oneDNN's layout; tensors whose type overrides ``__torch_function__``, and
+    function modes, which must see torch's function (inside the handler of ``pydl.swapped()`` torch has taken that mode
+    off, so our functions stay ours there); forward-mode AD, whose tangents our ops do not carry.
+    """
+    try:
+        if forward_ad._current_level >= 0 or input.is_nested or input.layout is not torch.strided:
+            return True
+    except AttributeError:  # no tensor: torch says so in its own words
+        return True
+    return has_torch_function_variadic(input, *others) and _is_overridden(input, *others)
+
+
+def _is_overridden(*tensors):
+    """Whether anyone but ``torch.set_default_device``, which is a mode that changes nothing here, takes the call."""
+    modes = torch.overrides._get_current_function_mode_stack()
+    if not modes or any(type(mode).__module__ != "torch.utils._device" for mode in modes):
+        return True
+    handlers = (type(t).__torch_function__ for t in tensors if t is not None and type(t) is not torch.Tensor)
+    return any(handler is not torch._C._disabled_torch_function_impl for handler in handlers)
 
 
 def transforms_active():

@@ -2,7 +2,7 @@
 
 import torch
 
-from pydl.ops._pair import pair
+from pydl.ops._options import pair
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PLAIN = (torch.Tensor, torch.nn.Parameter)

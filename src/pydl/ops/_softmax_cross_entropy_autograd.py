@@ -45,17 +45,17 @@ def _fake_forward(input, target, weight, reduction, ignore_index, label_smoothin
 
 @_library.fake("softmax_cross_entropy_forward_backward")
 def _(input, *args):
-    return *_fake_forward(input, *args), torch.empty_like(input)
+    return *_fake_forward(input, *args), input.new_empty(input.shape)  # row-major, as torch's always is
 
 
 @_library.fake("softmax_cross_entropy_backward")
 def _(grad_output, input, target, *_):
-    return torch.empty_like(input)
+    return input.new_empty(input.shape)
 
 
 @_library.fake("softmax_cross_entropy_backward_target")
 def _(grad_output, input, target, *_):
-    return torch.empty_like(target)
+    return target.new_empty(target.shape)
 
 
 def kept_dtype(dtype):
@@ -82,7 +82,7 @@ def backward(ops, ctx, grad_output, *_, first=0):
     grad_input = grad_target = None
     if grad_output is None:
         pass
-    elif torch.is_grad_enabled():  # a gradient that is itself to be differentiated
+    elif torch.is_grad_enabled() or _library.transforms_active():  # a gradient to be differentiated or batched
         grad_input, grad_target = _differentiable_backward(
             ctx, grad_output, input, target, weight, needs_input, needs_target
         )

@@ -5,14 +5,13 @@
 Linear in the input: the derivative of the backward is the forward again.
 """
 
-from operator import index
-
 import torch
 import torch.nn.functional as F
 
 from pydl import backend
 from pydl.ops import _library, _pool2d
 from pydl.ops._memory_format import is_channels_last
+from pydl.ops._options import integer, switch
 
 # divisor: what sums are divided by, 0 for the number of pixels. channels_last is the memory format of the result:
 # decided once, in `avg_pool2d` below, so that kernel and fake agree.
@@ -73,6 +72,8 @@ class _EagerAvgPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         ops, input_size, options = ctx.rest
+        if _library.transforms_active():  # torch.func.vmap over the gradient
+            return _library.transformed(ops).avg_pool2d_backward(grad_output, input_size, *options), None, None
         if torch.is_grad_enabled():
             return ops.avg_pool2d_backward(grad_output, input_size, *options), None, None
         with _library.below_autograd():
@@ -102,16 +103,18 @@ def avg_pool2d(
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
     """
-    ops = backend.ops_for(input, "avg_pool2d") if input.dtype in _pool2d.SUPPORTED else None
+    served = input.dtype in _pool2d.SUPPORTED and not _library.is_torchs(input)
+    ops = backend.ops_for(input, "avg_pool2d") if served else None
     if ops is None:
         return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     kernel_size, stride, padding, _ = _pool2d.pairs("avg_pool2d", kernel_size, stride, padding)
     if divisor_override is not None:
-        if not hasattr(divisor_override, "__index__"):
-            raise TypeError(f"avg_pool2d: expected divisor_override to be an integer, got {divisor_override!r}")
+        divisor_override = integer("avg_pool2d", "divisor_override", divisor_override)
         if divisor_override == 0:
             raise RuntimeError("avg_pool2d: expected divisor_override to be other than zero, got 0")
-    divisor = 0 if divisor_override is None else index(divisor_override)
+    divisor = divisor_override or 0
+    ceil_mode = switch("avg_pool2d", "ceil_mode", ceil_mode)
+    count_include_pad = switch("avg_pool2d", "count_include_pad", count_include_pad)
     image = _pool2d.batched("avg_pool2d", input)
     channels_last = input.dim() == 4 and is_channels_last(image)
     options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor, channels_last

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from pydl import backend
 from pydl.ops import _library
-from pydl.ops._batch_norm_autograd import TransformedBatchNorm, keeps_output
+from pydl.ops._batch_norm_autograd import TransformedBatchNorm, as_asked, gradients, keeps_output
 from pydl.ops._batch_norm_schema import ACTIVATIONS
+from pydl.ops._options import number, switch
 
 
 class _EagerBatchNorm(torch.autograd.Function):
@@ -32,11 +33,15 @@ class _EagerBatchNorm(torch.autograd.Function):
         output, mean, var = _forward(input, weight, bias, residual, rest)
         ctx.rest = rest
         activation = rest[-1]
+        if bias is not None:
+            ctx.bias_is = bias.shape, bias.dtype
         # what ctx.save_for_backward sets
-        if activation and keeps_output(activation, residual):
-            ctx.to_save = input, mean, var, weight, bias, output
-        else:
-            ctx.to_save = input, mean, var, weight, bias, None
+        if not activation:
+            ctx.to_save = input, mean, var, weight, None, None
+        elif keeps_output(activation, residual):
+            ctx.to_save = input, mean, var, weight, None, output
+        else:  # the mask is made again: a copy, since torch lets one write to the bias before the backward
+            ctx.to_save = input, mean, var, weight, None if bias is None else bias.detach().clone(), None
         return output
 
     @staticmethod
@@ -46,6 +51,13 @@ class _EagerBatchNorm(torch.autograd.Function):
         input, mean, var, weight, bias, output = ctx.saved_tensors
         through = need_residual and activation != 0
         grad_input = grad_weight = grad_bias = grad_residual = None
+        if bias is None and weight is None and need_bias:  # says the dtype of the gradient
+            bias = input.new_zeros(input.shape[1], dtype=ctx.bias_is[1])
+        if _library.transforms_active():  # torch.func.vmap over the gradient
+            found = gradients(
+                grad_output, input, mean, var, weight, bias, output, training, eps, activation,
+            )  # fmt: skip
+            return *as_asked(found, ctx.needs_input_grad[:4], input, weight, need_bias and ctx.bias_is), None
         if need_input or need_weight or need_bias or through:
             if torch.is_grad_enabled():
                 grad_input, grad_weight, grad_bias, grad_residual = ops.batch_norm_backward(
@@ -60,8 +72,8 @@ class _EagerBatchNorm(torch.autograd.Function):
                     )  # fmt: skip
             if not need_input:
                 grad_input = None
-            grad_weight = _shaped(grad_weight, weight) if need_weight else None
-            grad_bias = _shaped(grad_bias, bias) if need_bias else None
+            grad_weight = grad_weight.view(weight.shape) if need_weight else None
+            grad_bias = grad_bias.view(ctx.bias_is[0]) if need_bias else None
         if not through:
             grad_residual = grad_output if need_residual else None
         return grad_input, grad_weight, grad_bias, grad_residual, None
@@ -77,10 +89,6 @@ def _forward(input, weight, bias, residual, rest):
         return _library.quick(ops).batch_norm_forward(
             input, running_mean, running_var, weight, bias, residual, training, eps, activation
         )
-
-
-def _shaped(grad, parameter):
-    return grad if parameter.dim() == 1 else grad.view_as(parameter)
 
 
 _apply = _library.eager(_EagerBatchNorm)
@@ -133,6 +141,16 @@ def batch_norm(
             training, or an unknown activation.
         RuntimeError: for parameters whose size or dtype does not fit, and for evaluation without running statistics.
     """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"batch_norm: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
+    if training is not True and training is not False:
+        switch("batch_norm", "training", training)
+    if type(momentum) is not float or type(eps) is not float:
+        momentum, eps = number("batch_norm", "momentum", momentum), number("batch_norm", "eps", eps)
+    if _library.is_torchs(input, running_mean, running_var, weight, bias, residual) or _is_empty(input):
+        if num_batches_tracked is not None and training:
+            num_batches_tracked.add_(1)
+        return _by_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation)
     if training:
         channels = input.shape[1] if input.dim() > 1 else 1
         values = input.numel() // channels if channels else 0  # per channel
@@ -150,10 +168,6 @@ def batch_norm(
             )
     elif eps < 0.0:
         raise ValueError(f"batch_norm: expected eps to be at least 0, got {eps}")
-    if momentum is None:
-        raise TypeError("batch_norm: expected momentum to be a number, got None")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"batch_norm: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
     ops = backend.ops_for(input) if input.dtype in _SUPPORTED else None
     if not training:
         num_batches_tracked = None
@@ -192,6 +206,11 @@ def batch_norm(
     if update:  # which torch.compile sees in the schema
         ops.batch_norm_update_stats(running_mean, running_var, mean, var, values, momentum)
     return output
+
+
+def _is_empty(input):
+    """No values in channels that there are: torch's own answer is a product of the input and the first weight."""
+    return input.numel() == 0 and (input.dim() < 2 or input.shape[1] > 0)
 
 
 def _by_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation):

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from pydl import backend
 from pydl.ops import _library
-from pydl.ops._memory_format import is_channels_last
-from pydl.ops._pair import pair
+from pydl.ops._memory_format import is_channels_last, row_major
+from pydl.ops._options import integer, pair
 
 # padding is (top, bottom, left, right): "same" with an even kernel pads one more at the bottom and on the right.
 # channels_last is the memory format of the result: decided once, in `conv2d` below, so that kernel and fake agree.
@@ -89,11 +89,18 @@ def _(grad_output):
     return grad_output.new_empty(grad_output.shape[1])
 
 
+def _gradient_format(weight, channels_last):
+    """Whether the weight's gradient is channels_last: as the whole call, unless a row-major weight is both (1x1)."""
+    if not channels_last or not weight.is_contiguous(memory_format=torch.channels_last):
+        return channels_last
+    return not weight.is_contiguous() or weight.stride() != row_major(weight.shape)
+
+
 def _forward_context(ctx, inputs, output):
     input, weight, _, stride, padding, dilation, groups, ctx.activation, ctx.channels_last = inputs
     ctx.options = (stride, padding, dilation, groups)
     ctx.input_size, ctx.weight_size = input.shape, weight.shape
-    ctx.weight_channels_last = is_channels_last(weight)
+    ctx.weight_channels_last = _gradient_format(weight, ctx.channels_last)
     needs_input, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(
         input if needs_weight else None,
@@ -113,7 +120,6 @@ def _forward_backward(ops, ctx, grad, needs=None):
     if needs_input:
         grad_input = ops.conv2d_backward_input(grad, weight, ctx.input_size, *ctx.options, ctx.channels_last)
     if needs_weight:
-        # in the weight's own format, so that accumulating it copies nothing
         grad_weight = ops.conv2d_backward_weight(grad, input, ctx.weight_size, *ctx.options, ctx.weight_channels_last)
     if needs_bias:
         grad_bias = ops.conv2d_backward_bias(grad)
@@ -201,7 +207,7 @@ class _EagerConv2d(torch.autograd.Function):
             output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest[1:])
         ctx.ops, ctx.options = ops, (stride, padding, dilation, groups)
         ctx.input_size, ctx.weight_size = input.shape, weight.shape
-        ctx.weight_channels_last = is_channels_last(weight)
+        ctx.weight_channels_last = _gradient_format(weight, ctx.channels_last)
         ctx.to_save = (  # what ctx.save_for_backward sets
             input if weight.requires_grad else None,
             weight if input.requires_grad else None,
@@ -214,6 +220,8 @@ class _EagerConv2d(torch.autograd.Function):
         *needs, _ = ctx.needs_input_grad
         if needs[0] and needs[1] and grad.numel() * ctx.weight_size[1:].numel() > WORTH_ASKING:
             needs[0], needs[1] = _library.wanted(ctx, 0), _library.wanted(ctx, 1)
+        if _library.transforms_active():  # torch.func.vmap over the gradient
+            return *_forward_backward(_library.transformed(ctx.ops), ctx, grad, needs)[:3], None
         if torch.is_grad_enabled():
             return *_forward_backward(ctx.ops, ctx, grad, needs)[:3], None
         with _library.below_autograd():
@@ -270,7 +278,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
     if activation not in _ACTIVATIONS:
         raise ValueError(f"conv2d: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
     # zero channels: torch's own answer, an output without channels, is left to torch
-    served = input.dtype in SUPPORTED and not (input.dim() > 2 and input.shape[-3] == 0)
+    served = input.dtype in SUPPORTED and not _library.is_torchs(input, weight, bias)
+    served = served and not (input.dim() > 2 and input.shape[-3] == 0)
     ops = backend.ops_for(input, "conv2d") if served else None
     if ops is None:
         return _ACTIVATIONS[activation](F.conv2d(input, weight, bias, stride, padding, dilation, groups))
@@ -289,8 +298,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         )
     stride, dilation = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
     padding = padding_of(padding, weight, stride, dilation)
-    if not hasattr(groups, "__index__"):
-        raise TypeError(f"conv2d: expected groups to be an integer, got {groups!r}")
+    groups = integer("conv2d", "groups", groups)
     batched = input.dim() == 4
     if not batched:
         if input.dim() != 3:

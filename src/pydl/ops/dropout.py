@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from pydl import backend
 from pydl.ops import _library
+from pydl.ops._memory_format import product_strides, row_major
+from pydl.ops._options import number, switch
 
 # seed is a tensor on the input's device, so that a captured graph draws a new mask at each replay. shared_dims trailing
 # dimensions share one decision.
@@ -92,22 +94,52 @@ class _EagerDropout(torch.autograd.Function):
         ops, p, seed, shared_dims = rest
         ctx.rest = ops, p, shared_dims
         ctx.to_save = (seed,)  # what ctx.save_for_backward sets
+        ctx.factor = _factor(input, p, shared_dims)
         with _library.below_autograd():
-            return _library.quick(ops).dropout(input, p, seed, shared_dims)
+            return _laid_out(_library.quick(ops).dropout(input, p, seed, shared_dims), input, *ctx.factor)
 
     @staticmethod
     def backward(ctx, grad_output):
         ops, p, shared_dims = ctx.rest
         (seed,) = ctx.saved_tensors
+        if _library.transforms_active():  # torch.func.vmap over the gradient
+            return _apply(ops, grad_output, p, seed, shared_dims), None
         if torch.is_grad_enabled():
             return ops.dropout(grad_output, p, seed, shared_dims), None
         with _library.below_autograd():
-            return _library.quick(ops).dropout(grad_output, p, seed, shared_dims), None
+            grad_input = _library.quick(ops).dropout(grad_output, p, seed, shared_dims)
+            return _laid_out(grad_input, grad_output, *ctx.factor), None
 
 
 _eager = _library.eager(_EagerDropout)
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+# torch's dropout is a product of the input and a tensor of factors, and its strides are that product's: those of an
+# input that is dense, and what torch makes of the two otherwise. Our op lays its result out as torch.empty_like does.
+def _factor(input, p, shared_dims):
+    """(sizes or None for the input's, strides) of torch's factors; a single 0 where everything is dropped."""
+    if p == 1.0:
+        return (), ()
+    if not shared_dims:
+        return None, input.stride()
+    kept = input.dim() - shared_dims
+    sizes = (*input.shape[:kept], *(1,) * shared_dims)
+    return sizes, row_major(sizes)
+
+
+def _laid_out(output, input, factor_sizes, factor_strides):
+    """``output`` in the strides of torch's product of ``input`` and the factors."""
+    sizes, strides = input.shape, input.stride()
+    dense = output.stride() == strides and (factor_sizes is not None or factor_strides == strides)
+    if dense and (1 not in sizes or strides == row_major(sizes)):
+        return output
+    factor = torch.empty_strided(sizes if factor_sizes is None else factor_sizes, factor_strides)
+    if factor_sizes is None:
+        factor = torch.empty_like(factor)  # never written to; on the meta device it would get other strides
+    expected = product_strides(torch.empty_strided(sizes, strides, device="meta"), factor)
+    return output if output.stride() == expected else output.new_empty_strided(sizes, expected).copy_(output)
 
 
 def _apply(ops, input, p, seed, shared_dims):
@@ -121,7 +153,10 @@ def _apply(ops, input, p, seed, shared_dims):
         and torch._C._len_torch_dispatch_stack() == 0
     ):
         return _eager(_library.alive(input), (ops, p, seed, shared_dims))
-    return ops.dropout(input, p, seed, shared_dims)
+    output = ops.dropout(input, p, seed, shared_dims)
+    if torch.compiler.is_compiling() or (input.requires_grad and torch.is_grad_enabled()):
+        return output
+    return _laid_out(output, input, *_factor(input, p, shared_dims))
 
 
 _SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -206,6 +241,7 @@ def _check_tensor(name, input):
 
 
 def _check_p(name, p):
+    p = number(name, "p", p)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"{name}: expected p to be a probability in [0, 1], got {p}")
 
@@ -224,7 +260,10 @@ def _check_seed(name, seed, device):
 def _dropout(name, torch_function, input, p, training, inplace, seed, shared_dims):
     _check_tensor(name, input)
     _check_p(name, p)
-    if not training or p == 0.0:
+    if _library.is_torchs(input) and (seed is None or not _library.transforms_active()):
+        return _by_torch(name, torch_function, input, p, training, inplace, seed)
+    training, inplace, p = switch(name, "training", training), bool(inplace), number(name, "p", p)
+    if not training or p == 0.0 or input.numel() == 0:
         return input
     if shared_dims < 0:
         raise RuntimeError(
@@ -232,9 +271,7 @@ def _dropout(name, torch_function, input, p, training, inplace, seed, shared_dim
         )
     ops = backend.ops_for(input) if input.dtype in _SUPPORTED else None
     if ops is None:
-        if seed is not None:
-            raise ValueError(f"{name}: expected seed to be None where torch's own kernel runs, got {seed}")
-        return torch_function(input, p, training, inplace)
+        return _by_torch(name, torch_function, input, p, training, inplace, seed)
     if seed is None:
         # torch.randint even under compile: a seed op of our own would be merged by common-subexpression elimination,
         # and two dropouts would share a mask
@@ -243,3 +280,9 @@ def _dropout(name, torch_function, input, p, training, inplace, seed, shared_dim
         _check_seed(name, seed, input.device)
     output = _apply(ops, input, p, seed, shared_dims)
     return input.copy_(output) if inplace else output
+
+
+def _by_torch(name, torch_function, input, p, training, inplace, seed):
+    if seed is not None:
+        raise ValueError(f"{name}: expected seed to be None where torch's own kernel runs, got {seed}")
+    return torch_function(input, p, training, inplace)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl.ops import _library, _pool2d
 from pydl.ops._memory_format import is_channels_last
+from pydl.ops._options import switch
 
 # channels_last is the memory format of the result: decided once, in `max_pool2d` below, so that kernel and fake agree.
 # Places that nobody wants come back as an empty tensor.
@@ -117,7 +118,10 @@ class _EagerMaxPool(torch.autograd.Function):
             return (None,) * 5
         ops, window, channels_last, input_size = ctx.rest
         (places,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if _library.transforms_active():  # torch.func.vmap over the gradient
+            ops = _library.transformed(ops)
+            grad = ops.max_pool2d_backward(grad_output, places, input_size, *window, channels_last)
+        elif torch.is_grad_enabled():
             grad = ops.max_pool2d_backward(grad_output, places, input_size, *window, channels_last)
         else:
             with _library.below_autograd():
@@ -161,10 +165,12 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
     """
-    ops = backend.ops_for(input, "max_pool2d") if input.dtype in _pool2d.SUPPORTED else None
+    served = input.dtype in _pool2d.SUPPORTED and not _library.is_torchs(input)
+    ops = backend.ops_for(input, "max_pool2d") if served else None
     if ops is None:
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     window = _pool2d.pairs("max_pool2d", kernel_size, stride, padding, dilation)
+    ceil_mode, return_indices = switch("max_pool2d", "ceil_mode", ceil_mode), bool(return_indices)
     image = _pool2d.batched("max_pool2d", input)
     channels_last = input.dim() == 4 and is_channels_last(image)
     if _library.transforms_active():
@@ -181,5 +187,7 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
         output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, return_indices)
     if return_indices:
         indices = _indices(places, window, image.shape[3])
+        if indices.stride() != output.stride():  # of one channel, which has two strides to choose from
+            indices = indices.as_strided(indices.shape, output.stride())
         return (output, indices) if image is input else (output.squeeze(0), indices.squeeze(0))
     return output if image is input else output.squeeze(0)

@@ -10,6 +10,7 @@ from torch.nn import _reduction
 
 from pydl import backend
 from pydl.ops import _library
+from pydl.ops._options import integer, number
 from pydl.ops._softmax_cross_entropy_autograd import Transformable, backward, kept_dtype
 
 _SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -54,10 +55,21 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    number = _REDUCTIONS.get(reduction)
-    if number is None:
-        raise ValueError(f"cross_entropy: expected reduction to be none, mean or sum, got {reduction!r}")
-    ops = backend.ops_for(input) if input.dtype in _SUPPORTED else None
+    how = _REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
+    if how is None:
+        if reduction != "elementwise_mean":  # the old name of mean, which torch takes with a warning
+            raise ValueError(f"cross_entropy: expected reduction to be none, mean or sum, got {reduction!r}")
+        how = _reduction.get_enum(reduction)
+    if type(ignore_index) is not int:
+        ignore_index = integer("cross_entropy", "ignore_index", ignore_index)
+    if type(label_smoothing) is not float:
+        label_smoothing = number("cross_entropy", "label_smoothing", label_smoothing)
+    if not isinstance(target, torch.Tensor):
+        raise TypeError(f"cross_entropy: expected target to be a Tensor, got {type(target).__name__}")
+    if weight is not None and not isinstance(weight, torch.Tensor):
+        raise TypeError(f"cross_entropy: expected weight to be a Tensor, got {type(weight).__name__}")
+    served = not _library.is_torchs(input, target, weight) and input.dtype in _SUPPORTED
+    ops = backend.ops_for(input) if served else None
     if ops is None:
         if z_loss != 0.0:
             raise ValueError(f"cross_entropy: expected z_loss to be 0 where torch's own kernel runs, got {z_loss}")
@@ -74,7 +86,7 @@ def cross_entropy(
             )
         elif weight is not None:
             weight = _class_weight(input, weight, float_output)
-    args = (input, target, weight, number, ignore_index, label_smoothing, z_loss, float_output)
+    args = (input, target, weight, how, ignore_index, label_smoothing, z_loss, float_output)
     if torch.compiler.is_compiling() or type(input) not in _PLAIN or torch._C._len_torch_dispatch_stack() > 0:
         return ops.softmax_cross_entropy_forward(*args)[0]
     if _library.transforms_active():
@@ -122,15 +134,30 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         grad_input, ctx.grad_input = ctx.grad_input, None
-        if ctx.may_be_early and grad_output is not None and not torch.is_grad_enabled():
+        # a vmap over the gradient: of torch.func, or torch's older one, of is_grads_batched
+        transforms = _library.transforms_active()
+        batched = transforms or (grad_output is not None and _is_batched(grad_output))
+        if ctx.may_be_early and grad_output is not None and not torch.is_grad_enabled() and not batched:
             _Eager.early = grad_output.item() == 1.0
-            if _Eager.early and grad_input is not None:
-                return grad_input, None, None
+            if grad_input is not None and (_Eager.early or _is_written(ctx)):
+                return grad_input if _Eager.early else (grad_input * grad_output).to(grad_input.dtype), None, None
         ops, _, ctx.reduction, ctx.ignore_index, ctx.label_smoothing, ctx.z_loss, _ = ctx.rest
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or transforms:
             return *backward(ops, ctx, grad_output)[:2], None
         with _library.below_autograd():
             return *backward(_library.quick(ops), ctx, grad_output)[:2], None
+
+
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
+def _is_written(ctx):
+    """Whether logits or target were written to since the forward, as torch's own loss allows for the logits."""
+    try:
+        ctx.saved_tensors  # noqa: B018  (asks torch's version counters)
+    except RuntimeError:
+        return True
+    return False
 
 
 _apply = _library.eager(_Eager)

@@ -1,0 +1,55 @@
+"""Options in all forms that torch takes: numbers, pairs, switches; what torch refuses is a TypeError here too."""
+
+from operator import index
+
+import torch
+
+
+def pair(op, name, value):
+    """(y, x) of an argument that is one integer, or a sequence of one or two."""
+    if type(value) is int:  # the common cases, kept short: they are paid on every call
+        return (value, value)
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is int is type(value[1]):
+        return value
+    if isinstance(value, tuple | list):
+        try:
+            numbers = tuple(index(v) for v in value)
+        except TypeError:
+            raise TypeError(f"{op}: expected {name} to be an integer or two, got {value!r}") from None
+        if len(numbers) not in (1, 2):
+            raise RuntimeError(f"{op}: expected {name} to be one number or 2, got {numbers}")
+        return numbers if len(numbers) == 2 else numbers * 2
+    return (integer(op, name, value, "an integer or two"),) * 2
+
+
+def integer(op, name, value, what="an integer"):
+    """An argument that is one integer: numpy's and tensors of no dimensions too, but no truth value."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not _scalar(value):
+        raise TypeError(f"{op}: expected {name} to be {what}, got {value!r}")
+    try:
+        return index(value)
+    except TypeError:  # a tensor of a floating point dtype
+        raise TypeError(f"{op}: expected {name} to be {what}, got {value!r}") from None
+
+
+def number(op, name, value):
+    """An argument that is one number: numpy's and tensors of no dimensions too."""
+    if type(value) is float or isinstance(value, int | torch.SymFloat | torch.SymInt):
+        return value
+    if not hasattr(value, "__float__") or not _scalar(value):
+        raise TypeError(f"{op}: expected {name} to be a number, got {value!r}")
+    return float(value)
+
+
+def switch(op, name, value):
+    """An argument that is True or False, and nothing that merely counts as such."""
+    if value is True or value is False:
+        return value
+    raise TypeError(f"{op}: expected {name} to be True or False, got {value!r}")
+
+
+def _scalar(value):
+    """Whether it is one number by itself: numpy's arrays are none, whatever their dimensions."""
+    return value.dim() == 0 if isinstance(value, torch.Tensor) else not hasattr(value, "__len__")

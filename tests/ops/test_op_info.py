@@ -1,0 +1,77 @@
+"""torch's own samples (its OpInfo database) of our functions: values, strides and gradients beside torch.
+
+Left out, in words: dropout's values, since its mask is ours (shapes and strides are compared).
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from testing import assert_close
+
+op_db = pytest.importorskip(
+    "torch.testing._internal.common_methods_invocations", reason="torch's OpInfo database needs its test packages"
+).op_db
+
+import pydl.functional as PF
+
+NAMES = ["batch_norm", "conv2d", "cross_entropy", "dropout", "dropout2d", "dropout3d", "max_pool2d", "avg_pool2d"]
+
+
+def samples(name, dtype):
+    # conv2d, batch_norm and the rest have entries by variant; the one without a variant is torch.nn.functional's
+    (info,) = (o for o in op_db if o.name == f"nn.functional.{name}" and o.variant_test_name == "")
+    yield from info.sample_inputs("cpu", dtype, requires_grad=True)
+
+
+def call(function, sample):
+    """Result and gradients, or the type of the exception; running statistics are written to copies."""
+    held = []
+
+    def fresh(value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        copy = value.detach().clone(memory_format=torch.preserve_format).requires_grad_(value.requires_grad)
+        held.append(copy)
+        return copy
+
+    args = [fresh(value) for value in (sample.input, *sample.args)]
+    kwargs = {k: fresh(v) for k, v in sample.kwargs.items()}
+    torch.manual_seed(0)
+    try:
+        output = function(*args, **kwargs)
+    except Exception as error:
+        return type(error)
+    outputs = output if isinstance(output, tuple) else (output,)
+    leaves = [t for t in held if t.requires_grad]
+    grads = ()
+    if outputs[0].requires_grad and leaves:
+        grads = torch.autograd.grad(outputs[0], leaves, torch.ones_like(outputs[0]), allow_unused=True)
+    return [t.detach() for t in outputs], grads, [t.detach() for t in held]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_samples(name, dtype):
+    count = 0
+    for sample in samples(name, dtype):
+        expected, actual = (call(getattr(f, name), sample) for f in (F, PF))
+        if isinstance(expected, type):
+            assert actual is expected, sample
+            continue
+        assert not isinstance(actual, type), (actual, sample)
+        for theirs, ours in zip(expected[:2], actual[:2], strict=True):
+            for p, q in zip(ours, theirs, strict=True):
+                assert (p is None) == (q is None), sample
+                if q is None:
+                    continue
+                assert p.stride() == q.stride(), (p.stride(), q.stride(), sample)
+                assert p.shape == q.shape
+                if p.dtype == torch.int64:
+                    assert torch.equal(p, q)
+                elif not name.startswith("dropout"):
+                    assert_close(p, q, scale=10)
+        for p, q in zip(actual[2], expected[2], strict=True):  # running statistics among them
+            assert torch.equal(p, q) if p.dtype == torch.int64 else assert_close(p, q) is None
+        count += 1
+    assert count > 5

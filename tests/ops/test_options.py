@@ -1,0 +1,119 @@
+"""Options in every form: what torch takes gives torch's shape, what it refuses is refused with its exception type."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pydl
+import pydl.functional as PF
+
+NUMBERS = [1, 0, 2, -1, np.int64(1), np.int32(1), True, 1.0, 0.5, np.float32(1), np.float64(0.5), torch.tensor(1)]
+# no numpy arrays of no dimensions: torch takes them for one integer and refuses them for the next
+NUMBERS += [torch.tensor(0.5), torch.tensor([0.5])]
+SEQUENCES = [(1,), [1], (1, 1), [1, 2], torch.Size([1, 1]), (np.int64(1), 1), [torch.tensor(1)] * 2, np.array([1, 1])]
+SEQUENCES += [torch.tensor([1, 1]), [1.0, 1], (1, 1, 1), (), [], range(1, 2), {1}]
+OTHERS = [None, False, np.bool_(True), "1", "same", "valid", "mean", "none", "sum", "elementwise_mean"]
+FORMS = [*NUMBERS, *SEQUENCES, *OTHERS]
+
+IMAGE, WEIGHT = torch.randn(1, 2, 6, 6), torch.randn(2, 2, 3, 3)
+LOGITS, TARGET = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+STATISTICS = {"running_mean": torch.zeros(2), "running_var": torch.ones(2)}
+CALLS = {
+    "conv2d": (("stride", "padding", "dilation", "groups"), lambda f, o: f.conv2d(IMAGE, WEIGHT, **o)),
+    "max_pool2d": (
+        ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+        lambda f, o: f.max_pool2d(IMAGE, **{"kernel_size": 2, **o}),
+    ),
+    "avg_pool2d": (
+        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+        lambda f, o: f.avg_pool2d(IMAGE, **{"kernel_size": 2, **o}),
+    ),
+    "batch_norm": (
+        ("training", "momentum", "eps"),
+        lambda f, o: f.batch_norm(IMAGE, *(t.clone() for t in STATISTICS.values()), **{"training": True, **o}),
+    ),
+    "batch_norm in evaluation": (
+        ("momentum", "eps"),
+        lambda f, o: f.batch_norm(IMAGE, *(t.clone() for t in STATISTICS.values()), **o),
+    ),
+    "dropout": (("p", "training"), lambda f, o: f.dropout(LOGITS.clone(), **o)),
+    "dropout1d": (("p", "training"), lambda f, o: f.dropout1d(LOGITS.clone(), **o)),
+    "dropout2d": (("p", "training"), lambda f, o: f.dropout2d(IMAGE.clone(), **o)),
+    "cross_entropy": (
+        ("target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"),
+        lambda f, o: f.cross_entropy(LOGITS, **{"target": TARGET, **o}),
+    ),
+}
+
+
+def outcome(call, library, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            output = call(library, options)
+        except Exception as error:
+            return type(error)
+    return [t for t in output] if isinstance(output, tuple) else output
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{type(form).__name__} {form}")
+@pytest.mark.parametrize("op", CALLS)
+def test_form_beside_torch(op, form):
+    names, call = CALLS[op]
+    for name in names:
+        expected, actual = (outcome(call, f, {name: form}) for f in (F, PF))
+        if isinstance(expected, type):
+            # where torch compares an array of several numbers before it asks for one, the error is the comparison's
+            several = isinstance(form, np.ndarray) or (isinstance(form, torch.Tensor) and form.numel() > 1)
+            assert isinstance(actual, type) if several else actual is expected, name
+        elif op.startswith("dropout"):
+            assert actual.shape == expected.shape, name
+        else:
+            torch.testing.assert_close(actual, expected, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_backend_is_in_force_at_once():
+    before = pydl.backend.current()
+    with pytest.raises(ValueError, match="backend: expected the name to be one of torch, cpu, cuda, triton, got 'foo'"):
+        pydl.backend.use("foo")
+    assert pydl.backend.current() == before
+    asked = pydl.backend.use("torch")
+    try:
+        assert pydl.backend.current() == "torch"
+        with pydl.backend.use("cpu"):
+            assert pydl.backend.current() == "cpu"
+            with pytest.raises(RuntimeError, match="inside"), pydl.backend.use("torch"):
+                raise RuntimeError("inside")
+            assert pydl.backend.current() == "cpu"
+        assert pydl.backend.current() == "torch"
+    finally:
+        asked.__exit__(None, None, None)
+    assert pydl.backend.current() == before
+
+
+def test_backend_and_isa_as_decorators():
+    before, isa, lowest = pydl.backend.current(), pydl.backend.current_isa(), pydl.backend.isas()[0]
+
+    @pydl.backend.use("torch")
+    @pydl.backend.isa(lowest)
+    def inside(depth):
+        return (pydl.backend.current(), pydl.backend.current_isa()) if depth == 0 else inside(depth - 1)
+
+    assert (pydl.backend.current(), pydl.backend.current_isa()) == (before, isa)
+    for _ in range(2):
+        assert inside(2) == ("torch", lowest)
+        assert (pydl.backend.current(), pydl.backend.current_isa()) == (before, isa)
+
+
+def test_isa_is_in_force_at_once():
+    before, lowest = pydl.backend.current_isa(), pydl.backend.isas()[0]
+    with pytest.raises(ValueError, match="isa: expected the instruction set to be one of"):
+        pydl.backend.isa("sse9")
+    asked = pydl.backend.isa(lowest)
+    assert pydl.backend.current_isa() == lowest
+    with asked:
+        assert pydl.backend.current_isa() == lowest
+    assert pydl.backend.current_isa() == before

@@ -1,0 +1,188 @@
+"""Strides of results and gradients are torch's, over inputs of every layout that torch takes.
+
+What is compared are the numbers that ``stride()`` gives, those of dimensions of size 1 too: code after a layer may call
+``view``. torch itself is asked, on the CPU.
+
+One gradient is left out, that of a convolution's weight of one input channel or of 1x1 kernels: such a weight is
+row-major and channels_last at once, and which strides torch writes for it depends on the library that it picks (oneDNN
+for float32, its own code for bfloat16).
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import pydl.functional as PF
+
+CL = torch.channels_last
+DTYPES = [torch.float32, torch.bfloat16]
+# batch 1, one channel, one pixel: dimensions of size 1 have strides that say nothing
+SHAPES = [(2, 3, 5, 6), (1, 3, 5, 6), (2, 1, 5, 6), (2, 3, 1, 1)]
+
+
+def randn(*sizes):
+    return torch.randn(*sizes)
+
+
+LAYOUTS = {
+    "row-major": lambda n, c, h, w: randn(n, c, h, w),
+    "channels_last": lambda n, c, h, w: randn(n, c, h, w).contiguous(memory_format=CL),
+    "grey expanded": lambda n, c, h, w: randn(n, 1, h, w).expand(n, c, h, w),
+    "batch expanded": lambda n, c, h, w: randn(1, c, h, w).expand(n, c, h, w),
+    "pixel expanded": lambda n, c, h, w: randn(n, c, 1, 1).expand(n, c, h, w),
+    "grey channels_last expanded": lambda n, c, h, w: randn(n, 1, h, w).contiguous(memory_format=CL).expand(n, c, h, w),
+    "channels sliced": lambda n, c, h, w: randn(n, c + 2, h, w)[:, 1 : c + 1],
+    "channels_last sliced": lambda n, c, h, w: randn(n, c + 2, h, w).contiguous(memory_format=CL)[:, 1 : c + 1],
+    "rows of channels_last sliced": lambda n, c, h, w: randn(n, c, h + 3, w).contiguous(memory_format=CL)[:, :, 1:-2],
+    "every second column": lambda n, c, h, w: randn(n, c, h, 2 * w)[..., ::2],
+    "every second image": lambda n, c, h, w: randn(2 * n, c, h, w)[::2],
+    "transposed": lambda n, c, h, w: randn(n, c, w, h).transpose(2, 3),
+    "channels first": lambda n, c, h, w: randn(c, n, h, w).transpose(0, 1),
+    "permuted from NHWC": lambda n, c, h, w: randn(n, h, w, c).permute(0, 3, 1, 2),
+    "permuted from HWNC": lambda n, c, h, w: randn(h, w, n, c).permute(2, 3, 0, 1),
+}
+
+
+def statistics(x):
+    return torch.zeros(x.shape[1], dtype=x.dtype), torch.ones(x.shape[1], dtype=x.dtype)
+
+
+def classes(x):
+    return torch.arange(x[:, 0].numel()).view(x[:, 0].shape) % x.shape[1]
+
+
+# name -> the op by a library (torch.nn.functional or ours) on one input
+OPS = {
+    "max_pool2d": lambda f, x: f.max_pool2d(x, 1),
+    "max_pool2d with indices": lambda f, x: f.max_pool2d(x, 2, padding=1, return_indices=True),
+    "avg_pool2d": lambda f, x: f.avg_pool2d(x, 2, padding=1),
+    "batch_norm in training": lambda f, x: f.batch_norm(x, *statistics(x), training=True),
+    "batch_norm": lambda f, x: f.batch_norm(x, *statistics(x)),
+    "dropout": lambda f, x: f.dropout(x, 0.5),
+    "dropout of all": lambda f, x: f.dropout(x, 1.0),
+    "dropout2d": lambda f, x: f.dropout2d(x, 0.5),
+    "cross_entropy": lambda f, x: f.cross_entropy(x, classes(x)),
+    "cross_entropy per row": lambda f, x: f.cross_entropy(x, classes(x), reduction="none", label_smoothing=0.1),
+}
+
+
+def grads_of(output):
+    """Gradients in the layouts that backward passes see: of the output's kind, row-major, expanded, a view's."""
+    like = torch.empty_like(output)
+    yield torch.ones_like(like)
+    yield torch.ones(output.shape, dtype=output.dtype)
+    yield torch.ones((), dtype=output.dtype).expand(output.shape)
+    if output.dim() == 4:
+        yield torch.ones(output.shape, dtype=output.dtype).contiguous(memory_format=CL)
+        yield torch.ones(*output.shape[:3], 2 * output.shape[3], dtype=output.dtype)[..., ::2]
+
+
+def outputs_of(call, library, tensors):
+    outputs = call(library, *tensors)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def compare(call, tensors, skip=()):
+    """``call(library, *tensors)`` by both libraries; ``skip``: numbers of the tensors whose gradients are left out."""
+    theirs, ours = ([t.detach().requires_grad_() for t in tensors] for _ in range(2))
+    expected, actual = outputs_of(call, F, theirs), outputs_of(call, PF, ours)
+    assert [t.stride() for t in actual] == [t.stride() for t in expected]
+    assert [t.dtype for t in actual] == [t.dtype for t in expected]
+    with torch.no_grad():
+        assert [t.stride() for t in outputs_of(call, PF, tensors)] == [t.stride() for t in expected]
+    for grad in grads_of(expected[0]):
+        pairs = zip(
+            torch.autograd.grad(actual[0], ours, grad, retain_graph=True),
+            torch.autograd.grad(expected[0], theirs, grad, retain_graph=True),
+            strict=True,
+        )
+        for i, (p, q) in enumerate(pairs):
+            assert i in skip or p.stride() == q.stride(), (i, grad.stride(), p.stride(), q.stride())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", OPS)
+def test_of_one_input(op, layout, dtype):
+    for shape in SHAPES:
+        compare(OPS[op], [LAYOUTS[layout](*shape).to(dtype)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_conv2d(layout, dtype):
+    for shape in SHAPES:
+        input = LAYOUTS[layout](*shape).to(dtype)
+        for kernel in (1, 3):
+            for of_weight in ("row-major", "channels_last", "grey expanded", "channels sliced", "permuted from NHWC"):
+                weight = LAYOUTS[of_weight](4, shape[1], kernel, kernel).to(dtype)
+                either = kernel == 1 or shape[1] == 1
+                compare(
+                    lambda f, x, w, b: f.conv2d(x, w, b, padding=1),
+                    [input, weight, torch.randn(4).to(dtype)],
+                    skip=(1,) if either else (),
+                )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_cross_entropy_of_probabilities(layout, reduction, dtype):
+    for of_target in ("row-major", "channels_last", "grey expanded", "channels first"):
+        input, target = (LAYOUTS[name](2, 3, 5, 6).to(dtype) for name in (layout, of_target))
+        compare(lambda f, x, t: f.cross_entropy(x, t, reduction=reduction), [input, target])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_batch_norm_of_other_ranks(dtype, training):
+    flat, series, volume = torch.randn(4, 6), torch.randn(2, 3, 8), torch.randn(2, 3, 4, 5, 6)
+    inputs = [flat, flat.t(), flat[:, ::2], flat[:, :1].expand(4, 6), series, series.transpose(1, 2), series[..., ::2]]
+    inputs += [
+        series[:1],
+        series[:, :1].expand(2, 3, 8),
+        volume,
+        volume.contiguous(memory_format=torch.channels_last_3d),
+    ]
+    inputs += [volume[:, :1].expand(2, 3, 4, 5, 6), volume[:1].transpose(2, 4), volume[:, :, ::2]]
+    for x in inputs:
+        parameters = [torch.randn(x.shape[1]).to(dtype) for _ in range(2)]
+        compare(lambda f, x, w, b: f.batch_norm(x, *statistics(x), w, b, training), [x.to(dtype), *parameters])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_unbatched(layout):
+    input = LAYOUTS[layout](1, 3, 5, 6)[0]
+    for call in (
+        lambda f, x: f.max_pool2d(x, 2, return_indices=True),
+        lambda f, x: f.avg_pool2d(x, 2),
+        lambda f, x: f.conv2d(x, torch.ones(4, 3, 3, 3)),
+        lambda f, x: f.dropout(x, 0.5),
+    ):
+        compare(call, [input])
+
+
+def test_grey_image_then_view():
+    """The call that failed: three equal channels, a layer, ``view``."""
+    image = torch.randn(2, 1, 8, 8).expand(2, 3, 8, 8)
+    for output in (PF.conv2d(image, torch.randn(4, 3, 3, 3)), PF.max_pool2d(image, 2), PF.avg_pool2d(image, 2)):
+        assert output.view(2, -1).shape[0] == 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fakes_predict_them(layout):
+    for shape in SHAPES:
+        real = LAYOUTS[layout](*shape)
+        with FakeTensorMode() as mode:
+            fake = mode.from_tensor(real)
+        calls = {
+            "conv2d": lambda x: PF.conv2d(x, torch.ones(4, x.shape[1], 1, 1)),
+            "batch_norm": lambda x: PF.batch_norm(x, None, None, training=True),
+            "max_pool2d": lambda x: PF.max_pool2d(x, 1),
+            "avg_pool2d": lambda x: PF.avg_pool2d(x, 1),
+        }
+        for name, call in calls.items():
+            with mode:
+                predicted = call(fake).stride()
+            assert predicted == call(real).stride(), name
