@@ -9,7 +9,7 @@ and where torch would honour what is not its own (:mod:`pydl.aside`), torch's ow
 import torch
 import torch.nn.functional as F
 
-from pydl import flops, functional  # noqa: F401  (formulas for torch's FLOP counter)
+from pydl import functional
 from pydl.aside import Own, is_special, steps_aside
 from pydl.ops.sync_batch_norm import group_of, sync_batch_norm
 

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pydl import aside, functional, nn
 from pydl.ops import _library
-from pydl.ops._pair import pair
+from pydl.ops._options import pair
 from pydl.swapping.layer import is_swapped, why_aside, why_left
 from pydl.swapping.node import trained_together
 from pydl.swapping.rules import OURS, RULES, class_of, rule_of

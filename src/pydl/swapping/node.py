@@ -12,7 +12,7 @@ from pydl.ops import _library
 from pydl.ops._batch_norm_autograd import keeps_output
 from pydl.ops._batch_norm_schema import ACTIVATIONS
 from pydl.ops._memory_format import is_channels_last
-from pydl.ops._pair import pair
+from pydl.ops._options import pair
 from pydl.ops.batch_norm import counts_inside
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING, padding_of
 
