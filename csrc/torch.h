@@ -33,9 +33,8 @@ inline DType dtype_of(const char* op, const Tensor& t) {
     default:
       break;
   }
-  throw std::runtime_error(
-      join(op, ": expected dtype to be float32, float64, bfloat16 or float16, got scalar type ",
-           static_cast<int>(t.scalar_type())));
+  throw std::runtime_error(join(op, ": expected dtype to be float32, float64, bfloat16 or float16, got ",
+                                dtype_name(t.scalar_type())));
 }
 
 inline ScalarType scalar_type_of(DType dtype) {

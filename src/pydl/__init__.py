@@ -7,7 +7,12 @@
 
 from importlib.util import find_spec as _find_spec
 
-import torch  # noqa: F401  (loads the libraries that pydl._C links to)
+import torch  # loads the libraries that pydl._C links to
+
+from pydl import _torch_range
+
+if _why_not := _torch_range.why_not(torch.__version__):  # before the module that such a torch could not even load
+    raise ImportError(_why_not)
 
 if _find_spec("pydl._C") is None:
     raise ImportError(
