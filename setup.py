@@ -139,15 +139,20 @@ class CMakeBuild(build_ext):
             fail(f"the build stopped with exit code {error.returncode}; the reason stands above.")
 
 
-# kernels/ is installed as pydl.kernels: a Triton kernel is Python
+# kernels/ is installed as pydl.kernels, since a Triton kernel is Python, and benchmarks/ as pydl.benchmarks, the folder
+# that `pydl bench` hands to pytest
 KERNELS = ["", *(f".{name}" for name in find_packages("kernels"))]
 
 setup(
     install_requires=[torch_range.requirement_here(), "numpy", "rich>=13", "typer>=0.15"],
     ext_modules=[Extension("pydl._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
-    packages=[*find_packages("src"), *(f"pydl.kernels{name}" for name in KERNELS)],
-    package_dir={"": "src", **{f"pydl.kernels{name}": f"kernels{name.replace('.', '/')}" for name in KERNELS}},
+    packages=[*find_packages("src"), *(f"pydl.kernels{name}" for name in KERNELS), "pydl.benchmarks"],
+    package_dir={
+        "": "src",
+        "pydl.benchmarks": "benchmarks",
+        **{f"pydl.kernels{name}": f"kernels{name.replace('.', '/')}" for name in KERNELS},
+    },
     package_data={"pydl": ["py.typed"]},
     include_package_data=False,  # C++ sources and notes are in the source distribution, not beside the Python files
 )

@@ -55,5 +55,5 @@ def test_import_takes_no_heavy_module_and_changes_nothing(tmp_path):
 
 
 def test_import_is_quick(tmp_path):
-    """At most 0.2 s where torch takes 1.0: by the processor's time and beside torch's, which a busy machine moves alike."""
+    """At most 0.2 s where torch takes 1.0: of the processor's time, so that a busy machine moves both alike."""
     assert min(imported(tmp_path)["share"] for _ in range(3)) < 0.2
