@@ -14,7 +14,7 @@ def main():
     try:
         from pydl.commands import app  # inside, so that Ctrl-C while it is imported is as quiet as later
 
-        app()
+        app(prog_name="pydl")
     except UserError as error:
         if _speaks(error):
             print(f"pydl: {error}", file=sys.stderr)
@@ -26,6 +26,10 @@ def main():
     except KeyboardInterrupt:
         print("pydl: interrupted", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # Typer's, which says nothing
+            print("pydl: interrupted", file=sys.stderr)
+        raise
 
 
 def _speaks(error):

@@ -134,7 +134,7 @@ def test_global_hooks_of_modules_are_kept_in_these_dicts():
         handle.remove()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_tracing_calls_slow_forward():
     called = []
 

@@ -35,8 +35,9 @@ def test_example(name, capsys, tmp_path, monkeypatch):
     if name == "lenet_swapped":
         assert re.search(r"pydl serves \d+ of 12 layers", out)
     if name == "resnet_compared":
-        ours, theirs = map(float, re.search(r"losses: ([\d.]+) by pydl, ([\d.]+) by torch", out).groups())
-        assert ours == pytest.approx(theirs, rel=1e-2)
+        ours, theirs = re.search(r"losses: ([\d.]+) by pydl, ([\d.]+) by torch", out).groups()
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-2)
+        assert ("They differ by" in out) == (ours != theirs)
     if name == "resume_and_predict":
         read = re.findall(r"\d\.png: (\d) with [\d.]+%, in truth (\d)", out)
         assert len(read) == 8
