@@ -25,6 +25,6 @@ difference = abs(row["loss"] - row["torch_loss"])
 if ours != torchs:
     print(
         f"They differ by {difference:.0e}, by rounding alone: the kernels add up in another order. The first step\n"
-        "agrees to six digits; batch norm over maps of one pixel, and a step this large, enlarge whatever differs: torch in\n"
-        "float64, or with weights changed by 1e-7, is as far from torch in float32."
+        "agrees to six digits; batch norm over maps of one pixel, and a step this large, enlarge whatever differs:\n"
+        "torch in float64, or with weights changed by 1e-7, is as far from torch in float32."
     )
