@@ -6,7 +6,11 @@
 // torch's own and needs no library.
 #pragma once
 
+// torch 2.11's copy refuses to be included where only the stable ABI is asked for, though these exceptions are inline.
+#pragma push_macro("TORCH_TARGET_VERSION")
+#undef TORCH_TARGET_VERSION
 #include <pybind11/detail/common.h>
+#pragma pop_macro("TORCH_TARGET_VERSION")
 
 #include <sstream>
 #include <stdexcept>

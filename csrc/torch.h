@@ -11,6 +11,10 @@
 #include <utility>
 #include <vector>
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.11 has it under this name alone
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 #include "csrc/errors.h"
 #include "csrc/memory.h"
 #include "kernels/common.h"
