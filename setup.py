@@ -15,7 +15,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "build_backend"))  # for `python setup.py`; pip has it there already
 
-from torch_range import BEYOND, OLDEST, requirement
+import torch_range
 
 
 def fail(sentence):
@@ -24,25 +24,13 @@ def fail(sentence):
 
 def torch_folder():
     """The torch to build against: the one in the target environment, else the build environment's own."""
-    for name in ("purelib", "platlib"):
-        folder = Path(sysconfig.get_paths()[name], "torch")
-        if (folder / "version.py").is_file():
-            return folder
+    folder = torch_range.installed_folder()
+    if folder is not None:
+        return folder
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
-        fail(f"torch was not found; install it first (pip install '{requirement()}').")
+        fail(f"torch was not found; install it first (pip install '{torch_range.requirement()}').")
     return Path(spec.origin).parent
-
-
-def torch_versions(folder):
-    """(version, CUDA version or None), read from torch/version.py: importing torch takes seconds."""
-    text = (folder / "version.py").read_text()
-    version = re.search(r"__version__ = '([^']+)'", text).group(1)
-    cuda = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", text, re.MULTILINE)
-    release = tuple(int(part) for part in version.split(".")[:2])
-    if not OLDEST <= release < BEYOND:
-        fail(f"torch {version} is not supported; install {requirement()}.")
-    return version, cuda.group(1) if cuda else None
 
 
 def find_nvcc():
@@ -117,7 +105,9 @@ class CMakeBuild(build_ext):
         if sys.platform == "win32":
             fail("Windows is not supported; use WSL 2, Linux or macOS.")
         torch = torch_folder()
-        _, torch_cuda = torch_versions(torch)
+        version, torch_cuda = torch_range.versions(torch)
+        if why_not := torch_range.why_not(version):
+            sys.exit(why_not)
         cuda = cuda_arguments(torch_cuda)
         cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
         if cmake is None or ninja is None:
@@ -149,15 +139,20 @@ class CMakeBuild(build_ext):
             fail(f"the build stopped with exit code {error.returncode}; the reason stands above.")
 
 
-# kernels/ is installed as pydl.kernels: a Triton kernel is Python
+# kernels/ is installed as pydl.kernels, since a Triton kernel is Python, and benchmarks/ as pydl.benchmarks, the folder
+# that `pydl bench` hands to pytest
 KERNELS = ["", *(f".{name}" for name in find_packages("kernels"))]
 
 setup(
-    install_requires=[requirement(), "numpy", "rich>=13", "typer>=0.15"],
+    install_requires=[torch_range.requirement_here(), "numpy", "rich>=13", "typer>=0.15"],
     ext_modules=[Extension("pydl._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
-    packages=[*find_packages("src"), *(f"pydl.kernels{name}" for name in KERNELS)],
-    package_dir={"": "src", **{f"pydl.kernels{name}": f"kernels{name.replace('.', '/')}" for name in KERNELS}},
+    packages=[*find_packages("src"), *(f"pydl.kernels{name}" for name in KERNELS), "pydl.benchmarks"],
+    package_dir={
+        "": "src",
+        "pydl.benchmarks": "benchmarks",
+        **{f"pydl.kernels{name}": f"kernels{name.replace('.', '/')}" for name in KERNELS},
+    },
     package_data={"pydl": ["py.typed"]},
     include_package_data=False,  # C++ sources and notes are in the source distribution, not beside the Python files
 )

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import against
 import machine
 import probes
 import pytest
@@ -21,13 +22,15 @@ import report
 import runner
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+# Kept in the source tree alone: an installed package is no place for results.
+RESULTS = machine.TREE and machine.TREE / "benchmarks" / "results"
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("pydl benchmarks")
     group.addoption("--quick", action="store_true", help="a few cases of each op, in short")
     group.addoption("--results", metavar="FILE", help="keep this run's figures as JSON")
+    group.addoption("--against", metavar="FILE", help="compare with a run that --results kept")
     group.addoption(
         "--no-page-faults-child", metavar="FILE", help="(the run's own: writes the child's figures to FILE)"
     )
@@ -181,7 +184,7 @@ def pytest_sessionfinish(session, exitstatus):
     path = session.config.getoption("--results")
     if path:
         state.problems += write(path, kept)
-    if state.complete and not state.problems and exitstatus == 0:
+    if RESULTS and state.complete and not state.problems and exitstatus == 0:
         state.problems += keep(kept, state.complete)
     if state.problems and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -253,6 +256,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if state.child or not state.records:
         return
     report.show(state.records, state.ceilings)
+    if config.getoption("--against"):
+        against.show(state.records, machine.describe(), config.getoption("--against"))
     for problem in state.problems:
         terminalreporter.write_line(problem, red=True)
     terminalreporter.write_line(f"{len(state.records)} cases in {time.time() - state.start:.0f} s")

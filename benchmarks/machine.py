@@ -19,6 +19,10 @@ NO_PAGE_FAULTS = {
     "glibc.malloc.top_pad=268435456"
 }
 
+# The source tree that these files are part of; None where they are an installed package's.
+_PARENT = Path(__file__).resolve().parents[1]
+TREE = _PARENT if (_PARENT / "pyproject.toml").is_file() else None
+
 
 def processor():
     """The CPU's name as the operating system gives it, and its generation, which virtual machines leave out of it."""
@@ -49,6 +53,8 @@ def last_level_cache():
 
 def commit():
     """The source tree's commit, with a + when files differ from it; None outside a git checkout."""
+    if TREE is None:
+        return None
     try:
         describe = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"],

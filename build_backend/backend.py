@@ -4,21 +4,14 @@ pip builds in an isolated environment. Asking for torch there unconditionally wo
 the torch that is already installed, and might compile against another version than the one that will load us.
 """
 
-import sysconfig
-from pathlib import Path
-
 from setuptools import build_meta as _setuptools
 from setuptools.build_meta import *  # noqa: F403  (PEP 517: every hook that is not overridden below)
-from torch_range import requirement
+from torch_range import installed_folder, requirement
 
 
 def _torch_requirement():
-    """[] when the target environment has torch, what pip is to install otherwise.
-
-    Under pip's isolation ``sysconfig`` still names the target environment's folders.
-    """
-    folders = {sysconfig.get_paths()[name] for name in ("purelib", "platlib")}
-    return [] if any(Path(folder, "torch", "version.py").is_file() for folder in folders) else [requirement()]
+    """[] when the target environment has torch, what pip is to install otherwise."""
+    return [] if installed_folder() else [requirement()]
 
 
 def get_requires_for_build_wheel(config_settings=None):

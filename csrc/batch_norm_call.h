@@ -123,8 +123,8 @@ struct BatchNormCall {
   BatchNormView read(const char* what, const Tensor& t) {
     PYDL_CHECK(has_sizes(t), name, ": expected ", what, " to have input's shape ", join_sizes(), ", got ",
                shape_of(t));
-    PYDL_CHECK(dtype_of(name, t) == params.dtype, name, ": expected ", what,
-               " to have input's dtype, got scalar type ", static_cast<int>(t.scalar_type()));
+    PYDL_CHECK(dtype_of(name, t) == params.dtype, name, ": expected ", what, " to have input's dtype, got ",
+               dtype_name(t.scalar_type()));
     BatchNormView view{};
     if (empty()) return view;
     if (all_expanded(t)) {
@@ -166,11 +166,9 @@ struct BatchNormCall {
     const DType dtype = dtype_of(name, *t);
     const bool half = params.dtype == DType::bf16 || params.dtype == DType::f16;
     PYDL_CHECK(dtype == params.dtype || (half && dtype == DType::f32), name, ": expected ", what,
-               " to have input's dtype, or float32 beside a half input, got scalar type ",
-               static_cast<int>(t->scalar_type()));
+               " to have input's dtype, or float32 beside a half input, got ", dtype_name(t->scalar_type()));
     PYDL_CHECK(first || dtype == params.param_dtype, name, ": expected ", what,
-               " to have the dtype of the other parameters, got scalar type ",
-               static_cast<int>(t->scalar_type()));
+               " to have the dtype of the other parameters, got ", dtype_name(t->scalar_type()));
     params.param_dtype = dtype;
     first = false;
     if (t->is_contiguous()) return const_cast<void*>(t->const_data_ptr());

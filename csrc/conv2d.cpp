@@ -88,8 +88,7 @@ Tensor empty_format(const Tensor& like, const Sizes& sizes, bool channels_last) 
 
 void check_same(const char* what, const Tensor& a, const char* as, const Tensor& b) {
   PYDL_CHECK(a.scalar_type() == b.scalar_type(), "conv2d: expected ", what, " to be of the dtype of ", as,
-             ", got scalar types ", static_cast<int>(a.scalar_type()), " and ",
-             static_cast<int>(b.scalar_type()));
+             ", got ", dtype_name(a.scalar_type()), " and ", dtype_name(b.scalar_type()));
   PYDL_CHECK(a.is_cpu() == b.is_cpu(), "conv2d: expected ", what, " to be on the device of ", as,
              ", got another");
 }
@@ -106,7 +105,7 @@ Activation activation_of(const std::string& name) {
   if (name == "none") return Activation::none;
   if (name == "relu") return Activation::relu;
   if (name == "sigmoid") return Activation::sigmoid;
-  throw std::invalid_argument("conv2d: expected activation to be None, 'relu' or 'sigmoid', got '" + name +
+  throw pybind11::value_error("conv2d: expected activation to be None, 'relu' or 'sigmoid', got '" + name +
                               "'");
 }
 

@@ -45,8 +45,8 @@ bool describe(const Tensor& input, const Tensor& output, int64_t shared_dims, Dr
 Tensor dropout(const Tensor& input, double p, const Tensor& seed, int64_t shared_dims) {
   PYDL_CHECK_VALUE(p >= 0.0 && p <= 1.0, "dropout: expected p to be a probability in [0, 1], got ", p);
   PYDL_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
-             "dropout: expected seed to be an int64 tensor of one element, got scalar type ",
-             static_cast<int>(seed.scalar_type()), " and shape ", shape_of(seed));
+             "dropout: expected seed to be an int64 tensor of one element, got ",
+             dtype_name(seed.scalar_type()), " and shape ", shape_of(seed));
   PYDL_CHECK(shared_dims >= 0 && shared_dims <= input.dim(), "dropout: expected shared_dims to be in [0, ",
              input.dim(), "], got ", shared_dims);
   DropoutParams params{};

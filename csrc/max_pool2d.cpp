@@ -26,9 +26,8 @@ void check_places(const MaxPool2dParams& p, const Tensor& places) {
   check_sizes("max_pool2d", "places", places, output_sizes(p));
   PYDL_CHECK(
       places.scalar_type() == place_type(p),
-      "max_pool2d: expected places to be of the dtype that the forward gives for this kernel_size, got "
-      "scalar type ",
-      static_cast<int>(places.scalar_type()));
+      "max_pool2d: expected places to be of the dtype that the forward gives for this kernel_size, got ",
+      dtype_name(places.scalar_type()));
 }
 
 // Places that nobody asks for are an empty tensor.

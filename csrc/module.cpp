@@ -163,8 +163,19 @@ PyModuleDef kModule = {PyModuleDef_HEAD_INIT,
 
 }  // namespace
 
+// The compiler with its name: __VERSION__ alone is "12.2.0" for g++.
+#if defined(__apple_build_version__)
+#define PYDL_COMPILER "Apple clang " __clang_version__
+#elif defined(__clang__)
+#define PYDL_COMPILER "clang " __clang_version__
+#elif defined(__GNUC__)
+#define PYDL_COMPILER "g++ " __VERSION__
+#else
+#define PYDL_COMPILER "an unnamed compiler"
+#endif
+
 PyMODINIT_FUNC PyInit__C() {
   PyObject* module = PyModule_Create(&kModule);
-  if (module && PyModule_AddStringConstant(module, "compiler", __VERSION__) != 0) Py_CLEAR(module);
+  if (module && PyModule_AddStringConstant(module, "compiler", PYDL_COMPILER) != 0) Py_CLEAR(module);
   return module;
 }

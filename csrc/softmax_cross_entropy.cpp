@@ -58,9 +58,8 @@ bool check(const Tensor& input, const Tensor& target, const MaybeTensor& weight,
   if (probabilities) {
     PYDL_CHECK(is_probability_type(target.scalar_type()),
                "cross_entropy: expected target of input's shape to be class probabilities of a floating "
-               "point dtype, "
-               "got scalar type ",
-               static_cast<int>(target.scalar_type()));
+               "point dtype, got ",
+               dtype_name(target.scalar_type()));
   } else if (dim == 1) {
     PYDL_CHECK(target.dim() <= 1, "cross_entropy: expected target to be of 0 or 1 dimensions, got shape ",
                shape_of(target));
@@ -82,16 +81,15 @@ bool check(const Tensor& input, const Tensor& target, const MaybeTensor& weight,
   }
   if (!probabilities)
     PYDL_CHECK(target.scalar_type() == ScalarType::Long,
-               "cross_entropy: expected target dtype to be int64 or uint8, got scalar type ",
-               static_cast<int>(target.scalar_type()));
+               "cross_entropy: expected target dtype to be int64 or uint8, got ",
+               dtype_name(target.scalar_type()));
   if (weight) {
     PYDL_CHECK(weight->dim() == 1 && weight->size(0) == classes,
                "cross_entropy: expected weight to be of shape (", classes, "), one for each class, got ",
                shape_of(*weight));
     PYDL_CHECK(weight->scalar_type() == accumulate_type(input.scalar_type()) && weight->is_contiguous(),
-               "cross_entropy: expected weight to be contiguous, of the dtype that sums are kept in, got "
-               "scalar type ",
-               static_cast<int>(weight->scalar_type()));
+               "cross_entropy: expected weight to be contiguous, of the dtype that sums are kept in, got ",
+               dtype_name(weight->scalar_type()));
   }
   return probabilities;
 }
@@ -122,9 +120,8 @@ Params params_of(const Tensor& input, const Tensor& target, const MaybeTensor& w
     p.target_dtype = dtype_of("cross_entropy", target);
     PYDL_CHECK(
         p.target_dtype == p.dtype || (p.target_dtype == DType::f32 && p.dtype != DType::f64),
-        "cross_entropy: expected probabilities to be of input's dtype, or float32 for half types, got scalar "
-        "type ",
-        static_cast<int>(target.scalar_type()));
+        "cross_entropy: expected probabilities to be of input's dtype, or float32 for half types, got ",
+        dtype_name(target.scalar_type()));
   }
   p.reduction = reduction_of(reduction);
   p.ignore_index = ignore_index;

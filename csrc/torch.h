@@ -11,6 +11,10 @@
 #include <utility>
 #include <vector>
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.11 has it under this name alone
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 #include "csrc/errors.h"
 #include "csrc/memory.h"
 #include "kernels/common.h"
@@ -33,9 +37,8 @@ inline DType dtype_of(const char* op, const Tensor& t) {
     default:
       break;
   }
-  throw std::runtime_error(
-      join(op, ": expected dtype to be float32, float64, bfloat16 or float16, got scalar type ",
-           static_cast<int>(t.scalar_type())));
+  throw std::runtime_error(join(op, ": expected dtype to be float32, float64, bfloat16 or float16, got ",
+                                dtype_name(t.scalar_type())));
 }
 
 inline ScalarType scalar_type_of(DType dtype) {

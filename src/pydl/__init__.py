@@ -5,18 +5,25 @@
 >>> print(pydl.report(net))     # which kernel serves which layer
 """
 
-from importlib.util import find_spec as _find_spec
+from pydl import _interrupt
 
-import torch  # noqa: F401  (loads the libraries that pydl._C links to)
+with _interrupt.quiet_in_the_command():
+    from importlib.util import find_spec as _find_spec
 
-if _find_spec("pydl._C") is None:
-    raise ImportError(
-        "pydl was imported from its source folder, where nothing is compiled; "
-        "take that folder off Python's path, or install with: pip install -e ."
-    )
+    import torch  # loads the libraries that pydl._C links to
 
-from pydl import backend, functional, memory, models, nn
-from pydl.swapping import freeze, report, swap, swapped, unswap
+    from pydl import _torch_range
+
+    if _why_not := _torch_range.why_not(torch.__version__):  # before the module that such a torch could not even load
+        raise ImportError(_why_not)
+    if _find_spec("pydl._C") is None:
+        raise ImportError(
+            "pydl was imported from its source folder, where nothing is compiled; "
+            "take that folder off Python's path, or install with: pip install -e ."
+        )
+
+    from pydl import backend, functional, memory, models, nn
+    from pydl.swapping import freeze, report, swap, swapped, unswap
 
 __version__ = "0.1.0"
 __all__ = ["backend", "freeze", "functional", "memory", "models", "nn", "report", "swap", "swapped", "unswap"]

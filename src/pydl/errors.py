@@ -7,6 +7,14 @@ class UserError(Exception):
     exit_code = 1
 
 
+def did_you_mean(name, known):
+    """``"; did you mean lenet?"`` where one of ``known`` is close to ``name``, else nothing: the end of an error."""
+    import difflib  # here, since nobody waits for an error
+
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 class OptionError(UserError, ValueError):
     """An option, name or value that cannot be taken."""
 

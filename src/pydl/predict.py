@@ -1,5 +1,6 @@
 """``pydl predict``: what a checkpoint of ``pydl train`` sees in images."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,16 @@ CAPTION, SIDE = 22, 168  # pixels: the strip under a saved picture, and the leas
 
 @dataclass
 class Prediction:
-    """What the model says of one image: classes with their probabilities, the likeliest first."""
+    """What the model says of one image.
+
+    Attributes:
+        ranking: classes with their probabilities, the likeliest first.
+        edge: the brightness of the image's edge in [0, 1] where the training images' is another, else None.
+    """
 
     path: Path
     ranking: list
+    edge: float | None = None
 
 
 class Predictor:
@@ -42,11 +49,9 @@ class Predictor:
         self.backend, self.device = place(config)
         with torch.random.fork_rng(devices=[]), backend.use(self.backend):
             model = build(config, len(self.classes), self.preprocessing)
-            try:
-                model.load_state_dict(content["model"])
-            except (RuntimeError, KeyError, TypeError) as error:
-                reason = str(error).splitlines()[0].rstrip(":")
-                raise CheckpointError(f"{path}: the checkpoint does not fit {config.model} ({reason})") from None
+            if why := checkpoint.mismatch(model, content["model"]):
+                raise CheckpointError(f"{path}: the checkpoint does not fit {config.model}: {why}")
+            model.load_state_dict(content["model"])
         self.config, self.model = config, model.to(self.device).eval()
 
     @torch.no_grad()
@@ -65,9 +70,26 @@ class Predictor:
             if invert:
                 images = [255 - image for image in images]
             values, indices = self.probabilities(images).topk(min(top, len(self.classes)), dim=1)
-            for path, p, i in zip(batch, values.tolist(), indices.tolist(), strict=True):
-                predictions.append(Prediction(Path(path), [(self.classes[k], q) for k, q in zip(i, p, strict=True)]))
+            for path, image, p, i in zip(batch, images, values.tolist(), indices.tolist(), strict=True):
+                edge = self.preprocessing.foreign_edge(image.unsqueeze(0)).item()
+                ranking = [(self.classes[k], q) for k, q in zip(i, p, strict=True)]
+                predictions.append(Prediction(Path(path), ranking, None if math.isnan(edge) else edge))
         return predictions
+
+    def warning(self, predictions, invert=False):
+        """The sentence about images whose background is not that of the training images; None where there is none."""
+        foreign = [prediction for prediction in predictions if prediction.edge is not None]
+        if not foreign:
+            return None
+        usual, found = self.preprocessing.edge[0], foreign[0].edge
+        which = str(foreign[0].path) + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
+        # inverting helps if it brings the background nearer
+        advice = "without --invert" if invert else "with --invert"
+        advice = f"; try it {advice}" if abs(1 - found - usual) < abs(found - usual) else ""
+        return (
+            f"{which}: the background is not that of the training images (brightness {found:.2f} of 1 at the edge, "
+            f"there {usual:.2f}), so the classes mean little{advice}"
+        )
 
 
 def table(predictions):

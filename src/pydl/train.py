@@ -11,7 +11,7 @@ from rich.console import Console
 
 import pydl
 from pydl import data, models
-from pydl.errors import CheckpointError, OptionError
+from pydl.errors import CheckpointError, OptionError, did_you_mean
 from pydl.training import board, checkpoint, display
 from pydl.training.build import check
 from pydl.training.config import Config
@@ -25,7 +25,7 @@ from pydl.training.result import Result
 __all__ = ["Config", "Interrupted", "Result", "cross_validate", "resumed", "train"]
 
 
-def train(config, out=None, resume=None, console=None, dataset=None):
+def train(config, out=None, resume=None, console=None, dataset=None, report=False):
     """Runs ``config`` (a :class:`Config`) and returns a :class:`Result`.
 
     Under torchrun every process makes this call; the first one shows and writes, and the batch size is that of all.
@@ -36,6 +36,7 @@ def train(config, out=None, resume=None, console=None, dataset=None):
         resume: a checkpoint's content from :func:`resumed`; training continues as if it had never stopped.
         console: a rich Console; by default one on stdout.
         dataset: a :class:`pydl.data.Dataset` in place of the one that ``config.data`` names.
+        report: list at the end which kernels served which layer.
 
     Raises:
         UserError: for all that a user can mend; see :mod:`pydl.errors`.
@@ -52,13 +53,16 @@ def train(config, out=None, resume=None, console=None, dataset=None):
     with joined(device.type) as processes, open(os.devnull, "w") as nowhere:
         if not processes.first:
             console = Console(file=nowhere)
-        return _run(config, device, processes, out, resume, console or Console(), dataset)
+        return _run(config, device, processes, out, resume, console or Console(), dataset, report)
 
 
 def _resolved(config):
     names = models.names()
     if config.model not in names:
-        raise OptionError(f"model: expected the name to be one of {', '.join(names)}, got {config.model!r}")
+        raise OptionError(
+            f"model: expected the name to be one of {', '.join(names)}, got {config.model!r}"
+            + did_you_mean(config.model, names)
+        )
     return config.resolved()
 
 
@@ -71,7 +75,7 @@ def _dataset(config, dataset=None):
     return dataset
 
 
-def _run(config, device, processes, out, resume, console, dataset):
+def _run(config, device, processes, out, resume, console, dataset, report):
     dataset = _dataset(config, dataset)
     if resume is not None:
         preprocessing = _same_data(dataset, resume)
@@ -102,7 +106,7 @@ def _run(config, device, processes, out, resume, console, dataset):
     if history:
         processes.by_first(lambda: folder.write_metrics(history))
     loop(result, learners, about, console)
-    processes.by_first(lambda: result.finish(learners[0], dataset.classes, console))
+    processes.by_first(lambda: result.finish(learners[0], dataset.classes, console, report))
     return result
 
 
@@ -166,10 +170,16 @@ def _restore(learners, content):
     states = [content, content.get("reference")]
     try:
         for learner, state in zip(learners, states, strict=False):
+            if why := checkpoint.mismatch(learner.model, state["model"]):
+                raise CheckpointError(f"{content['folder']}: the checkpoint does not fit the model: {why}")
             learner.load_state_dict(state)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
-        raise CheckpointError(f"{content['folder']}: the checkpoint does not fit the model ({reason})") from None
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{content['folder']}: the checkpoint does not fit the model: its optimizer, order or random state is "
+            "another's, or damaged"
+        ) from None
     history = list(content["history"])
     if content["step_in_epoch"]:  # it ended by --max-steps inside an epoch, whose line comes again when it is whole
         history.pop()

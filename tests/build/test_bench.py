@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from pydl import bench
+from pydl.errors import DataError, MissingExtra, OptionError
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no source tree around the tests")
@@ -143,14 +145,87 @@ def test_picture(tmp_path):
 
 def test_unknown_op_names_those_there_are():
     pytest.importorskip("pytest_benchmark")
-    with pytest.raises(ValueError, match=r"bench: expected the op to be one of .*dropout.*, got 'softmax'"):
-        bench.command(ops=["softmax"])
+    with pytest.raises(
+        OptionError, match=r"bench: expected the op to be one of .*dropout.*, got 'drpout'; did you mean"
+    ):
+        bench.command(ops=["drpout"])
 
 
-def test_without_the_source_tree(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "FOLDER", tmp_path / "benchmarks")
-    with pytest.raises(RuntimeError, match="bench: expected to be started in pydl's source tree"):
+def test_without_pytest_benchmark_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r'bench needs pytest-benchmark, .* pip install "pydl-kernels\[bench\]"'):
         bench.command()
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "no figures"])
+def test_a_file_that_is_no_earlier_run_is_refused_before_anything_is_timed(tmp_path, text):
+    pytest.importorskip("pytest_benchmark")
+    if text is not None:
+        (tmp_path / "old.json").write_text(text)
+    with pytest.raises(DataError, match=r"bench: expected --against to be a file of --json, got .*old.json"):
+        bench.command(against=tmp_path / "old.json")
+
+
+TINY = """
+import pytest
+import torch
+
+from pydl.functional import dropout
+from runner import Case, forward_backward
+
+CASES = [
+    Case("tiny", "100", lambda: [torch.randn(100, requires_grad=True), torch.ones(100)], lambda x: dropout(x, 0.0),
+         lambda x: torch.nn.functional.dropout(x, 0.0), forward_backward, compile=False, quick=True, seconds=0.1)
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def bench_tiny(compare, case):
+    compare(case)
+"""
+
+
+def test_runs_from_an_installed_copy_in_any_folder(tmp_path, monkeypatch, capfd):
+    """The files as `pip install` lays them, without the source tree; with a run of before beside it."""
+    pytest.importorskip("pytest_benchmark")
+    installed = tmp_path / "site-packages" / "benchmarks"
+    shutil.copytree(FOLDER, installed, ignore=shutil.ignore_patterns("results", "__pycache__"))
+    (installed / "bench_tiny.py").write_text(TINY)
+    monkeypatch.setattr(bench, "FOLDER", installed)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    kept, old = tmp_path / "kept.json", tmp_path / "old.json"
+    old.write_text(json.dumps({**KEPT, "records": [{**RECORD, "op": "tiny", "case": "100 f32"}]}))
+    assert bench.command(ops=["tiny"], quick=True, json=kept, against=old) == 0
+    shown = capfd.readouterr().out
+    assert "before / now" in shown
+    assert "1 cases, geometric mean" in shown
+    assert "not the same: processor: P before" in shown
+    assert json.loads(kept.read_text())["machine"]["commit"] is None  # of no tree
+    assert not (installed / "results").exists()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_comparison_of_two_runs(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    against = load("against")
+    slower = {**RECORD, "no_page_faults": {**RECORD["no_page_faults"], "pydl_us": 3200.0}}
+    before = {("dropout", "4 M f32"): RECORD}
+    (cells,), (ratio,) = against.rows([slower, {**RECORD, "case": "new"}], before)
+    assert (ratio, cells) == (0.5, ("dropout 4 M f32", "1.6 ms", "3.2 ms", "0.50×", "slower"))
+    assert against.rows([RECORD], before)[0][0][-1] == ""
+    assert against.differences({**KEPT["machine"], "isa": "avx512"}, KEPT["machine"]) == [
+        "isa: avx2 before, avx512 now"
+    ]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["of --json", "of a machine"])
+def test_comparison_reads_both_kinds_of_file(tmp_path, monkeypatch, whole):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    (tmp_path / "old.json").write_text(json.dumps(KEPT if whole else {"dropout": KEPT}))
+    records, machine = load("against").load(tmp_path / "old.json")
+    assert list(records) == [("dropout", "4 M f32")]
+    assert machine == KEPT["machine"]
 
 
 def test_results_file_that_cannot_be_written(tmp_path, capfd):

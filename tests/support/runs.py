@@ -16,11 +16,11 @@ from pydl.training.learner import Learner
 TIMES = {"examples_per_second", "seconds", "torch_examples_per_second", "torch_seconds"}
 
 
-def run(out, model="mlp", resume=None, dataset=None, **options):
+def run(out, model="mlp", resume=None, dataset=None, report=False, **options):
     """One run; returns (result, what it printed)."""
     console = Console(file=io.StringIO(), width=120)
     if resume is None:
-        result = train.train(Config(model, **options), out=out, console=console, dataset=dataset)
+        result = train.train(Config(model, **options), out=out, console=console, dataset=dataset, report=report)
     else:
         config, content = train.resumed(resume, **options)
         result = train.train(config, out=out, resume=content, console=console, dataset=dataset)

@@ -1,6 +1,7 @@
 """The command line: what it prints, and its exit codes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,9 +41,29 @@ def test_compare_prints_both(pydl):
     assert "pydl / torch" in out
 
 
+def test_options_of_the_model_may_be_several_numbers(pydl):
+    words = ("--option", "hidden=32,16,8", "--option", "dropout=0,0,0.1", "--max-steps", 1, "--out", "run")
+    assert pydl("train", "mlp", *words)[0] == 0
+    options = torch.load("run/checkpoint.pt", weights_only=True)["config"]["options"]
+    assert options == {"hidden": (32, 16, 8), "dropout": (0, 0, 0.1)}
+    assert pydl("train", "--resume", "run", "--max-steps", 2)[0] == 0
+    assert pydl("train", "mlp", "--option", "hidden=32", "--option", "dropout=0.5", "--max-steps", 1)[0] == 0
+
+
+def test_help_and_version(pydl):
+    from pydl import __version__
+
+    assert pydl("--version")[:2] == (0, f"pydl {__version__}\n")
+    for words in (("-h",), ("--help",), ("train", "-h"), ("predict", "--help")):
+        code, out, err = pydl(*words)
+        assert (code, err) == (0, "")
+        assert "Usage: pydl" in out
+
+
 def test_info(pydl):
     code, out, _ = pydl("info")
     assert code == 0
+    assert re.search(r"compiled by (g\+\+|clang|Apple clang) \d+\.\d+", out)
     words = ("pydl", torch.__version__, "instruction set", "backend cuda", "backend triton", "lenet_bn", "digits")
     for word in (*words, f"1 of {os.cpu_count()} CPUs", "GPU architectures compiled"):
         assert word in out
@@ -63,7 +84,14 @@ def test_info(pydl):
         ("train lenet --device cuda:77", 2, "pydl: --device: expected a device of this machine"),
         ("train lenet --resume nowhere", 1, "pydl: nowhere: there is no such checkpoint"),
         ("train vgg11 --option ratio", 2, "pydl: --option: expected NAME=VALUE, got 'ratio'"),
-        ("train vgg11 --option rate=1", 2, "pydl: --option: expected one of vgg11's (ratio), got 'rate'"),
+        (
+            "train vgg11 --option rate=1",
+            2,
+            "pydl: --option: expected one of vgg11's (ratio=1), got 'rate'; did you mean ratio?",
+        ),
+        ("train mlp --option dropout=1.5", 2, "pydl: --option dropout=1.5: "),
+        ("train mlp --option dropout=a,b", 2, "the form is that of mlp's default, dropout=0.2,0.5"),
+        ("train leent", 2, "got 'leent'; did you mean lenet?"),
         ("train lenet --wings", 2, "--wings"),
         ("train lenet --schedule wavy", 2, "pydl: --schedule: expected one of constant, step, cosine, got 'wavy'"),
         ("train lenet --augment crop,spin", 2, "pydl: --augment: expected one of crop, flip, got 'spin'"),
@@ -84,6 +112,11 @@ def test_info(pydl):
         ("train linear_regression --option variant=magic", 2, "variant to be one of concise, scratch, got 'magic'"),
         ("train lenet --data folder --root nowhere", 1, "pydl: data set 'folder': nowhere is no folder"),
         ("train lenet --data mnist --root nowhere", 1, "pydl: data set 'mnist': nowhere/mnist lacks train-images"),
+        (
+            "train lenet --data mnist",
+            1,
+            "t10k-labels-idx1-ubyte; --download fetches them (by torchvision), or put the ",
+        ),
         ("train lenet --out /dev/full", 1, "pydl: /dev/full: the run's folder cannot be made"),
         ("fly", 2, "fly"),
     ],

@@ -52,7 +52,7 @@ def test_idx_sets(tmp_path, name, under, compressed):
 def test_missing_files_are_named_with_their_folder(tmp_path):
     write_idx(tmp_path / "mnist")
     (tmp_path / "mnist" / IDX[3]).unlink()
-    with pytest.raises(DataError, match=rf"data set 'mnist': {tmp_path}/mnist lacks {IDX[3]}; put the files there"):
+    with pytest.raises(DataError, match=rf"data set 'mnist': {tmp_path}/mnist lacks {IDX[3]}; --download fetches them"):
         data.get("mnist", root=tmp_path)
     with pytest.raises(DataError, match=rf"{tmp_path}/cifar10/cifar-10-batches-py lacks data_batch_1, .*test_batch"):
         data.get("cifar10", root=tmp_path)

@@ -61,6 +61,38 @@ def test_predict_sees_what_evaluation_sees(tmp_path, trained):
     assert inverted != predictor([paths[0]], top=10)[0].ranking
 
 
+def save(path, pixels):
+    from PIL import Image
+
+    Image.fromarray(pixels.numpy()).save(path)
+    return path
+
+
+def test_predict_warns_of_another_background(pydl, tmp_path, trained):
+    from pydl import data
+
+    digit = (data.get("digits").test.images[0, 0] * 255).byte()
+    dark, light = save(tmp_path / "dark.png", digit), save(tmp_path / "light.png", 255 - digit)
+    grey = save(tmp_path / "grey.png", (digit // 4 + 150).byte())
+    assert pydl("predict", trained, dark)[2] == ""
+    code, _, err = pydl("predict", trained, dark, light)
+    assert code == 0
+    assert err.startswith(f"pydl: {light}: the background is not that of the training images (brightness 0.")
+    assert err.endswith("so the classes mean little; try it with --invert\n")
+    assert len(err.splitlines()) == 1
+    assert pydl("predict", trained, light, "--invert")[2] == ""
+    assert "try it without --invert" in pydl("predict", trained, dark, "--invert")[2]
+    assert f"{light} and 1 more: " in pydl("predict", trained, light, grey)[2]
+
+
+def test_predict_from_a_checkpoint_without_the_background(pydl, tmp_path, trained):
+    content = torch.load(trained / "checkpoint.pt", weights_only=True)
+    del content["preprocessing"]["edge"]
+    torch.save(content, "old.pt")
+    code, _, err = pydl("predict", "old.pt", save(tmp_path / "light.png", torch.full((8, 8), 255, dtype=torch.uint8)))
+    assert (code, err) == (0, "")
+
+
 def test_predict_errors(pydl, tmp_path, trained):
     (path,), _ = save_digits(tmp_path, 1)
     text = tmp_path / "text.png"
@@ -85,4 +117,4 @@ def test_predict_refuses_weights_of_another_model(pydl, tmp_path, trained):
     (path,), _ = save_digits(tmp_path, 1)
     code, _, err = pydl("predict", "mixed.pt", path)
     assert code == 1
-    assert "mixed.pt: the checkpoint does not fit mlp" in err
+    assert "mixed.pt: the checkpoint does not fit mlp: it lacks " in err

@@ -42,9 +42,11 @@ def test_loss_that_is_not_finite_is_found_after_the_fact_too():
 
 def test_model_options_and_sizes_that_do_not_fit_are_said(tmp_path):
     for options, message in (
-        ({"model": "vgg11", "options": {"depth": 3}}, r"--option: expected one of vgg11's \(ratio\), got 'depth'"),
+        ({"model": "vgg11", "options": {"depth": 3}}, r"--option: expected one of vgg11's \(ratio=1\), got 'depth'"),
         ({"model": "lenet", "options": {"depth": 3}}, r"--option: expected one of lenet's \(none\), got 'depth'"),
-        ({"model": "polynomial_regression", "options": {"degree": -1}}, "cannot be built with its options: .*degree"),
+        ({"model": "polynomial_regression", "options": {"degree": -1}}, "--option degree=-1: .*default, degree=3"),
+        ({"model": "mlp", "options": {"dropout": 1.5}}, r"--option dropout=1.5: .*; the form is .*, dropout=0.2,0.5"),
+        ({"model": "mlp", "options": {"dropout": (0.5, 1.5)}}, "--option dropout=0.5,1.5: .*got 1.5; the form is that"),
         ({"model": "lenet", "size": 3}, "lenet cannot be built with --size 3: "),
         ({"model": "lenet", "data": "linear"}, "--data: expected a set that fits lenet, got 'linear', which is a regr"),
         ({"model": "weight_decay", "data": "digits"}, "fits weight_decay, got 'digits', which is a classification"),
@@ -71,8 +73,11 @@ def test_model_options_and_sizes_that_do_not_fit_are_said(tmp_path):
         ({"device": "mps"}, "--device: expected cpu or cuda, got 'mps'"),
         ({"device": "fridge"}, "--device: expected cpu or cuda, or cuda:N, got 'fridge'"),
         ({"device": "cuda:99"}, "--device: expected a device of this machine, got 'cuda:99'"),
-        ({"data": "mnits"}, "data: expected the name to be one of digits, "),
-        ({"model": "lenett"}, "model: expected the name to be one of .*lenet, .*got 'lenett'"),
+        ({"data": "mnits"}, r"data: expected the name to be one of digits, .*, got 'mnits'; did you mean mnist\?"),
+        ({"model": "lenett"}, r"model: expected the name to be one of .*lenet, .*got 'lenett'; did you mean lenet\?$"),
+        ({"model": "q"}, "model: expected the name to be one of .*, got 'q'$"),
+        ({"optimizer": "adm"}, r"--optimizer: .*, got 'adm'; did you mean adam\?"),
+        ({"schedule": "cosin"}, r"--schedule: .*, got 'cosin'; did you mean cosine\?"),
         ({"compare": True, "backend": "torch"}, "--compare: expected a backend of ours"),
         ({"model": "lenet_bn", "batch_size": 1}, "--batch-size: expected at least 2 for lenet_bn"),
     ],
@@ -104,9 +109,21 @@ def test_absent_backend_names_those_present(tmp_path):
         run(tmp_path / "out", backend=absent[0])
 
 
-@pytest.mark.parametrize(
-    "kind", ["absent", "text", "empty", "truncated", "foreign", "state_dict", "code", "newer", "lacking"]
-)
+WORDS = {
+    "absent": "there is no such checkpoint",
+    "text": "not a readable checkpoint: the file was cut off or damaged, or was never one",
+    "empty": "not a readable checkpoint: the file is empty",
+    "truncated": "not a readable checkpoint: the file was cut off or damaged, or was never one",
+    "scrambled": "not a readable checkpoint: ",
+    "foreign": "not a checkpoint of `pydl train`",
+    "state_dict": "not a checkpoint of `pydl train`",
+    "code": "not a readable checkpoint: it holds objects other than tensors, numbers and text, which could be code",
+    "newer": "expected version 1 of the checkpoint format, got 99",
+    "lacking": "the checkpoint lacks ",
+}
+
+
+@pytest.mark.parametrize("kind", WORDS)
 def test_unreadable_or_foreign_checkpoints_are_one_sentence(tmp_path, kind):
     path = tmp_path / "checkpoint.pt"
     if kind == "text":
@@ -116,6 +133,11 @@ def test_unreadable_or_foreign_checkpoints_are_one_sentence(tmp_path, kind):
     elif kind == "truncated":
         run(tmp_path / "run", max_steps=1)
         path.write_bytes((tmp_path / "run/checkpoint.pt").read_bytes()[:5000])
+    elif kind == "scrambled":  # bytes in the middle, the end of the file in place
+        run(tmp_path / "run", max_steps=1)
+        whole = bytearray((tmp_path / "run/checkpoint.pt").read_bytes())
+        whole[40:4000] = bytes(255 - byte for byte in whole[40:4000])
+        path.write_bytes(whole)
     elif kind == "foreign":
         torch.save({"format": "another", "epoch": 3}, path)
     elif kind == "state_dict":
@@ -127,9 +149,11 @@ def test_unreadable_or_foreign_checkpoints_are_one_sentence(tmp_path, kind):
     elif kind == "lacking":
         torch.save({"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "model": {}}, path)
     before = path.read_bytes() if path.exists() else None
-    with pytest.raises(CheckpointError, match="checkpoint") as error:
+    with pytest.raises(CheckpointError, match=WORDS[kind]) as error:
         run(None, resume=path)
     assert "\n" not in str(error.value)
+    for foreign in ("torch.load", "weights_only", "Weights only", "PyTorch", "Unpickl", "pickle", "zip", "archive"):
+        assert foreign not in str(error.value)
     assert str(path) in str(error.value)
     assert (path.read_bytes() if path.exists() else None) == before
 
@@ -140,7 +164,9 @@ def test_checkpoint_that_does_not_fit_its_model(tmp_path):
     content["model"] = {"1.weight": torch.zeros(3)}
     checkpoint.save(tmp_path / "checkpoint.pt", content)
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(CheckpointError, match="the checkpoint does not fit the model"):
+    with pytest.raises(
+        CheckpointError, match=r"fit the model: expected 1.weight to be of shape \(256, 784\), got \(3,\)"
+    ):
         run(None, resume=tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from runs import few, learner, no_pictures, one_thread, pictures, run  # noqa: F401  (fixtures)
 
 from pydl.errors import MissingExtra
-from pydl.training import mistakes, monitor
+from pydl.training import curves, mistakes, monitor
 
 
 @pytest.mark.usefixtures("pictures")
@@ -28,8 +28,75 @@ def test_what_a_run_writes_and_prints(tmp_path):
     assert {"model", "optimizer", "random", "order", "epoch", "preprocessing", "history"} <= set(content)
     lines = text.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"]
-    for words in ("final loss", "test accuracy", "examples/s", "Conv2d", "CrossEntropyLoss", "holds checkpoint.pt"):
-        assert words in text
+    row = rows[-1]
+    end = (
+        f"lenet on digits: test accuracy {row['test_accuracy']:.4f}, test loss {row['test_loss']:.4f} after 2 epochs; "
+    )
+    assert lines[2].startswith(end)
+    assert "s of training by pydl (cpu)," in lines[2]
+    assert lines[3].startswith(f"{tmp_path}/ holds checkpoint.pt, metrics.jsonl, curves.png")
+    assert len(lines) == 4  # the layers are listed on request
+
+
+def test_the_report_lists_the_layers_on_request(tmp_path):
+    _, text = run(tmp_path, "lenet", max_steps=1, report=True)
+    assert "Conv2d" in text
+    assert "CrossEntropyLoss" in text
+
+
+def drawn(monkeypatch):
+    """The figures that are saved from now on, open to questions."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+
+    def keep(self, *arguments, **options):
+        figures.append(self)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_curves_have_whole_epochs_and_room_above(tmp_path, monkeypatch, epochs):
+    figures = drawn(monkeypatch)
+    one = {"loss": 2.3, "test_loss": 2.2, "train_accuracy": 1.0, "test_accuracy": 1.0}
+    history = [{"epoch": epoch, **one} for epoch in range(1, epochs + 1)]
+    curves.draw(tmp_path / "curves.png", history, "title")
+    loss, accuracy = figures[0].axes
+    for axes, top in ((loss, 2.3), (accuracy, 1.0)):
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks
+        assert all(tick == round(tick) for tick in ticks)
+        if epochs == 1:
+            assert ticks == [1]
+        assert axes.get_ylim()[0] == 0
+        assert axes.get_ylim()[1] >= 1.04 * top
+
+
+def test_curves_of_a_loss_that_was_not_finite(tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    row = {"loss": math.inf, "test_loss": math.nan, "train_accuracy": 0.1, "test_accuracy": 0.1}
+    curves.draw(tmp_path / "curves.png", [{"epoch": 1, **row}, {"epoch": 2, **row, "loss": 2.0}], "title")
+    assert figures[0].axes[0].get_ylim()[1] == pytest.approx(2.2)
+
+
+@pytest.mark.usefixtures("pictures")
+def test_monitor_draws_sizes_per_layer_over_steps(tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    run(tmp_path, "lenet", dataset=few(), epochs=3, monitor=True)
+    assert (tmp_path / "monitor.png").read_bytes().startswith(b"\x89PNG")
+    figure = next(figure for figure in figures if len(figure.axes) == 3)
+    outputs, gradients, weights = figure.axes
+    assert [line.get_label() for line in outputs.lines][:2] == ["0 Conv2d", "1 Sigmoid"]
+    assert len(outputs.lines) == len(gradients.lines) == 12
+    assert len(weights.lines) == 5  # of the layers that have one
+    assert list(outputs.lines[0].get_xdata()) == [1, 2, 3]
+    kept = [json.loads(line) for line in (tmp_path / "monitor.jsonl").read_text().splitlines()]
+    assert list(gradients.lines[3].get_ydata()) == [line["layers"][3]["gradient"] for line in kept]
+    assert all(axes.get_yscale() == "log" for axes in figure.axes)
 
 
 def test_mistakes_are_counted_by_class(tmp_path):

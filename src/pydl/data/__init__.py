@@ -10,7 +10,7 @@ from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.loader import in_order
 from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.synthetic import synthetic
-from pydl.errors import OptionError
+from pydl.errors import OptionError, did_you_mean
 
 __all__ = [
     "Augment",
@@ -68,5 +68,7 @@ def get(name, root="data", seed=0, **options):
         MissingExtra: (an ImportError) when the package that holds or reads the set is not installed.
     """
     if name not in _LOADERS:
-        raise OptionError(f"data: expected the name to be one of {', '.join(_LOADERS)}, got {name!r}")
+        raise OptionError(
+            f"data: expected the name to be one of {', '.join(_LOADERS)}, got {name!r}" + did_you_mean(name, _LOADERS)
+        )
     return _LOADERS[name](root=root, seed=seed, **options)

@@ -69,11 +69,14 @@ class Preprocessing:
     Attributes:
         size: (height, width) of the model's input.
         mean, std: one number per channel, of the resized training images in [0, 1].
+        edge: mean and standard deviation, over the training images, of the brightness at an image's edge: what the
+            background looks like. Empty in checkpoints from before it was kept.
     """
 
     size: tuple
     mean: tuple
     std: tuple
+    edge: tuple = ()
 
     @property
     def channels(self):
@@ -87,17 +90,20 @@ class Preprocessing:
     @classmethod
     def fit(cls, images, size):
         """The preprocessing whose mean and std make ``images`` (N, C, H, W) zero mean and unit variance per channel."""
-        count, total, squares = 0, 0.0, 0.0
+        count, total, squares, edges = 0, 0.0, 0.0, []
         stride = -(-images.shape[0] // FIT_IMAGES)
         for chunk in torch.arange(0, images.shape[0], stride).split(CHUNK):  # a large set does not fit as one tensor
             resized = resize(as_float(images.index_select(0, chunk)), size).double()
             count += resized.shape[0] * resized.shape[2] * resized.shape[3]
             total = total + resized.sum((0, 2, 3))
             squares = squares + resized.square().sum((0, 2, 3))
+            edges.append(edge(resized))
         mean = total / count
         std = (squares / count - mean.square()).clamp_min(0).sqrt()
         std = torch.where(std > 0, std, torch.ones_like(std))  # a constant channel carries nothing to scale
-        return cls(tuple(size), tuple(mean.tolist()), tuple(std.tolist()))
+        edges = torch.cat(edges)
+        around = (edges.mean().item(), edges.std(correction=0).item())
+        return cls(tuple(size), tuple(mean.tolist()), tuple(std.tolist()), around)
 
     def __call__(self, images):
         """(N, C, H, W) raw images to (N, channels, *size) float32."""
@@ -105,6 +111,18 @@ class Preprocessing:
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
         return (images - mean) / std
+
+    def foreign_edge(self, images):
+        """(N,) for raw images: the brightness at the edge where no training image's is near it, else nan.
+
+        That is dark ink on light paper after training on light strokes on black, which are classified at random.
+        """
+        bright = edge(resize(to_channels(as_float(images), self.channels), self.size).double())
+        if not self.edge:
+            return torch.full_like(bright, math.nan)
+        mean, std = self.edge
+        far = (bright - mean).abs() > max(4 * std, 0.25)
+        return torch.where(far, bright, math.nan)
 
     def undo(self, images):
         """Normalised images back to [0, 1], for pictures of them."""
@@ -115,6 +133,13 @@ class Preprocessing:
 def as_float(images):
     """uint8 images in [0, 255] to float32 in [0, 1]; floats as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def edge(images):
+    """(N,): the mean over the outermost pixels and all channels of (N, C, H, W)."""
+    inner = images[..., 1:-1, 1:-1]
+    pixels = images[0].numel() - inner[0].numel()
+    return (images.sum((1, 2, 3)) - inner.sum((1, 2, 3))) / pixels
 
 
 def to_channels(images, channels):

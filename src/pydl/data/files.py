@@ -26,7 +26,8 @@ def find(name, folders, files):
             best = folder, missing
     folder, missing = best
     raise DataError(
-        f"data set {name!r}: {folder} lacks {', '.join(missing)}; put the files there, or give their --root"
+        f"data set {name!r}: {folder} lacks {', '.join(missing)}; --download fetches them (by torchvision), or put the "
+        "files there, or give their --root"
     )
 
 

@@ -28,7 +28,7 @@ def group_of(process_group):
     return group if dist.get_world_size(group) > 1 else None
 
 
-@torch.compiler.disable  # collectives and their order are not traced
+@torch._disable_dynamo  # collectives and their order are not traced; this form imports the compiler at the first call
 def sync_batch_norm(input, running_mean, running_var, weight, bias, momentum, eps, group):
     """Training-mode batch normalisation of ``input`` by the statistics of all processes of ``group``.
 

@@ -1,7 +1,9 @@
 """Checkpoints: written whole or not at all, read with ``weights_only=True``, and told from anything else."""
 
 import os
+import pickle
 import tempfile
+import zipfile
 from pathlib import Path
 
 import torch
@@ -53,6 +55,32 @@ def find(path):
     return path
 
 
+def _why_unreadable(path, error):
+    """In our words: torch's are about options of its own functions."""
+    if isinstance(error, PermissionError):
+        return "the file may not be read"
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if not zipfile.is_zipfile(path):  # what torch.save writes
+        return "the file was cut off or damaged, or was never one"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds objects other than tensors, numbers and text, which could be code and are not opened"
+    return "the file is damaged"
+
+
+def mismatch(model, state):
+    """Where the weights ``state`` do not fit ``model``, in words; None where they do."""
+    expected = model.state_dict()
+    for name in expected:
+        if name not in state:
+            return f"it lacks {name}"
+        if not torch.is_tensor(state[name]) or state[name].shape != expected[name].shape:
+            shape = tuple(getattr(state[name], "shape", ()))
+            return f"expected {name} to be of shape {tuple(expected[name].shape)}, got {shape}"
+    more = [name for name in state if name not in expected]
+    return f"it has {more[0]}, which the model has not" if more else None
+
+
 def load(path):
     """The content of a checkpoint of ``pydl train``, on the CPU.
 
@@ -63,8 +91,7 @@ def load(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise a dozen types, from EOFError to UnpicklingError
-        reason = (str(error).splitlines() or [type(error).__name__])[0].strip()
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason[:120]})") from None
+        raise CheckpointError(f"{path}: not a readable checkpoint: {_why_unreadable(path, error)}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of `pydl train`")
     if content.get("version") != VERSION:

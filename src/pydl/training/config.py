@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from pydl.data.augment import KINDS
-from pydl.errors import OptionError
+from pydl.errors import OptionError, did_you_mean
 from pydl.training.recipes import INITS, recipe
 from pydl.training.schedule import SCHEDULES
 
@@ -81,7 +81,10 @@ class Config:
         if not (config.lr > 0 and math.isfinite(config.lr)):
             raise OptionError(f"--lr: expected a finite number above 0, got {config.lr}")
         if config.optimizer not in OPTIMIZERS:
-            raise OptionError(f"--optimizer: expected one of {', '.join(OPTIMIZERS)}, got {config.optimizer!r}")
+            raise OptionError(
+                f"--optimizer: expected one of {', '.join(OPTIMIZERS)}, got {config.optimizer!r}"
+                + did_you_mean(config.optimizer, OPTIMIZERS)
+            )
         for name, least in (("weight_decay", 0.0), ("warmup", 0), ("l1", 0.0), ("workers", 0)):
             value = getattr(config, name)
             if not (value >= least and math.isfinite(value)):
@@ -94,7 +97,10 @@ class Config:
         if config.init not in INITS:
             raise OptionError(f"--init: expected one of {', '.join(INITS)}, got {config.init!r}")
         if config.schedule not in SCHEDULES:
-            raise OptionError(f"--schedule: expected one of {', '.join(SCHEDULES)}, got {config.schedule!r}")
+            raise OptionError(
+                f"--schedule: expected one of {', '.join(SCHEDULES)}, got {config.schedule!r}"
+                + did_you_mean(config.schedule, SCHEDULES)
+            )
         if not 0 <= config.seed < 2**63:
             raise OptionError(f"--seed: expected a number from 0 to 2**63 - 1, got {config.seed}")
         return config

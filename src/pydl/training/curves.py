@@ -1,6 +1,7 @@
 """``curves.png``: the loss and both accuracies over the epochs."""
 
 import importlib.util
+import math
 
 # Colour tells the split; in a comparison the dash tells torch.
 TRAIN, TEST = "#4c72b0", "#dd8452"
@@ -14,7 +15,7 @@ def available():
 def draw(path, history, title, compare=False):
     """Draws the rows of ``metrics.jsonl`` to ``path``; with ``compare``, torch's rows as dashed lines too."""
     from matplotlib.figure import Figure  # the object-oriented interface: no window, no global state
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator
 
     regression = "test_accuracy" not in history[-1]
     figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
@@ -24,7 +25,7 @@ def draw(path, history, title, compare=False):
     lines = [(left, "loss", "train", TRAIN), (left, "test_loss", "test", TEST)]
     if not regression:
         right = panels[1]
-        right.set(ylabel="accuracy", ylim=(0, 1.02))
+        right.set(ylabel="accuracy", ylim=(0, 1.05))
         lines += [(right, "train_accuracy", "train", TRAIN), (right, "test_accuracy", "test", TEST)]
     marker = "o" if len(history) < 3 else None  # one point is no line
     for axes, key, label, colour in lines:
@@ -35,10 +36,16 @@ def draw(path, history, title, compare=False):
     if regression:
         left.set(ylabel="mean squared error", yscale="log")
     else:
-        left.set(ylabel="cross entropy", ylim=(0, None))
+        # from 0, with room above the first point; a loss that became inf or nan has no place on the axis
+        highest = max((v for axis in left.lines for v in axis.get_ydata() if math.isfinite(v)), default=1.0)
+        left.set(ylabel="cross entropy", ylim=(0, 1.1 * highest or 1.0))
     for axes in panels:
         axes.set(xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(set(epochs)) == 1:  # the axis around one value would be cut into hundredths of an epoch
+            axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+            axes.xaxis.set_major_locator(FixedLocator(epochs[:1]))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

@@ -1,4 +1,4 @@
-"""What ``pydl train`` shows: a live bar on a terminal, one line per epoch elsewhere, and the tables at the end."""
+"""What ``pydl train`` shows: a live bar on a terminal, one line per epoch elsewhere, and what it came to at the end."""
 
 import statistics
 
@@ -90,23 +90,36 @@ class Bar:
         self.progress.update(self.task, completed=row["step"], test=f"test {test:.3f}")
 
 
-def summary(result):
-    """The table at the end: one column, or ours and torch's side by side with ratios."""
-    row, compare = result.history[-1], result.config.compare
+def headline(result):
+    """What a run came to, in one line."""
+    row = result.history[-1]
+    scores = [f"test loss {row['test_loss']:.4f}"]
+    if "test_accuracy" in row:
+        scores.insert(0, f"test accuracy {row['test_accuracy']:.4f}")
+    text = f"{result.config.model} on {result.config.data}: {', '.join(scores)} after {count(row['epoch'], 'epoch')}"
+    if result.rates:
+        name = "torch" if result.backend == "torch" else f"pydl ({result.backend})"
+        text += f"; {result.seconds[0]:.1f} s of training by {name}, {result.rates[0]:,.0f} examples/s"
+    return text
+
+
+def count(number, noun):
+    """``1 epoch``, ``2 epochs``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def comparison(result):
+    """The table of a run beside torch: both sides and their ratios."""
+    row = result.history[-1]
     table = Table(title=f"{result.config.model} on {result.config.data}", title_justify="left", title_style="bold")
     table.add_column("")
-    table.add_column(f"pydl ({result.backend})" if result.backend != "torch" else "torch", justify="right")
-    if compare:
-        table.add_column("torch", justify="right")
-        table.add_column("pydl / torch", justify="right")
+    for name in (f"pydl ({result.backend})", "torch", "pydl / torch"):
+        table.add_column(name, justify="right")
 
     def add(label, key, form):
-        cells = [form.format(row[key])]
-        if compare:
-            torch_value = row[f"torch_{key}"]
-            difference = row[key] - torch_value
-            cells += [form.format(torch_value), f"{difference:+.1e}" if difference else "equal"]
-        table.add_row(label, *cells)
+        difference = row[key] - row[f"torch_{key}"]
+        cells = [form.format(row[key]), form.format(row[f"torch_{key}"])]
+        table.add_row(label, *cells, f"{difference:+.1e}" if difference else "equal")
 
     add("final loss", "loss", "{:.4f}")
     add("test loss", "test_loss", "{:.4f}")
@@ -114,13 +127,8 @@ def summary(result):
         add("train accuracy", "train_accuracy", "{:.4f}")
         add("test accuracy", "test_accuracy", "{:.4f}")
     if result.rates:
-        cells = [f"{result.rates[0]:,.0f}"]
-        if compare:
-            cells += [f"{result.rates[1]:,.0f}", f"[bold]{result.ratio:.2f}×[/bold]"]
-        table.add_row("examples/s", *cells)
-        if not compare:  # there the first one in line also pays for what both warm up
-            table.add_row("training time", f"{result.seconds[0]:.1f} s")
-    table.add_row("epochs, steps", f"{row['epoch']}, {row['step']}", *(["", ""] if compare else []))
+        table.add_row("examples/s", *(f"{rate:,.0f}" for rate in result.rates), f"[bold]{result.ratio:.2f}×[/bold]")
+    table.add_row("epochs, steps", f"{row['epoch']}, {row['step']}", "", "")
     return table
 
 

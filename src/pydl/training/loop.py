@@ -162,6 +162,7 @@ def _kept(result):
             folder.path.rmdir()
         return "no epoch was finished, so nothing was kept"
     result.draw_curves()
+    result.draw_monitor()
     last = result.history[-1]
     name = "test_accuracy" if "test_accuracy" in last else "test_loss"
     score = f"{name.replace('_', ' ')} {last[name]:.4f}"

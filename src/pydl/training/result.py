@@ -1,6 +1,7 @@
-"""What a run came to: its numbers, its pictures, and the tables at the end."""
+"""What a run came to: its numbers, its pictures, and the lines at the end."""
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +9,7 @@ import torch
 import pydl
 from pydl import backend
 from pydl.swapping import Report
-from pydl.training import curves, display, mistakes
+from pydl.training import curves, display, mistakes, scales
 from pydl.training.board import Board
 from pydl.training.config import Config
 from pydl.training.folder import Folder
@@ -70,15 +71,28 @@ class Result:
             loss = pydl.report(torch.nn.MSELoss() if self.regression else pydl.nn.CrossEntropyLoss()).rows
         return Report(rows + [dataclasses.replace(row, name="loss") for row in loss])
 
-    def finish(self, learner, classes, console):
-        """Draws the pictures and prints the tables, and where everything lies."""
-        names = self.draw_curves() + self.draw_mistakes(learner, classes)
+    def draw_monitor(self):
+        """Draws ``monitor.png`` of a run that was monitored; returns the names of the files."""
+        if not curves.available() or not self.folder.monitor.exists():
+            return []
+        path = self.folder.path / "monitor.png"
+        steps = [json.loads(line) for line in self.folder.monitor.read_text().splitlines()]
+        scales.draw(path, steps, f"{self.config.model} on {self.config.data}")
+        return [path.name]
+
+    def finish(self, learner, classes, console, report=False):
+        """Draws the pictures and says what the run came to and where everything lies; ``report`` adds each layer."""
+        names = self.draw_curves() + self.draw_mistakes(learner, classes) + self.draw_monitor()
         if self.board is not None:
             for name in names:
                 self.board.picture(self.history[-1]["step"], name.removesuffix(".png"), self.folder.path / name)
             self.board.close()
-        console.print(display.summary(self))
-        console.print(self.kernels())
+        if self.config.compare:
+            console.print(display.comparison(self))
+        else:
+            console.print(display.headline(self), soft_wrap=True, highlight=False)
+        if report:
+            console.print(self.kernels())
         kept = [self.folder.checkpoint, self.folder.best, self.folder.metrics, self.folder.monitor]
         names = [path.name for path in kept if path.exists()] + names
         console.print(f"{self.folder.path}/ holds {', '.join(names)}", soft_wrap=True, highlight=False)

@@ -1,0 +1,182 @@
+"""The subcommands of ``pydl`` and their options, by Typer; :mod:`pydl.cli` runs them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pydl.errors import OptionError
+
+app = typer.Typer(
+    name="pydl",
+    help="Hand-written kernels for PyTorch: train the book's models with them, and see how they stand.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(asked):
+    if asked:
+        from pydl import __version__
+
+        print(f"pydl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _pydl(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show pydl's version and exit.")
+    ] = False,
+):
+    pass
+
+
+# options of `pydl train` that decide nothing about the numbers of a run
+_NOT_OF_CONFIG = ("out", "resume", "option", "folds", "download", "report")
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="Model to train; `pydl info` lists them.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set; `pydl info` lists them. Most models: digits.")] = None,
+    root: Annotated[str, typer.Option(help="Folder with the files of data sets that are not bundled.")] = "data",
+    download: Annotated[bool, typer.Option("--download", help="Fetch the files first, by torchvision.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps, inside an epoch too.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, momentum, adam or adamw.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="L2 penalty; for adamw, decoupled.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Of the learning rate: constant, step or cosine.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None,
+    l1: Annotated[float, typer.Option(help="L1 penalty: its factor of all absolute weights.")] = 0.0,
+    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision: bfloat16 on a CPU, float16 on a GPU.")] = False,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a lower test loss.")] = None,
+    init: Annotated[str | None, typer.Option(help="First weights: torch, xavier or kaiming.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate: train once per fold of the training set.")] = None,
+    augment: Annotated[str | None, typer.Option(help="Vary training images: crop, flip, or crop,flip.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that make batches ready; for large image folders.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order of the data and dropout.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Height and width of the model's input.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="The model's own NAME=VALUE: ratio=1, hidden=8,8.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default torch's.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write an event file for TensorBoard.")] = False,
+    monitor: Annotated[bool, typer.Option("--monitor", help="Draw each layer's activations and gradients.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="List at the end which kernels served each layer.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL, runs/MODEL-2, …")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder or checkpoint to continue exactly.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Train with plain torch too, side by side.")] = False,
+):
+    """Train MODEL and keep metrics.jsonl, curves.png and checkpoint.pt.
+
+    What is not given comes from the model's recipe: `pydl train lenet` needs no option and no download. Several
+    processes: `torchrun --nproc-per-node=2 -m pydl train lenet_bn`; the batch size is that of all together.
+    """
+    from pydl import train as training  # torch's import takes a second, which --help need not wait for
+    from pydl.data import download as fetch
+    from pydl.training.config import RESUME_MAY_CHANGE, Config
+
+    options = {k: v for k, v in context.params.items() if k not in _NOT_OF_CONFIG}
+    options["options"] = _model_options(option)
+    options["augment"] = [kind.strip() for kind in augment.split(",")] if augment is not None else None
+    if resume is None:
+        if model is None:
+            raise OptionError("train: expected the name of a model, got none; `pydl info` lists them")
+        if download:
+            fetch(data or "digits", root)
+        if folds is not None:
+            training.cross_validate(Config(**options), folds, out=out)
+            return
+        training.train(Config(**options), out=out, report=report)
+        return
+    if download:
+        raise OptionError("--download: expected a new run, got --resume, whose data must be there")
+    if folds is not None:
+        raise OptionError("--folds: expected a new run, got --resume; each fold's run can be resumed by no other data")
+    source = {**{name: name for name in options}, "options": "option"}
+    given = {name for name in options if context.get_parameter_source(source[name]).name == "COMMANDLINE"}
+    config, content = training.resumed(resume, **{k: options[k] for k in given & set(RESUME_MAY_CHANGE)})
+    for name in sorted(given - set(RESUME_MAY_CHANGE)):
+        if options[name] != getattr(config, name):
+            named = "MODEL" if name == "model" else f"--{source[name].replace('_', '-')}"
+            raise OptionError(
+                f"{named}: expected {getattr(config, name)!r} as in the checkpoint that is resumed, "
+                f"got {options[name]!r}"
+            )
+    training.train(config, out=out, resume=content, report=report)
+
+
+def _model_options(pairs):
+    """``["ratio=4", "dropout=0.1,0.3"]`` as ``{"ratio": 4, "dropout": (0.1, 0.3)}``; what is no number stays text."""
+    options = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not (name and equals):
+            raise OptionError(f"--option: expected NAME=VALUE, got {pair!r}")
+        values = tuple(_value(word) for word in text.split(",") if word)
+        options[name.replace("-", "_")] = values if "," in text else _value(text)
+    return options
+
+
+def _value(text):
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of `pydl train`.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    top: Annotated[int, typer.Option(help="Classes to show per image.", min=1)] = 3,
+    invert: Annotated[bool, typer.Option("--invert", help="Swap dark and light: ink on paper for digits.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures with their labels.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+):
+    """Print the classes and probabilities that a trained model gives to images."""
+    from rich.console import Console
+
+    from pydl.predict import Predictor, save_pictures, table
+
+    predictor = Predictor(checkpoint, device, backend)
+    predictions = predictor(images, invert=invert, top=top)
+    console = Console()
+    console.print(table(predictions))
+    if warning := predictor.warning(predictions, invert):
+        print(f"pydl: {warning}", file=sys.stderr)
+    if out is not None:
+        paths = save_pictures(predictions, out)
+        console.print(f"{out}/ holds {len(paths)} pictures with their labels", highlight=False)
+
+
+@app.command()
+def info():
+    """Show versions, the CPU's instruction sets, threads, backends and why, models and data sets."""
+    from pydl import about
+
+    about.show()
+
+
+@app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Option("--ops", help="An op to time; repeat it for more. All ops.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few cases of each op, in under two minutes.")] = False,
+    json: Annotated[Path | None, typer.Option(help="File that keeps the figures.")] = None,
+    against: Annotated[Path | None, typer.Option(help="A file of --json to compare with, case by case.")] = None,
+):
+    """Time the ops beside torch eager and torch.compile on this machine."""
+    from pydl import bench as suite
+
+    sys.exit(suite.command(ops, quick, json, against))

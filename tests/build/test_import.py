@@ -1,0 +1,59 @@
+"""What ``import pydl`` costs, and that it changes nothing but itself."""
+
+import json
+import subprocess
+import sys
+
+CODE = """
+import json, os, sys, time, warnings
+begin = time.process_time()
+import torch
+torch_seconds = time.process_time() - begin
+sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[1], False  # compiled once, as an installed package is
+before, filters, path, environment = set(sys.modules), list(warnings.filters), list(sys.path), dict(os.environ)
+
+
+def state():
+    from torch.nn import functional, modules
+    names = {f"{m.__name__}.{k}": id(v) for m in (torch, functional, modules, torch.Tensor) for k, v in vars(m).items()}
+    names |= {"random": torch.get_rng_state().sum().item(), "threads": torch.get_num_threads()}
+    names |= {"dtype": str(torch.get_default_dtype()), "grad": torch.is_grad_enabled()}
+    hooks = vars(modules.module)
+    names |= {k: len(v) for k, v in hooks.items() if k.startswith("_global_") and hasattr(v, "__len__")}
+    names.pop("torch.__warningregistry__", None)
+    return names
+
+
+then, start = state(), time.process_time()
+import pydl
+seconds = time.process_time() - start
+now = state()
+print(json.dumps({
+    "share": seconds / torch_seconds,
+    "modules": sorted(set(sys.modules) - before),
+    "changed": sorted(k for k in then if then[k] != now.get(k)),
+    "around": [filters == warnings.filters, path == sys.path, environment == dict(os.environ)],
+}))
+"""
+
+
+def imported(cache):
+    found = subprocess.run([sys.executable, "-c", CODE, str(cache)], capture_output=True, text=True, check=True)
+    assert found.stderr == ""
+    return json.loads(found.stdout)
+
+
+def test_import_takes_no_heavy_module_and_changes_nothing(tmp_path):
+    found = imported(tmp_path)
+    # what torch itself has imported is no matter of ours: these take from a tenth of a second to two seconds
+    heavy = {"torch._dynamo", "torch._inductor", "torch._functorch.aot_autograd", "torch.onnx", "torch.testing"}
+    heavy |= {"torch.profiler", "torch.distributed", "torch.utils.tensorboard", "torch._export", "torch.export"}
+    heavy |= {"sympy", "numpy", "rich", "typer", "click", "matplotlib", "PIL", "sklearn", "triton", "pytest"}
+    assert not [name for name in found["modules"] if name in heavy or name.split(".")[0] in heavy]
+    assert found["changed"] == []
+    assert found["around"] == [True, True, True]
+
+
+def test_import_is_quick(tmp_path):
+    """At most 0.2 s where torch takes 1.0: of the processor's time, so that a busy machine moves both alike."""
+    assert min(imported(tmp_path)["share"] for _ in range(3)) < 0.2
