@@ -1,7 +1,7 @@
 // PYDL_VERBOSE=1: a line on stderr for each call of an op, for those who ask where the time goes.
 //
-//   pydl,conv2d_forward,winograd.tiles,Float,channels_last,8x64x56x56 64x64x3x3,812.4
-//   op, algorithm (or -), dtype as torch spells it, memory format, shapes, microseconds
+//   pydl,conv2d_forward,winograd.tiles,float32,channels_last,8x64x56x56 64x64x3x3,812.4
+//   op, algorithm (or -), dtype, memory format, shapes, microseconds
 #pragma once
 
 #include <chrono>
@@ -52,7 +52,7 @@ class Verbose {
     std::string shapes = shape(*input_);
     if (other_) shapes += " " + shape(*other_);
     std::fprintf(stderr, "pydl,%s,%s,%s,%s,%s,%.1f\n", op_, algorithm,
-                 torch::headeronly::toString(input_->scalar_type()), format(*input_), shapes.c_str(),
+                 dtype_name(input_->scalar_type()), format(*input_), shapes.c_str(),
                  time.count());
   }
 
