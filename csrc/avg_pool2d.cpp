@@ -5,6 +5,7 @@
 #include "kernels/avg_pool2d.h"
 
 #include "csrc/pool2d_call.h"
+#include "csrc/verbose.h"
 
 namespace pydl {
 namespace {
@@ -63,6 +64,7 @@ class Scales {
 Tensor forward(const Tensor& input, const PoolSizes& kernel_size, const PoolSizes& stride,
                const PoolSizes& padding, bool ceil_mode, bool count_include_pad, int64_t divisor,
                bool channels_last) {
+  const Verbose line("avg_pool2d", input);
   AvgPool2dParams p{};
   describe_pool("avg_pool2d", sizes_of(input), {kernel_size, stride, padding, kNoDilation, ceil_mode}, p);
   p.dtype = dtype_of("avg_pool2d", input);
@@ -78,6 +80,7 @@ Tensor forward(const Tensor& input, const PoolSizes& kernel_size, const PoolSize
 Tensor backward(const Tensor& grad_output, const PoolSizes& input_size, const PoolSizes& kernel_size,
                 const PoolSizes& stride, const PoolSizes& padding, bool ceil_mode, bool count_include_pad,
                 int64_t divisor, bool channels_last) {
+  const Verbose line("avg_pool2d_backward", grad_output);
   AvgPool2dParams p{};
   describe_pool("avg_pool2d", input_size, {kernel_size, stride, padding, kNoDilation, ceil_mode}, p);
   check_sizes("avg_pool2d", "grad_output", grad_output, output_sizes(p));

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "csrc/batch_norm_call.h"
+#include "csrc/verbose.h"
 
 namespace pydl {
 namespace {
@@ -21,6 +22,7 @@ Activation activation_of(const char* name, int64_t activation) {
 }
 
 std::tuple<Tensor, Tensor> batch_norm_stats(const Tensor& input) {
+  const Verbose line("batch_norm_stats", input);
   Call call("batch_norm_stats", input);
   BatchNormParams& p = call.params;
   Tensor mean = call.new_statistic(input, p.mean), var = call.new_statistic(input, p.var);
@@ -37,6 +39,7 @@ std::tuple<Tensor, Tensor> batch_norm_stats(const Tensor& input) {
 Tensor batch_norm_apply(const Tensor& input, const Tensor& mean, const Tensor& var,
                         const OptionalTensor& weight, const OptionalTensor& bias,
                         const OptionalTensor& residual, double eps, int64_t activation) {
+  const Verbose line("batch_norm_apply", input);
   Call call("batch_norm_apply", input);
   BatchNormParams& p = call.params;
   bool first = true;
@@ -104,6 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const
                                                       const OptionalTensor& bias,
                                                       const OptionalTensor& residual, bool training,
                                                       double eps, int64_t activation) {
+  const Verbose line("batch_norm_forward", input);
   return forward(input, running_mean, running_var, weight, bias, residual, training, false, 0, eps,
                  activation);
 }
@@ -167,6 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_train(const Tensor& input, Tensor 
                                                     const OptionalTensor& residual,
                                                     const OptionalTensor& num_batches_tracked,
                                                     double momentum, double eps, int64_t activation) {
+  const Verbose line("batch_norm_train", input);
   if (num_batches_tracked.has_value()) {
     const Tensor& t = *num_batches_tracked;
     PYDL_CHECK(
@@ -213,6 +218,7 @@ std::tuple<Tensor, Tensor> batch_norm_backward_reduce(const Tensor& grad_output,
                                                       const OptionalTensor& bias,
                                                       const OptionalTensor& output, double eps,
                                                       int64_t activation) {
+  const Verbose line("batch_norm_backward_reduce", input);
   Call call("batch_norm_backward_reduce", input);
   BatchNormParams& p = call.params;
   gradient_inputs(call, grad_output, input, mean, var, weight, bias, output, eps, activation);
@@ -235,6 +241,7 @@ std::tuple<Tensor, Tensor> batch_norm_backward_apply(const Tensor& grad_output, 
                                                      const OptionalTensor& output, const Tensor& sum_grad,
                                                      const Tensor& sum_grad_xhat, double count, double eps,
                                                      int64_t activation, bool with_residual) {
+  const Verbose line("batch_norm_backward_apply", input);
   Call call("batch_norm_backward_apply", input, &grad_output);
   BatchNormParams& p = call.params;
   gradient_inputs(call, grad_output, input, mean, var, weight, bias, output, eps, activation);
@@ -254,6 +261,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
     const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& output, bool training,
     double eps, int64_t activation, bool need_input, bool need_weight, bool need_bias, bool need_residual) {
+  const Verbose line("batch_norm_backward", input);
   Call call("batch_norm_backward", input, &grad_output);
   BatchNormParams& p = call.params;
   gradient_inputs(call, grad_output, input, mean, var, weight, bias, output, eps, activation);

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "csrc/cuda.h"
+#include "csrc/verbose.h"
 
 namespace pydl {
 namespace {
@@ -49,6 +50,7 @@ Tensor dropout(const Tensor& input, double p, const Tensor& seed, int64_t shared
              dtype_name(seed.scalar_type()), " and shape ", shape_of(seed));
   PYDL_CHECK(shared_dims >= 0 && shared_dims <= input.dim(), "dropout: expected shared_dims to be in [0, ",
              input.dim(), "], got ", shared_dims);
+  const Verbose line("dropout", input);
   DropoutParams params{};
   params.dtype = dtype_of("dropout", input);
   Tensor output = empty_as(input);  // keeps the memory format, as torch's dropout does

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "csrc/pool2d_call.h"
+#include "csrc/verbose.h"
 
 namespace pydl {
 namespace {
@@ -34,6 +35,7 @@ void check_places(const MaxPool2dParams& p, const Tensor& places) {
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const PoolSizes& kernel_size, const PoolSizes& stride,
                                    const PoolSizes& padding, const PoolSizes& dilation, bool ceil_mode,
                                    bool channels_last, bool wants_places) {
+  const Verbose line("max_pool2d", input);
   MaxPool2dParams p{};
   describe_pool("max_pool2d", sizes_of(input), {kernel_size, stride, padding, dilation, ceil_mode}, p);
   p.dtype = dtype_of("max_pool2d", input);
@@ -62,6 +64,7 @@ void describe_like(const char* what, const Tensor& output, const PoolSizes& inpu
 Tensor backward(const Tensor& grad_output, const Tensor& places, const PoolSizes& input_size,
                 const PoolSizes& kernel_size, const PoolSizes& stride, const PoolSizes& padding,
                 const PoolSizes& dilation, bool channels_last) {
+  const Verbose line("max_pool2d_backward", grad_output);
   MaxPool2dParams p{};
   describe_like("grad_output", grad_output, input_size, {kernel_size, stride, padding, dilation, false}, p);
   check_places(p, places);
@@ -78,6 +81,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& places, const PoolSizes
 Tensor gather(const Tensor& input, const Tensor& places, const PoolSizes& kernel_size,
               const PoolSizes& stride, const PoolSizes& padding, const PoolSizes& dilation,
               bool channels_last) {
+  const Verbose line("max_pool2d_gather", input);
   MaxPool2dParams p{};
   describe_like("places", places, sizes_of(input), {kernel_size, stride, padding, dilation, false}, p);
   check_places(p, places);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "csrc/cuda.h"
+#include "csrc/verbose.h"
 
 namespace pydl {
 namespace {
@@ -199,6 +200,8 @@ using OutputsAndGradient = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 Outputs run_forward(const Tensor& input, const Tensor& target, const MaybeTensor& weight, int64_t reduction,
                     int64_t ignore_index, double label_smoothing, double z_loss, bool float_output,
                     const Tensor* grad_input) {
+  const Verbose line(grad_input ? "softmax_cross_entropy_forward_backward" : "softmax_cross_entropy_forward",
+                     input);
   Params p =
       params_of(input, target, weight, grad_input, nullptr, reduction, ignore_index, label_smoothing, z_loss);
   const ScalarType type = float_output ? accumulate_type(input.scalar_type()) : input.scalar_type();
@@ -268,6 +271,7 @@ void set_saved(Params& p, const Tensor& grad_output, const Tensor& norm, const T
 Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                 const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator, int64_t reduction,
                 int64_t ignore_index, double label_smoothing, double z_loss) {
+  const Verbose line("softmax_cross_entropy_backward", input);
   Tensor grad_input = empty(input, input.scalar_type(), sizes_of(input));
   Params p = params_of(input, target, weight, &grad_input, &grad_output, reduction, ignore_index,
                        label_smoothing, z_loss);
@@ -289,6 +293,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& input, const Tensor& ta
 Tensor backward_target(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                        const MaybeTensor& weight, const Tensor& norm, const Tensor& denominator,
                        int64_t reduction, double label_smoothing) {
+  const Verbose line("softmax_cross_entropy_backward_target", input);
   Tensor grad_target = empty(target, target.scalar_type(), sizes_of(target));
   Params p = params_of(input, target, weight, &grad_target, &grad_output, reduction, /*ignore_index=*/-100,
                        label_smoothing, 0);

@@ -51,9 +51,8 @@ class Verbose {
     const std::chrono::duration<double, std::micro> time = std::chrono::steady_clock::now() - begin_;
     std::string shapes = shape(*input_);
     if (other_) shapes += " " + shape(*other_);
-    std::fprintf(stderr, "pydl,%s,%s,%s,%s,%s,%.1f\n", op_, algorithm,
-                 dtype_name(input_->scalar_type()), format(*input_), shapes.c_str(),
-                 time.count());
+    std::fprintf(stderr, "pydl,%s,%s,%s,%s,%s,%.1f\n", op_, algorithm, dtype_name(input_->scalar_type()),
+                 format(*input_), shapes.c_str(), time.count());
   }
 
   const Tensor* input_;  // null: nothing is said

@@ -265,4 +265,21 @@ class isa(_Switch):
     _set = staticmethod(set_isa)
 
 
+class exact(_Switch):
+    """Asks for sums of torch's own accuracy, as :class:`use` does a backend: on the CPU, convolutions without Winograd.
+
+    In force for all that runs under it, backwards included. Winograd's method saves products by mixing the numbers of a
+    tile: its results differ from torch's in more of the last digits, and sums of whole numbers are no whole numbers.
+
+    Args:
+        on: False takes it back inside a block of it.
+    """
+
+    _get = staticmethod(_C.is_exact)
+    _set = staticmethod(_C.set_exact)
+
+    def __init__(self, on=True):
+        super().__init__(bool(on))
+
+
 _read_environment()

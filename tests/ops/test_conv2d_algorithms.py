@@ -153,15 +153,21 @@ def test_every_pass_ends_with_one_that_serves_everything():
 
 
 def test_exact_leaves_winograd_out():
-    x, w = torch.randn(4, 32, 20, 20), torch.randn(32, 32, 3, 3)
-    conv2d(x, w)
+    x, w = torch.randn(4, 32, 20, 20, requires_grad=True), torch.randn(32, 32, 3, 3, requires_grad=True)
+    y = conv2d(x, w)
     assert _C.conv2d_algorithm_served() == "winograd.tiles"
-    _C.set_exact(True)
-    try:
+    with backend.exact():
         conv2d(x, w)
         assert not _C.conv2d_algorithm_served().startswith("winograd")
-    finally:
-        _C.set_exact(False)
+        y.sum().backward()  # of a forward from before
+        assert not _C.conv2d_algorithm_served().startswith("winograd")
+        with backend.exact(False):
+            conv2d(x, w)
+            assert _C.conv2d_algorithm_served() == "winograd.tiles"
+    assert not _C.is_exact()
+    ones = torch.ones(2, 16, 12, 12), torch.ones(16, 16, 3, 3)
+    with backend.exact():
+        assert torch.equal(conv2d(*ones), torch.nn.functional.conv2d(*ones))  # whole numbers
 
 
 def test_a_plan_holds_for_its_shape_alone():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from test_conv2d import check, passes
 
-from pydl import _C
+from pydl import backend
 from pydl.functional import conv2d
 
 # (N, C, H, W), (O, kernel height, kernel width), options
@@ -43,10 +43,9 @@ def test_all_passes(device, name, dtype, weight_last):
 
 @pytest.fixture
 def exact():
-    """On the CPU Winograd spreads a nan over its tile."""
-    _C.set_exact(True)
-    yield
-    _C.set_exact(False)
+    """So that the CPU's kernels, too, multiply each pair once."""
+    with backend.exact():
+        yield
 
 
 def test_fused_activation_and_nan(device, exact):

@@ -267,9 +267,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
     Returns:
         (N, O, H', W'), or (O, H', W'); channels_last if the input or the weight is. H' = (H + 2 * padding -
         dilation * (kernel height - 1) - 1) // stride + 1. On the CPU 3x3 and 5x5 kernels of stride 1, and 3x3
-        kernels of stride 2, may be computed by Winograd's method, in which an inf or nan of the input makes its whole
-        tile of the output nan (up to 6x6 or 9x9 inputs, 4x4 outputs); ``PYDL_CONV2D_WINOGRAD=0`` in the environment
-        forbids it.
+        kernels of stride 2, may be computed by Winograd's method; :class:`pydl.backend.exact` does without. An inf
+        or nan spoils the results that it reaches in torch, and no others.
 
     Raises:
         RuntimeError: shapes, dtypes, devices or options that do not fit.

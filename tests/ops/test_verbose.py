@@ -1,0 +1,43 @@
+"""PYDL_VERBOSE=1: a line on stderr for each call of an op; nothing without it."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import torch, pydl.functional as PF
+x = torch.randn(2, 32, 12, 12, requires_grad=True).to(memory_format=torch.channels_last)
+w = torch.randn(32, 32, 3, 3, requires_grad=True)
+y = PF.batch_norm(PF.conv2d(x, w, torch.zeros(32, requires_grad=True), padding=1), None, None, training=True)
+y = PF.dropout(PF.avg_pool2d(PF.max_pool2d(y, 2), 2), 0.5)
+PF.cross_entropy(y.flatten(1), torch.tensor([3, 5])).backward()
+"""
+LINE = re.compile(r"pydl,(\w+),([\w.-]+),(\w+),(contiguous|channels_last|strided),([\dx ]+),(\d+\.\d)")
+
+
+def run(value):
+    environment = {**os.environ, "PYDL_VERBOSE": value}
+    done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True)
+    return [line for line in done.stderr.splitlines() if line.startswith("pydl,")]
+
+
+@pytest.mark.skipif("PYDL_CUDA_ON_HOST" in os.environ, reason="a process of its own would lack the twin's library")
+def test_a_line_for_each_call():
+    found = [LINE.fullmatch(line) for line in run("1")]
+    assert all(found)
+    ops = {match[1]: match for match in found}
+    assert {"conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight", "conv2d_backward_bias"} <= set(ops)
+    assert {"max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward", "dropout"} <= set(ops)
+    assert any(name.startswith("batch_norm") for name in ops)
+    assert any(name.startswith("softmax_cross_entropy") for name in ops)
+    conv2d = ops["conv2d_forward"]
+    assert conv2d[2] == "winograd.tiles"
+    assert conv2d.group(3, 4, 5) == ("float32", "channels_last", "2x32x12x12 32x32x3x3")
+    assert float(conv2d[6]) > 0
+
+
+def test_nothing_is_said_without_it():
+    assert run("0") == []
