@@ -10,13 +10,11 @@ import weakref
 
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad
-from torch.overrides import _get_current_function_mode_stack, has_torch_function_variadic
-from torch.utils._device import DeviceContext
+from torch.overrides import has_torch_function_variadic
+
+from pydl._private import DeviceContext, forward_ad, function_modes, no_torch_function, tracing_state
 
 _is_exporting = torch.compiler.is_exporting
-_tracing_state = torch._C._get_tracing_state
-_disabled = torch._C._disabled_torch_function_impl
 _strided = torch.strided
 
 of_tensors = weakref.WeakKeyDictionary()  # module -> why it last stepped aside because of the tensors of a call
@@ -60,7 +58,7 @@ def steps_aside(module, own, input, other=None):
         or _is_exporting()
         or input.layout is not _strided
         or input.is_nested
-        or _tracing_state() is not None
+        or tracing_state() is not None
     ) and _is_so(module, input, other)
 
 
@@ -72,7 +70,7 @@ def is_unusual(module, input, other=None):
         or _is_exporting()
         or input.layout is not _strided
         or input.is_nested
-        or _tracing_state() is not None
+        or tracing_state() is not None
     ) and _is_so(module, input, other)
 
 
@@ -116,7 +114,9 @@ def why_tensors(tensors):
             continue
         cls = type(tensor)
         if not isinstance(tensor, torch.Tensor) or (
-            cls is not torch.Tensor and cls is not torch.nn.Parameter and cls.__torch_function__ is not _disabled
+            cls is not torch.Tensor
+            and cls is not torch.nn.Parameter
+            and cls.__torch_function__ is not no_torch_function
         ):
             return f"{cls.__name__} overrides __torch_function__"
         if tensor.is_nested:
@@ -128,11 +128,11 @@ def why_tensors(tensors):
 
 def why_now():
     """Why every call at this moment is torch's, in words, or None."""
-    for mode in _get_current_function_mode_stack():
+    for mode in function_modes():
         if type(mode) is not DeviceContext:  # torch.set_default_device, which is about functions that make tensors
             return f"the function mode {type(mode).__name__} is active"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is torch's"
     if _is_exporting():
         return "exported programs are of torch's ops"
-    return None if _tracing_state() is None else "torch.jit.trace records torch's ops"
+    return None if tracing_state() is None else "torch.jit.trace records torch's ops"

@@ -11,6 +11,7 @@ import torch
 from torch.autograd import forward_ad
 
 import pydl
+from pydl import _private
 
 PACKAGE = Path(pydl.__file__).parent
 
@@ -188,12 +189,101 @@ def test_dynamo_marked_constant_is_not_traced():
     assert torch.compile(lambda x: x + constant(), backend="eager", fullgraph=True)(torch.ones(1)).item() == 3
 
 
-def test_every_private_name_of_torch_in_the_package_has_its_test():
-    tests = Path(__file__).read_text()
-    places = {}
+def test_function_modes_are_listed():
+    from torch.overrides import TorchFunctionMode
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    assert _private.function_modes() == []
+    with Mode() as mode:
+        assert _private.function_modes() == [mode]
+    with torch.device("cpu"):
+        assert [type(mode) for mode in _private.function_modes()] == [_private.DeviceContext]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_tracing_state_is_seen_while_tracing():
+    seen = []
+
+    def function(x):
+        seen.append(_private.tracing_state() is not None)
+        return x + 1
+
+    torch.jit.trace(function, torch.ones(1), check_trace=False)
+    assert seen == [True]
+    assert _private.tracing_state() is None
+
+
+def test_batched_gradients_come_in_legacy_tensors():
+    seen = []
+
+    class Ask(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(_private.is_legacy_batchedtensor(grad))
+            return 2 * grad
+
+    x = torch.ones(2, requires_grad=True)
+    y = Ask.apply(x)
+    torch.autograd.grad(y, x, torch.eye(2), is_grads_batched=True, retain_graph=True)
+    torch.autograd.grad(y, x, torch.ones(2))
+    assert seen == [True, False]
+
+
+# a part of the path that begins with an underscore, or a private attribute of what autograd and functions have
+PRIVATE = re.compile(r"\b(?:torch(?:\.\w+)*?\.(_[a-zA-Z]\w*)|\w+\.(_backward_cls|_op)\b)")
+
+
+def test_private_names_stand_in_one_file():
+    found = {}
     for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parents[1] / "kernels").rglob("*.py")]:
-        for name in re.findall(r"\btorch(?:\.\w+)*?\.(_[a-zA-Z]\w*(?:\.\w+)*)", path.read_text()):
-            places.setdefault(name.split(".")[-1], path.name)
-    assert places, "the pattern finds nothing"
-    missing = {name: place for name, place in places.items() if name not in tests and name not in ("_dynamo",)}
-    assert missing == {}
+        for match in PRIVATE.finditer(path.read_text()):
+            found.setdefault(path.name, set()).add(match[1] or match[2])
+    assert "_disable_dynamo" in found.pop("_private.py")  # the pattern finds them
+    # classes and methods of torch's layers, which ours are made of, not tools
+    for names in found.values():
+        names -= {"_BatchNorm", "_check_input_dim", "_check_non_zero_input_channels", "_conv_forward", "_dynamo"}
+        names -= {"_replicate_for_data_parallel", "_call_impl"}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+# what stands in that file under another name than torch's
+OF_TORCH = {
+    "CALL": "_call_impl",
+    "GLOBAL_HOOKS": "_global_",
+    "alive": "unwrap_if_dead",
+    "below_autograd": "_AutoDispatchBelowAutograd",
+    "disable_dynamo": "_disable_dynamo",
+    "dispatch_modes": "_len_torch_dispatch_stack",
+    "functorch_active": "_are_functorch_transforms_active",
+    "increment_version": "_increment_version",
+    "no_torch_function": "_disabled_torch_function_impl",
+    "op_under": "default._op",
+    "reduction_names": "legacy_get_string",
+    "set_backward": "_backward_cls",
+    "will_engine_execute_node": "_will_engine_execute_node",
+}
+
+
+@pytest.mark.parametrize("name", _private.__all__)
+def test_each_name_of_that_file_has_its_test(name):
+    tests = Path(__file__).read_text().split("OF_TORCH = {")[0]
+    assert (
+        OF_TORCH.get(name, f"_private.{name}") in tests
+        or f"{name}" in OF_TORCH.values()
+        or f".{name}(" in tests
+        or (f"{name}." in tests)
+    )
+
+
+def test_a_call_of_a_module_goes_through_these(monkeypatch):
+    called = []
+    monkeypatch.setattr(torch.nn.Module, "_call_impl", lambda self, x: called.append(self) or x)
+    torch.nn.ReLU()(torch.ones(1))
+    assert len(called) == 1

@@ -5,9 +5,18 @@ kernel runs, and lets a backward call the implementation that its forward chose.
 """
 
 import torch
-from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_variadic
 
+from pydl._private import (
+    DeviceContext,
+    forward_ad,
+    function_modes,
+    functorch_active,
+    no_torch_function,
+    op_under,
+    set_backward,
+    will_engine_execute_node,
+)
 from pydl.ops import _triton
 
 NAMESPACES = ("pydl", "pydl_triton")
@@ -119,7 +128,7 @@ class _QuickOps:
         self._ops = ops
 
     def __getattr__(self, name):
-        op = getattr(self._ops, name).default._op
+        op = op_under(getattr(self._ops, name).default)
         setattr(self, name, op)
         return op
 
@@ -140,14 +149,8 @@ def eager(function):
     function. ``function`` has none of those, is called outside transforms, and gets its tensors through
     :data:`alive`.
     """
-    function._backward_cls.apply = function.backward
+    set_backward(function)
     return super(torch.autograd.Function, function).apply
-
-
-# A tensor itself, or the one inside a wrapper whose transform is over (a tensor that was kept from inside torch.func).
-alive = torch._C._functorch.unwrap_if_dead
-
-below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def wanted(ctx, edge):
@@ -159,7 +162,7 @@ def wanted(ctx, edge):
     if node is None:
         return False
     try:
-        return torch._C._will_engine_execute_node(node)
+        return will_engine_execute_node(node)
     except RuntimeError:  # a leaf that torch.autograd.grad was asked for, or no engine at work
         return True
 
@@ -192,11 +195,11 @@ def is_torchs(input, *others):
 
 def _is_overridden(*tensors):
     """Whether anyone but ``torch.set_default_device``, which is a mode that changes nothing here, takes the call."""
-    modes = torch.overrides._get_current_function_mode_stack()
-    if not modes or any(type(mode).__module__ != "torch.utils._device" for mode in modes):
+    modes = function_modes()
+    if not modes or any(type(mode) is not DeviceContext for mode in modes):
         return True
     handlers = (type(t).__torch_function__ for t in tensors if t is not None and type(t) is not torch.Tensor)
-    return any(handler is not torch._C._disabled_torch_function_impl for handler in handlers)
+    return any(handler is not no_torch_function for handler in handlers)
 
 
 def transforms_active():
@@ -205,4 +208,4 @@ def transforms_active():
     The autograd formula of :func:`autograd` is quick, but torch.func refuses it and forward-mode AD passes it by in
     silence, with a tangent of zero. An op that wants either goes through an ``autograd.Function`` of its own then.
     """
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return functorch_active() or forward_ad._current_level >= 0

@@ -2,6 +2,8 @@
 
 import torch
 
+from pydl._private import suggest_memory_format
+
 
 def row_major(sizes):
     """The strides of a contiguous tensor of these sizes."""
@@ -54,13 +56,13 @@ def product_strides(a, b):
 
 def normalised_format(input, grad_output=None):
     """The memory format of batch norm's result, or of the gradient of its input: csrc/batch_norm_call.h once more."""
-    suggested = torch._prims_common.suggest_memory_format(input)
+    suggested = suggest_memory_format(input)
     if input.dim() not in (4, 5):
         return suggested
     last = torch.channels_last if input.dim() == 4 else torch.channels_last_3d
     dense = _is_dense(input, last)
     if grad_output is not None:
-        same = torch._prims_common.suggest_memory_format(grad_output) == suggested
+        same = suggest_memory_format(grad_output) == suggested
         dense = dense and _is_dense(grad_output, last) and same
     if not dense:
         return suggested

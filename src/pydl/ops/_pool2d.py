@@ -2,6 +2,7 @@
 
 import torch
 
+from pydl._private import dispatch_modes
 from pydl.ops._options import pair
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -75,4 +76,4 @@ def empty(like, size, channels_last, dtype=None):
 
 def quick(input):
     """Whether an autograd.Function of our own may take the place of the registered formula."""
-    return type(input) in PLAIN and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
+    return type(input) in PLAIN and not torch.compiler.is_compiling() and dispatch_modes() == 0

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
+from pydl._private import below_autograd
 from pydl.ops import _library, _pool2d
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._options import integer, switch
@@ -66,7 +67,7 @@ class _EagerAvgPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, ops, options):
         ctx.rest = ops, input.shape, options
-        with _library.below_autograd():
+        with below_autograd():
             return ops.avg_pool2d(input, *options)
 
     @staticmethod
@@ -76,7 +77,7 @@ class _EagerAvgPool(torch.autograd.Function):
             return _library.transformed(ops).avg_pool2d_backward(grad_output, input_size, *options), None, None
         if torch.is_grad_enabled():
             return ops.avg_pool2d_backward(grad_output, input_size, *options), None, None
-        with _library.below_autograd():
+        with below_autograd():
             return ops.avg_pool2d_backward(grad_output, input_size, *options), None, None
 
 
@@ -124,7 +125,7 @@ def avg_pool2d(
         if image.requires_grad and torch.is_grad_enabled():
             output = _EagerAvgPool.apply(image, ops, options)
         else:
-            with _library.below_autograd():
+            with below_autograd():
                 output = ops.avg_pool2d(image, *options)
     else:
         output = ops.avg_pool2d(image, *options)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
+from pydl._private import alive, below_autograd, increment_version
 from pydl.ops import _library
 from pydl.ops._batch_norm_autograd import TransformedBatchNorm, as_asked, gradients, keeps_output
 from pydl.ops._batch_norm_schema import ACTIVATIONS
@@ -65,7 +66,7 @@ class _EagerBatchNorm(torch.autograd.Function):
                     need_input, need_weight, need_bias, through,
                 )  # fmt: skip
             else:
-                with _library.below_autograd():
+                with below_autograd():
                     grad_input, grad_weight, grad_bias, grad_residual = _library.quick(ops).batch_norm_backward(
                         grad_output, input, mean, var, weight, bias, output, training, eps, activation,
                         need_input, need_weight, need_bias, through,
@@ -81,7 +82,7 @@ class _EagerBatchNorm(torch.autograd.Function):
 
 def _forward(input, weight, bias, residual, rest):
     ops, running_mean, running_var, num_batches_tracked, training, momentum, eps, activation = rest
-    with _library.below_autograd():
+    with below_autograd():
         if training and running_mean is not None:
             return _library.quick(ops).batch_norm_train(
                 input, running_mean, running_var, weight, bias, residual, num_batches_tracked, momentum, eps, activation
@@ -185,7 +186,6 @@ def batch_norm(
     code = ACTIVATIONS[activation]
     if eager:
         rest = ops, running_mean, running_var, num_batches_tracked, training, momentum, eps, code
-        alive = _library.alive
         input = alive(input)
         weight = None if weight is None else alive(weight)
         bias = None if bias is None else alive(bias)
@@ -196,7 +196,7 @@ def batch_norm(
             output = _forward(input, weight, bias, residual, rest)[0]
         if update:
             written = running_mean, running_var, num_batches_tracked
-            torch._C._increment_version(written if num_batches_tracked is not None else written[:2])
+            increment_version(written if num_batches_tracked is not None else written[:2])
         return output
     args = input, running_mean, running_var, weight, bias, residual, training, eps, code
     if _library.transforms_active():

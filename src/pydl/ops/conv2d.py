@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
+from pydl._private import alive, below_autograd
 from pydl.ops import _library
 from pydl.ops._memory_format import is_channels_last, row_major
 from pydl.ops._options import integer, pair
@@ -203,7 +204,7 @@ class _EagerConv2d(torch.autograd.Function):
     def forward(ctx, input, weight, bias, rest):
         # what needs no gradient comes as one tuple: each argument of its own costs on the way in and out
         ops, stride, padding, dilation, groups, ctx.activation, ctx.channels_last = rest
-        with _library.below_autograd():
+        with below_autograd():
             output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest[1:])
         ctx.ops, ctx.options = ops, (stride, padding, dilation, groups)
         ctx.input_size, ctx.weight_size = input.shape, weight.shape
@@ -224,7 +225,7 @@ class _EagerConv2d(torch.autograd.Function):
             return *_forward_backward(_library.transformed(ctx.ops), ctx, grad, needs)[:3], None
         if torch.is_grad_enabled():
             return *_forward_backward(ctx.ops, ctx, grad, needs)[:3], None
-        with _library.below_autograd():
+        with below_autograd():
             return *_forward_backward(_library.quick(ctx.ops), ctx, grad, needs)[:3], None
 
 
@@ -310,9 +311,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
     if transforms or torch.compiler.is_compiling():
         output = ops.conv2d_forward(input, weight, bias, *rest)
     elif torch.is_grad_enabled():
-        alive = _library.alive
         output = _apply(alive(input), alive(weight), None if bias is None else alive(bias), (ops, *rest))
     else:
-        with _library.below_autograd():
+        with below_autograd():
             output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest)
     return output if batched else output.squeeze(0)

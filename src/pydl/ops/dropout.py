@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
+from pydl._private import alive, below_autograd, dispatch_modes
 from pydl.ops import _library
 from pydl.ops._memory_format import product_strides, row_major
 from pydl.ops._options import number, switch
@@ -95,7 +96,7 @@ class _EagerDropout(torch.autograd.Function):
         ctx.rest = ops, p, shared_dims
         ctx.to_save = (seed,)  # what ctx.save_for_backward sets
         ctx.factor = _factor(input, p, shared_dims)
-        with _library.below_autograd():
+        with below_autograd():
             return _laid_out(_library.quick(ops).dropout(input, p, seed, shared_dims), input, *ctx.factor)
 
     @staticmethod
@@ -106,7 +107,7 @@ class _EagerDropout(torch.autograd.Function):
             return _apply(ops, grad_output, p, seed, shared_dims), None
         if torch.is_grad_enabled():
             return ops.dropout(grad_output, p, seed, shared_dims), None
-        with _library.below_autograd():
+        with below_autograd():
             grad_input = _library.quick(ops).dropout(grad_output, p, seed, shared_dims)
             return _laid_out(grad_input, grad_output, *ctx.factor), None
 
@@ -150,9 +151,9 @@ def _apply(ops, input, p, seed, shared_dims):
         and type(input) in _PLAIN
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
+        and dispatch_modes() == 0
     ):
-        return _eager(_library.alive(input), (ops, p, seed, shared_dims))
+        return _eager(alive(input), (ops, p, seed, shared_dims))
     output = ops.dropout(input, p, seed, shared_dims)
     if torch.compiler.is_compiling() or (input.requires_grad and torch.is_grad_enabled()):
         return output

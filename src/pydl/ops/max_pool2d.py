@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
+from pydl._private import below_autograd
 from pydl.ops import _library, _pool2d
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._options import switch
@@ -104,7 +105,7 @@ class _EagerMaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, ops, window, ceil_mode, channels_last):
-        with _library.below_autograd():
+        with below_autograd():
             output, places = ops.max_pool2d(input, *window, ceil_mode, channels_last, True)
         ctx.rest = ops, window, channels_last, input.shape
         ctx.save_for_backward(places)
@@ -124,7 +125,7 @@ class _EagerMaxPool(torch.autograd.Function):
         elif torch.is_grad_enabled():
             grad = ops.max_pool2d_backward(grad_output, places, input_size, *window, channels_last)
         else:
-            with _library.below_autograd():
+            with below_autograd():
                 grad = ops.max_pool2d_backward(grad_output, places, input_size, *window, channels_last)
         return grad, None, None, None, None
 
@@ -181,7 +182,7 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
         else:
             output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, True)
     elif _pool2d.quick(image):
-        with _library.below_autograd():
+        with below_autograd():
             output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, return_indices)
     else:
         output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, return_indices)

@@ -6,9 +6,9 @@ the logits, so that no tensor of the logits' size is stored. The reduction happe
 
 import torch
 import torch.nn.functional as F
-from torch.nn import _reduction
 
 from pydl import backend
+from pydl._private import alive, below_autograd, dispatch_modes, is_legacy_batchedtensor, reduction_names
 from pydl.ops import _library
 from pydl.ops._options import integer, number
 from pydl.ops._softmax_cross_entropy_autograd import Transformable, backward, kept_dtype
@@ -54,12 +54,12 @@ def cross_entropy(
         RuntimeError: other shapes or dtypes that do not fit, label_smoothing above 1.
     """
     if size_average is not None or reduce is not None:
-        reduction = _reduction.legacy_get_string(size_average, reduce)
+        reduction = reduction_names.legacy_get_string(size_average, reduce)
     how = _REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
     if how is None:
         if reduction != "elementwise_mean":  # the old name of mean, which torch takes with a warning
             raise ValueError(f"cross_entropy: expected reduction to be none, mean or sum, got {reduction!r}")
-        how = _reduction.get_enum(reduction)
+        how = reduction_names.get_enum(reduction)
     if type(ignore_index) is not int:
         ignore_index = integer("cross_entropy", "ignore_index", ignore_index)
     if type(label_smoothing) is not float:
@@ -87,13 +87,13 @@ def cross_entropy(
         elif weight is not None:
             weight = _class_weight(input, weight, float_output)
     args = (input, target, weight, how, ignore_index, label_smoothing, z_loss, float_output)
-    if torch.compiler.is_compiling() or type(input) not in _PLAIN or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.compiler.is_compiling() or type(input) not in _PLAIN or dispatch_modes() > 0:
         return ops.softmax_cross_entropy_forward(*args)[0]
     if _library.transforms_active():
         return Transformable.apply(ops, *args)[0]
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
-        return _apply(_library.alive(input), _library.alive(target), (ops, *args[2:]))
-    with _library.below_autograd():
+        return _apply(alive(input), alive(target), (ops, *args[2:]))
+    with below_autograd():
         return _library.quick(ops).softmax_cross_entropy_forward(*args)[0]
 
 
@@ -120,7 +120,7 @@ class _Eager(torch.autograd.Function):
         ctx.materialize_grads = False  # what ctx.set_materialize_grads sets, as ctx.save_for_backward sets to_save
         ctx.may_be_early = may_be_early = reduction != 0 and input.is_cpu
         quick = _library.quick(ops)
-        with _library.below_autograd():
+        with below_autograd():
             if may_be_early and _Eager.early and input.requires_grad and not target.is_floating_point():
                 output, norm, denominator, ctx.grad_input = quick.softmax_cross_entropy_forward_backward(
                     input, target, *rest[1:]
@@ -144,11 +144,11 @@ class _Eager(torch.autograd.Function):
         ops, _, ctx.reduction, ctx.ignore_index, ctx.label_smoothing, ctx.z_loss, _ = ctx.rest
         if torch.is_grad_enabled() or transforms:
             return *backward(ops, ctx, grad_output)[:2], None
-        with _library.below_autograd():
+        with below_autograd():
             return *backward(_library.quick(ops), ctx, grad_output)[:2], None
 
 
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
+_is_batched = is_legacy_batchedtensor
 
 
 def _is_written(ctx):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from pydl import backend
+from pydl._private import below_autograd, disable_dynamo
 from pydl.ops.batch_norm import _SUPPORTED
 
 
@@ -28,7 +29,7 @@ def group_of(process_group):
     return group if dist.get_world_size(group) > 1 else None
 
 
-@torch._disable_dynamo  # collectives and their order are not traced; this form imports the compiler at the first call
+@disable_dynamo  # collectives and their order are not traced; this form imports the compiler at the first call
 def sync_batch_norm(input, running_mean, running_var, weight, bias, momentum, eps, group):
     """Training-mode batch normalisation of ``input`` by the statistics of all processes of ``group``.
 
@@ -64,7 +65,7 @@ class _SyncBatchNorm(torch.autograd.Function):
     def forward(ctx, ops, group, input, running_mean, running_var, weight, bias, momentum, eps):
         channels = input.shape[1]
         count = torch.full((1,), input.numel() // max(channels, 1), dtype=torch.float64, device=input.device)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             if input.numel():
                 part = torch.cat([*ops.batch_norm_stats(input), count])
             else:
@@ -88,7 +89,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         _, _, need_input, _, _, need_weight, need_bias, *_ = ctx.needs_input_grad
         grad_input = grad_weight = grad_bias = None
         channels = input.shape[1]
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             if input.numel():
                 args = grad_output, input, mean, var, weight, bias, None
                 sums = torch.cat(ops.batch_norm_backward_reduce(*args, eps, 0))

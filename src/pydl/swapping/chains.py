@@ -13,10 +13,10 @@ neighbours of a ``Sequential`` (container.py), and named by our own models (:fun
 from dataclasses import dataclass, field
 
 import torch
-from torch.nn.modules import module as _module
 from torch.nn.utils.parametrize import is_parametrized
 
 from pydl import aside, functional, nn
+from pydl._private import CALL, GLOBAL_HOOKS
 from pydl.ops import _library
 from pydl.ops._options import pair
 from pydl.swapping.layer import is_swapped, why_aside, why_left
@@ -63,27 +63,19 @@ def is_changed(attributes, own):
     return any(name in attributes for name, _ in own.methods) if own.methods else False
 
 
-# global hooks see every call of every module: nothing is fused while there is one
-_GLOBAL_HOOKS = tuple(
-    getattr(_module, f"_global_{name}")
-    for name in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-)
-_CALL = torch.nn.Module.__call__, torch.nn.Module._call_impl
-
-
 def is_called_plainly():
     """Whether nothing sees every call of every module."""
-    hooks, module = _GLOBAL_HOOKS, torch.nn.Module
+    hooks, module = GLOBAL_HOOKS, torch.nn.Module
     return not (hooks[0] or hooks[1] or hooks[2] or hooks[3]) and (
-        module.__call__ is _CALL[0] and module._call_impl is _CALL[1]
+        module.__call__ is CALL[0] and module._call_impl is CALL[1]
     )
 
 
 def why_no_chains():
     """Why every layer is called by itself at this moment, in words, or None."""
-    if any(_GLOBAL_HOOKS):
+    if any(GLOBAL_HOOKS):
         return "hooks of all modules are to see each layer"
-    if (torch.nn.Module.__call__, torch.nn.Module._call_impl) != _CALL:
+    if (torch.nn.Module.__call__, torch.nn.Module._call_impl) != CALL:
         return "torch.nn.Module's call was replaced"
     return aside.why_now()
 

@@ -8,6 +8,7 @@ norm subtracts the mean again; what torch adds up for it is rounding.
 import torch
 
 from pydl import backend
+from pydl._private import alive, below_autograd, increment_version
 from pydl.ops import _library
 from pydl.ops._batch_norm_autograd import keeps_output
 from pydl.ops._batch_norm_schema import ACTIVATIONS
@@ -22,7 +23,7 @@ class _ConvolutionBatchNorm(torch.autograd.Function):
     def forward(ctx, input, weight, bias, scale, shift, residual, rest):
         ops, options, running_mean, running_var, num_batches_tracked, momentum, eps, activation = ctx.rest = rest
         quick = _library.quick(ops)
-        with _library.below_autograd():
+        with below_autograd():
             between = quick.conv2d_forward(input, weight, bias, *options)
             output, mean, var = quick.batch_norm_train(
                 between, running_mean, running_var, scale, shift, residual, num_batches_tracked, momentum, eps,
@@ -37,7 +38,7 @@ class _ConvolutionBatchNorm(torch.autograd.Function):
         ops = ctx.rest[0]
         input, weight, scale, shift, between, *others = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            with _library.below_autograd():
+            with below_autograd():
                 return _gradients(ctx, _library.quick(ops), grad, input, weight, scale, shift, between, *others)
         # with create_graph: the same numbers as a function of input and weight; the bias cancels
         again = ops.conv2d_forward(input, weight, None, *ctx.rest[1])
@@ -128,9 +129,8 @@ def trained_together(convolution, norm, input, residual, activation):
     channels_last = is_channels_last(input) or is_channels_last(weight)
     options = (stride, padding, dilation, convolution.groups, "none", channels_last)
     rest = (ops, options, mean, var, count, momentum, norm.eps, ACTIVATIONS[activation])
-    alive = _library.alive
     tensors = (input, weight, convolution.bias, norm.weight, norm.bias, residual)
     output = _apply(*(None if t is None else alive(t) for t in tensors), rest)
     written = mean, var, count
-    torch._C._increment_version(written if count is not None else written[:2])
+    increment_version(written if count is not None else written[:2])
     return output

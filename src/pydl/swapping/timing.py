@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from pydl._private import tree_leaves
 from pydl.backend import use
 from pydl.swapping.bound import is_bound
 from pydl.swapping.container import FusedForward
@@ -95,7 +96,7 @@ def _step(model, example, backward, name=None):
 
 
 def _tensors(output):
-    return torch.utils._pytree.tree_leaves(output) if not isinstance(output, torch.Tensor) else [output]
+    return tree_leaves(output) if not isinstance(output, torch.Tensor) else [output]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,84 @@
+"""torch's private names that pydl builds on: all of them, so that a new torch is tried in one place.
+
+tests/build/test_private_names.py holds each to what it must do, and the rest of the package to taking none from torch
+itself. Attributes of torch's objects that have no public name are read through the functions at the end.
+"""
+
+import torch
+from torch._C import (
+    _are_functorch_transforms_active as functorch_active,  # whether torch.func is at work
+)
+from torch._C import (
+    _AutoDispatchBelowAutograd as below_autograd,  # a context: ops record no gradient
+)
+from torch._C import (
+    _disabled_torch_function_impl as no_torch_function,  # __torch_function__ of subclasses that override nothing
+)
+from torch._C import (
+    _get_tracing_state as tracing_state,  # not None while torch.jit.trace records
+)
+from torch._C import (
+    _increment_version as increment_version,  # of a list of tensors: they were written to
+)
+from torch._C import (
+    _len_torch_dispatch_stack as dispatch_modes,  # how many modes see ops below autograd
+)
+from torch._C import (
+    _will_engine_execute_node as will_engine_execute_node,  # in a backward: whether a gradient is wanted
+)
+from torch._C._functorch import (
+    is_legacy_batchedtensor,  # a tensor under is_grads_batched
+)
+from torch._C._functorch import (
+    unwrap_if_dead as alive,  # a tensor itself, or the one inside a wrapper whose transform is over
+)
+from torch._prims_common import suggest_memory_format
+from torch.autograd import forward_ad  # its _current_level, -1 outside of forward-mode AD, is read at each call
+from torch.nn import _reduction as reduction_names  # of the arguments size_average and reduce
+from torch.nn.modules import module as _module
+from torch.overrides import _get_current_function_mode_stack as function_modes
+from torch.utils._device import DeviceContext  # the mode of torch.set_default_device
+from torch.utils._pytree import tree_leaves
+
+__all__ = [
+    "CALL",
+    "GLOBAL_HOOKS",
+    "DeviceContext",
+    "alive",
+    "below_autograd",
+    "disable_dynamo",
+    "dispatch_modes",
+    "forward_ad",
+    "function_modes",
+    "functorch_active",
+    "increment_version",
+    "is_legacy_batchedtensor",
+    "no_torch_function",
+    "op_under",
+    "reduction_names",
+    "set_backward",
+    "suggest_memory_format",
+    "tracing_state",
+    "tree_leaves",
+    "will_engine_execute_node",
+]
+
+disable_dynamo = torch._disable_dynamo  # torch.compiler.disable, which imports the compiler at once
+
+# Global hooks see every call of every module.
+GLOBAL_HOOKS = tuple(
+    getattr(_module, f"_global_{name}")
+    for name in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+)
+# What a module's call is made of.
+CALL = torch.nn.Module.__call__, torch.nn.Module._call_impl
+
+
+def op_under(overload):
+    """The callable under an ``OpOverload``: a Python frame less for each call."""
+    return overload._op
+
+
+def set_backward(function):
+    """The node of an ``autograd.Function`` calls its ``backward`` at once, without looking for other forms of it."""
+    function._backward_cls.apply = function.backward
