@@ -139,7 +139,8 @@ def _shares(step, devices):
         spent = event.self_device_time_total if devices else event.self_cpu_time_total
         # "autograd::engine::evaluate_function: _EagerConv2dBackward" is what the engine does around that node
         ours = "pydl" in event.key or event.key.rpartition(" ")[2] in nodes
-        name = "pydl" if ours else event.key.removeprefix("aten::")
+        # "autograd::engine::evaluate_function: AddmmBackward0": a node of torch's by its own name
+        name = "pydl" if ours else event.key.rpartition(": ")[2].removeprefix("aten::")
         times[name] = times.get(name, 0.0) + spent
     total = sum(times.values()) or 1.0
     others = sorted(((n, t / total) for n, t in times.items() if n != "pydl"), key=lambda pair: -pair[1])
