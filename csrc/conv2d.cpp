@@ -117,8 +117,7 @@ void check_same(const char* what, const Tensor& a, const char* as, const Tensor&
   PYDL_CHECK(a.scalar_type() == b.scalar_type(), "conv2d: expected ", what, " to be of the dtype of ", as,
              ", got scalar types ", static_cast<int>(a.scalar_type()), " and ",
              static_cast<int>(b.scalar_type()));
-  PYDL_CHECK(a.is_cpu() == b.is_cpu(), "conv2d: expected ", what, " to be on the device of ", as,
-             ", got another");
+  PYDL_CHECK(same_device(a, b), "conv2d: expected ", what, " to be on the device of ", as, ", got another");
 }
 
 void check_gradient(const Tensor& grad_output, const Conv2dParams& p) {
@@ -273,6 +272,8 @@ Tensor backward_bias(const Tensor& grad_output) {
   take_strides(grad_output, p.output_stride);
   if (const CudaCall cuda{"conv2d", grad_output}) {
     p.groups = 1;
+    Tensor scratch = empty(grad_output, ScalarType::Byte, {cuda->conv2d_bias_scratch(p)});
+    p.scratch = scratch.mutable_data_ptr();
     cuda.run(cuda->conv2d_backward_bias, p);
   } else {
     PYDL_CPU_CALL(conv2d_backward_bias)(p, torch_threads());
