@@ -9,7 +9,7 @@ import pytest
 from gpu_cost import sheet
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 pytestmark = pytest.mark.cuda_compile
 
 # Bytes of stack that are known and borne, by kernel; every other kernel has none. ptxas 13.0 keeps a register or two

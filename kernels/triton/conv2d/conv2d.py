@@ -42,6 +42,8 @@ def _empty(like, size, channels_last):
 
 def _registers(is_last, warps, device):
     """On Blackwell ptxas, left alone, aims at few registers and spills some bytes: the option that allows it more."""
+    if device.capability >= 120:  # consumer cards, which read the operands of mma.sync from registers
+        return {"maxnreg": 255}
     return {"maxnreg": 128 if is_last and warps == 8 else 168} if device.capability >= 100 else {}
 
 
