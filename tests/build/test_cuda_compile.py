@@ -20,6 +20,7 @@ ALLOWED = {
     r"batch_norm_\w+_kernel": 16,
     r"conv2d_gemm_kernelId": 8,
     r"conv2d_direct_input_kernel": 16,
+    r"conv2d_bias_columns_kernelId": 8,
 }
 SHARED_MEMORY = 48 << 10  # that every architecture gives a block without being asked
 

@@ -33,9 +33,9 @@ struct Bands {
   bool fits;  // else one window is larger than shared memory
 };
 
-// At least so many blocks on a multiprocessor: ptxas, left alone, spills a few bytes to have one more.
+// Two blocks on a multiprocessor at least: ptxas, left alone or asked for three, spills some bytes.
 template <class T, bool kLast, int kTaps>
-__global__ void __launch_bounds__(kThreads, kTaps == kFewTaps && sizeof(T) < 8 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, 2)
     conv2d_direct_weight_kernel(PYDL_CONSTANT Geometry g, PYDL_CONSTANT Bands b) {
   using A = acc_t<T>;
   constexpr int kSide = kChannels<T, kLast>, kStep = kThreads / kSide;
