@@ -1,28 +1,28 @@
-"""What ``torch.utils.flop_counter.FlopCounterMode`` counts for our convolutions: the numbers that it has for torch's.
+"""Floating-point operations of our convolutions, for torch.utils.flop_counter, which knows those of torch's own ops.
 
-It counts nothing for normalisation, pooling, dropout and losses, ours or torch's.
+By torch's rule: a multiply-add counts as two, bias and activation as nothing. The other ops have no matrix product in
+them; torch counts nothing for theirs either.
 """
 
+from math import prod
+
 import torch
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+from torch.utils.flop_counter import register_flop_formula
 
 from pydl.ops import _library, conv2d  # noqa: F401  (which defines the ops)
 
 
-def _swapped(shape):
-    return [shape[1], shape[0], *shape[2:]]
+def _forward(input_shape, weight_shape, *_, out_shape=None, **__):
+    """2 N O H' W' (C / groups) KH KW."""
+    return 2 * prod(out_shape) * prod(weight_shape[1:])
 
 
-def _forward(input, weight, *_, out_shape, **__):
-    return conv_flop_count(input, weight, out_shape)
+def _backward_input(grad_output_shape, weight_shape, *_, out_shape=None, **__):
+    return 2 * prod(grad_output_shape) * prod(weight_shape[1:])
 
 
-def _backward_input(grad_output, weight, *_, out_shape, **__):
-    return conv_flop_count(grad_output, weight, out_shape, transposed=True)
-
-
-def _backward_weight(grad_output, input, *_, out_shape, **__):
-    return conv_flop_count(_swapped(input), _swapped(grad_output), _swapped(out_shape))
+def _backward_weight(grad_output_shape, input_shape, *_, out_shape=None, **__):
+    return 2 * prod(grad_output_shape) * prod(out_shape[1:])
 
 
 for _namespace in _library.NAMESPACES:
