@@ -5,7 +5,6 @@ In this order, each importing from those above it alone:
 rules.py       the one table: torch's layers, ours, and their parts in a chain
 bound.py       what is bound to a module's instance, and what it answers to tools
 layer.py       the forward of a layer, and why some layers are left to torch
-node.py        a convolution and its batch norm in training: one node of the graph
 chains.py      what one kernel computes in the place of several layers
 container.py   the forward of a Sequential, and when its plan still holds
 bind.py        puts all that on a module, and on its copies

@@ -4,7 +4,7 @@
     batch norm (→ + residual) (→ ReLU or sigmoid)       one pass over the tensor instead of two or three
     convolution → batch norm (→ all of that)            in evaluation without gradients: the batch norm is folded into
                                                         the convolution's weights if there is no residual; else as
-                                                        above, and in training one node of the graph (node.py)
+                                                        above, and in training one node of the graph
 
 What is saved is the reading and writing of whole intermediate tensors, and their allocation. Chains are found among the
 neighbours of a ``Sequential`` (container.py), and named by our own models (:func:`normalised`).
@@ -19,8 +19,8 @@ from pydl import aside, functional, nn
 from pydl._private import CALL, GLOBAL_HOOKS
 from pydl.ops import _library
 from pydl.ops._options import pair
+from pydl.ops.convolution_batch_norm import trained_together
 from pydl.swapping.layer import is_swapped, why_aside, why_left
-from pydl.swapping.node import trained_together
 from pydl.swapping.rules import OURS, RULES, class_of, rule_of
 
 FOLLOWERS = {  # role -> the roles that may follow it
