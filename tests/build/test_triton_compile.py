@@ -23,14 +23,15 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under TRITON_INTERPRET=1", allow_module_level=True)
 triton = pytest.importorskip("triton", minversion="3.4", reason="Triton is not installed")
 
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
 from pydl.kernels.triton import launch
 from pydl.kernels.triton.conv2d import conv2d
 from pydl.kernels.triton.dropout import dropout
 from pydl.kernels.triton.norm import batch_norm
 from pydl.kernels.triton.softmax import softmax_cross_entropy
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
 pytestmark = pytest.mark.triton_compile
 

@@ -160,3 +160,44 @@ def test_vmap_of_cross_entropy(reduction, target_dim):
         for f in (pydl.functional, F)
     )
     assert_close(ours, theirs)
+
+
+def _from_before(name, ours):
+    """A function of one tensor by ours or by torch's, and its input."""
+    f = pydl.functional if ours else F
+    weight, target = torch.randn(4, 3, 3, 3).double(), torch.tensor([1, 2])
+    image = torch.randn(2, 3, 6, 6).double()
+    if name == "convolution and batch norm":
+        layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()).double()
+        return pydl.swap(layers) if ours else layers, image
+    return {
+        "conv2d": (lambda x: f.conv2d(x, weight), image),
+        "batch_norm": (lambda x: f.batch_norm(x, None, None, training=True), image),
+        "max_pool2d": (lambda x: f.max_pool2d(x, 2), image),
+        "avg_pool2d": (lambda x: f.avg_pool2d(x, 2), image),
+        "cross_entropy": (lambda x: f.cross_entropy(x.mean((2, 3)), target), image),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name", ["conv2d", "batch_norm", "max_pool2d", "avg_pool2d", "cross_entropy", "convolution and batch norm"]
+)
+def test_a_tangent_given_to_a_graph_from_before_is_carried_or_refused(name):
+    found = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        function, x = _from_before(name, ours)
+        x.requires_grad_()
+        y = function(x)
+        tangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+        try:
+            with forward_ad.dual_level():
+                (gradient,) = torch.autograd.grad(y, x, forward_ad.make_dual(torch.ones_like(y), tangent))
+                found.append(forward_ad.unpack_dual(gradient).tangent)
+        except NotImplementedError as error:
+            found.append(str(error))
+    if isinstance(found[0], torch.Tensor):
+        assert_close(found[0], found[1])
+    else:
+        assert "expected gradients in reverse mode, got a forward-mode tangent" in found[0]
+    assert isinstance(found[1], torch.Tensor)

@@ -8,7 +8,7 @@ norm subtracts the mean again; what torch adds up for it is rounding.
 import torch
 
 from pydl import backend
-from pydl._private import alive, below_autograd, increment_version
+from pydl._private import alive, below_autograd, forward_ad, increment_version
 from pydl.ops import _library
 from pydl.ops._batch_norm_autograd import keeps_output
 from pydl.ops._batch_norm_schema import ACTIVATIONS
@@ -37,6 +37,8 @@ class _ConvolutionBatchNorm(torch.autograd.Function):
     def backward(ctx, grad):
         ops = ctx.rest[0]
         input, weight, scale, shift, between, *others = ctx.saved_tensors
+        if forward_ad._current_level >= 0:  # in a graph from before the level: a tangent would be lost in silence
+            raise NotImplementedError("conv2d: expected gradients in reverse mode, got a forward-mode tangent")
         if not torch.is_grad_enabled():
             with below_autograd():
                 return _gradients(ctx, _library.quick(ops), grad, input, weight, scale, shift, between, *others)
