@@ -25,10 +25,16 @@ def run(tool, *arguments):
     return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
+def isa_of(path):
+    """The instruction set that an object was compiled for, out of .../kernels_cpu_avx2.dir/kernels/cpu/..."""
+    (part,) = (part for part in path.parts if part.startswith("kernels_cpu_"))
+    return part.removeprefix("kernels_cpu_").removesuffix(".dir")
+
+
 @pytest.mark.skipif(not OBJECTS, reason="no object files: this is not the folder that pydl was built in")
-@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: "-".join((path.parts[-4].split("_")[-1][:-4], path.stem)))
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: f"{isa_of(path)}-{path.parent.name}-{path.stem}")
 def test_weak_symbols_stay_in_their_namespace(path):
-    isa = path.parts[-4].removeprefix("kernels_cpu_").removesuffix(".dir")
+    isa = isa_of(path)
     assert isa in ("baseline", "avx2", "avx512")
     leaks = []
     for line in run("nm", "--demangle", "--defined-only", str(path)).splitlines():
