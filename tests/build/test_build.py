@@ -15,7 +15,7 @@ import pytest
 from pydl import _C
 
 ROOT = Path(__file__).resolve().parents[2]
-OBJECTS = sorted(ROOT.glob("build/temp*/*/CMakeFiles/kernels_cpu_*.dir/kernels/cpu/**/*.o"))
+OBJECTS = sorted(ROOT.glob("build/temp*/**/CMakeFiles/kernels_cpu_*.dir/kernels/cpu/**/*.o"))
 FOREIGN = ("std::", "torch", "c10::", "__gnu_cxx")
 
 
