@@ -54,6 +54,7 @@ def assert_same_kind(actual, expected):
     torch.testing.assert_close(actual.double(), expected, rtol=2e-4, atol=2e-4, equal_nan=True)
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("value", VALUES.values(), ids=list(VALUES))
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("which", ["forward", "backward_input"])
@@ -98,6 +99,7 @@ def test_the_weight_gradient_is_that_of_direct_products(device, leaf):
     assert not actual[3].isfinite().all()
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 def test_an_activation_hides_nothing(device, activation):
     """relu makes 0 of -inf and sigmoid 1 of inf: the outputs around them must be right nevertheless."""
@@ -108,11 +110,13 @@ def test_an_activation_hides_nothing(device, activation):
     assert_same_kind(PF.conv2d(x, w, None, stride, padding, activation=activation), expected)
 
 
+@pytest.mark.cpu_kernels
 def test_large_numbers_overflow_no_sooner_than_in_torch(device):
     x, w = torch.full((2, 16, 12, 12), 3e37), torch.full((16, 16, 3, 3), 1e-2)
     assert_same_kind(PF.conv2d(x, w, padding=1), F.conv2d(x.double(), w.double(), padding=1))
 
 
+@pytest.mark.cpu_kernels
 def test_a_tensor_of_nan_alone(device):
     x, w, _, stride, padding = tensors("3x3", False)
     y = PF.conv2d(torch.full_like(x, math.nan), w, None, stride, padding)

@@ -10,6 +10,8 @@ from testing import BACKENDS, assert_close
 
 from pydl import backend
 
+pytestmark = pytest.mark.twin_alone
+
 FORMATS = [torch.contiguous_format, torch.channels_last]
 DTYPES = [torch.float32, torch.bfloat16]  # float64 and float16 in one shape
 
