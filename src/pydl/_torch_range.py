@@ -1,7 +1,7 @@
 """The torch that pydl takes: the one place where it stands, for the build, for pip's metadata and for the import.
 
-Imports nothing, so that setup.py can run it where nothing is installed. The tests pass from ``OLDEST`` to before
-``BEYOND`` (build_backend/NOTES.md has each version's outcome).
+Imports nothing, so that setup.py can run it where nothing is installed. pydl was built beside torch from ``OLDEST`` to
+before ``BEYOND``; how far the tests were run with each is in build_backend/NOTES.md.
 """
 
 OLDEST, BEYOND = (2, 11), (2, 16)

@@ -1,4 +1,4 @@
-"""An inf or nan spoils the results that its windows reach, as in torch, and no others: every algorithm, all passes.
+"""An inf or nan spoils the outputs and gradients of inputs that its windows reach, as in torch, and no others.
 
 Winograd mixes the numbers of a tile, and the phases of strided first layers multiply some by zeros: where they meet
 one, the pass is made again by products of each window alone. Loss scaling makes infs by design.

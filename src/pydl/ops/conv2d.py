@@ -269,7 +269,9 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         (N, O, H', W'), or (O, H', W'); channels_last if the input or the weight is. H' = (H + 2 * padding -
         dilation * (kernel height - 1) - 1) // stride + 1. On the CPU 3x3 and 5x5 kernels of stride 1, and 3x3
         kernels of stride 2, may be computed by Winograd's method; :class:`pydl.backend.exact` does without. An inf
-        or nan spoils the results that it reaches in torch, and no others.
+        or nan of the input, or of the gradient that comes in, spoils the outputs, or the input's gradients, that it
+        reaches in torch, and no others. (Where one meets padding, weights of inf and the gradients of weights may hold
+        nan that torch has not.)
 
     Raises:
         RuntimeError: shapes, dtypes, devices or options that do not fit.
