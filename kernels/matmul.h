@@ -1,0 +1,47 @@
+// The product of two matrices (d2l "Linear Algebra"), which linear layers are made of.
+//
+//   output[i][j] = act(bias[j] + sum_k left[i][k] * right[k][j])     i < rows, j < columns, k < depth
+//
+// Either operand may lie in any order, so that a transposed one is read where it lies:
+//
+//   linear, forward          output      = act(input · weightᵀ + bias)      weight: (out, in)
+//   linear, input gradient   grad_input  = grad_output · weight
+//   linear, weight gradient  grad_weight = grad_outputᵀ · input
+//   linear, bias gradient    sums[j]     = sum_i grad_output[i][j]
+#pragma once
+
+#include "kernels/common.h"
+#include "kernels/isa.h"
+
+namespace pydl {
+
+struct Matrix {
+  void* data;
+  int64_t row, column;  // strides in elements
+};
+
+struct MatmulParams {
+  DType dtype;  // not f16, which arrives as f32
+  Activation activation;
+  int64_t rows, columns, depth;
+  Matrix left, right, output;  // output.column is 1
+  const void* bias;            // `columns` elements, contiguous; may be null
+  void* scratch;               // matmul_scratch() bytes, 64-byte aligned
+};
+
+struct ColumnSumsParams {
+  DType dtype;
+  int64_t rows, columns;
+  Matrix input;
+  void* sums;     // `columns` elements, contiguous
+  void* scratch;  // column_sums_scratch() bytes, 64-byte aligned
+};
+
+namespace cpu {
+PYDL_CPU_ENTRY(int64_t matmul_scratch(const MatmulParams& params, int64_t threads))
+PYDL_CPU_ENTRY(void matmul(const MatmulParams& params, const Parallel& parallel))
+PYDL_CPU_ENTRY(int64_t column_sums_scratch(const ColumnSumsParams& params))
+PYDL_CPU_ENTRY(void column_sums(const ColumnSumsParams& params, const Parallel& parallel))
+}  // namespace cpu
+
+}  // namespace pydl
