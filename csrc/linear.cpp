@@ -2,6 +2,7 @@
 //
 // column_major: the result's columns lie one after another in memory, as torch leaves the gradient of a matrix that
 // lies so itself; Python decides it once for the kernel and for tracing.
+#include "csrc/plans.h"
 #include "csrc/scratch.h"
 #include "csrc/torch.h"
 #include "csrc/verbose.h"
@@ -16,12 +17,13 @@ Activation activation_of(const std::string& name) {
   if (name == "none") return Activation::none;
   if (name == "relu") return Activation::relu;
   if (name == "sigmoid") return Activation::sigmoid;
-  throw pybind11::value_error("linear: expected activation to be None, 'relu' or 'sigmoid', got '" + name + "'");
+  throw pybind11::value_error("linear: expected activation to be None, 'relu' or 'sigmoid', got '" + name +
+                              "'");
 }
 
 void check_dtype(const char* what, const Tensor& a, const char* as, const Tensor& b) {
-  PYDL_CHECK(a.scalar_type() == b.scalar_type(), "linear: expected ", what, " to be of the dtype of ", as, ", got ",
-             dtype_name(a.scalar_type()), " and ", dtype_name(b.scalar_type()));
+  PYDL_CHECK(a.scalar_type() == b.scalar_type(), "linear: expected ", what, " to be of the dtype of ", as,
+             ", got ", dtype_name(a.scalar_type()), " and ", dtype_name(b.scalar_type()));
 }
 
 // A tensor of any number of dimensions as a matrix: its last dimension in rows.
@@ -60,7 +62,9 @@ struct Rows {
   }
 };
 
-Matrix matrix_of(const Tensor& t) { return {const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1)}; }
+Matrix matrix_of(const Tensor& t) {
+  return {const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1)};
+}
 Matrix transposed(const Matrix& m) { return {m.data, m.column, m.row}; }
 
 // float16 is what few train in on a CPU: its tensors become float32 and the result is rounded, once as ever.
@@ -74,16 +78,35 @@ Tensor widened(const Tensor& t) { return converted(t, ScalarType::Float); }
 Tensor rounded(const Tensor& t) { return converted(t, ScalarType::Half); }
 
 Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, bool column_major) {
-  const int64_t sizes[2] = {rows, columns}, row_major[2] = {max_of(columns, 1), 1}, other[2] = {1, max_of(rows, 1)};
+  const int64_t sizes[2] = {rows, columns}, row_major[2] = {max_of(columns, 1), 1},
+                other[2] = {1, max_of(rows, 1)};
   return empty_strided(like, like.scalar_type(), {sizes, 2}, {column_major ? other : row_major, 2});
 }
 
+// The plan of a product, kept by all that it depends on.
+const MatmulPlan& plan_of(const MatmulParams& p, int64_t threads) {
+  thread_local Plans<MatmulPlan, 10> plans;
+  const decltype(plans)::Key key{static_cast<int64_t>(cpu::isa_current()),
+                                 static_cast<int64_t>(p.dtype),
+                                 threads,
+                                 p.rows,
+                                 p.columns,
+                                 p.depth,
+                                 p.left.row,
+                                 p.left.column,
+                                 p.right.row,
+                                 p.right.column};
+  return plans.at(key, [&] { return PYDL_CPU_CALL(matmul_plan)(p, threads); });
+}
+
 // output = act(left · right + bias)
-void multiply(const char* op, const Tensor& like, const Tensor& weight, int64_t rows, int64_t columns, int64_t depth,
-              const Matrix& left, const Matrix& right, const Matrix& output, const void* bias, Activation activation) {
+void multiply(const char* op, const Tensor& like, const Tensor& weight, int64_t rows, int64_t columns,
+              int64_t depth, const Matrix& left, const Matrix& right, const Matrix& output, const void* bias,
+              Activation activation) {
   if (rows == 0 || columns == 0) return;
   const Verbose line(op, like, &weight);
-  MatmulParams p{dtype_of("linear", like), activation, rows, columns, depth, left, right, output, bias, nullptr};
+  MatmulParams p{
+      dtype_of("linear", like), activation, rows, columns, depth, left, right, output, bias, nullptr};
   if (output.column != 1) {  // outputᵀ = rightᵀ · leftᵀ
     p.rows = columns;
     p.columns = rows;
@@ -92,8 +115,9 @@ void multiply(const char* op, const Tensor& like, const Tensor& weight, int64_t 
     p.output = transposed(output);
   }
   const Parallel threads = torch_threads();
-  p.scratch = Scratch::of_at_least(PYDL_CPU_CALL(matmul_scratch)(p, threads.threads));
-  PYDL_CPU_CALL(matmul)(p, threads);
+  const MatmulPlan& plan = plan_of(p, threads.threads);
+  p.scratch = Scratch::of_at_least(plan.scratch);
+  PYDL_CPU_CALL(matmul)(plan, p, threads);
 }
 
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -109,7 +133,8 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
                weight.size(0), "), got ", shape_of(*bias));
   }
   if (by_way_of_float(input))
-    return rounded(forward(widened(input), widened(weight), bias ? std::optional(widened(*bias)) : bias, activation));
+    return rounded(
+        forward(widened(input), widened(weight), bias ? std::optional(widened(*bias)) : bias, activation));
   const Activation function = activation_of(activation);
   Sizes sizes = sizes_of(input);
   sizes.back() = weight.size(0);
@@ -130,7 +155,8 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, bool colu
              "linear: expected grad_output's last dimension to be ", weight.size(0), ", got shape ",
              shape_of(grad_output));
   PYDL_CHECK(!column_major || grad_output.dim() == 2,
-             "linear: expected grad_output to be 2-D for a column-major gradient, got shape ", shape_of(grad_output));
+             "linear: expected grad_output to be 2-D for a column-major gradient, got shape ",
+             shape_of(grad_output));
   check_dtype("weight", weight, "grad_output", grad_output);
   if (by_way_of_float(grad_output))
     return rounded(backward_input(widened(grad_output), widened(weight), column_major));
@@ -140,7 +166,8 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, bool colu
                                    : empty(grad_output, grad_output.scalar_type(), sizes);
   if (grad_input.numel() == 0) return grad_input;
   const Rows g(grad_output);
-  const Matrix output{grad_input.mutable_data_ptr(), column_major ? 1 : weight.size(1), column_major ? g.rows : 1};
+  const Matrix output{grad_input.mutable_data_ptr(), column_major ? 1 : weight.size(1),
+                      column_major ? g.rows : 1};
   multiply("linear_backward_input", grad_output, weight, g.rows, weight.size(1), g.columns, g.matrix,
            matrix_of(weight), output, nullptr, Activation::none);
   return grad_input;
@@ -148,8 +175,8 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, bool colu
 
 Tensor backward_weight(const Tensor& grad_output, const Tensor& input, bool column_major) {
   PYDL_CHECK(grad_output.dim() == input.dim() && input.dim() >= 1,
-             "linear: expected grad_output to have the dimensions of input, got shapes ", shape_of(grad_output),
-             " and ", shape_of(input));
+             "linear: expected grad_output to have the dimensions of input, got shapes ",
+             shape_of(grad_output), " and ", shape_of(input));
   check_dtype("input", input, "grad_output", grad_output);
   if (by_way_of_float(grad_output))
     return rounded(backward_weight(widened(grad_output), widened(input), column_major));
@@ -158,9 +185,10 @@ Tensor backward_weight(const Tensor& grad_output, const Tensor& input, bool colu
              shape_of(grad_output), " and ", shape_of(input));
   Tensor grad_weight = empty_matrix(grad_output, g.columns, x.columns, column_major);
   if (grad_weight.numel() == 0) return grad_weight;
-  const Matrix output{grad_weight.mutable_data_ptr(), column_major ? 1 : x.columns, column_major ? g.columns : 1};
-  multiply("linear_backward_weight", grad_output, input, g.columns, x.columns, g.rows, transposed(g.matrix), x.matrix,
-           output, nullptr, Activation::none);
+  const Matrix output{grad_weight.mutable_data_ptr(), column_major ? 1 : x.columns,
+                      column_major ? g.columns : 1};
+  multiply("linear_backward_weight", grad_output, input, g.columns, x.columns, g.rows, transposed(g.matrix),
+           x.matrix, output, nullptr, Activation::none);
   return grad_weight;
 }
 
@@ -171,8 +199,8 @@ Tensor backward_bias(const Tensor& grad_output) {
   const Rows g(grad_output);
   Tensor grad_bias = empty(grad_output, grad_output.scalar_type(), {g.columns});
   if (g.columns == 0) return grad_bias;
-  ColumnSumsParams p{dtype_of("linear", grad_output), g.rows, g.columns, g.matrix, grad_bias.mutable_data_ptr(),
-                     nullptr};
+  ColumnSumsParams p{dtype_of("linear", grad_output), g.rows, g.columns, g.matrix,
+                     grad_bias.mutable_data_ptr(),    nullptr};
   p.scratch = Scratch::of_at_least(PYDL_CPU_CALL(column_sums_scratch)(p));
   PYDL_CPU_CALL(column_sums)(p, torch_threads());
   return grad_bias;

@@ -26,7 +26,18 @@ struct MatmulParams {
   int64_t rows, columns, depth;
   Matrix left, right, output;  // output.column is 1
   const void* bias;            // `columns` elements, contiguous; may be null
-  void* scratch;               // matmul_scratch() bytes, 64-byte aligned
+  void* scratch;               // MatmulPlan::scratch bytes, 64-byte aligned
+};
+
+// How a product is cut: made once for all calls whose params differ in nothing but their pointers.
+struct MatmulPlan {
+  int64_t row_parts, column_parts;  // of the output; each pair of them is a task
+  int64_t panels, group;            // in all, and of a task at most
+  int64_t rows;                     // of a task at most
+  int64_t depth_parts, depth;       // equal parts of the sums, and their length
+  bool strips, rows_packed;         // left is copied, in strips or row by row
+  int64_t left_pitch;               // of its rows then
+  int64_t workers, worker_bytes, scratch;
 };
 
 struct ColumnSumsParams {
@@ -38,8 +49,8 @@ struct ColumnSumsParams {
 };
 
 namespace cpu {
-PYDL_CPU_ENTRY(int64_t matmul_scratch(const MatmulParams& params, int64_t threads))
-PYDL_CPU_ENTRY(void matmul(const MatmulParams& params, const Parallel& parallel))
+PYDL_CPU_ENTRY(MatmulPlan matmul_plan(const MatmulParams& params, int64_t threads))
+PYDL_CPU_ENTRY(void matmul(const MatmulPlan& plan, const MatmulParams& params, const Parallel& parallel))
 PYDL_CPU_ENTRY(int64_t column_sums_scratch(const ColumnSumsParams& params))
 PYDL_CPU_ENTRY(void column_sums(const ColumnSumsParams& params, const Parallel& parallel))
 }  // namespace cpu

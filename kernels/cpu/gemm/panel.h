@@ -1,0 +1,38 @@
+// Rows times one panel of columns: the register blocks of microkernel.h, one under the other.
+//
+//   result[i][j] (+)= bias[j] + sum_k left(i, k) * right[k][j]       i < rows, j < columns <= kNr
+#pragma once
+
+#include "kernels/cpu/gemm/microkernel.h"
+
+namespace pydl::cpu::PYDL_ISA::gemm {
+
+template <class A>
+struct PanelProduct {
+  int64_t rows, columns, depth;
+  const A* left;
+  int64_t left_pitch;  // left(i, k) at left[i * left_pitch + k]; 0: left is in strips
+  const A* right;      // kNr numbers for each k, right_pitch apart
+  int64_t right_pitch;
+  const A* bias;  // kNr numbers, or null
+  bool add;       // to what lies in result
+  bool relu;
+  A* result;  // one vector a row is written where columns <= lanes, else two
+  int64_t result_pitch;
+};
+
+// Rows are cut into register blocks of equal size: how many the next one has, of `rows` that are left for `blocks`.
+static inline int64_t block_rows(int64_t rows, int64_t blocks) { return ceil_div(rows, blocks); }
+
+// In strips each register block has its rows side by side, left(i, k) at strip[k * rows + i], and a vector of room
+// behind it.
+template <class A>
+constexpr int64_t strip_numbers(int64_t rows, int64_t depth) {
+  return rows * depth + lanes<A>;
+}
+
+// Defined for float and double in panel.cpp.
+template <class A>
+void multiply_panel(const PanelProduct<A>& product);
+
+}  // namespace pydl::cpu::PYDL_ISA::gemm
