@@ -68,7 +68,7 @@ struct Workspace {
   template <class T>
   static Workspace of(const MatmulPlan& plan, char* scratch, T) {
     Pieces pieces{scratch};
-    const int64_t left = plan.strips        ? plan.rows * plan.depth + ceil_div(plan.rows, kMr) * lanes<A>
+    const int64_t left = plan.strips        ? ceil_div(plan.rows, kMr) * strip_numbers<A>(plan.depth)
                          : plan.rows_packed ? plan.rows * plan.left_pitch + lanes<A>
                                             : 0;
     Workspace space{};
@@ -128,7 +128,8 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, int64_t row, int64_
     product.depth = depth;
     product.add = !begins;
     product.left = space.left;
-    product.left_pitch = plan.strips ? 0 : plan.left_pitch;
+    product.left_pitch = plan.left_pitch;
+    product.strips = plan.strips;
     if (plan.strips)
       pack_strips<T>(p.left, row, rows, p.rows, k, depth, space.left);
     else if (plan.rows_packed)

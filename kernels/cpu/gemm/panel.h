@@ -11,7 +11,8 @@ template <class A>
 struct PanelProduct {
   int64_t rows, columns, depth;
   const A* left;
-  int64_t left_pitch;  // left(i, k) at left[i * left_pitch + k]; 0: left is in strips
+  int64_t left_pitch;  // left(i, k) at left[i * left_pitch + k]
+  bool strips;         // or left is in strips
   const A* right;      // kNr numbers for each k, right_pitch apart
   int64_t right_pitch;
   const A* bias;  // kNr numbers, or null
@@ -24,11 +25,11 @@ struct PanelProduct {
 // Rows are cut into register blocks of equal size: how many the next one has, of `rows` that are left for `blocks`.
 static inline int64_t block_rows(int64_t rows, int64_t blocks) { return ceil_div(rows, blocks); }
 
-// In strips each register block has its rows side by side, left(i, k) at strip[k * rows + i], and a vector of room
-// behind it.
+// In strips each register block has its rows side by side, left(i, k) at strip[k * kMr + i], and a vector of room behind
+// it.
 template <class A>
-constexpr int64_t strip_numbers(int64_t rows, int64_t depth) {
-  return rows * depth + lanes<A>;
+constexpr int64_t strip_numbers(int64_t depth) {
+  return kMr * depth + lanes<A>;
 }
 
 // Defined for float and double in panel.cpp.
