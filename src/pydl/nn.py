@@ -1,7 +1,7 @@
 """torch.nn's names for the layers that pydl serves: the same arguments, ``state_dict`` and ``repr``, our kernels.
 
 Each class is a subclass of torch's that replaces ``forward`` alone, and reads nothing but torch's own attributes: so
-``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (Linear, ReLU,
+``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (ReLU, Embedding,
 Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch`` the functions called here are torch's,
 and where torch would honour what is not its own (:mod:`pydl.aside`), torch's own forward computes.
 """
@@ -28,6 +28,8 @@ __all__ = [
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "LazyConv2d",
+    "LazyLinear",
+    "Linear",
     "MaxPool2d",
     "SyncBatchNorm",
 ]
@@ -80,6 +82,22 @@ class Conv2d(_Eager, torch.nn.Conv2d):
         return functional.conv2d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=activation
         )
+
+
+class Linear(_Eager, torch.nn.Linear):
+    """``torch.nn.Linear`` over :func:`pydl.functional.linear` (d2l chapter "Linear Neural Networks"); on the CPU.
+
+    Input (..., in_features), output (..., out_features). ``forward`` takes :func:`~pydl.functional.linear`'s
+    ``activation`` too, keyword-only.
+    """
+
+    own = Own(torch.nn.Linear, "linear")
+
+    def forward(self, input, *, activation=None):
+        weight, bias = self.weight, self.bias
+        if steps_aside(self, Linear.own, input) or is_special(self, weight, bias):
+            return finished(torch.nn.Linear.forward(self, input), activation)
+        return functional.linear(input, weight, bias, activation=activation)
 
 
 class _BatchNorm(_Eager):
@@ -320,6 +338,12 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
     """:class:`Conv2d` that takes ``in_channels`` from its first input."""
 
     cls_to_become = Conv2d
+
+
+class LazyLinear(torch.nn.LazyLinear, Linear):
+    """:class:`Linear` that takes ``in_features`` from its first input."""
+
+    cls_to_become = Linear
 
 
 class LazyBatchNorm1d(torch.nn.LazyBatchNorm1d, BatchNorm1d):
