@@ -69,7 +69,11 @@ def test_linear(device, features, dtype):
         compare(pf.linear, F.linear, *(t.to(dtype) for t in tensors))
         x, weight, bias = (t.to(dtype) for t in tensors)
         compare(
-            lambda x, w, b: pf.linear(x.t(), w.t(), b), lambda x, w, b: F.linear(x.t(), w.t(), b), x.t(), weight.t(), bias
+            lambda x, w, b: pf.linear(x.t(), w.t(), b),
+            lambda x, w, b: F.linear(x.t(), w.t(), b),
+            x.t(),
+            weight.t(),
+            bias,
         )
 
 

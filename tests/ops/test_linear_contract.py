@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import torch.utils.flop_counter
 import torch.nn.functional as F
+import torch.utils.flop_counter
 from test_linear import make, passes
 from testing import assert_close
 from torch.func import functional_call, grad, stack_module_state, vmap
@@ -175,7 +175,9 @@ def losses():
     )
 
 
-@pytest.mark.parametrize("in_dims", [(None, None, 0), (0, 0, None), (0, 0, 0), (1, None, -1), (0, None, 1), (None, 0, 0)])
+@pytest.mark.parametrize(
+    "in_dims", [(None, None, 0), (0, 0, None), (0, 0, 0), (1, None, -1), (0, None, 1), (None, 0, 0)]
+)
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 4, 5)], ids=str)
 def test_vmap(shape, in_dims):
     def batched(size, dim):
@@ -215,8 +217,8 @@ def test_ensemble_of_models():
         parameters, buffers = stack_module_state(nets)
         for in_dims in ((0, 0, None), (0, 0, 0)):
             inputs = x if in_dims[2] is None else x.expand(4, 9, 5)
-            output = vmap(lambda p, b, x: functional_call(nets[0], (p, b), (x,)), in_dims=in_dims)(
-                parameters, buffers, inputs
+            output = vmap(functional_call, in_dims=(None, in_dims[:2], in_dims[2]))(
+                nets[0], (parameters, buffers), inputs
             )
             expected = output.double() if expected is None else expected
             assert_close(output, expected)

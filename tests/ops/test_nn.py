@@ -108,7 +108,9 @@ def test_linear(device, bias, shape):
 def test_linear_with_an_activation(device, activation):
     expected, actual = pair("Linear", in_features=20, out_features=9)
     x = torch.randn(8, 20)
-    assert_close(actual.to(device)(x.to(device), activation=activation), getattr(torch, activation)(expected(x.double())))
+    assert_close(
+        actual.to(device)(x.to(device), activation=activation), getattr(torch, activation)(expected(x.double()))
+    )
 
 
 @pytest.mark.parametrize("rank, shape", [(1, (8, 4)), (1, (6, 4, 5)), (2, (3, 4, 5, 6)), (3, (3, 4, 2, 5, 3))])

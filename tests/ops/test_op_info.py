@@ -14,7 +14,17 @@ op_db = pytest.importorskip(
 
 import pydl.functional as PF
 
-NAMES = ["batch_norm", "conv2d", "cross_entropy", "dropout", "dropout2d", "dropout3d", "max_pool2d", "avg_pool2d", "linear"]
+NAMES = [
+    "batch_norm",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "dropout2d",
+    "dropout3d",
+    "max_pool2d",
+    "avg_pool2d",
+    "linear",
+]
 
 
 def samples(name, dtype):

@@ -182,7 +182,8 @@ def _from_before(name, ours):
 
 
 @pytest.mark.parametrize(
-    "name", ["conv2d", "linear", "batch_norm", "max_pool2d", "avg_pool2d", "cross_entropy", "convolution and batch norm"]
+    "name",
+    ["conv2d", "linear", "batch_norm", "max_pool2d", "avg_pool2d", "cross_entropy", "convolution and batch norm"],
 )
 def test_a_tangent_given_to_a_graph_from_before_is_carried_or_refused(name):
     found = []

@@ -1,4 +1,4 @@
-"""Floating-point operations of our convolutions and linear layers, for torch.utils.flop_counter, which knows those of torch's own ops.
+"""Floating-point operations of our convolutions and linear layers, for torch.utils.flop_counter.
 
 By torch's rule: a multiply-add counts as two, bias and activation as nothing. The other ops have no matrix product in
 them; torch counts nothing for theirs either.

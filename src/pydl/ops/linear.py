@@ -239,10 +239,9 @@ def _is_served(input, weight, bias):
     try:
         if input.dtype not in SUPPORTED or weight.dim() == 1 or weight.layout is not torch.strided:
             return False
-        if bias is not None and bias.shape != weight.shape[:1]:
-            # a bias of one number or more dimensions; of another length, ours says so
-            if bias.dim() != 1 or bias.shape[0] == 1:
-                return False
+        # of a bias of another length, ours says so
+        if bias is not None and bias.shape != weight.shape[:1] and (bias.dim() != 1 or bias.shape[0] == 1):
+            return False
     except AttributeError:  # no tensor: torch says so in its own words
         return False
     return not _library.is_torchs(input, weight, bias)
@@ -283,10 +282,10 @@ def linear(input, weight, bias=None, *, activation=None):
             t.to(dtype) if t is not None and t.dtype in SUPPORTED and t.dtype != torch.float64 else t
             for t in (input, weight, bias)
         )
-    if bias is not None and input.dim() != 2 and not input.is_contiguous():
-        # where torch adds the bias by itself: it promotes dtypes then, and hands the gradient of one row on as it is
-        if bias.dtype != input.dtype or input.dim() == 1:
-            return _ACTIVATIONS[activation](F.linear(input, weight, bias))
+    adds = bias is not None and input.dim() != 2 and not input.is_contiguous()  # torch adds the bias by itself then
+    if adds and (bias.dtype != input.dtype or input.dim() == 1):
+        # it promotes the dtypes, and hands the gradient of one row on as it is
+        return _ACTIVATIONS[activation](F.linear(input, weight, bias))
     activation = activation or "none"
     if transforms or torch.compiler.is_compiling():
         return ops.linear_forward(input, weight, bias, activation)

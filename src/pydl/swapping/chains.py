@@ -33,7 +33,7 @@ FIRST = ("convolution", "linear", "norm")  # what a chain may begin with
 
 
 def role(layer):
-    """``convolution``, ``linear``, ``norm`` or ``activation`` for a layer that may be a link of a chain, else an empty text.
+    """What a layer may be in a chain (see ``FOLLOWERS``), or an empty text.
 
     Parametrised and lazy layers have the role of what they are made from, so that the report can say why they are left
     alone (:func:`why_not_linked`).
