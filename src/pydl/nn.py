@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from pydl import functional
 from pydl.aside import Own, is_special, steps_aside
+from pydl.ops.linear import linear_unasked
 from pydl.ops.sync_batch_norm import group_of, sync_batch_norm
 
 __all__ = [
@@ -94,10 +95,12 @@ class Linear(_Eager, torch.nn.Linear):
     own = Own(torch.nn.Linear, "linear")
 
     def forward(self, input, *, activation=None):
-        weight, bias = self.weight, self.bias
-        if steps_aside(self, Linear.own, input) or is_special(self, weight, bias):
+        if steps_aside(self, Linear.own, input):
             return finished(torch.nn.Linear.forward(self, input), activation)
-        return functional.linear(input, weight, bias, activation=activation)
+        weight, bias = self.weight, self.bias
+        if is_special(self, weight, bias):
+            return finished(F.linear(input, weight, bias), activation)
+        return linear_unasked(input, weight, bias, activation)
 
 
 class _BatchNorm(_Eager):

@@ -191,8 +191,7 @@ def _bias_backward(ops, ctx, grad):
 _library.autograd("linear_backward_bias", _bias_context, _bias_backward)
 
 
-# From about this many multiplications on, a gradient costs more than to ask the engine whether it is wanted.
-WORTH_ASKING = 1 << 20
+WORTH_ASKING = 1 << 20  # multiplications: from there on, a gradient costs more than to ask whether it is wanted
 
 
 class _EagerLinear(torch.autograd.Function):
@@ -240,11 +239,13 @@ def _is_served(input, weight, bias):
         if input.dtype not in SUPPORTED or weight.dim() == 1 or weight.layout is not torch.strided:
             return False
         # of a bias of another length, ours says so
-        if bias is not None and bias.shape != weight.shape[:1] and (bias.dim() != 1 or bias.shape[0] == 1):
-            return False
+        return bias is None or bias.shape == weight.shape[:1] or (bias.dim() == 1 and bias.shape[0] != 1)
     except AttributeError:  # no tensor: torch says so in its own words
         return False
-    return not _library.is_torchs(input, weight, bias)
+
+
+def _torchs(input, weight, bias, activation):
+    return _ACTIVATIONS[activation](F.linear(input, weight, bias))
 
 
 def linear(input, weight, bias=None, *, activation=None):
@@ -254,9 +255,8 @@ def linear(input, weight, bias=None, *, activation=None):
         input: (..., in_features); float32, float64, bfloat16 or float16 on the CPU, with any strides (other dtypes and
             devices are served by torch). Sums are accumulated in float32 (float64 for float64), in blocks; float16 is
             copied to float32 and back.
-        weight: (out_features, in_features), with any strides: a transpose is read where it lies. (A weight of one
-            dimension is served by torch.)
-        bias: (out_features,) or None. (One that broadcasts to the result is served by torch.)
+        weight: (out_features, in_features), with any strides: a transpose is read where it lies.
+        bias: (out_features,) or None. A bias that broadcasts and a weight of one dimension are served by torch.
         activation: keyword-only: None, ``"relu"`` or ``"sigmoid"``, applied to the result in the same pass.
 
     Returns:
@@ -268,9 +268,16 @@ def linear(input, weight, bias=None, *, activation=None):
     """
     if activation not in _ACTIVATIONS:
         raise ValueError(f"linear: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
+    if _library.is_torchs(input, weight, bias):
+        return _torchs(input, weight, bias, activation)
+    return linear_unasked(input, weight, bias, activation)
+
+
+def linear_unasked(input, weight, bias, activation):
+    """:func:`linear`, for a layer: whether the tensors' types or a mode make the call torch's has been asked."""
     ops = backend.ops_for(input, "linear") if _is_served(input, weight, bias) else None
     if ops is None:
-        return _ACTIVATIONS[activation](F.linear(input, weight, bias))
+        return _torchs(input, weight, bias, activation)
     transforms = _library.transforms_active()
     if transforms:
         ops = _library.transformed(ops)
@@ -283,9 +290,8 @@ def linear(input, weight, bias=None, *, activation=None):
             for t in (input, weight, bias)
         )
     adds = bias is not None and input.dim() != 2 and not input.is_contiguous()  # torch adds the bias by itself then
-    if adds and (bias.dtype != input.dtype or input.dim() == 1):
-        # it promotes the dtypes, and hands the gradient of one row on as it is
-        return _ACTIVATIONS[activation](F.linear(input, weight, bias))
+    if adds and (bias.dtype != input.dtype or input.dim() == 1):  # with dtypes promoted; the gradient of one row as is
+        return _torchs(input, weight, bias, activation)
     activation = activation or "none"
     if transforms or torch.compiler.is_compiling():
         return ops.linear_forward(input, weight, bias, activation)
