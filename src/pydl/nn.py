@@ -9,9 +9,14 @@ and where torch would honour what is not its own (:mod:`pydl.aside`), torch's ow
 import torch
 import torch.nn.functional as F
 
-from pydl import functional
 from pydl.aside import Own, is_special, steps_aside
+from pydl.ops.avg_pool2d import avg_pool2d_unasked
+from pydl.ops.batch_norm import batch_norm_unasked
+from pydl.ops.conv2d import conv2d_unasked
+from pydl.ops.dropout import dropout_unasked
 from pydl.ops.linear import linear_unasked
+from pydl.ops.max_pool2d import max_pool2d_unasked
+from pydl.ops.softmax_cross_entropy import cross_entropy_unasked
 from pydl.ops.sync_batch_norm import group_of, sync_batch_norm
 
 __all__ = [
@@ -72,7 +77,11 @@ class Conv2d(_Eager, torch.nn.Conv2d):
     own = Own(torch.nn.Conv2d, "conv2d", "_conv_forward")
 
     def forward(self, input, *, activation=None):
-        if steps_aside(self, Conv2d.own, input):
+        if (
+            "_conv_forward" in self.__dict__
+            or type(self)._conv_forward is not _CONV_FORWARD
+            or steps_aside(self, Conv2d.own, F.conv2d, input)
+        ):
             return finished(torch.nn.Conv2d.forward(self, input), activation)
         weight, bias, padding = self.weight, self.bias, self.padding
         if is_special(self, weight, bias):
@@ -80,9 +89,10 @@ class Conv2d(_Eager, torch.nn.Conv2d):
         if self.padding_mode != "zeros":
             # the border is data, not zeros: it is written out once, and the convolution itself pads nothing
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
-        return functional.conv2d(
-            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=activation
-        )
+        return conv2d_unasked(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation)
+
+
+_CONV_FORWARD = dict(Conv2d.own.methods)["_conv_forward"]  # torch's
 
 
 class Linear(_Eager, torch.nn.Linear):
@@ -95,7 +105,7 @@ class Linear(_Eager, torch.nn.Linear):
     own = Own(torch.nn.Linear, "linear")
 
     def forward(self, input, *, activation=None):
-        if steps_aside(self, Linear.own, input):
+        if steps_aside(self, Linear.own, F.linear, input):
             return finished(torch.nn.Linear.forward(self, input), activation)
         weight, bias = self.weight, self.bias
         if is_special(self, weight, bias):
@@ -113,7 +123,7 @@ class _BatchNorm(_Eager):
     own = Own(torch.nn.modules.batchnorm._BatchNorm, "batch_norm")
 
     def forward(self, input, *, residual=None, activation=None):
-        if steps_aside(self, _BatchNorm.own, input, residual):
+        if steps_aside(self, _BatchNorm.own, F.batch_norm, input, residual):
             return finished(torch.nn.modules.batchnorm._BatchNorm.forward(self, input), activation, residual)
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
@@ -128,24 +138,13 @@ class _BatchNorm(_Eager):
         weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
         by_batch = self.training or (mean is None and var is None)
         mean, var = (mean, var) if keeps else (None, None)
-        if is_special(self, weight, bias):
+        if is_special(self, weight, bias, mean, var):
             if count is not None:
                 count.add_(1)
             output = F.batch_norm(input, mean, var, weight, bias, by_batch, momentum, self.eps)
             return finished(output, activation, residual)
-        return functional.batch_norm(
-            input,
-            mean,
-            var,
-            weight,
-            bias,
-            by_batch,
-            momentum,
-            self.eps,
-            residual=residual,
-            activation=activation,
-            num_batches_tracked=count,
-        )
+        rest = (by_batch, momentum, self.eps, residual, activation, count)
+        return batch_norm_unasked(input, mean, var, weight, bias, *rest)
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
@@ -245,9 +244,9 @@ class Dropout(_Eager, torch.nn.Dropout):
     own = Own(torch.nn.Dropout, "dropout")
 
     def forward(self, input):
-        if steps_aside(self, Dropout.own, input):
+        if steps_aside(self, Dropout.own, F.dropout, input):
             return torch.nn.Dropout.forward(self, input)
-        return functional.dropout(input, self.p, self.training, self.inplace)
+        return dropout_unasked("dropout", input, self.p, self.training, self.inplace)
 
 
 class Dropout1d(_Eager, torch.nn.Dropout1d):
@@ -256,9 +255,9 @@ class Dropout1d(_Eager, torch.nn.Dropout1d):
     own = Own(torch.nn.Dropout1d, "dropout1d")
 
     def forward(self, input):
-        if steps_aside(self, Dropout1d.own, input):
+        if steps_aside(self, Dropout1d.own, F.dropout1d, input):
             return torch.nn.Dropout1d.forward(self, input)
-        return functional.dropout1d(input, self.p, self.training, self.inplace)
+        return dropout_unasked("dropout1d", input, self.p, self.training, self.inplace)
 
 
 class Dropout2d(_Eager, torch.nn.Dropout2d):
@@ -267,9 +266,9 @@ class Dropout2d(_Eager, torch.nn.Dropout2d):
     own = Own(torch.nn.Dropout2d, "dropout2d")
 
     def forward(self, input):
-        if steps_aside(self, Dropout2d.own, input):
+        if steps_aside(self, Dropout2d.own, F.dropout2d, input):
             return torch.nn.Dropout2d.forward(self, input)
-        return functional.dropout2d(input, self.p, self.training, self.inplace)
+        return dropout_unasked("dropout2d", input, self.p, self.training, self.inplace)
 
 
 class Dropout3d(_Eager, torch.nn.Dropout3d):
@@ -278,9 +277,9 @@ class Dropout3d(_Eager, torch.nn.Dropout3d):
     own = Own(torch.nn.Dropout3d, "dropout3d")
 
     def forward(self, input):
-        if steps_aside(self, Dropout3d.own, input):
+        if steps_aside(self, Dropout3d.own, F.dropout3d, input):
             return torch.nn.Dropout3d.forward(self, input)
-        return functional.dropout3d(input, self.p, self.training, self.inplace)
+        return dropout_unasked("dropout3d", input, self.p, self.training, self.inplace)
 
 
 class MaxPool2d(_Eager, torch.nn.MaxPool2d):
@@ -289,9 +288,9 @@ class MaxPool2d(_Eager, torch.nn.MaxPool2d):
     own = Own(torch.nn.MaxPool2d, "max_pool2d")
 
     def forward(self, input):
-        if steps_aside(self, MaxPool2d.own, input):
+        if steps_aside(self, MaxPool2d.own, F.max_pool2d, input):
             return torch.nn.MaxPool2d.forward(self, input)
-        return functional.max_pool2d(
+        return max_pool2d_unasked(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
         )
 
@@ -302,9 +301,9 @@ class AvgPool2d(_Eager, torch.nn.AvgPool2d):
     own = Own(torch.nn.AvgPool2d, "avg_pool2d")
 
     def forward(self, input):
-        if steps_aside(self, AvgPool2d.own, input):
+        if steps_aside(self, AvgPool2d.own, F.avg_pool2d, input):
             return torch.nn.AvgPool2d.forward(self, input)
-        return functional.avg_pool2d(
+        return avg_pool2d_unasked(
             input,
             self.kernel_size,
             self.stride,
@@ -321,16 +320,12 @@ class CrossEntropyLoss(_Eager, torch.nn.CrossEntropyLoss):
     own = Own(torch.nn.CrossEntropyLoss, "cross_entropy")
 
     def forward(self, input, target):
-        if steps_aside(self, CrossEntropyLoss.own, input, target) or is_special(self, self.weight):
+        if steps_aside(self, CrossEntropyLoss.own, F.cross_entropy, input, target):
             return torch.nn.CrossEntropyLoss.forward(self, input, target)
-        return functional.cross_entropy(
-            input,
-            target,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-        )
+        weight = self.weight
+        if weight is not None and is_special(self, weight):
+            return torch.nn.CrossEntropyLoss.forward(self, input, target)
+        return cross_entropy_unasked(input, target, weight, self.ignore_index, self.reduction, self.label_smoothing)
 
 
 # torch's lazy classes, with ours next in the method resolution order: their __init__ reaches our constructors, their

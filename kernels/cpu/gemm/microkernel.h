@@ -73,18 +73,21 @@ class Groups {
 
  public:
   explicit PYDL_INLINE Groups(int64_t pitch) : pitches_(pitch * static_cast<int64_t>(sizeof(E))) {}
-  PYDL_INLINE void place(int group, const E* base) { base_[group] = reinterpret_cast<const char*>(base); }
+  template <int g>
+  PYDL_INLINE void place(const E* base) {
+    base_[g] = reinterpret_cast<const char*>(base);
+  }
 
   template <int m>
-  PYDL_INLINE vec_of<E> broadcast(int64_t k) const {
-    const char* row = pitches_.row<m % per_group>(base_[m / per_group]);
-    return splat_element<E>(row + k * static_cast<int64_t>(sizeof(E)));
+  PYDL_INLINE vec_of<E> broadcast() const {
+    return splat_element<E>(pitches_.row<m % per_group>(base_[m / per_group]));
   }
-  PYDL_INLINE void advance(int64_t steps) {
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) {
-      base_[g] += steps * static_cast<int64_t>(sizeof(E));
-      PYDL_OPAQUE(base_[g]);
+  template <int g = 0>
+  PYDL_INLINE void next() {
+    if constexpr (g < kGroups) {
+      base_[g] += sizeof(E);
+      PYDL_OPAQUE(base_[g]);  // or a turn of several steps keeps a pointer per row after all
+      next<g + 1>();
     }
   }
 
@@ -98,8 +101,8 @@ template <class E, int rows>
 class Pitched : public Groups<E, rows, 7> {
  public:
   PYDL_INLINE Pitched(const E* data, int64_t pitch) : Groups<E, rows, 7>(pitch) {
-    this->place(0, data);
-    if constexpr (rows > 7) this->place(1, data + 7 * pitch);
+    this->template place<0>(data);
+    if constexpr (rows > 7) this->template place<1>(data + 7 * pitch);
   }
 };
 
@@ -109,10 +112,11 @@ class Adjacent {
  public:
   PYDL_INLINE Adjacent(const E* data, int64_t pitch) : data_(data), pitch_(pitch) {}
   template <int m>
-  PYDL_INLINE vec_of<E> broadcast(int64_t k) const {
-    return splat_element<E>(data_ + k * pitch_ + m);
+  PYDL_INLINE vec_of<E> broadcast() const {
+    return splat_element<E>(data_ + m);
   }
-  PYDL_INLINE void advance(int64_t steps) { data_ += steps * pitch_; }
+  PYDL_INLINE void next() { data_ += pitch_; }
+  PYDL_INLINE const E* data() const { return data_; }
 
  private:
   const E* data_;
@@ -126,26 +130,36 @@ class Strip : public Adjacent<E, rows> {
   PYDL_INLINE Strip(const E* data, int64_t) : Adjacent<E, rows>(data, kMr) {}
 };
 
+// Prefetch policies are asked before each turn of the loop: of so many steps, that begin at left and right.
 struct NoPrefetch {
-  PYDL_INLINE void turn(int) const {}
+  template <class Left, class E>
+  PYDL_INLINE void turn(int, const Left&, const E*) const {}
 };
 
 template <class E, int m = 0, int rows, int vectors, class Left>
-PYDL_INLINE void multiply_rows(const Left& left, int64_t k, const vec_of<E> (&right)[vectors],
+PYDL_INLINE void multiply_rows(const Left& left, const vec_of<E> (&right)[vectors],
                                vec<acc_of<E>> (&sum)[rows][vectors]) {
   if constexpr (m < rows) {
-    const vec_of<E> a = left.template broadcast<m>(k);
+    const vec_of<E> a = left.template broadcast<m>();
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) sum[m][v] = multiply_add(a, right[v], sum[m][v]);
-    multiply_rows<E, m + 1>(left, k, right, sum);
+    multiply_rows<E, m + 1>(left, right, sum);
   }
 }
 
-// Steps of a turn of the loop.
-template <int kCount>
-struct Steps {
-  static constexpr int count = kCount;
-};
+// One turn of the loop, of kCount steps.
+template <int kCount, class E, int rows, int vectors, class Left, class Prefetch>
+PYDL_INLINE void turn(Left& left, const E*& right, int64_t pitch, Prefetch& prefetch,
+                      vec<acc_of<E>> (&sum)[rows][vectors]) {
+  prefetch.turn(kCount, left, right);
+#pragma GCC unroll 8
+  for (int k = 0; k < kCount; ++k, right += pitch, left.next()) {
+    vec_of<E> b[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) b[v] = load_elements(right + v * lanes<acc_of<E>>);
+    multiply_rows<E>(left, b, sum);
+  }
+}
 
 // `right` holds a step's vectors side by side, and those of the next step `pitch` elements on; left and right are moved
 // past what was multiplied. Most callers want one step a turn: with four AVX2 takes 1.4 times as long, AVX-512 a little
@@ -153,22 +167,9 @@ struct Steps {
 template <int kTurn = 1, class E, int rows, int vectors, class Left, class Prefetch>
 PYDL_INLINE void accumulate(int64_t depth, Left& left, const E*& right, int64_t pitch, Prefetch& prefetch,
                             vec<acc_of<E>> (&sum)[rows][vectors]) {
-  auto turn = [&](auto steps) PYDL_INLINE_LAMBDA {
-    constexpr int kCount = decltype(steps)::count;
-    prefetch.turn(kCount);
-#pragma GCC unroll 8
-    for (int k = 0; k < kCount; ++k) {
-      vec_of<E> b[vectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) b[v] = load_elements(right + k * pitch + v * lanes<acc_of<E>>);
-      multiply_rows<E>(left, k, b, sum);
-    }
-    right += kCount * pitch;
-    left.advance(kCount);
-  };
-  for (; depth >= kTurn; depth -= kTurn) turn(Steps<kTurn>{});
+  for (; depth >= kTurn; depth -= kTurn) turn<kTurn>(left, right, pitch, prefetch, sum);
   if constexpr (kTurn > 1)
-    for (; depth > 0; --depth) turn(Steps<1>{});
+    for (; depth > 0; --depth) turn<1>(left, right, pitch, prefetch, sum);
 }
 
 }  // namespace pydl::cpu::PYDL_ISA::gemm

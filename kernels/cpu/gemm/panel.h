@@ -8,6 +8,16 @@
 namespace pydl::cpu::PYDL_ISA::gemm {
 
 template <class A>
+static constexpr int kTile = kMr * kNr<A>;  // elements of a register block's result
+
+static constexpr int64_t kDepth =
+    256;  // k that are summed in one go: a register block of left (14 KB) stays in L1,
+          // and rounding errors grow with the root of it and of the number of such parts
+static constexpr int64_t kPitch =
+    272;  // elements between packed rows of left: more than kDepth, and no power of two,
+          // so that the rows fall into different cache sets
+
+template <class A>
 struct PanelProduct {
   int64_t rows, columns, depth;
   const A* left;

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
-from pydl._private import alive, below_autograd
+from pydl._private import alive, below_autograd, functorch_active
+from pydl.aside import is_torchs
 from pydl.ops import _library
 
 # column_major: the columns of the result lie one after another in memory, as torch leaves some gradients: decided once,
@@ -244,8 +245,14 @@ def _is_served(input, weight, bias):
         return False
 
 
-def _torchs(input, weight, bias, activation):
+def _by_torch(input, weight, bias, activation):
+    if activation not in _ACTIVATIONS:
+        raise _unknown(activation)
     return _ACTIVATIONS[activation](F.linear(input, weight, bias))
+
+
+def _unknown(activation):
+    return ValueError(f"linear: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
 
 
 def linear(input, weight, bias=None, *, activation=None):
@@ -266,19 +273,19 @@ def linear(input, weight, bias=None, *, activation=None):
         RuntimeError: shapes, dtypes or devices that do not fit.
         ValueError: an unknown activation.
     """
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"linear: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
-    if _library.is_torchs(input, weight, bias):
-        return _torchs(input, weight, bias, activation)
+    if is_torchs(input, weight, bias):
+        return _by_torch(input, weight, bias, activation)
     return linear_unasked(input, weight, bias, activation)
 
 
-def linear_unasked(input, weight, bias, activation):
-    """:func:`linear`, for a layer: whether the tensors' types or a mode make the call torch's has been asked."""
+def linear_unasked(input, weight, bias, activation=None):
+    """:func:`linear` for who has asked whether it is torch's (aside.py)."""
+    if activation not in _ACTIVATIONS:
+        raise _unknown(activation)
     ops = backend.ops_for(input, "linear") if _is_served(input, weight, bias) else None
     if ops is None:
-        return _torchs(input, weight, bias, activation)
-    transforms = _library.transforms_active()
+        return _by_torch(input, weight, bias, activation)
+    transforms = functorch_active()
     if transforms:
         ops = _library.transformed(ops)
     device_type = input.device.type
@@ -291,7 +298,7 @@ def linear_unasked(input, weight, bias, activation):
         )
     adds = bias is not None and input.dim() != 2 and not input.is_contiguous()  # torch adds the bias by itself then
     if adds and (bias.dtype != input.dtype or input.dim() == 1):  # with dtypes promoted; the gradient of one row as is
-        return _torchs(input, weight, bias, activation)
+        return _by_torch(input, weight, bias, activation)
     activation = activation or "none"
     if transforms or torch.compiler.is_compiling():
         return ops.linear_forward(input, weight, bias, activation)
