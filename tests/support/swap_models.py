@@ -164,6 +164,6 @@ def small_net():
 def torchs(model):
     """A model of pydl.nn's layers, in place, as one of torch's own."""
     for layer in model.modules():
-        if type(layer).__module__ == "pydl.nn":
+        if type(layer).__module__.startswith("pydl.nn."):
             layer.__class__ = getattr(nn, type(layer).__name__)
     return model
