@@ -40,7 +40,17 @@ def test_refusals(case):
     assert str(ours.value).startswith(f"linear: {message}")
 
 
-@pytest.mark.parametrize("args", [([1.0], W), (X, [1.0]), (X, None), (X, W, [1.0]), (X, W, 0.0), ()], ids=str)
+NO_TENSORS = {
+    "a list as input": ([1.0], W),
+    "a list as weight": (X, [1.0]),
+    "no weight": (X, None),
+    "a list as bias": (X, W, [1.0]),
+    "a number as bias": (X, W, 0.0),
+    "nothing": (),
+}
+
+
+@pytest.mark.parametrize("args", NO_TENSORS.values(), ids=NO_TENSORS)
 def test_what_is_no_tensor(args):
     for function in (F.linear, linear):
         with pytest.raises(TypeError):
