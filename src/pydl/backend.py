@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from pydl import _C
+from pydl.errors import OptionError
 from pydl.ops import _library, _triton
 
 NAMES = ("torch", "cpu", "cuda", "triton")
@@ -119,12 +120,12 @@ _asked = None
 
 
 def _read_environment():
-    global _asked
-    name = os.environ.get("PYDL_BACKEND")
-    _asked = _checked(name) if name else None
-    isa = os.environ.get("PYDL_CPU_ISA")
-    if isa:
-        set_isa(isa)
+    for variable, choose in (("PYDL_BACKEND", use._set), ("PYDL_CPU_ISA", set_isa)):
+        if asked := os.environ.get(variable):
+            try:
+                choose(asked)
+            except (ValueError, RuntimeError) as error:  # who set it is not the one who wrote the import
+                raise OptionError(f"{variable}={asked}: {error}") from None
 
 
 class _Switch(ContextDecorator):

@@ -54,6 +54,7 @@ def calls(function):
     return sorted(event.key for event in profiler.key_averages() if event.key.startswith("pydl::"))
 
 
+@pytest.mark.best_isa
 @pytest.mark.cpu_kernels
 @pytest.mark.parametrize("through", ["grad", "grad of a product", "backward"])
 @pytest.mark.parametrize("asked", [(0,), (1,), (0, 1), (2,)], ids=str)

@@ -75,6 +75,7 @@ def test_every_class_is_covered():
     assert {layer[0] for layer in LAYERS} | {"CrossEntropyLoss"} == set(pydl.nn.__all__)
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize("stride, padding, dilation, groups", [(1, 0, 1, 1), (2, (2, 1), 1, 2), (1, "same", 2, 1)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
@@ -94,10 +95,12 @@ def test_conv2d(device, stride, padding, dilation, groups, bias, padding_mode):
     assert_same_step(expected, actual, (2, 4, 11, 9), device, scale=5)
 
 
+@pytest.mark.best_isa
 def test_conv2d_unbatched(device):
     assert_same_step(*pair("Conv2d", in_channels=3, out_channels=2, kernel_size=3), (3, 6, 7), device)
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize("shape", [(8, 20), (20,), (2, 3, 20), (0, 20)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear(device, bias, shape):
@@ -113,6 +116,7 @@ def test_linear_with_an_activation(device, activation):
     )
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize("rank, shape", [(1, (8, 4)), (1, (6, 4, 5)), (2, (3, 4, 5, 6)), (3, (3, 4, 2, 5, 3))])
 @pytest.mark.parametrize("momentum", [0.1, None, 0.0])
 @pytest.mark.parametrize("track", [True, False])
@@ -133,6 +137,7 @@ def test_batch_norm_refuses_ranks_as_torch_does():
         pydl.nn.BatchNorm2d(3)(torch.randn(2, 3))
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize(
     "name, shape", [("Dropout", (9, 50)), ("Dropout2d", (40, 30, 3, 2)), ("Dropout3d", (40, 30, 2, 3, 2))]
 )
@@ -152,6 +157,7 @@ def test_dropout(device, name, shape):
     assert (x == 0).any()
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize(
     "options",
     [{}, {"reduction": "sum"}, {"reduction": "none"}, {"ignore_index": 2, "label_smoothing": 0.1}, {"weight": True}],

@@ -45,6 +45,7 @@ def _marks(name):
     return [skip, own_process[name]] if name in own_process else [skip]
 
 
+BEST = f"cpu-{pydl.backend.isas()[-1]}"
 BACKENDS = [pytest.param(name, marks=_marks(name)) for name in _BACKENDS]
 
 

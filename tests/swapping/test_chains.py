@@ -63,6 +63,7 @@ CASES = {
 }
 
 
+@pytest.mark.best_isa
 @pytest.mark.large
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", CASES)

@@ -25,6 +25,7 @@ CALLS = {
 }
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize("name", CALLS)
 def test_functions_inside_the_block_are_ours(name, device):
     torch.manual_seed(0)
