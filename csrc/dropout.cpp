@@ -66,8 +66,7 @@ Tensor dropout(const Tensor& input, double p, const Tensor& seed, int64_t shared
   params.threshold = static_cast<uint64_t>(std::nearbyint(p * 4294967296.0));
   params.scale = p == 1.0 ? 0.0 : 1.0 / (1.0 - p);
   if (const CudaCall cuda{"dropout", input}) {
-    PYDL_CHECK(seed.is_cpu() == input.is_cpu(),
-               "dropout: expected seed to be on the input's device, got another");
+    PYDL_CHECK(same_device(seed, input), "dropout: expected seed to be on the input's device, got another");
     params.device_seed = seed.const_data_ptr<int64_t>();
     cuda.run(cuda->dropout, params);
   } else {

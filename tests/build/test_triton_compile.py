@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel and configuration for five architectures, on a machine without any of them.
+"""Compiles every Triton kernel and configuration for seven architectures, on a machine without any of them.
 
 The launchers are run on meta tensors with Triton's driver replaced by one that names a target, so what is compiled is
 what they would launch there: the same signatures, specialisations and configurations. What several cases launch is
@@ -35,12 +35,15 @@ from pydl.kernels.triton.softmax import softmax_cross_entropy
 
 pytestmark = pytest.mark.triton_compile
 
-# multiprocessors, shared memory of one program, capability: of a T4, an A100, an H100, a B200 and an MI300X
+# multiprocessors, shared memory of one program, capability: of a T4, an A100, an RTX 3090, an H100, a B200, an RTX 5090
+# and an MI300X
 TARGETS = {
     "sm_75": (GPUTarget("cuda", 75, 32), launch.Device(40, 64 << 10, 75)),
     "sm_80": (GPUTarget("cuda", 80, 32), launch.Device(108, 163 << 10, 80)),
+    "sm_86": (GPUTarget("cuda", 86, 32), launch.Device(82, 99 << 10, 86)),
     "sm_90": (GPUTarget("cuda", 90, 32), launch.Device(132, 227 << 10, 90)),
     "sm_100": (GPUTarget("cuda", 100, 32), launch.Device(148, 227 << 10, 100)),
+    "sm_120": (GPUTarget("cuda", 120, 32), launch.Device(170, 99 << 10, 120)),
     "gfx942": (GPUTarget("hip", "gfx942", 64), launch.Device(304, 64 << 10, 0)),
 }
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -187,7 +190,8 @@ def conv2d_bfloat16_channels_last():
 
 @case
 def conv2d_bfloat16_NCHW():
-    convolution((32, 256, 14, 14), 256, 3, padding=1, last=False)
+    convolution((32, 256, 14, 14), 256, 3, padding=1, last=False)  # by way of channels_last
+    convolution((32, 64, 56, 56), 256, 1, last=False)  # as it is
     convolution((32, 3, 224, 224), 64, 7, stride=2, padding=3, last=False)
 
 

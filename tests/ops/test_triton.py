@@ -1,5 +1,7 @@
 """The Triton backend itself: a launcher for every op, the CPU's bits, and the dtypes that the op tests leave out."""
 
+import importlib
+
 import batch_norm_oracle
 import cross_entropy_oracle
 import pytest
@@ -108,3 +110,44 @@ def test_rows_in_pieces(device):
         assert_close(loss, expected)
         assert_close(*(torch.autograd.grad(y * 2.5, t)[0] for y, t in ((loss, x), (expected, x64))))
     assert_close(PF.cross_entropy(input, target), F.cross_entropy(input.double(), target))
+
+
+@pytest.mark.parametrize("device", INTERPRETED, indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_by_way_of_channels_last(device, dtype, monkeypatch):
+    """NCHW tensors are copied to channels_last and back where much is computed; here always, and with odd sizes."""
+    copies = []
+    transpose = conv2d_transpose().transposed
+    monkeypatch.setattr(conv2d_transpose(), "PAYS_FROM", 1)
+    monkeypatch.setitem(conv2d_transpose().PAYS, dtype, 0.1)
+    for module in (conv2d_transpose(), importlib.import_module("pydl.kernels.triton.conv2d.conv2d")):
+        monkeypatch.setattr(module, "transposed", lambda *a: copies.append(a) or transpose(*a))
+    x, w, b = torch.randn(2, 33, 9, 7), torch.randn(70, 33, 3, 3) / 17, torch.randn(70)
+    x, w, b = (t.to(dtype) for t in (x, w, b))
+    options = {"padding": 1, "stride": 2}
+    expected = test_conv2d.passes(F.conv2d, x.double(), w.double(), b.double(), options)
+    actual = test_conv2d.passes(PF.conv2d, x, w, b, options)
+    # input, weight, output; gradient, weight, gradient of the input; gradient, input
+    assert len(copies) == 8
+    assert all(t.is_contiguous() for t in actual)
+    test_conv2d.check(actual, expected, dtype, x.shape)
+
+
+def conv2d_transpose():
+    return importlib.import_module("pydl.kernels.triton.conv2d.conv2d_transpose")
+
+
+@pytest.mark.skipif(_triton.version() is None, reason="Triton is not installed")
+def test_copies_are_made_where_they_pay():
+    pays, device = conv2d_transpose().transpose_pays, importlib.import_module("pydl.kernels.triton.launch").ELSEWHERE
+    pixels = 64 * 28 * 28
+    elements = 2 * pixels * 128
+    assert pays(torch.bfloat16, device, pixels, (128, 128, 3, 3), 1, elements)
+    assert pays(torch.float32, device, pixels, (128, 128, 3, 3), 1, elements)
+    assert not pays(torch.float64, device, pixels, (128, 128, 3, 3), 1, elements)
+    assert not pays(torch.bfloat16, device, 64, (128, 128, 3, 3), 1, 64 * 256)  # launches would take longer
+    assert not pays(torch.bfloat16, device, 64 * 3136, (256, 64, 1, 1), 1, 64 * 3136 * 320)  # bound by its bytes
+    assert not pays(torch.bfloat16, device, pixels, (128, 3, 7, 7), 1, elements)  # images
+    assert not pays(torch.bfloat16, device, pixels, (128, 128, 3, 3), 1, 0)  # nothing to copy
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert not pays(torch.float32, device, pixels, (128, 128, 3, 3), 1, elements)
