@@ -50,6 +50,15 @@ def device_of(tensor):
     return _device(tensor.device.index) if tensor.is_cuda else ELSEWHERE
 
 
+def require_device(op, of, like, **tensors):
+    """Raises where one of ``tensors`` is on another device than ``like``, which the caller knows as ``of``."""
+    for name, t in tensors.items():
+        if t is not None and t.device != like.device:
+            raise RuntimeError(
+                f"{op}: expected {name} to be on the device of {of}, got one on {t.device} and {of} on {like.device}"
+            )
+
+
 def launch(kernel, programs, like, *arguments, **options):
     """Starts ``programs`` programs of ``kernel`` on the current stream of the device of the tensor ``like``."""
     if programs == 0:

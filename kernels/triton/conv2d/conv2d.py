@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..launch import ACCUMULATE, device_of, launch, power_of_2
+from ..launch import ACCUMULATE, device_of, launch, power_of_2, require_device
 from .conv2d_depthwise import conv2d_depthwise_kernel, conv2d_depthwise_weight_kernel
 from .conv2d_gather import conv2d_gather_kernel
 from .conv2d_tiles import is_flat, precision_of, tile_of
@@ -29,10 +29,6 @@ FEW = 16  # channels of a group below which tensor cores are left idle
 def _require(condition, expected):
     if not condition:
         raise RuntimeError(f"conv2d: expected {expected}")
-
-
-def _require_device(a, what, b, of):
-    _require(a.device == b.device, f"{what} to be on the device of {of}, got {a.device} and {b.device}")
 
 
 def _empty(like, size, channels_last):
@@ -102,9 +98,8 @@ def conv2d_forward(input, weight, bias, stride, padding, dilation, groups, activ
     _require(outputs % groups == 0, f"out_channels to be divisible by groups ({groups}), got {outputs}")
     _require(input.size(1) == depth * groups, f"input to be of {depth * groups} channels, got {input.size(1)}")
     _require(weight.dtype == input.dtype, f"weight to be of the dtype of input, got {weight.dtype} and {input.dtype}")
-    _require_device(weight, "weight", input, "input")
+    require_device("conv2d", "input", input, weight=weight, bias=bias)
     if bias is not None:
-        _require_device(bias, "bias", input, "input")
         _require(bias.dtype == input.dtype, f"bias to be of the dtype of input, got {bias.dtype} and {input.dtype}")
         _require(tuple(bias.shape) == (outputs,), f"bias to be of shape ({outputs}), got {bias.shape}")
         bias = bias.contiguous()
@@ -142,7 +137,7 @@ def _residues(stride, dilation, kernel):
 
 def conv2d_backward_input(grad_output, weight, input_size, stride, padding, dilation, groups, channels_last):
     """Returns the gradient of the input."""
-    _require_device(weight, "weight", grad_output, "grad_output")
+    require_device("conv2d", "grad_output", grad_output, weight=weight)
     dtype, device = grad_output.dtype, device_of(grad_output)
     pixels = grad_output.size(0) * grad_output.size(2) * grad_output.size(3)
     copied = math.prod(input_size) + to_copy(grad_output)
@@ -180,7 +175,7 @@ def conv2d_backward_input(grad_output, weight, input_size, stride, padding, dila
 
 def conv2d_backward_weight(grad_output, input, weight_size, stride, padding, dilation, groups, channels_last):
     """Returns the gradient of the weight."""
-    _require_device(input, "input", grad_output, "grad_output")
+    require_device("conv2d", "grad_output", grad_output, input=input)
     grad_weight = _empty(grad_output, tuple(weight_size), channels_last)
     outputs, depth, *kernel = weight_size
     if grad_weight.numel() == 0:
