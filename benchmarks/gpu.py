@@ -320,22 +320,21 @@ def conv2d_cases():
 
 def conv2d_other_cases():
     """The default layout and dtype, and the passes that are no large matrix product."""
-    n = 1 if DRY else 256
     plain = torch.contiguous_format
-    resnet, first, second = (n, 64, 24, 64, 3, 1, 1, 1), (n, 1, 28, 6, 5, 1, 2, 1), (n, 6, 14, 16, 5, 1, 0, 1)
-    for which in (*PASSES, "bias"):
-        yield conv2d_case("64@24 3x3/1 -> 64", which, (1, *resnet[1:]) if DRY else resnet, F32, plain)
-    yield conv2d_case("64@24 3x3/1 -> 64", "bias", resnet)
-    for which in ("fwd", "wgrad", "bias"):
-        yield conv2d_case("1@28 5x5/1 -> 6", which, first, F32, plain)
-    for which in (*PASSES, "bias"):
-        yield conv2d_case("6@14 5x5/1 -> 16", which, second, F32, plain)
-    channels, size = (8, 6) if DRY else (128, 56)
-    layer = (1 if DRY else 64, channels, size, channels, 3, 1, 1, channels)
-    for format in (plain, LAST):
-        for which in PASSES:
-            name = f"{channels}@{size} 3x3/1 -> {channels}, {channels} groups"
-            yield conv2d_case(name, which, layer, F32, format)
+    resnet, first, second = (256, 64, 24, 64, 3, 1, 1, 1), (256, 1, 28, 6, 5, 1, 2, 1), (256, 6, 14, 16, 5, 1, 0, 1)
+    depthwise = (64, 128, 56, 128, 3, 1, 1, 128)
+    if DRY:
+        resnet, first, second = (1, 18, 5, 20, 3, 1, 1, 1), (1, 1, 7, 6, 5, 1, 2, 1), (1, 6, 7, 16, 5, 1, 0, 1)
+        depthwise = (1, 8, 6, 8, 3, 1, 1, 8)
+    cases = [(resnet, which, F32, plain) for which in (*PASSES, "bias")]
+    cases += [(resnet, "bias", BF16, LAST)]
+    cases += [(first, which, F32, plain) for which in ("fwd", "wgrad", "bias")]
+    cases += [(second, which, F32, plain) for which in (*PASSES, "bias")]
+    cases += [(depthwise, which, F32, format) for format in (plain, LAST) for which in PASSES]
+    for layer, which, dtype, format in cases:
+        _, channels, size, outputs, kernel, stride, _, groups = layer
+        name = f"{channels}@{size} {kernel}x{kernel}/{stride} -> {outputs}" + (f", {groups} groups" * (groups > 1))
+        yield conv2d_case(name, which, layer, dtype, format)
 
 
 def step_cases():
