@@ -1,5 +1,6 @@
 """The CUDA library compiled for every architecture, and what ptxas says of each kernel: no GPU needed, but nvcc."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -50,9 +51,7 @@ def log(tmp_path_factory):
 def kernels(log):
     """(architecture, mangled name, bytes of stack frame, spilled, registers, shared memory) of each kernel."""
     found = []
-    for name, architecture, report in re.findall(
-        r"Compiling entry function '(\S+)' for '(sm_\d+)'\n(.*?)(?=\nptxas info    : Comp|\Z)", log, re.DOTALL
-    ):
+    for name, architecture, report in sheet.REPORT.findall(log):
         frame, stores, loads = map(
             int,
             re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report).groups(),
@@ -87,6 +86,14 @@ def test_no_kernel_spills(kernels):
 def test_shared_memory_and_registers_fit(kernels):
     """Eight warps a block and at least two blocks on a multiprocessor of 65,536 registers."""
     assert not [kernel for kernel in kernels if kernel[5] > SHARED_MEMORY or kernel[4] > 128]
+
+
+def test_registers_are_those_of_the_cost_sheet(log):
+    """Occupancy, from which the sheet predicts, follows from them."""
+    stored = json.loads(sheet.SHEET.read_text())
+    if sheet.nvcc_version() != stored["nvcc"]:
+        pytest.skip(f"the sheet is of nvcc {stored['nvcc']}, this is {sheet.nvcc_version()}")
+    assert sheet.registers(sheet.kernels_of(stored["cases"]), log) == stored["kernels"]
 
 
 def test_only_the_table_is_exported(log, tmp_path_factory):

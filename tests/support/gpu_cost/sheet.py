@@ -1,7 +1,8 @@
 """The cost sheet: what every CUDA kernel does, counted on the host twin, and what that should take on a GPU.
 
 ``python tests/support/gpu_cost/sheet.py`` prints it, ``--renew`` writes benchmarks/results/gpu-cost.json (which needs
-nvcc, for the registers that occupancy follows from). kernels/cuda/COST.md says how to read it and what it cannot see.
+nvcc, for the registers that occupancy follows from) and README's table. kernels/cuda/COST.md says how to read it and
+what it cannot see.
 """
 
 import argparse
@@ -21,8 +22,10 @@ SHEET = ROOT / "benchmarks" / "results" / "gpu-cost.json"
 TWIN = HERE.parent / "cuda_on_host"
 sys.path.insert(0, str(HERE.parent))
 
+from gpu_cost import table
 from gpu_cost.model import GPUS, predict
 
+ARCHITECTURES = sorted({gpu.architecture for gpu in GPUS.values()})
 CXX = os.environ.get("CXX", "g++")
 FLAGS = [*("-std=c++20", "-O2", "-fPIC", "-ffp-contract=off", "-w"), '-DPYDL_CUDA_ARCHITECTURES="host"']
 # accesses are reported by calls, entries and exits of functions are not; nothing of the sanitizer is linked
@@ -115,10 +118,12 @@ def nvcc_version():
     return re.search(r"release (\S+),", text)[1]
 
 
-def registers(wanted):
-    """A dict from each kernel of ``wanted`` to {architecture: [registers, bytes of shared memory]}, from ptxas."""
-    architectures = sorted({gpu.architecture for gpu in GPUS.values()})
-    codes = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in architectures]
+REPORT = re.compile(r"Compiling entry function '(\S+)' for '(sm_\d+)'\n(.*?)(?=\nptxas info    : Comp|\Z)", re.DOTALL)
+
+
+def compiled():
+    """What ptxas says (-v) of every kernel, for the architectures of the sheet."""
+    codes = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
 
     def compile_one(source):
         with tempfile.TemporaryDirectory() as folder:
@@ -128,17 +133,19 @@ def registers(wanted):
             return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
     with ThreadPoolExecutor(jobs()) as pool:
-        text = "\n".join(pool.map(compile_one, sorted(ROOT.glob("kernels/cuda/**/*.cu"))))
-    reports = re.findall(
-        r"Compiling entry function '(\S+)' for '(sm_\d+)'\n(.*?)(?=\nptxas info    : Comp|\Z)", text, re.DOTALL
-    )
+        return "\n".join(pool.map(compile_one, sorted(ROOT.glob("kernels/cuda/**/*.cu"))))
+
+
+def registers(wanted, log):
+    """A dict from each kernel of ``wanted`` to {architecture: [registers, bytes of shared memory]}, from ptxas' log."""
+    reports = REPORT.findall(log)
     found = {}
     for name, (_, architecture, report) in zip(short([r[0] for r in reports]), reports, strict=True):
-        if name in wanted:
+        if name in wanted and architecture in ARCHITECTURES:
             shared = re.search(r"(\d+) bytes smem", report)
             used = [int(re.search(r"Used (\d+) registers", report)[1]), int(shared[1]) if shared else 0]
             found.setdefault(name, {})[architecture] = used
-    return dict(sorted(found.items()))
+    return {name: dict(sorted(each.items())) for name, each in sorted(found.items())}
 
 
 # ---- the sheet
@@ -201,7 +208,7 @@ def main():
     cases = counts(build(ROOT / "build" / "gpu_cost"))
     if nvcc() is None:
         return "sheet.py: nvcc was not found; install the CUDA toolkit or set CUDA_HOME"
-    kernels = registers(kernels_of(cases))
+    kernels = registers(kernels_of(cases), compiled())
     sheet = {
         "what": "counted on the host twin and predicted; nothing was measured on a GPU (kernels/cuda/COST.md)",
         "nvcc": nvcc_version(),
@@ -214,6 +221,7 @@ def main():
     show(sheet)
     if arguments.renew:
         write(sheet)
+        table.write(sheet)
 
 
 if __name__ == "__main__":
