@@ -3,11 +3,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <map>
 #include <mutex>
 #include <vector>
+
+#include "context.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -31,7 +32,7 @@ struct Wait {
 
 // A stack and what runs on it: one thread after another until one has to wait, and that one until it is done.
 struct Fiber {
-  ucontext_t context;
+  Context context;
   void* stack = nullptr;
   void* fake_stack = nullptr;
 };
@@ -76,7 +77,7 @@ struct Machine {
   std::vector<Warp> warps;
   Meeting barrier;
   std::map<const void*, Shared> shared;
-  ucontext_t scheduler;
+  Context scheduler;
   void* scheduler_fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
@@ -110,14 +111,14 @@ unsigned thread_at(unsigned i) {
 void to_scheduler(Fiber& fiber) {
   Machine& m = machine();
   SWITCH_BEGIN(&fiber.fake_stack, m.scheduler_stack, m.scheduler_stack_bytes);
-  swapcontext(&fiber.context, &m.scheduler);
+  fiber.context.switch_to(m.scheduler);
   SWITCH_END(fiber.fake_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
 }
 
 void to_fiber(Fiber& fiber) {
   Machine& m = machine();
   SWITCH_BEGIN(&m.scheduler_fake_stack, fiber.stack, kStack);
-  swapcontext(&m.scheduler, &fiber.context);
+  m.scheduler.switch_to(fiber.context);
   SWITCH_END(m.scheduler_fake_stack, nullptr, nullptr);
 }
 
@@ -159,11 +160,7 @@ Fiber* idle_fiber() {
   Fiber* fiber = new Fiber;
   fiber->stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (fiber->stack == MAP_FAILED) fail("no memory for a thread's stack", 0);
-  getcontext(&fiber->context);
-  fiber->context.uc_stack.ss_sp = fiber->stack;
-  fiber->context.uc_stack.ss_size = kStack;
-  fiber->context.uc_link = nullptr;
-  makecontext(&fiber->context, fiber_main, 0);
+  fiber->context.begin(fiber->stack, kStack, fiber_main);
   return fiber;
 }
 
