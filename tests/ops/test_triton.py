@@ -1,9 +1,7 @@
-"""The Triton backend itself: a launcher for every op, the CPU's bits, and the dtypes that the op tests leave out."""
+"""The Triton backend itself: a launcher for every op, and the choices that its launchers make."""
 
 import importlib
 
-import batch_norm_oracle
-import cross_entropy_oracle
 import pytest
 import test_conv2d
 import torch
@@ -11,12 +9,9 @@ import torch.nn.functional as F
 from testing import BACKENDS, assert_close
 
 import pydl.functional as PF
-from pydl import backend
 from pydl.ops import _triton
 
 INTERPRETED = [parameter for parameter in BACKENDS if parameter.values == ("triton-interpreted",)]
-# the other bodies run float32 and bfloat16 under the interpreter
-OTHER_DTYPES = [torch.float64, torch.float16]
 
 OPS = sorted({s.name.split("::")[1] for s in torch._C._jit_get_all_schemas() if s.name.startswith("pydl_triton::")})
 
@@ -25,63 +20,6 @@ OPS = sorted({s.name.split("::")[1] for s in torch._C._jit_get_all_schemas() if 
 def test_every_op_has_a_launcher(name):
     pytest.importorskip("triton", reason="Triton is not installed")
     assert callable(_triton.launcher(name))
-
-
-@pytest.mark.parametrize("device", INTERPRETED, indirect=True)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *OTHER_DTYPES])
-def test_dropout_has_the_bits_of_the_cpu_kernels(device, dtype):
-    seed = torch.tensor([0x0123456789ABCDEF])
-    dense = torch.randn(2, 37, 5, 11).to(dtype)
-    views = (
-        dense.flatten(),
-        dense,
-        dense.to(memory_format=torch.channels_last),
-        dense.transpose(1, 3),
-        dense[:, 1:, ::2],
-    )
-    for x in views:
-        for function in (PF.dropout, PF.dropout2d) if x.dim() == 4 else (PF.dropout,):
-            ours = function(x, 0.3, seed=seed)
-            with backend.use("cpu"):
-                assert torch.equal(ours, function(x, 0.3, seed=seed))
-
-
-@pytest.mark.parametrize("device", INTERPRETED, indirect=True)
-@pytest.mark.parametrize("kind", ["classes", "probabilities"])
-@pytest.mark.parametrize("dtype", OTHER_DTYPES)
-def test_cross_entropy_in_other_dtypes(device, dtype, kind):
-    for shape in ((6, 33), (1, 2100), (2, 9, 5)):  # short rows; more than one block of classes; strided classes
-        input, target = cross_entropy_oracle.make(shape, kind, dtype, ignored=True)
-        weight = torch.rand(shape[1]).to(dtype)
-        options = {"weight": weight, "label_smoothing": 0.1, "z_loss": 1e-3}
-        for reduction in ("none", "mean"):
-            cross_entropy_oracle.compare(input, target, reduction=reduction, **options)
-
-
-@pytest.mark.parametrize("device", INTERPRETED, indirect=True)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", OTHER_DTYPES)
-def test_batch_norm_in_other_dtypes(device, dtype, memory_format):
-    shape = (9, 5, 6, 7)
-    for activation, residual in ((None, False), ("sigmoid", True)):
-        inputs = batch_norm_oracle.all_inputs(shape, dtype, device, memory_format, residual=residual)
-        grad = batch_norm_oracle.make(shape, dtype, device, memory_format) / 16
-        for training in (True, False):
-            batch_norm_oracle.check(inputs, grad, training, activation)
-
-
-@pytest.mark.parametrize("device", INTERPRETED, indirect=True)
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(
-    "name", ["3x3, odd everything", "stride 3", "dilation 2, stride 3", "groups", "depthwise stride 2", "lenet 1"]
-)
-def test_conv2d_in_other_dtypes(device, name, channels_last):
-    for dtype in OTHER_DTYPES:
-        x, w, b, options = test_conv2d.make(name, dtype)
-        if channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        expected = test_conv2d.passes(F.conv2d, x.double(), w.double(), b.double(), options)
-        test_conv2d.check(test_conv2d.passes(PF.conv2d, x, w, b, options), expected, dtype, x.shape)
 
 
 @pytest.mark.parametrize("device", INTERPRETED, indirect=True)
