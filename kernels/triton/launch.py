@@ -31,13 +31,14 @@ class Device:
     multiprocessors: int
     shared_bytes: int  # the most that one program may use
     capability: int  # 10 * major + minor on NVIDIA's, 0 elsewhere
+    tf32: bool = True  # whether Triton has products of float32 rounded so for it
 
 
 @functools.cache
 def _device(index):
     p = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
-        return Device(p.multi_processor_count, 65536, 0)
+        return Device(p.multi_processor_count, 65536, 0, tf32=p.gcnArchName.startswith("gfx942"))
     return Device(p.multi_processor_count, p.shared_memory_per_block_optin, 10 * p.major + p.minor)
 
 

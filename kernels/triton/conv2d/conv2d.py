@@ -52,8 +52,8 @@ def _gather(source, weight, bias, result, depth, columns, groups, weight_strides
     if count == 0:
         return
     acc = ACCUMULATE[source.dtype]
-    precision = precision_of(source.dtype)
     device = device_of(source)
+    precision = precision_of(source.dtype, device)
     is_last = result.stride(1) == 1 and result.size(1) > 1
     sizes = (source.size(2), source.size(3), taps[0] * taps[1], max(taps[1], 1))
     strides = (tuple(source.stride()), tuple(result.stride()), weight_strides)
@@ -188,7 +188,7 @@ def conv2d_backward_weight(grad_output, input, weight_size, stride, padding, dil
     acc = ACCUMULATE[input.dtype]
     kept = torch.float64 if acc == tl.float64 else torch.float32
     device = device_of(input)
-    precision = precision_of(input.dtype)
+    precision = precision_of(input.dtype, device)
     if transpose_pays(input.dtype, device, pixels, weight_size, groups, to_copy(grad_output) + to_copy(input)):
         grad_output, input = last(grad_output), last(input)
     is_last = input.stride(1) == 1 and input.size(1) > 1

@@ -77,7 +77,8 @@ def transpose_pays(dtype, device, pixels, weight_size, groups, elements):
 
     Only where tensor cores multiply, and the channels of a block are neighbours then.
     """
-    if dtype not in PAYS or (dtype == torch.float32 and precision_of(dtype) != "tf32") or 0 < device.capability < 80:
+    ieee = dtype == torch.float32 and precision_of(dtype, device) != "tf32"
+    if dtype not in PAYS or ieee or 0 < device.capability < 80:
         return False
     outputs, depth, *kernel = weight_size
     if is_flat(depth) or is_flat(outputs // groups):
