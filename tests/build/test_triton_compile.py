@@ -16,7 +16,7 @@ import pytest
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under TRITON_INTERPRET=1", allow_module_level=True)
-triton = pytest.importorskip("triton", minversion="3.4", reason="Triton is not installed")
+triton = pytest.importorskip("triton", minversion="3.6", reason="Triton is not installed")
 
 from triton_compile.cases import ALL_TARGETS, CASES, CONSUMER, ONE_OF_EACH, TARGETS
 from triton_compile.compiler import Compiler

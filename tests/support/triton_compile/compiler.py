@@ -65,7 +65,7 @@ class Compiler:
             return kernel
 
         with monkeypatch.context() as patch:
-            patch.setattr(driver, "_active" if hasattr(driver, "_active") else "active", active)  # the latter until 3.4
+            patch.setattr(driver, "_active", active)
             patch.setattr(launch, "ELSEWHERE", device)
             patch.setattr(triton.compiler, "compile", record)
             patch.setattr(JITFunction, "run", look_up)
