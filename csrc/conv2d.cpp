@@ -89,8 +89,7 @@ Tensor empty_format(const Tensor& like, const Sizes& sizes, bool channels_last) 
 
 void check_same(const char* what, const Tensor& a, const char* as, const Tensor& b) {
   check_same_dtype("conv2d", what, a, as, b);
-  PYDL_CHECK(a.is_cpu() == b.is_cpu(), "conv2d: expected ", what, " to be on the device of ", as,
-             ", got another");
+  PYDL_CHECK(same_device(a, b), "conv2d: expected ", what, " to be on the device of ", as, ", got another");
 }
 
 void check_gradient(const Tensor& grad_output, const Conv2dParams& p) {
@@ -275,6 +274,8 @@ Tensor backward_bias(const Tensor& grad_output) {
   const Verbose line("conv2d_backward_bias", grad_output);
   if (const CudaCall cuda{"conv2d", grad_output}) {
     p.groups = 1;
+    Tensor scratch = empty(grad_output, ScalarType::Byte, {cuda->conv2d_bias_scratch(p)});
+    p.scratch = scratch.mutable_data_ptr();
     cuda.run(cuda->conv2d_backward_bias, p);
   } else {
     PYDL_CPU_CALL(conv2d_backward_bias)(p, torch_threads());

@@ -29,7 +29,7 @@ def _leaves_out(item):
         return backend != BEST and item.get_closest_marker("best_isa") is not None
     if item.get_closest_marker("cpu_kernels") or parameters.get("algorithm", "auto") != "auto":
         return True
-    return backend == "triton-interpreted" and any(map(item.get_closest_marker, ("large", "slow")))
+    return backend == "triton-interpreted" and any(map(item.get_closest_marker, ("large", "twin_alone", "slow")))
 
 
 def pytest_collection_modifyitems(config, items):

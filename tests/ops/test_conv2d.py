@@ -146,7 +146,8 @@ def algorithm(request):
 
 def cases():
     """Shapes; those that only the CPU has kernels of its own for are left out on other backends."""
-    cpu_alone = ("ResNeXt: ", "first layer in ", "first layer, ", "1x1, several blocks of channels on", "1x1, many")
+    cpu_alone = ("ResNeXt: ", "first layer in ", "first layer, ", "1x1, ", "rows ", "wide image: ", "tall image: ")
+    cpu_alone += ("several images per region", "depthwise 3x3 in rows", "depthwise stride 2, odd and several vectors")
     for name in SHAPES:
         yield pytest.param(name, marks=[pytest.mark.cpu_kernels] if name.startswith(cpu_alone) else [])
 
