@@ -16,7 +16,7 @@ LEARNING_RATE = 0.01
 def plain(model):
     """``pydl.models`` are built from ``pydl.nn``; the same model of torch's classes."""
     for layer in model.modules():
-        if type(layer).__module__ == "pydl.nn":
+        if type(layer).__module__.startswith("pydl.nn."):
             layer.__class__ = getattr(nn, type(layer).__name__)
     return model
 

@@ -3,7 +3,9 @@
 A case is checked against torch first. Times are of graph replays over several input sets, each call's outputs allocated
 inside the graph, so that neither launch gaps nor a cache that holds the inputs enter; ``call`` is what a Python loop
 without graphs sees. Bytes count each tensor as often as the op must read or write it in device memory, and shares are
-of the copy bandwidth (memory-bound ops) or of cuDNN's time (conv2d) measured in the same run.
+of the copy bandwidth (memory-bound ops) or of cuDNN's time (conv2d) measured in the same run. ``step`` is a training
+step without its optimizer: captured in a graph, and by ``call`` eager. The last table puts what the cost sheet predicts
+of the CUDA kernels (kernels/cuda/COST.md) beside what was measured.
 
 ``--prepare I/N`` only compiles: every N-th case from the I-th on, so that several processes fill the compilers' caches
 while tests run. ``--dry-run`` goes through all of it on tiny CPU tensors (TRITON_INTERPRET=1 for the Triton backend).
@@ -27,6 +29,7 @@ import pydl.functional as PF
 
 BF16, F32 = torch.bfloat16, torch.float32
 LAST = torch.channels_last
+SHEET = Path(__file__).parent / "results" / "gpu-cost.json"
 SETS_BYTES = 512 << 20  # the input sets of a case together: several times the L2
 DRY = False  # tiny tensors on the CPU
 
@@ -116,7 +119,7 @@ class Case:
         """A row of the record: the times of torch, torch.compile and each backend; what fails is said in its place."""
         first = self.make()
         size = sum(t.numel() * t.element_size() for t in first)
-        sets = [first] + [self.make() for _ in range(max(min(SETS_BYTES // max(size, 1), 8), 1))]
+        sets = [first] + [self.make() for _ in range(max(min(SETS_BYTES // max(size, 1), 1 if DRY else 8), 1))]
         row = {"case": self.name}
         row["torch"] = attempt(lambda: {"ms": graph_ms([lambda s=s: self.torchs(*s) for s in sets])})
         if self.compiled is not None and not DRY:
@@ -201,6 +204,10 @@ def cross_entropy_cases():
         functions = PF.cross_entropy, F.cross_entropy
         yield pair(f"{name} fwd", make, *functions, forward_only, bytes=size)
         yield pair(f"{name} fwd+bwd", make, *functions, with_gradient(0), bytes=3 * size)
+        if classes in (40, 4096):
+            smooth = [lambda x, t, f=f: f(x, t, label_smoothing=0.1) for f in functions]
+            yield pair(f"{name} smoothing fwd", make, *smooth, forward_only, bytes=size)
+            yield pair(f"{name} smoothing fwd+bwd", make, *smooth, with_gradient(0), bytes=3 * size)
 
 
 def dropout_cases():
@@ -214,6 +221,13 @@ def dropout_cases():
         name = f"dropout 2^{log2} {str(dtype).removeprefix('torch.')}"
         functions = (lambda x: PF.dropout(x, 0.1)), (lambda x: F.dropout(x, 0.1))
         yield pair(name, make, *functions, forward_only, bytes=bytes, compare=False)  # masks differ
+    shape = (2, 8, 4, 4) if DRY else (64, 64, 56, 56)
+
+    def make_last():
+        return (torch.randn(shape, device=device(), dtype=BF16).to(memory_format=LAST),)
+
+    name = f"dropout {'x'.join(map(str, shape))} bfloat16 channels_last"
+    yield pair(name, make_last, *functions, forward_only, bytes=4 * math.prod(shape), compare=False)
 
 
 def batch_norm_relu(x, w, b):
@@ -251,58 +265,111 @@ RESNET50 = (
 PASSES = ("fwd", "dgrad", "wgrad")
 
 
-def conv2d_pass(which, x, w, g, stride, padding):
+def conv2d_pass(which, x, w, g, stride, padding, groups):
     """One pass by the op of the backend in use."""
     ops = pydl.backend.ops_for(x)
-    options = ((stride, stride), (padding,) * 4, (1, 1), 1)
+    if which == "bias":
+        return ops.conv2d_backward_bias(g)
+    options = ((stride, stride), (padding,) * 4, (1, 1), groups)
+    last = x.is_contiguous(memory_format=LAST) and not x.is_contiguous()
     if which == "fwd":
-        return ops.conv2d_forward(x, w, None, *options, "none", True)
+        return ops.conv2d_forward(x, w, None, *options, "none", last)
     if which == "dgrad":
-        return ops.conv2d_backward_input(g, w, x.shape, *options, True)
-    return ops.conv2d_backward_weight(g, x, w.shape, *options, True)
+        return ops.conv2d_backward_input(g, w, x.shape, *options, last)
+    return ops.conv2d_backward_weight(g, x, w.shape, *options, last)
 
 
-def torch_conv2d_pass(which, x, w, g, stride, padding):
+def torch_conv2d_pass(which, x, w, g, stride, padding, groups):
+    if which == "bias":
+        return g.sum((0, 2, 3))
     if which == "fwd":
-        return F.conv2d(x, w, None, stride, padding)
+        return F.conv2d(x, w, None, stride, padding, 1, groups)
     mask = (which == "dgrad", which == "wgrad", False)
-    options = ((stride, stride), (padding, padding), (1, 1), False, (0, 0), 1, mask)
+    options = ((stride, stride), (padding, padding), (1, 1), False, (0, 0), groups, mask)
     return torch.ops.aten.convolution_backward(g, x, w, None, *options)[0 if which == "dgrad" else 1]
 
 
+def conv2d_case(name, which, layer, dtype=BF16, format=LAST):
+    """One pass of a layer: batch, channels, size, outputs, kernel, stride, padding, groups."""
+    batch, channels, size, outputs, kernel, stride, padding, groups = layer
+    out = (size + 2 * padding - kernel) // stride + 1
+    depth = channels // groups
+    flops = 0 if which == "bias" else 2 * batch * out * out * outputs * depth * kernel * kernel
+    bytes = dtype.itemsize * batch * outputs * out * out if which == "bias" else 0
+
+    def make():
+        shapes = (batch, channels, size, size), (outputs, depth, kernel, kernel), (batch, outputs, out, out)
+        return tuple(torch.randn(s, device=device(), dtype=dtype).to(memory_format=format) for s in shapes)
+
+    def one(function):
+        return lambda x, w, g: (function(which, x, w, g, stride, padding, groups),)
+
+    label = f"conv2d {name} {'f32' if dtype == F32 else 'bf16'} {'channels_last' if format == LAST else 'NCHW'} {which}"
+    # torch.compile takes no part: for a single convolution it calls the same library
+    return Case(label, make, one(conv2d_pass), one(torch_conv2d_pass), flops=flops, bytes=bytes)
+
+
 def conv2d_cases():
-    batch = 1 if DRY else 64
     for channels, size, outputs, kernel, stride, times in ((20, 6, 24, 3, 2, 1),) if DRY else RESNET50:
-        padding = kernel // 2
-        out = (size + 2 * padding - kernel) // stride + 1
-        flops = 2 * batch * out * out * outputs * channels * kernel * kernel
-        label = f"conv2d {channels}@{size} {kernel}x{kernel}/{stride} -> {outputs} (x{times}) bf16"
-
-        def make(channels=channels, size=size, outputs=outputs, kernel=kernel, out=out):
-            shapes = (batch, channels, size, size), (outputs, channels, kernel, kernel), (batch, outputs, out, out)
-            return tuple(torch.randn(s, device=device(), dtype=BF16).to(memory_format=LAST) for s in shapes)
-
+        layer = (1 if DRY else 64, channels, size, outputs, kernel, stride, kernel // 2, 1)
         for which in PASSES:
             if which == "dgrad" and channels == 3:
                 continue  # images need no gradient
+            yield conv2d_case(f"{channels}@{size} {kernel}x{kernel}/{stride} -> {outputs} (x{times})", which, layer)
 
-            def one(function, which=which, stride=stride, padding=padding):
-                return lambda x, w, g: (function(which, x, w, g, stride, padding),)
 
-            # torch.compile takes no part: for a single convolution it calls the same library
-            yield Case(f"{label} {which}", make, one(conv2d_pass), one(torch_conv2d_pass), flops=flops)
+def conv2d_other_cases():
+    """The default layout and dtype, and the passes that are no large matrix product."""
+    plain = torch.contiguous_format
+    resnet, first, second = (256, 64, 24, 64, 3, 1, 1, 1), (256, 1, 28, 6, 5, 1, 2, 1), (256, 6, 14, 16, 5, 1, 0, 1)
+    depthwise = (64, 128, 56, 128, 3, 1, 1, 128)
+    if DRY:
+        resnet, first, second = (1, 18, 5, 20, 3, 1, 1, 1), (1, 1, 7, 6, 5, 1, 2, 1), (1, 6, 7, 16, 5, 1, 0, 1)
+        depthwise = (1, 8, 6, 8, 3, 1, 1, 8)
+    cases = [(resnet, which, F32, plain) for which in (*PASSES, "bias")]
+    cases += [(resnet, "bias", BF16, LAST)]
+    cases += [(first, which, F32, plain) for which in ("fwd", "wgrad", "bias")]
+    cases += [(second, which, F32, plain) for which in (*PASSES, "bias")]
+    cases += [(depthwise, which, F32, format) for format in (plain, LAST) for which in PASSES]
+    for layer, which, dtype, format in cases:
+        _, channels, size, outputs, kernel, stride, _, groups = layer
+        name = f"{channels}@{size} {kernel}x{kernel}/{stride} -> {outputs}" + (f", {groups} groups" * (groups > 1))
+        yield conv2d_case(name, which, layer, dtype, format)
+
+
+def step_cases():
+    """A training step without its optimizer."""
+    steps = (("lenet", 28, 256, F32), ("resnet18", 96, 256, F32), ("resnet18", 96, 256, BF16))
+    for name, size, batch, dtype in (("softmax_regression", 28, 2, F32),) if DRY else steps:
+        model = pydl.models.get(name, input_size=size).to(device(), dtype)
+        parameters = list(model.parameters())
+
+        def make(batch=batch, size=size, dtype=dtype):
+            x = torch.randn(batch, 1, size, size, device=device(), dtype=dtype)
+            return x, torch.randint(10, (batch,), device=device())
+
+        def step(x, target, model=model, parameters=parameters):
+            loss = PF.cross_entropy(model(x), target)
+            return loss.detach(), *torch.autograd.grad(loss, parameters)
+
+        def torchs(x, target, step=step):
+            with pydl.backend.use("torch"):
+                return step(x, target)
+
+        label = f"step {name} {batch}x{size}x{size} {'f32' if dtype == F32 else 'bf16'}"
+        yield Case(label, make, step, torchs, compare=dtype == F32)
 
 
 def all_cases(only):
     """One case of each op after the other, so that a run that is cut short has seen them all."""
-    lists = (cross_entropy_cases, batch_norm_cases, conv2d_cases, dropout_cases)
+    lists = (step_cases, cross_entropy_cases, conv2d_other_cases, batch_norm_cases, conv2d_cases, dropout_cases)
     for turn in itertools.zip_longest(*([c for c in cases() if only in c.name] for cases in lists)):
         yield from (case for case in turn if case is not None)
 
 
 # ---- the table
 
-HEAD = f"{'':<58}{'torch':>9}{'compile':>9}"
+HEAD = f"{'':<72}{'torch':>9}{'compile':>9}"
 
 
 def cell(found, backend=False):
@@ -317,7 +384,7 @@ def cell(found, backend=False):
 
 
 def show(row, backends):
-    line = f"{row['case']:<58}{cell(row['torch'])}{cell(row.get('compile'))}"
+    line = f"{row['case']:<72}{cell(row['torch'])}{cell(row.get('compile'))}"
     print(line + "".join(cell(row[backend], True) for backend in backends), flush=True)
     for name in ("torch", "compile", *backends):
         if "failed" in row.get(name, {}):
@@ -335,13 +402,31 @@ def summary(rows, backends):
                 print(f" {op} {statistics.geometric_mean(ratios):.2f}", end="")
         print()
         for which in PASSES:
-            conv2d = [r for r in done if r["case"].startswith("conv2d") and r["case"].endswith(which)]
+            conv2d = [r for r in done if "(x" in r["case"] and r["case"].endswith(which)]
             part = [(r, int(r["case"].split("(x")[1].split(")")[0])) for r in conv2d]
             if part:
                 ours, theirs = (sum(r[who]["ms"] * n for r, n in part) for who in (backend, "torch"))
                 print(
                     f"  ResNet-50 {which}: {ours:.2f} ms, torch {theirs:.2f} ms, {100 * theirs / ours:.0f} % of cuDNN"
                 )
+
+
+def predicted_ms(name, gpu, sheet):
+    """What the cost sheet says of a case of the CUDA kernels on ``gpu``, in ms; None where it says nothing."""
+    known = [model for model in ("H200", "A100", "T4") if model in gpu]
+    parts = [name] if not name.endswith("fwd+bwd") else [name.replace("fwd+bwd", "fwd"), name.replace("fwd+bwd", "bwd")]
+    found = [sheet["predicted"].get(part, {}).get(model) for part in parts for model in known]
+    return sum(each[0] for each in found) / 1e3 if found and all(found) else None
+
+
+def beside_predictions(rows, gpu):
+    """The sheet's predictions beside the measurements: where they differ, the sheet's model has something to learn."""
+    sheet = json.loads(SHEET.read_text())
+    print(f"{'the CUDA kernels: predicted, measured':<72}{'ms':>9}{'ms':>9}{'ratio':>7}")
+    for row in rows:
+        predicted, measured = predicted_ms(row["case"], gpu, sheet), row.get("cuda", {}).get("ms")
+        if predicted is not None and measured is not None:
+            print(f"{row['case']:<72}{predicted:9.4f}{measured:9.4f}{measured / predicted:7.2f}")
 
 
 # ---- the run
@@ -419,6 +504,7 @@ def main():
         if not DRY:
             torch.cuda.empty_cache()
     summary(rows, backends)
+    beside_predictions(rows, gpu)
     failed = [row for row in rows if any("failed" in row.get(name, {}) for name in backends)]
     return 1 if failed or not record["complete"] else 0
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests and times pydl on this machine's GPU: builds it beside the installed torch (nothing is fetched), runs the tests
 # of the ops on the GPU with each backend that is there (Triton, and the CUDA library where nvcc built it), then times
-# every op beside torch eager and torch.compile. Nine minutes at most.
+# every op beside torch eager and torch.compile. Eight minutes at most.
 #
 #   benchmarks/gpu.sh                       # all of it
 #   ONLY=conv benchmarks/gpu.sh             # only the cases whose name holds "conv"
@@ -39,7 +39,7 @@ capability=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_c
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
 if [ "$dry" = 1 ]; then
   export TRITON_INTERPRET=1 # and the installed pydl
-elif ! build "${BUILD_SECONDS:-170}" >"$out/build.log" 2>&1; then
+elif ! build "${BUILD_SECONDS:-150}" >"$out/build.log" 2>&1; then
   tail -n 15 "$out/build.log"
   echo "the build failed; once more without the CUDA library" | tee -a "$out/build.log"
   status=1
@@ -52,7 +52,7 @@ export PYTHONSAFEPATH=1 TRITON_CACHE_DIR="$scratch/triton" TORCHINDUCTOR_CACHE_D
 
 # ---- tests, the ops side by side, while other processes compile what will be timed
 stage "tests"
-seconds=${TEST_SECONDS:-170}
+seconds=${TEST_SECONDS:-140}
 common=(--backends "$backends" --only "${ONLY:-}")
 [ "$dry" = 1 ] && common+=(--dry-run)
 preparing=()
@@ -113,7 +113,7 @@ done
 
 # ---- timings, alone on the machine
 stage "timings"
-left=$((${TOTAL_SECONDS:-530} - SECONDS))
+left=$((${TOTAL_SECONDS:-450} - SECONDS))
 limited "$((left + 10))" "$python" benchmarks/gpu.py "${common[@]}" --out "$out" --seconds "$left" \
   >"$out/timings.log" 2>&1 || status=1
 

@@ -65,11 +65,12 @@ struct BatchNormCall {
   BatchNormParams params{};
   std::vector<int64_t> sizes, strides;  // of input, and of a dense tensor in its memory format
   std::vector<Tensor> copies;
-  const bool cuda;  // memory is not for the CPU to read
+  const bool cuda;            // memory is not for the CPU to read
+  const Tensor& first_input;  // of the op, which outlives the call
   std::unique_ptr<void, decltype(&std::free)> scratch{nullptr, &std::free};
 
   BatchNormCall(const char* op, const Tensor& input, const Tensor* grad_output = nullptr)
-      : name(op), sizes(sizes_of(input)), cuda(on_cuda(input)) {
+      : name(op), sizes(sizes_of(input)), cuda(on_cuda(input)), first_input(input) {
     PYDL_CHECK(input.dim() >= 2, name,
                ": expected input to have at least 2 dimensions (N, C, ...), got shape ", shape_of(input));
     // a gradient of another shape is refused later, by read
@@ -121,6 +122,8 @@ struct BatchNormCall {
 
   // t itself where its strides fit, one repeated run where it is a single expanded number, else a copy.
   BatchNormView read(const char* what, const Tensor& t) {
+    PYDL_CHECK(same_device(t, first_input), name, ": expected ", what,
+               " to be on the device of input, got another");
     PYDL_CHECK(has_sizes(t), name, ": expected ", what, " to have input's shape ", join_sizes(), ", got ",
                shape_of(t));
     PYDL_CHECK(dtype_of(name, t) == params.dtype, name, ": expected ", what, " to have input's dtype, got ",
@@ -163,6 +166,8 @@ struct BatchNormCall {
     if (!t.has_value()) return nullptr;
     PYDL_CHECK(t->numel() == params.channels, name, ": expected ", what, " to have ", params.channels,
                " elements, got shape ", shape_of(*t));
+    PYDL_CHECK(same_device(*t, first_input), name, ": expected ", what,
+               " to be on the device of input, got another");
     const DType dtype = dtype_of(name, *t);
     const bool half = params.dtype == DType::bf16 || params.dtype == DType::f16;
     PYDL_CHECK(dtype == params.dtype || (half && dtype == DType::f32), name, ": expected ", what,

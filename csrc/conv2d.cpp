@@ -5,6 +5,7 @@
 // tracing.
 #include "kernels/conv2d.h"
 
+#include "csrc/convert.h"
 #include "csrc/cuda.h"
 #include "csrc/plans.h"
 #include "csrc/scratch.h"
@@ -87,10 +88,8 @@ Tensor empty_format(const Tensor& like, const Sizes& sizes, bool channels_last) 
 }
 
 void check_same(const char* what, const Tensor& a, const char* as, const Tensor& b) {
-  PYDL_CHECK(a.scalar_type() == b.scalar_type(), "conv2d: expected ", what, " to be of the dtype of ", as,
-             ", got ", dtype_name(a.scalar_type()), " and ", dtype_name(b.scalar_type()));
-  PYDL_CHECK(a.is_cpu() == b.is_cpu(), "conv2d: expected ", what, " to be on the device of ", as,
-             ", got another");
+  check_same_dtype("conv2d", what, a, as, b);
+  PYDL_CHECK(same_device(a, b), "conv2d: expected ", what, " to be on the device of ", as, ", got another");
 }
 
 void check_gradient(const Tensor& grad_output, const Conv2dParams& p) {
@@ -99,14 +98,6 @@ void check_gradient(const Tensor& grad_output, const Conv2dParams& p) {
                  grad_output.size(3) == p.out_width,
              "conv2d: expected grad_output to be of shape ",
              text_of({p.batch, p.out_channels, p.out_height, p.out_width}), ", got ", shape_of(grad_output));
-}
-
-Activation activation_of(const std::string& name) {
-  if (name == "none") return Activation::none;
-  if (name == "relu") return Activation::relu;
-  if (name == "sigmoid") return Activation::sigmoid;
-  throw pybind11::value_error("conv2d: expected activation to be None, 'relu' or 'sigmoid', got '" + name +
-                              "'");
 }
 
 // Tensor cores take a weight whose channels lie side by side: beside channels_last tensors of a half type,
@@ -122,17 +113,7 @@ Tensor fitting_weight(const Tensor& weight, DType dtype, bool channels_last) {
   return copy;
 }
 
-// float16 is what few train in on a CPU: its tensors become float32 and the result is rounded, once as ever,
-// instead of kernels of its own in every algorithm.
 bool by_way_of_float(const Tensor& t) { return !on_cuda(t) && t.scalar_type() == ScalarType::Half; }
-
-Tensor converted(const Tensor& t, ScalarType type) {
-  Tensor copy = empty_strided(t, type, t.sizes(), strides_like(t));
-  torch::stable::copy_(copy, t);
-  return copy;
-}
-Tensor widened(const Tensor& t) { return converted(t, ScalarType::Float); }
-Tensor rounded(const Tensor& t) { return converted(t, ScalarType::Half); }
 
 // The plan of a pass on the CPU, kept by all that it depends on; wanted and exact as in conv2d_plan.
 const Conv2dPlan& plan_of(const Conv2dParams& p, Conv2dPass pass, int64_t threads, const char* wanted,
@@ -206,7 +187,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
                const std::string& activation, bool channels_last) {
   Conv2dParams p = geometry(sizes_of(input), sizes_of(weight), {stride, padding, dilation, groups});
   p.dtype = dtype_of("conv2d", input);
-  p.activation = activation_of(activation);
+  p.activation = activation_of("conv2d", activation);
   check_same("weight", weight, "input", input);
   if (bias) {
     check_same("bias", *bias, "input", input);
@@ -293,6 +274,8 @@ Tensor backward_bias(const Tensor& grad_output) {
   const Verbose line("conv2d_backward_bias", grad_output);
   if (const CudaCall cuda{"conv2d", grad_output}) {
     p.groups = 1;
+    Tensor scratch = empty(grad_output, ScalarType::Byte, {cuda->conv2d_bias_scratch(p)});
+    p.scratch = scratch.mutable_data_ptr();
     cuda.run(cuda->conv2d_backward_bias, p);
   } else {
     PYDL_CPU_CALL(conv2d_backward_bias)(p, torch_threads());

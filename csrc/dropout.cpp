@@ -50,6 +50,7 @@ Tensor dropout(const Tensor& input, double p, const Tensor& seed, int64_t shared
              dtype_name(seed.scalar_type()), " and shape ", shape_of(seed));
   PYDL_CHECK(shared_dims >= 0 && shared_dims <= input.dim(), "dropout: expected shared_dims to be in [0, ",
              input.dim(), "], got ", shared_dims);
+  PYDL_CHECK(same_device(seed, input), "dropout: expected seed to be on the device of input, got another");
   const Verbose line("dropout", input);
   DropoutParams params{};
   params.dtype = dtype_of("dropout", input);
@@ -66,12 +67,9 @@ Tensor dropout(const Tensor& input, double p, const Tensor& seed, int64_t shared
   params.threshold = static_cast<uint64_t>(std::nearbyint(p * 4294967296.0));
   params.scale = p == 1.0 ? 0.0 : 1.0 / (1.0 - p);
   if (const CudaCall cuda{"dropout", input}) {
-    PYDL_CHECK(seed.is_cpu() == input.is_cpu(),
-               "dropout: expected seed to be on the input's device, got another");
     params.device_seed = seed.const_data_ptr<int64_t>();
     cuda.run(cuda->dropout, params);
   } else {
-    PYDL_CHECK(seed.is_cpu(), "dropout: expected seed to be on the input's device, got another");
     params.seed = static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
     PYDL_CPU_CALL(dropout)(params, torch_threads());
   }

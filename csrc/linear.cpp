@@ -2,9 +2,9 @@
 //
 // column_major: the result's columns lie one after another in memory, as torch leaves the gradient of a matrix that
 // lies so itself; Python decides it once for the kernel and for tracing.
+#include "csrc/convert.h"
 #include "csrc/plans.h"
 #include "csrc/scratch.h"
-#include "csrc/torch.h"
 #include "csrc/verbose.h"
 #include "kernels/matmul.h"
 
@@ -12,19 +12,6 @@ namespace pydl {
 namespace {
 
 using Sizes = std::vector<int64_t>;
-
-Activation activation_of(const std::string& name) {
-  if (name == "none") return Activation::none;
-  if (name == "relu") return Activation::relu;
-  if (name == "sigmoid") return Activation::sigmoid;
-  throw pybind11::value_error("linear: expected activation to be None, 'relu' or 'sigmoid', got '" + name +
-                              "'");
-}
-
-void check_dtype(const char* what, const Tensor& a, const char* as, const Tensor& b) {
-  PYDL_CHECK(a.scalar_type() == b.scalar_type(), "linear: expected ", what, " to be of the dtype of ", as,
-             ", got ", dtype_name(a.scalar_type()), " and ", dtype_name(b.scalar_type()));
-}
 
 // A tensor of any number of dimensions as a matrix: its last dimension in rows.
 struct Rows {
@@ -67,15 +54,7 @@ Matrix matrix_of(const Tensor& t) {
 }
 Matrix transposed(const Matrix& m) { return {m.data, m.column, m.row}; }
 
-// float16 is what few train in on a CPU: its tensors become float32 and the result is rounded, once as ever.
 bool by_way_of_float(const Tensor& t) { return t.scalar_type() == ScalarType::Half; }
-Tensor converted(const Tensor& t, ScalarType type) {
-  Tensor copy = empty_strided(t, type, t.sizes(), strides_like(t));
-  torch::stable::copy_(copy, t);
-  return copy;
-}
-Tensor widened(const Tensor& t) { return converted(t, ScalarType::Float); }
-Tensor rounded(const Tensor& t) { return converted(t, ScalarType::Half); }
 
 Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, bool column_major) {
   const int64_t sizes[2] = {rows, columns}, row_major[2] = {max_of(columns, 1), 1},
@@ -126,16 +105,16 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   PYDL_CHECK(weight.dim() == 2, "linear: expected weight to be 2-D, got shape ", shape_of(weight));
   PYDL_CHECK(input.size(input.dim() - 1) == weight.size(1), "linear: expected input's last dimension to be ",
              weight.size(1), " (weight of shape ", shape_of(weight), "), got shape ", shape_of(input));
-  check_dtype("weight", weight, "input", input);
+  check_same_dtype("linear", "weight", weight, "input", input);
   if (bias) {
-    check_dtype("bias", *bias, "input", input);
+    check_same_dtype("linear", "bias", *bias, "input", input);
     PYDL_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), "linear: expected bias to be of shape (",
                weight.size(0), "), got ", shape_of(*bias));
   }
   if (by_way_of_float(input))
     return rounded(
         forward(widened(input), widened(weight), bias ? std::optional(widened(*bias)) : bias, activation));
-  const Activation function = activation_of(activation);
+  const Activation function = activation_of("linear", activation);
   Sizes sizes = sizes_of(input);
   sizes.back() = weight.size(0);
   Tensor output = empty(input, input.scalar_type(), sizes);
@@ -157,7 +136,7 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, bool colu
   PYDL_CHECK(!column_major || grad_output.dim() == 2,
              "linear: expected grad_output to be 2-D for a column-major gradient, got shape ",
              shape_of(grad_output));
-  check_dtype("weight", weight, "grad_output", grad_output);
+  check_same_dtype("linear", "weight", weight, "grad_output", grad_output);
   if (by_way_of_float(grad_output))
     return rounded(backward_input(widened(grad_output), widened(weight), column_major));
   Sizes sizes = sizes_of(grad_output);
@@ -177,7 +156,7 @@ Tensor backward_weight(const Tensor& grad_output, const Tensor& input, bool colu
   PYDL_CHECK(grad_output.dim() == input.dim() && input.dim() >= 1,
              "linear: expected grad_output to have the dimensions of input, got shapes ",
              shape_of(grad_output), " and ", shape_of(input));
-  check_dtype("input", input, "grad_output", grad_output);
+  check_same_dtype("linear", "input", input, "grad_output", grad_output);
   if (by_way_of_float(grad_output))
     return rounded(backward_weight(widened(grad_output), widened(input), column_major));
   const Rows g(grad_output), x(input);

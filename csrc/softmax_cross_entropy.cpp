@@ -80,11 +80,15 @@ bool check(const Tensor& input, const Tensor& target, const MaybeTensor& weight,
     PYDL_CHECK(same, "cross_entropy: expected target to be of shape ", expected(), " or ", shape_of(input),
                ", got ", shape_of(target));
   }
+  PYDL_CHECK(same_device(target, input),
+             "cross_entropy: expected target to be on the device of input, got another");
   if (!probabilities)
     PYDL_CHECK(target.scalar_type() == ScalarType::Long,
                "cross_entropy: expected target dtype to be int64 or uint8, got ",
                dtype_name(target.scalar_type()));
   if (weight) {
+    PYDL_CHECK(same_device(*weight, input),
+               "cross_entropy: expected weight to be on the device of input, got another");
     PYDL_CHECK(weight->dim() == 1 && weight->size(0) == classes,
                "cross_entropy: expected weight to be of shape (", classes, "), one for each class, got ",
                shape_of(*weight));

@@ -134,6 +134,11 @@ inline Tensor empty(const Tensor& like, ScalarType type, const std::vector<int64
   return empty_strided(like, type, sizes, strides);
 }
 
+// Whether both are on the CPU, or on one GPU: a kernel on one cannot reach the memory of another.
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && (a.is_cpu() || a.get_device_index() == b.get_device_index());
+}
+
 inline std::vector<int64_t> sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
 
 // Strides of a dense channels_last tensor of these sizes (N, C, *spatial).

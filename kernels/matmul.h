@@ -36,7 +36,6 @@ struct MatmulPlan {
   int64_t rows;                     // of a task at most
   int64_t depth_parts, depth;       // equal parts of the sums, and their length
   bool strips, rows_packed;         // left is copied, in strips or row by row
-  int64_t left_pitch;               // of its rows then
   int64_t workers, worker_bytes, scratch;
 };
 

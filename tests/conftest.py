@@ -5,10 +5,12 @@ from importlib.util import find_spec
 
 # A graph that inductor cached before an op's schema changed must not be what is tested.
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+# Threads that wait by spinning take the cores from whatever else runs, other tests too; read as torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
-from testing import BACKENDS, running
+from testing import BACKENDS, BEST, running
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     import interpreter
@@ -17,14 +19,17 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
 
 
 def _leaves_out(item):
-    """Whether a body is not for the backend of this item: of the CPU's kernels alone, or too large to interpret."""
+    """Whether a body is not for the backend of this item: of the CPU's kernels alone, or too large to interpret.
+
+    Of the instruction sets, bodies about Python's side take the best one alone.
+    """
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    backend = parameters.get("device", "cpu-")
+    backend = parameters.get("device", BEST)
     if backend.startswith("cpu-"):
-        return False
+        return backend != BEST and item.get_closest_marker("best_isa") is not None
     if item.get_closest_marker("cpu_kernels") or parameters.get("algorithm", "auto") != "auto":
         return True
-    return backend == "triton-interpreted" and any(map(item.get_closest_marker, ("large", "slow")))
+    return backend == "triton-interpreted" and any(map(item.get_closest_marker, ("large", "twin_alone", "slow")))
 
 
 def pytest_collection_modifyitems(config, items):

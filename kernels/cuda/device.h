@@ -2,7 +2,7 @@
 // launches.
 //
 // Kernels are CUDA C++ for nvcc, and plain C++ for the host compiler beside the host twin of grids, warps and
-// shared memory (tests/cuda_on_host), which runs them block by block without a GPU. So they use what this
+// shared memory (tests/support/cuda_on_host), which runs them block by block without a GPU. So they use what this
 // header and ptx.h offer, and nothing of the CUDA headers: shared memory through PYDL_SHARED, launches
 // through launch().
 #pragma once
@@ -36,7 +36,7 @@ inline int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, vo
 template <class... Parameters, class... Arguments>
 inline int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void*,
                   const Arguments&... arguments) {
-  return twin::run(blocks, threads, [&] { kernel(arguments...); });
+  return twin::run(reinterpret_cast<const void*>(kernel), blocks, threads, [&] { kernel(arguments...); });
 }
 #endif
 
@@ -139,7 +139,7 @@ PYDL_DEVICE void store_pack(T* to, const Pack<T>& pack) {
 // The same for data that is soon read again.
 template <class T>
 PYDL_DEVICE Pack<T> load_pack_cached(const T* from) {
-  const uint4 raw = *reinterpret_cast<const uint4*>(from);
+  const uint4 raw = ptx::load16_cached(from);
   Pack<T> pack;
   memcpy(&pack, &raw, 16);
   return pack;
@@ -148,7 +148,7 @@ template <class T>
 PYDL_DEVICE void store_pack_cached(T* to, const Pack<T>& pack) {
   uint4 raw;
   memcpy(&raw, &pack, 16);
-  *reinterpret_cast<uint4*>(to) = raw;
+  ptx::store16_cached(to, raw);
 }
 
 // Elements before the first address that is a multiple of 16 bytes, at most n.

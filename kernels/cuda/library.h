@@ -29,6 +29,7 @@
   op(conv2d_forward, Conv2dParams)                                     \
   op(conv2d_backward_input, Conv2dParams)                              \
   op(conv2d_backward_weight, Conv2dParams)                             \
+  scratch(conv2d_bias_scratch, Conv2dParams)                           \
   op(conv2d_backward_bias, Conv2dParams)
 // clang-format on
 

@@ -24,6 +24,9 @@ static PYDL_METHOD float float_of_bits(uint32_t x) { return __uint_as_float(x); 
 // 16 bytes that this kernel does not write, read once: past the first-level cache
 static PYDL_METHOD uint4 load16(const void* from) { return __ldcs(static_cast<const uint4*>(from)); }
 static PYDL_METHOD void store16(void* to, uint4 x) { __stcs(static_cast<uint4*>(to), x); }
+// the same for data that is soon read again
+static PYDL_METHOD uint4 load16_cached(const void* from) { return *static_cast<const uint4*>(from); }
+static PYDL_METHOD void store16_cached(void* to, uint4 x) { *static_cast<uint4*>(to) = x; }
 
 static PYDL_METHOD float float_of_f16(uint16_t bits) {
   float x;
@@ -126,8 +129,10 @@ static inline float float_of_bits(uint32_t bits) {
   memcpy(&x, &bits, 4);
   return x;
 }
-static inline uint4 load16(const void* from) { return *static_cast<const uint4*>(from); }
-static inline void store16(void* to, uint4 x) { *static_cast<uint4*>(to) = x; }
+static inline uint4 load16(const void* from) { return load_uint4(from); }
+static inline void store16(void* to, uint4 x) { store_uint4(to, x); }
+static inline uint4 load16_cached(const void* from) { return load_uint4(from); }
+static inline void store16_cached(void* to, uint4 x) { store_uint4(to, x); }
 static inline float float_of_f16(uint16_t bits) {
   _Float16 x;
   memcpy(&x, &bits, 2);
@@ -140,6 +145,7 @@ static inline uint16_t f16_of_float(float x) {
   return bits;
 }
 static inline float exp2_quick(float x) {
+  if (::twin::listener) ::twin::listener->special();
   const float y = exp2f(x);
   return y < 0x1p-126f ? 0.0f : y;
 }
@@ -153,27 +159,17 @@ static inline void wait_copies() {
 
 template <bool kTranspose>
 static inline void load_matrices(uint32_t (&to)[4], const void* shared, int line = __builtin_LINE()) {
-  const uint64_t* rows = ::twin::exchange(~0u, reinterpret_cast<uint64_t>(shared), line);
-  const int lane = ::twin::lane();
-  for (int matrix = 0; matrix < 4; ++matrix) {
-    uint16_t pair[2];
-    for (int h = 0; h < 2; ++h) {
-      const int row = kTranspose ? lane % 4 * 2 + h : lane / 4,
-                column = kTranspose ? lane / 4 : lane % 4 * 2 + h;
-      const uint4 values = *reinterpret_cast<const uint4*>(rows[8 * matrix + row]);
-      memcpy(&pair[h], reinterpret_cast<const char*>(&values) + 2 * column, 2);
-    }
-    memcpy(&to[matrix], pair, 4);
-  }
+  ::twin::load_matrices(to, shared, kTranspose, line);
 }
 
 template <class T>
 static inline void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], T,
                             int line = __builtin_LINE()) {
+  if (::twin::listener) ::twin::listener->multiply();
   uint32_t all[6][32];  // registers of all lanes
   for (int pair = 0; pair < 3; ++pair) {
     const uint32_t low = pair < 2 ? a[2 * pair] : b[0], high = pair < 2 ? a[2 * pair + 1] : b[1];
-    const uint64_t* values = ::twin::exchange(~0u, static_cast<uint64_t>(high) << 32 | low, line + pair);
+    const uint64_t* values = ::twin::meet_warp(static_cast<uint64_t>(high) << 32 | low, line + pair);
     for (int i = 0; i < 32; ++i) {
       all[2 * pair][i] = static_cast<uint32_t>(values[i]);
       all[2 * pair + 1][i] = static_cast<uint32_t>(values[i] >> 32);

@@ -31,13 +31,14 @@ class Device:
     multiprocessors: int
     shared_bytes: int  # the most that one program may use
     capability: int  # 10 * major + minor on NVIDIA's, 0 elsewhere
+    tf32: bool = True  # whether Triton has products of float32 rounded so for it
 
 
 @functools.cache
 def _device(index):
     p = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
-        return Device(p.multi_processor_count, 65536, 0)
+        return Device(p.multi_processor_count, 65536, 0, tf32=p.gcnArchName.startswith("gfx942"))
     return Device(p.multi_processor_count, p.shared_memory_per_block_optin, 10 * p.major + p.minor)
 
 
@@ -48,6 +49,15 @@ ELSEWHERE = Device(4, 99 * 1024, 80)
 def device_of(tensor):
     """The :class:`Device` that holds ``tensor``, or ``ELSEWHERE`` if that is no GPU."""
     return _device(tensor.device.index) if tensor.is_cuda else ELSEWHERE
+
+
+def require_device(op, of, like, **tensors):
+    """Raises where one of ``tensors`` is on another device than ``like``, which the caller knows as ``of``."""
+    for name, t in tensors.items():
+        if t is not None and t.device != like.device:
+            raise RuntimeError(
+                f"{op}: expected {name} to be on the device of {of}, got one on {t.device} and {of} on {like.device}"
+            )
 
 
 def launch(kernel, programs, like, *arguments, **options):

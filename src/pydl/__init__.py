@@ -5,19 +5,20 @@
 >>> print(pydl.report(net))     # which kernel serves which layer
 """
 
-from pydl import _interrupt
+from pydl import _importing
 
-with _interrupt.quiet_in_the_command():
+with _importing.in_words():
     from importlib.util import find_spec as _find_spec
 
     import torch  # loads the libraries that pydl._C links to
 
     from pydl import _torch_range
+    from pydl.errors import InstallationError
 
     if _why_not := _torch_range.why_not(torch.__version__):  # before the module that such a torch could not even load
-        raise ImportError(_why_not)
+        raise InstallationError(_why_not)
     if _find_spec("pydl._C") is None:
-        raise ImportError(
+        raise InstallationError(
             "pydl was imported from its source folder, where nothing is compiled; "
             "take that folder off Python's path, or install with: pip install -e ."
         )

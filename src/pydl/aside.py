@@ -2,8 +2,12 @@
 
 A layer of ours computes what torch's ``forward`` of its class means, and calls nothing of what that forward calls. So
 whoever replaced a part of it (``conv._conv_forward = ...``), or is to see torch's functions being called (a tensor that
-overrides ``__torch_function__``, a function mode, an exporter), would be passed by in silence. :func:`steps_aside` and
-:func:`is_special` ask at each call, by the cheapest tests there are; :func:`why` is their answer in words.
+overrides ``__torch_function__``, a function mode, an exporter), would be passed by in silence.
+
+It is asked at each call, each thing once, by the cheapest tests there are. A layer asks :func:`steps_aside` before it
+reads its parameters, :func:`is_special` about those, and then calls the form of its function that asks nothing again
+(``conv2d_unasked``). The functions of ``pydl.functional``, which have no layer, ask :func:`is_torchs`. :func:`why` is
+the answer in words.
 """
 
 import weakref
@@ -26,7 +30,7 @@ class Own:
     Args:
         cls: the class.
         function: the name of the function, in ``namespace``.
-        methods: names of the methods that its ``forward`` calls.
+        methods: names of the methods that its ``forward`` calls; ours asks about each by name, since a loop costs more.
     """
 
     __slots__ = ("cls", "forward", "function", "methods", "name", "namespace")
@@ -44,41 +48,63 @@ def _if_torchs(function):
     return function if scope is None or scope["__name__"].startswith("torch.") else None
 
 
-def steps_aside(module, own, input, other=None):
-    """Whether torch's forward is to compute ``module(input, other)``."""
-    attributes, cls = module.__dict__, type(module)
-    for name, method in own.methods:
-        if getattr(cls, name) is not method or name in attributes:
-            return True
-    if own.cls.forward is not own.forward or getattr(own.namespace, own.name) is not own.function:
+def steps_aside(module, own, function, input, other=None):
+    """Whether torch's forward is to compute ``module(input, other)``; ``function`` is what it would end in now."""
+    if function is not own.function or own.cls.forward is not own.forward:
         return True
-    return (  # as is_unusual, with a call less
-        has_torch_function_variadic(input, other)
-        or forward_ad._current_level >= 0
-        or _is_exporting()
+    try:
+        return (  # as is_unusual, with a call less
+            has_torch_function_variadic(input, other)
+            or input.layout is not _strided
+            or input.is_nested
+            or forward_ad._current_level >= 0
+            or _is_exporting()
+            or tracing_state() is not None
+        ) and _is_so(module, input, other)
+    except AttributeError:  # no tensor: torch says so in its own words
+        return True
+
+
+def is_unusual(module, input):
+    """Whether, at this moment or for this tensor, torch is to see each of its functions being called."""
+    return (
+        has_torch_function_variadic(input)
         or input.layout is not _strided
         or input.is_nested
-        or tracing_state() is not None
-    ) and _is_so(module, input, other)
-
-
-def is_unusual(module, input, other=None):
-    """Whether, at this moment or for these tensors, torch is to see each of its functions being called."""
-    return (
-        has_torch_function_variadic(input, other)
         or forward_ad._current_level >= 0
         or _is_exporting()
-        or input.layout is not _strided
-        or input.is_nested
         or tracing_state() is not None
-    ) and _is_so(module, input, other)
+    ) and _is_so(module, input)
 
 
-def is_special(module, *parameters):
-    """Whether torch's function is to get ``parameters``, the first of which is no None unless all are."""
+def is_special(module, parameter, b=None, c=None, d=None):
+    """Whether torch's function is to get these parameters (or None), which are of one layout."""
     return (
-        has_torch_function_variadic(*parameters) or (parameters[0] is not None and parameters[0].layout is not _strided)
-    ) and _is_so(module, *parameters)
+        has_torch_function_variadic(parameter, b, c, d) or (parameter is not None and parameter.layout is not _strided)
+    ) and _is_so(module, parameter, b, c, d)
+
+
+def is_torchs(input, a=None, b=None, c=None, d=None, e=None):
+    """Whether a call of a function with these tensors is torch's own to serve.
+
+    Inputs that are nested, sparse or of oneDNN's layout; tensors whose type overrides ``__torch_function__``, and
+    function modes, which must see torch's function (inside the handler of ``pydl.swapped()`` torch has taken that mode
+    off, so our functions stay ours there); forward-mode AD, whose tangents our ops do not carry. Exporting and tracing
+    are no reason: who calls our function by name wants our op in the program.
+    """
+    try:
+        return (
+            (has_torch_function_variadic(input, a, b, c, d, e) and _is_overridden(input, a, b, c, d, e))
+            or input.layout is not _strided
+            or input.is_nested
+            or forward_ad._current_level >= 0
+        )
+    except AttributeError:  # no tensor: torch says so in its own words
+        return True
+
+
+def _is_overridden(*tensors):
+    return _why_mode() is not None or why_tensors(tensors) is not None
 
 
 def _is_so(module, *tensors):
@@ -127,12 +153,17 @@ def why_tensors(tensors):
 
 
 def why_now():
-    """Why every call at this moment is torch's, in words, or None."""
-    for mode in function_modes():
-        if type(mode) is not DeviceContext:  # torch.set_default_device, which is about functions that make tensors
-            return f"the function mode {type(mode).__name__} is active"
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation is torch's"
+    """Why every call of a layer at this moment is torch's, in words, or None."""
+    reason = _why_mode()
+    if reason is not None:
+        return reason
     if _is_exporting():
         return "exported programs are of torch's ops"
     return None if tracing_state() is None else "torch.jit.trace records torch's ops"
+
+
+def _why_mode():
+    for mode in function_modes():
+        if type(mode) is not DeviceContext:  # torch.set_default_device, which is about functions that make tensors
+            return f"the function mode {type(mode).__name__} is active"
+    return None if forward_ad._current_level < 0 else "forward-mode differentiation is torch's"

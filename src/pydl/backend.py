@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from pydl import _C
+from pydl.errors import OptionError
 from pydl.ops import _library, _triton
 
 NAMES = ("torch", "cpu", "cuda", "triton")
@@ -31,7 +32,7 @@ class Status:
         return self.ok
 
 
-# The host twin's library (tests/cuda_on_host): the CUDA kernels compiled for the CPU, which serve CPU tensors then.
+# The host twin's library (tests/support/cuda_on_host): CUDA kernels compiled for the CPU, which serve CPU tensors then.
 _ON_HOST = os.environ.get("PYDL_CUDA_ON_HOST")
 
 
@@ -120,12 +121,12 @@ _asked = None
 
 
 def _read_environment():
-    global _asked
-    name = os.environ.get("PYDL_BACKEND")
-    _asked = _checked(name) if name else None
-    isa = os.environ.get("PYDL_CPU_ISA")
-    if isa:
-        set_isa(isa)
+    for variable, choose in (("PYDL_BACKEND", use._set), ("PYDL_CPU_ISA", set_isa)):
+        if asked := os.environ.get(variable):
+            try:
+                choose(asked)
+            except (ValueError, RuntimeError) as error:  # who set it is not the one who wrote the import
+                raise OptionError(f"{variable}={asked}: {error}") from None
 
 
 class _Switch(ContextDecorator):
@@ -217,8 +218,19 @@ def current(device="cpu"):
     raise RuntimeError(f"backend: expected tensors to be on cpu or cuda, got one on {kind!r}; use('torch') serves it")
 
 
-# What Triton computes on tensor cores whatever the layout, and with Hopper's own instructions, so that it comes first.
-_BETTER_IN_TRITON = {("conv2d", torch.bfloat16), ("conv2d", torch.float16)}
+def _tf32(device):
+    """Whether torch lets convolutions of float32 run on tensor cores, and ``device`` has those for it (sm_80 on)."""
+    return torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+_tf32._dynamo_marked_constant = True
+
+
+def _better_in_triton(op, tensor):
+    """What Triton computes on tensor cores whatever the layout, and with Hopper's own instructions: it comes first."""
+    if op != "conv2d":
+        return False
+    return tensor.dtype in (torch.bfloat16, torch.float16) or (tensor.dtype == torch.float32 and _tf32(tensor.device))
 
 
 def ops_for(tensor, op=None):
@@ -233,7 +245,7 @@ def ops_for(tensor, op=None):
     name = current(tensor.device)
     if name == "torch" or (name != "cpu" and _library.on_cpu_alone(op)):
         return None
-    if _asked is None and name == "cuda" and (op, tensor.dtype) in _BETTER_IN_TRITON and not _triton.why_not():
+    if _asked is None and name == "cuda" and _better_in_triton(op, tensor) and not _triton.why_not():
         name = "triton"
     return torch.ops.pydl_triton if name == "triton" else torch.ops.pydl
 

@@ -42,7 +42,9 @@ _NOT_OF_CONFIG = ("out", "resume", "option", "folds", "download", "report")
 @app.command()
 def train(
     context: typer.Context,
-    model: Annotated[str | None, typer.Argument(help="Model to train; `pydl info` lists them.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Model to train; `pydl info` lists them.", metavar="MODEL")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Data set; `pydl info` lists them. Most models: digits.")] = None,
     root: Annotated[str, typer.Option(help="Folder with the files of data sets that are not bundled.")] = "data",
     download: Annotated[bool, typer.Option("--download", help="Fetch the files first, by torchvision.")] = False,
@@ -137,8 +139,8 @@ def _value(text):
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of `pydl train`.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of `pydl train`.", metavar="RUN")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE")],
     top: Annotated[int, typer.Option(help="Classes to show per image.", min=1)] = 3,
     invert: Annotated[bool, typer.Option("--invert", help="Swap dark and light: ink on paper for digits.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures with their labels.")] = None,

@@ -28,6 +28,10 @@ class MissingExtra(UserError, ImportError):
         super().__init__(f'{what} needs {package}, which is not installed; run pip install "pydl-kernels[{extra}]"')
 
 
+class InstallationError(UserError, ImportError):
+    """What is installed does not go together, or is not all there."""
+
+
 class DataError(UserError, RuntimeError):
     """A data set's files are missing, truncated or something else."""
 

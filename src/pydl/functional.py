@@ -5,6 +5,7 @@ from pydl.ops.avg_pool2d import avg_pool2d
 from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
+from pydl.ops.linear import linear
 from pydl.ops.max_pool2d import max_pool2d
 from pydl.ops.softmax_cross_entropy import cross_entropy
 
@@ -17,5 +18,6 @@ __all__ = [
     "dropout1d",
     "dropout2d",
     "dropout3d",
+    "linear",
     "max_pool2d",
 ]

@@ -1,12 +1,13 @@
 """The CUDA library compiled for every architecture, and what ptxas says of each kernel: no GPU needed, but nvcc."""
 
-import os
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from gpu_cost import sheet
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
@@ -20,25 +21,21 @@ ALLOWED = {
     r"batch_norm_\w+_kernel": 16,
     r"conv2d_gemm_kernelId": 8,
     r"conv2d_direct_input_kernel": 16,
+    r"conv2d_bias_columns_kernelId": 8,
 }
 SHARED_MEMORY = 48 << 10  # that every architecture gives a block without being asked
-
-
-def nvcc():
-    home = os.environ.get("CUDA_HOME")
-    found = str(Path(home, "bin", "nvcc")) if home else shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    assert Path(found).is_file(), "nvcc was not found; install the CUDA toolkit or set CUDA_HOME"
-    return found
 
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
     """What the build of the library prints; ptxas reports on each kernel because the build asks it to (-v)."""
+    nvcc = sheet.nvcc()
+    assert nvcc, "nvcc was not found; install the CUDA toolkit or set CUDA_HOME"
     build = tmp_path_factory.mktemp("cuda")
     wanted = ";".join(name.replace("sm_", "") + "-real" for name in ARCHITECTURES)
     configure = [
         *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
-        *("-DPYDL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc()}", f"-DPYDL_CUDA_ARCHITECTURES={wanted}"),
+        *("-DPYDL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DPYDL_CUDA_ARCHITECTURES={wanted}"),
     ]
     subprocess.run(configure, check=True, capture_output=True)
     done = subprocess.run(
@@ -54,9 +51,7 @@ def log(tmp_path_factory):
 def kernels(log):
     """(architecture, mangled name, bytes of stack frame, spilled, registers, shared memory) of each kernel."""
     found = []
-    for name, architecture, report in re.findall(
-        r"Compiling entry function '(\S+)' for '(sm_\d+)'\n(.*?)(?=\nptxas info    : Comp|\Z)", log, re.DOTALL
-    ):
+    for name, architecture, report in sheet.REPORT.findall(log):
         frame, stores, loads = map(
             int,
             re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report).groups(),
@@ -70,9 +65,7 @@ def kernels(log):
 def test_every_kernel_is_compiled_for_every_architecture(kernels):
     written = set()
     for source in ROOT.glob("kernels/cuda/**/*.cu"):
-        written |= set(
-            re.findall(r"__global__ void\s+(?:__launch_bounds__\(\w+(?:, \d+)?\)\s+)?(\w+)\(", source.read_text())
-        )
+        written |= set(sheet.kernel_names(source.read_text()))
     assert len(written) > 10
     for architecture in ARCHITECTURES:
         names = [name for a, name, *_ in kernels if a == architecture]
@@ -93,6 +86,14 @@ def test_no_kernel_spills(kernels):
 def test_shared_memory_and_registers_fit(kernels):
     """Eight warps a block and at least two blocks on a multiprocessor of 65,536 registers."""
     assert not [kernel for kernel in kernels if kernel[5] > SHARED_MEMORY or kernel[4] > 128]
+
+
+def test_registers_are_those_of_the_cost_sheet(log):
+    """Occupancy, from which the sheet predicts, follows from them."""
+    stored = json.loads(sheet.SHEET.read_text())
+    if sheet.nvcc_version() != stored["nvcc"]:
+        pytest.skip(f"the sheet is of nvcc {stored['nvcc']}, this is {sheet.nvcc_version()}")
+    assert sheet.registers(sheet.kernels_of(stored["cases"]), log) == stored["kernels"]
 
 
 def test_only_the_table_is_exported(log, tmp_path_factory):

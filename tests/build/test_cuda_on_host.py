@@ -20,10 +20,16 @@ def library():
     return run.build(run.ROOT / "build" / "cuda_on_host")
 
 
+def other_dtypes(name):
+    file = run.TESTS / "ops" / "test_other_dtypes.py"
+    return [f"{file}::test_{name}_in_other_dtypes"] if f"def test_{name}_in" in file.read_text() else []
+
+
 @pytest.mark.parametrize("name", _triton.ops())  # the same ops have CUDA kernels
 def test_bodies_pass_under_the_sanitizers(library, name):
+    bodies = [*sorted(run.TESTS.glob(f"ops/test_{name}*.py")), *other_dtypes(name)]
     done = subprocess.run(
-        run.command(*map(str, sorted(run.TESTS.glob(f"ops/test_{name}*.py")))),
+        run.command(*map(str, bodies)),
         cwd=run.ROOT,
         env=run.environment(library),
         capture_output=True,

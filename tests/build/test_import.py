@@ -1,8 +1,14 @@
 """What ``import pydl`` costs, and that it changes nothing but itself."""
 
 import json
+import os
 import subprocess
 import sys
+
+import pytest
+
+from pydl import backend
+from pydl.errors import OptionError
 
 CODE = """
 import json, os, sys, time, warnings
@@ -57,3 +63,33 @@ def test_import_takes_no_heavy_module_and_changes_nothing(tmp_path):
 def test_import_is_quick(tmp_path):
     """At most 0.2 s where torch takes 1.0: of the processor's time, so that a busy machine moves both alike."""
     assert min(imported(tmp_path)["share"] for _ in range(3)) < 0.2
+
+
+@pytest.mark.parametrize(
+    "variable, value, message",
+    [
+        ("PYDL_BACKEND", "gpu", "PYDL_BACKEND=gpu: backend: expected the name to be one of torch, cpu, cuda, triton"),
+        ("PYDL_CPU_ISA", "avx1024", "PYDL_CPU_ISA=avx1024: isa: expected the instruction set to be one of baseline"),
+    ],
+)
+def test_a_variable_that_cannot_be_taken_is_named(monkeypatch, variable, value, message):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(OptionError, match=message):
+        backend._read_environment()
+
+
+def test_the_variables_choose(monkeypatch):
+    with backend.use(None), backend.isa(backend.current_isa()):
+        monkeypatch.setenv("PYDL_BACKEND", "torch")
+        monkeypatch.setenv("PYDL_CPU_ISA", "baseline")
+        backend._read_environment()
+        assert (backend.current("cpu"), backend.current_isa()) == ("torch", "baseline")
+
+
+def test_the_command_says_it_in_a_sentence():
+    environment = {**os.environ, "PYDL_BACKEND": "gpu"}
+    words = [sys.executable, "-m", "pydl", "info"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("pydl: PYDL_BACKEND=gpu: backend: expected the name to be one of ")
+    assert done.stderr.count("\n") == 1

@@ -28,7 +28,7 @@ SPANS = {" ".join(span.split()) for span in SPANS}
 
 # What .ci/run does in new environments: the two commands, and pip with the extras that they hold.
 BY_CI = {'pip install ".[train]" && pydl train lenet', 'pip install ".[test]" && pytest', "pip install ."}
-PIP = {'pip install ".[tensorboard]"', 'pip install ".[bench]"', "pip install"}
+PIP = {'pip install ".[tensorboard]"', 'pip install ".[bench]"', "pip install", "pip install --no-cache-dir"}
 # README's commands as they are run here: short, and with names for what it leaves open.
 COMMANDS = {
     "pydl train MODEL": "train mlp --max-steps 1 --out run",
@@ -110,7 +110,7 @@ def test_every_option_named_exists():
     known = {option for command in get_command(app).commands.values() for p in command.params for option in p.opts}
     named = {option for span in SPANS for option in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", span)}
     assert len(named) > 20
-    assert named - known == {"--nproc-per-node"}  # torchrun's
+    assert named - known == {"--nproc-per-node", "--no-cache-dir"}  # torchrun's and pip's
 
 
 def test_every_python_name_exists():

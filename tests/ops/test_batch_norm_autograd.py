@@ -69,8 +69,9 @@ def test_compile(dynamic, training):
     def f(x, r, mean, var):
         return PF.batch_norm(x * 2, mean, var, w, b, training, residual=r, activation="relu").square().sum()
 
-    compiled = torch.compile(f, fullgraph=True, dynamic=dynamic)
-    for batch in (4, 6):
+    compiler = "inductor" if training else "aot_eager"  # inductor takes seconds, and evaluation has one op less
+    compiled = torch.compile(f, fullgraph=True, dynamic=dynamic, backend=compiler)
+    for batch in (4, 6) if dynamic else (4,):  # static: a second one compiles the same once more
         results = []
         x, _, _, _, _, r = all_inputs((batch, 3, 5, 5), torch.float32, "cpu", residual=True)
         for function in (f, compiled):

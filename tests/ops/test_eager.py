@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.autograd.profiler import profile
 
+import pydl
 import pydl.functional as PF
 
 
@@ -15,6 +16,10 @@ def norm(input, weight, bias):
     return PF.batch_norm(input, None, None, weight, bias, training=True)
 
 
+def dense(input, weight, bias):
+    return PF.linear(input, weight, bias)
+
+
 def loss(input, weight, bias):
     target = torch.arange(input.shape[0]) % input.shape[1]
     return PF.cross_entropy(input.mean((2, 3)), target) * weight.sum()
@@ -24,13 +29,21 @@ def drop(input, weight, bias):
     return PF.dropout(input, 0.5, seed=torch.tensor([7])) * bias.sum()
 
 
-OPS = [conv, norm, loss, drop]
+def largest(input, weight, bias):
+    return PF.max_pool2d(input, 2) * bias.sum()
+
+
+def mean(input, weight, bias):
+    return PF.avg_pool2d(input, 2) * bias.sum()
+
+
+OPS = [conv, dense, norm, loss, drop, largest, mean]
 
 
 def make(op):
     generator = torch.Generator().manual_seed(3)
-    weight = (16, 16, 3, 3) if op is conv else (16,)
-    shapes = (4, 16, 12, 12), weight, (16,)  # 1.3 M multiplications: enough for conv2d to ask what is wanted
+    weight = {conv: (16, 16, 3, 3), dense: (160, 12)}.get(op, (16,))
+    shapes = (4, 16, 12, 12), weight, weight[:1]  # 1.3 M multiplications: enough to ask what is wanted
     return [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
@@ -41,16 +54,20 @@ def calls(function):
     return sorted(event.key for event in profiler.key_averages() if event.key.startswith("pydl::"))
 
 
+@pytest.mark.best_isa
 @pytest.mark.cpu_kernels
 @pytest.mark.parametrize("through", ["grad", "grad of a product", "backward"])
 @pytest.mark.parametrize("asked", [(0,), (1,), (0, 1), (2,)], ids=str)
-def test_conv2d_computes_the_gradients_asked_for(device, asked, through):
+@pytest.mark.parametrize("op", [conv, dense], ids=lambda op: op.__name__)
+def test_only_gradients_asked_for_are_computed(device, op, asked, through):
     """requires_grad of both input and weight, and a gradient asked for of one: the other is not computed."""
-    leaves = [t.detach().to(device).requires_grad_() for t in make(conv)]
+    leaves = [t.detach().to(device).requires_grad_() for t in make(op)]
     inputs = [t * 2 for t in leaves] if through == "grad of a product" else leaves
-    output = conv(*inputs)
+    output = op(*inputs)
     grad = torch.randn_like(output)
-    expected = torch.autograd.grad(torch.nn.functional.conv2d(*inputs, padding=1), leaves, grad, retain_graph=True)
+    with pydl.backend.use("torch"):
+        theirs = op(*inputs)
+    expected = torch.autograd.grad(theirs, leaves, grad, retain_graph=True)
     found = []
 
     def run():
@@ -61,7 +78,8 @@ def test_conv2d_computes_the_gradients_asked_for(device, asked, through):
         else:
             found.extend(torch.autograd.grad(output, wanted, grad))
 
-    of_input, of_weight = (f"pydl::conv2d_backward_{name}" for name in ("input", "weight"))
+    name = {conv: "conv2d", dense: "linear"}[op]
+    of_input, of_weight = (f"pydl::{name}_backward_{of}" for of in ("input", "weight"))
     called = calls(run)
     assert (of_input in called, of_weight in called) == (0 in asked, 1 in asked)
     for i, gradient in zip(asked, found, strict=True):
@@ -112,7 +130,7 @@ def test_saved_tensors_hooks(op):
     assert unpacked
 
 
-@pytest.mark.parametrize("op", [conv, norm], ids=lambda op: op.__name__)
+@pytest.mark.parametrize("op", [conv, dense, norm], ids=lambda op: op.__name__)
 def test_input_written_before_backward(op):
     """torch's version counter sees it."""
     leaf, weight, bias = make(op)

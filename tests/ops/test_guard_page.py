@@ -61,6 +61,22 @@ def test_conv2d(device, kernel, stride, size, algorithm):
             compare(lambda x, w: pf.conv2d(x, w, **options), lambda x, w: F.conv2d(x, w, **options), x, weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("features", [1, 7, 8, 9, 16, 17, 33])
+def test_linear(device, features, dtype):
+    for rows, depth in ((1, 1), (1, 37), (5, 3), (6, 8), (7, 17), (14, 256), (15, 257), (29, 64)):
+        tensors = torch.randn(rows, depth), torch.randn(features, depth) / depth**0.5, torch.randn(features)
+        compare(pf.linear, F.linear, *(t.to(dtype) for t in tensors))
+        x, weight, bias = (t.to(dtype) for t in tensors)
+        compare(
+            lambda x, w, b: pf.linear(x.t(), w.t(), b),
+            lambda x, w, b: F.linear(x.t(), w.t(), b),
+            x.t(),
+            weight.t(),
+            bias,
+        )
+
+
 @pytest.mark.parametrize("size", [3, 10, 33])
 @pytest.mark.parametrize("kernel, stride", [(2, 2), (3, 2), (3, 1)])
 @pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])

@@ -13,6 +13,7 @@ import pydl
 # class, constructor arguments, input shape: what one call needs
 LAYERS = [
     ("Conv2d", {"in_channels": 4, "out_channels": 6, "kernel_size": 3}, (2, 4, 9, 8)),
+    ("Linear", {"in_features": 7, "out_features": 6}, (5, 7)),
     ("BatchNorm1d", {"num_features": 4}, (8, 4)),
     ("BatchNorm2d", {"num_features": 4}, (3, 4, 5, 6)),
     ("BatchNorm3d", {"num_features": 4}, (3, 4, 2, 5, 3)),
@@ -24,6 +25,7 @@ LAYERS = [
     ("MaxPool2d", {"kernel_size": 3, "stride": 2, "padding": 1}, (2, 3, 9, 8)),
     ("AvgPool2d", {"kernel_size": 3, "stride": 2, "ceil_mode": True}, (2, 3, 9, 8)),
     ("LazyConv2d", {"out_channels": 6, "kernel_size": 3}, (2, 4, 9, 8)),
+    ("LazyLinear", {"out_features": 6, "bias": False}, (5, 7)),
     ("LazyBatchNorm1d", {}, (8, 4)),
     ("LazyBatchNorm2d", {}, (3, 4, 5, 6)),
     ("LazyBatchNorm3d", {}, (3, 4, 2, 5, 3)),
@@ -73,6 +75,7 @@ def test_every_class_is_covered():
     assert {layer[0] for layer in LAYERS} | {"CrossEntropyLoss"} == set(pydl.nn.__all__)
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize("stride, padding, dilation, groups", [(1, 0, 1, 1), (2, (2, 1), 1, 2), (1, "same", 2, 1)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
@@ -92,10 +95,28 @@ def test_conv2d(device, stride, padding, dilation, groups, bias, padding_mode):
     assert_same_step(expected, actual, (2, 4, 11, 9), device, scale=5)
 
 
+@pytest.mark.best_isa
 def test_conv2d_unbatched(device):
     assert_same_step(*pair("Conv2d", in_channels=3, out_channels=2, kernel_size=3), (3, 6, 7), device)
 
 
+@pytest.mark.best_isa
+@pytest.mark.parametrize("shape", [(8, 20), (20,), (2, 3, 20), (0, 20)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(device, bias, shape):
+    assert_same_step(*pair("Linear", in_features=20, out_features=9, bias=bias), shape, device, scale=5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_linear_with_an_activation(device, activation):
+    expected, actual = pair("Linear", in_features=20, out_features=9)
+    x = torch.randn(8, 20)
+    assert_close(
+        actual.to(device)(x.to(device), activation=activation), getattr(torch, activation)(expected(x.double()))
+    )
+
+
+@pytest.mark.best_isa
 @pytest.mark.parametrize("rank, shape", [(1, (8, 4)), (1, (6, 4, 5)), (2, (3, 4, 5, 6)), (3, (3, 4, 2, 5, 3))])
 @pytest.mark.parametrize("momentum", [0.1, None, 0.0])
 @pytest.mark.parametrize("track", [True, False])
@@ -116,6 +137,7 @@ def test_batch_norm_refuses_ranks_as_torch_does():
         pydl.nn.BatchNorm2d(3)(torch.randn(2, 3))
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize(
     "name, shape", [("Dropout", (9, 50)), ("Dropout2d", (40, 30, 3, 2)), ("Dropout3d", (40, 30, 2, 3, 2))]
 )
@@ -135,6 +157,7 @@ def test_dropout(device, name, shape):
     assert (x == 0).any()
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize(
     "options",
     [{}, {"reduction": "sum"}, {"reduction": "none"}, {"ignore_index": 2, "label_smoothing": 0.1}, {"weight": True}],

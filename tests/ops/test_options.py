@@ -42,6 +42,7 @@ CALLS = {
     "dropout": (("p", "training"), lambda f, o: f.dropout(LOGITS.clone(), **o)),
     "dropout1d": (("p", "training"), lambda f, o: f.dropout1d(LOGITS.clone(), **o)),
     "dropout2d": (("p", "training"), lambda f, o: f.dropout2d(IMAGE.clone(), **o)),
+    "linear": (("weight", "bias"), lambda f, o: f.linear(LOGITS, **{"weight": torch.ones(2, 3), **o})),
     "cross_entropy": (
         ("target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"),
         lambda f, o: f.cross_entropy(LOGITS, **{"target": TARGET, **o}),

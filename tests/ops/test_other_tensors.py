@@ -33,7 +33,9 @@ class Listener(TorchFunctionMode):
 
 
 WEIGHT = torch.linspace(-1, 1, 54).view(2, 3, 3, 3)
+MATRIX = torch.linspace(-1, 1, 24).view(4, 6)
 OPS = {
+    "linear": lambda f, x: f.linear(x, MATRIX),
     "conv2d": lambda f, x: f.conv2d(x, WEIGHT),
     "batch_norm": lambda f, x: f.batch_norm(x, None, None, training=True),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
@@ -65,6 +67,8 @@ def test_subclass_sees_torchs_function(op):
 def test_subclass_as_weight_or_target():
     x, weight = torch.randn(2, 3, 6, 6), WEIGHT.as_subclass(Typed)
     assert type(PF.conv2d(x, weight)) is Typed
+    assert type(PF.linear(x, MATRIX.as_subclass(Typed))) is Typed
+    assert type(PF.linear(x, MATRIX, torch.zeros(4).as_subclass(Typed))) is Typed
     assert type(PF.batch_norm(x, None, None, torch.ones(3).as_subclass(Typed), training=True)) is Typed
     assert type(PF.cross_entropy(torch.randn(2, 3), torch.tensor([0, 1]).as_subclass(Typed))) is Typed
 
@@ -100,6 +104,7 @@ def test_nested(layout):
     x = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=layout)
     assert PF.dropout(x, 1.0).is_nested
     assert PF.dropout(x, 0.5, False).is_nested
+    assert PF.linear(x, torch.ones(3, 4)).is_nested
 
 
 def test_nested_is_refused_as_by_torch():
@@ -121,6 +126,8 @@ def test_mkldnn():
         torch.testing.assert_close(output.to_dense(), f(x, 2))
     output = PF.conv2d(x.to_mkldnn(), WEIGHT)
     torch.testing.assert_close(output.to_dense(), F.conv2d(x, WEIGHT))
+    output = PF.linear(x.to_mkldnn(), MATRIX)
+    torch.testing.assert_close(output.to_dense(), F.linear(x, MATRIX))
 
 
 def test_sparse_is_as_by_torch():

@@ -27,6 +27,13 @@ def composed_conv(f, x, weight, bias, activation=None):
     return {None: lambda y: y, "relu": torch.relu, "sigmoid": torch.sigmoid}[activation](y)
 
 
+def composed_linear(f, x, weight, bias, activation=None):
+    if f is PF:
+        return PF.linear(x, weight, bias, activation=activation)
+    y = F.linear(x, weight, bias)
+    return {None: lambda y: y, "relu": torch.relu, "sigmoid": torch.sigmoid}[activation](y)
+
+
 def norm_tensors(residual):
     tensors = {"input": torch.randn(4, 3, 5, 5), "mean": torch.zeros(3), "var": torch.ones(3)}
     tensors |= {"weight": torch.rand(3) + 0.5, "bias": torch.randn(3)}
@@ -48,6 +55,11 @@ def cases():
             f"conv2d-{activation}",
             {"input": torch.randn(2, 3, 5, 5), "weight": torch.randn(4, 3, 3, 3), "bias": torch.randn(4)},
             lambda f, t, a=activation: composed_conv(f, t["input"], t["weight"], t["bias"], a),
+        )
+        yield (
+            f"linear-{activation}",
+            {"input": torch.randn(4, 3), "weight": torch.randn(5, 3), "bias": torch.randn(5)},
+            lambda f, t, a=activation: composed_linear(f, t["input"], t["weight"], t["bias"], a),
         )
     for reduction in ("mean", "sum", "none"):
         for smoothing in (0.0, 0.1):

@@ -163,8 +163,9 @@ def test_compile(kind, dynamic):
     def loss_of(x, t, w):
         return pf.cross_entropy(x * 2.0, t, w, label_smoothing=0.1, z_loss=0.01) * 3.0
 
-    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic)
-    for shape in [(6, 12), (7, 13)]:
+    compiler = "inductor" if kind == "classes" else "aot_eager"  # inductor takes seconds, and these are one op
+    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend=compiler)
+    for shape in [(6, 12), (7, 13)][: 2 if dynamic else 1]:  # static: a second one compiles the same once more
         input, target = make(shape, kind)
         if kind == "classes":
             target[0] = -100

@@ -151,6 +151,84 @@ def test_batch_norm_of_other_ranks(dtype, training):
         compare(lambda f, x, w, b: f.batch_norm(x, *statistics(x), w, b, training), [x.to(dtype), *parameters])
 
 
+MATRICES = {
+    "row-major": lambda n, k: randn(n, k),
+    "transposed": lambda n, k: randn(k, n).t(),
+    "columns sliced": lambda n, k: randn(n, k + 3)[:, 1 : k + 1],
+    "rows of a transpose sliced": lambda n, k: randn(k, n + 2)[:, 1 : n + 1].t(),
+    "columns of a transpose sliced": lambda n, k: randn(k + 2, n)[1 : k + 1].t(),
+    "every second column": lambda n, k: randn(n, 2 * k)[:, ::2],
+    "row expanded": lambda n, k: randn(1, k).expand(n, k),
+    "column expanded": lambda n, k: randn(n, 1).expand(n, k),
+    "one number expanded": lambda n, k: randn(1, 1).expand(n, k),
+    "overlapping": lambda n, k: torch.as_strided(randn(100), (n, k), (3, 7)),
+}
+STACKS = {
+    "row-major": lambda b, n, k: randn(b, n, k),
+    "matrices transposed": lambda b, n, k: randn(b, k, n).transpose(1, 2),
+    "batch second": lambda b, n, k: randn(n, b, k).transpose(0, 1),
+    "columns of all rows": lambda b, n, k: randn(k, b, n).permute(1, 2, 0),
+    "columns of all rows, batch inside": lambda b, n, k: randn(k, n, b).permute(2, 1, 0),
+    "columns of all rows, sliced": lambda b, n, k: randn(k + 2, b, n)[1 : k + 1].permute(1, 2, 0),
+    "columns of sliced rows": lambda b, n, k: randn(k, b, n + 2)[:, :, 1 : n + 1].permute(1, 2, 0),
+    "features sliced": lambda b, n, k: randn(b, n, k + 2)[..., 1 : k + 1],
+    "rows sliced": lambda b, n, k: randn(b, n + 2, k)[:, 1 : n + 1],
+    "batch expanded": lambda b, n, k: randn(1, n, k).expand(b, n, k),
+    "rows expanded": lambda b, n, k: randn(b, 1, k).expand(b, n, k),
+    "every second feature": lambda b, n, k: randn(b, n, 2 * k)[..., ::2],
+}
+# a gradient that torch lays out by whether the other one is wanted
+NEEDS = [(True, True, True), (True, False, True), (False, True, False), (True, False, False)]
+
+
+def compare_linear(tensors, needs, grads):
+    """As :func:`compare`, with gradients of some tensors alone; ``grads`` makes them of the output's shape."""
+    outputs, leaves = [], []
+    for f in (F, PF):
+        held = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
+        leaves.append([t for t in held if t.requires_grad])
+        outputs.append(f.linear(*held[: len(tensors)]))
+    assert outputs[1].stride() == outputs[0].stride()
+    for make in grads:
+        grad = make(outputs[0].shape, tensors[0].dtype)
+        expected, actual = (
+            torch.autograd.grad(y, x, grad, retain_graph=True) for y, x in zip(outputs, leaves, strict=True)
+        )
+        assert [t.stride() for t in actual] == [t.stride() for t in expected], (
+            [(t.shape, t.stride()) for t in tensors],
+            needs,
+        )
+
+
+GRADS = [
+    lambda size, dtype: torch.ones(size, dtype=dtype),
+    lambda size, dtype: torch.ones((), dtype=dtype).expand(size),
+    lambda size, dtype: torch.ones(*size[::-1], dtype=dtype).permute(*range(len(size) - 1, -1, -1)),
+]
+
+
+@pytest.mark.parametrize("of_weight", MATRICES)
+@pytest.mark.parametrize("layout", MATRICES)
+def test_linear(layout, of_weight):
+    # one row, one feature, none: dimensions of size 1 have strides that say nothing
+    for n, k, o in ((3, 2, 4), (1, 2, 3), (3, 1, 4), (3, 2, 1), (1, 1, 1), (1, 3, 1), (2, 2, 2), (0, 2, 3)):
+        tensors = MATRICES[layout](n, k), MATRICES[of_weight](o, k), torch.randn(2 * o)[::2]
+        compare_linear(tensors, (True, True, True), GRADS)
+        if 0 not in tensors[0].stride() + tensors[1].stride():  # whose strides a copy keeps
+            compare_linear([t.bfloat16() for t in tensors], (True, True, True), GRADS[:1])
+
+
+@pytest.mark.parametrize("of_weight", ["row-major", "transposed", "columns sliced"])
+@pytest.mark.parametrize("layout", STACKS)
+def test_linear_of_other_ranks(layout, of_weight):
+    for b, n, k in ((2, 3, 2), (1, 3, 2), (2, 1, 3), (1, 1, 2), (2, 3, 1), (1, 1, 1), (2, 0, 3)):
+        x, w = STACKS[layout](b, n, k), MATRICES[of_weight](4, k)
+        for input in (x, x[None], x.unsqueeze(2), x[0, :1].squeeze(0)):
+            for needs in NEEDS:
+                compare_linear((input, w, torch.randn(4)), needs, GRADS[:2])
+                compare_linear((input, w), needs[:2], GRADS[:1])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_unbatched(layout):
     input = LAYOUTS[layout](1, 3, 5, 6)[0]
@@ -186,3 +264,20 @@ def test_fakes_predict_them(layout):
             with mode:
                 predicted = call(fake).stride()
             assert predicted == call(real).stride(), name
+
+
+@pytest.mark.parametrize("of_weight", ["row-major", "transposed"])
+@pytest.mark.parametrize("layout", STACKS)
+def test_fakes_predict_those_of_linear(layout, of_weight):
+    for b, n, k in ((2, 3, 2), (1, 3, 2), (2, 3, 1), (2, 0, 3)):
+        for real in (STACKS[layout](b, n, k), STACKS[layout](b, n, k)[0]):
+            tensors = [real, MATRICES[of_weight](4, k), torch.randn(4)]
+            with FakeTensorMode() as mode:
+                fakes = [mode.from_tensor(t) for t in tensors]
+            found = []
+            for leaves in (tensors, fakes):
+                leaves = [t.detach().requires_grad_() for t in leaves]
+                output = PF.linear(*leaves)
+                grads = torch.autograd.grad(output, leaves, torch.ones_like(output))
+                found.append([t.stride() for t in (output, *grads)])
+            assert found[0] == found[1]

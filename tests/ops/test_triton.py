@@ -1,7 +1,7 @@
-"""The Triton backend itself: a launcher for every op, the CPU's bits, and the dtypes that the op tests leave out."""
+"""The Triton backend itself: a launcher for every op, and the choices that its launchers make."""
 
-import batch_norm_oracle
-import cross_entropy_oracle
+import importlib
+
 import pytest
 import test_conv2d
 import torch
@@ -9,12 +9,9 @@ import torch.nn.functional as F
 from testing import BACKENDS, assert_close
 
 import pydl.functional as PF
-from pydl import backend
 from pydl.ops import _triton
 
 INTERPRETED = [parameter for parameter in BACKENDS if parameter.values == ("triton-interpreted",)]
-# the other bodies run float32 and bfloat16 under the interpreter
-OTHER_DTYPES = [torch.float64, torch.float16]
 
 OPS = sorted({s.name.split("::")[1] for s in torch._C._jit_get_all_schemas() if s.name.startswith("pydl_triton::")})
 
@@ -23,63 +20,6 @@ OPS = sorted({s.name.split("::")[1] for s in torch._C._jit_get_all_schemas() if 
 def test_every_op_has_a_launcher(name):
     pytest.importorskip("triton", reason="Triton is not installed")
     assert callable(_triton.launcher(name))
-
-
-@pytest.mark.parametrize("device", INTERPRETED, indirect=True)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *OTHER_DTYPES])
-def test_dropout_has_the_bits_of_the_cpu_kernels(device, dtype):
-    seed = torch.tensor([0x0123456789ABCDEF])
-    dense = torch.randn(2, 37, 5, 11).to(dtype)
-    views = (
-        dense.flatten(),
-        dense,
-        dense.to(memory_format=torch.channels_last),
-        dense.transpose(1, 3),
-        dense[:, 1:, ::2],
-    )
-    for x in views:
-        for function in (PF.dropout, PF.dropout2d) if x.dim() == 4 else (PF.dropout,):
-            ours = function(x, 0.3, seed=seed)
-            with backend.use("cpu"):
-                assert torch.equal(ours, function(x, 0.3, seed=seed))
-
-
-@pytest.mark.parametrize("device", INTERPRETED, indirect=True)
-@pytest.mark.parametrize("kind", ["classes", "probabilities"])
-@pytest.mark.parametrize("dtype", OTHER_DTYPES)
-def test_cross_entropy_in_other_dtypes(device, dtype, kind):
-    for shape in ((6, 33), (1, 2100), (2, 9, 5)):  # short rows; more than one block of classes; strided classes
-        input, target = cross_entropy_oracle.make(shape, kind, dtype, ignored=True)
-        weight = torch.rand(shape[1]).to(dtype)
-        options = {"weight": weight, "label_smoothing": 0.1, "z_loss": 1e-3}
-        for reduction in ("none", "mean"):
-            cross_entropy_oracle.compare(input, target, reduction=reduction, **options)
-
-
-@pytest.mark.parametrize("device", INTERPRETED, indirect=True)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", OTHER_DTYPES)
-def test_batch_norm_in_other_dtypes(device, dtype, memory_format):
-    shape = (9, 5, 6, 7)
-    for activation, residual in ((None, False), ("sigmoid", True)):
-        inputs = batch_norm_oracle.all_inputs(shape, dtype, device, memory_format, residual=residual)
-        grad = batch_norm_oracle.make(shape, dtype, device, memory_format) / 16
-        for training in (True, False):
-            batch_norm_oracle.check(inputs, grad, training, activation)
-
-
-@pytest.mark.parametrize("device", INTERPRETED, indirect=True)
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(
-    "name", ["3x3, odd everything", "stride 3", "dilation 2, stride 3", "groups", "depthwise stride 2", "lenet 1"]
-)
-def test_conv2d_in_other_dtypes(device, name, channels_last):
-    for dtype in OTHER_DTYPES:
-        x, w, b, options = test_conv2d.make(name, dtype)
-        if channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        expected = test_conv2d.passes(F.conv2d, x.double(), w.double(), b.double(), options)
-        test_conv2d.check(test_conv2d.passes(PF.conv2d, x, w, b, options), expected, dtype, x.shape)
 
 
 @pytest.mark.parametrize("device", INTERPRETED, indirect=True)
@@ -108,3 +48,44 @@ def test_rows_in_pieces(device):
         assert_close(loss, expected)
         assert_close(*(torch.autograd.grad(y * 2.5, t)[0] for y, t in ((loss, x), (expected, x64))))
     assert_close(PF.cross_entropy(input, target), F.cross_entropy(input.double(), target))
+
+
+@pytest.mark.parametrize("device", INTERPRETED, indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_by_way_of_channels_last(device, dtype, monkeypatch):
+    """NCHW tensors are copied to channels_last and back where much is computed; here always, and with odd sizes."""
+    copies = []
+    transpose = conv2d_transpose().transposed
+    monkeypatch.setattr(conv2d_transpose(), "PAYS_FROM", 1)
+    monkeypatch.setitem(conv2d_transpose().PAYS, dtype, 0.1)
+    for module in (conv2d_transpose(), importlib.import_module("pydl.kernels.triton.conv2d.conv2d")):
+        monkeypatch.setattr(module, "transposed", lambda *a: copies.append(a) or transpose(*a))
+    x, w, b = torch.randn(2, 33, 9, 7), torch.randn(70, 33, 3, 3) / 17, torch.randn(70)
+    x, w, b = (t.to(dtype) for t in (x, w, b))
+    options = {"padding": 1, "stride": 2}
+    expected = test_conv2d.passes(F.conv2d, x.double(), w.double(), b.double(), options)
+    actual = test_conv2d.passes(PF.conv2d, x, w, b, options)
+    # input, weight, output; gradient, weight, gradient of the input; gradient, input
+    assert len(copies) == 8
+    assert all(t.is_contiguous() for t in actual)
+    test_conv2d.check(actual, expected, dtype, x.shape)
+
+
+def conv2d_transpose():
+    return importlib.import_module("pydl.kernels.triton.conv2d.conv2d_transpose")
+
+
+@pytest.mark.skipif(_triton.version() is None, reason="Triton is not installed")
+def test_copies_are_made_where_they_pay():
+    pays, device = conv2d_transpose().transpose_pays, importlib.import_module("pydl.kernels.triton.launch").ELSEWHERE
+    pixels = 64 * 28 * 28
+    elements = 2 * pixels * 128
+    assert pays(torch.bfloat16, device, pixels, (128, 128, 3, 3), 1, elements)
+    assert pays(torch.float32, device, pixels, (128, 128, 3, 3), 1, elements)
+    assert not pays(torch.float64, device, pixels, (128, 128, 3, 3), 1, elements)
+    assert not pays(torch.bfloat16, device, 64, (128, 128, 3, 3), 1, 64 * 256)  # launches would take longer
+    assert not pays(torch.bfloat16, device, 64 * 3136, (256, 64, 1, 1), 1, 64 * 3136 * 320)  # bound by its bytes
+    assert not pays(torch.bfloat16, device, pixels, (128, 3, 7, 7), 1, elements)  # images
+    assert not pays(torch.bfloat16, device, pixels, (128, 128, 3, 3), 1, 0)  # nothing to copy
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert not pays(torch.float32, device, pixels, (128, 128, 3, 3), 1, elements)

@@ -3,8 +3,8 @@
 The interpreter converts float32 to bfloat16 by cutting bits off, and multiplies the bit patterns of bfloat16 matrices
 as if they were integers (so in Triton 3.6 and 3.9); until Triton 3.8 its loops with bounds known at run time fail under
 NumPy 2.4, which turns only 0-dimensional arrays into integers; and it prepares triton.language anew for each call of a
-device function, which took half of the tests' time. Imported by conftest.py where TRITON_INTERPRET=1, before any kernel
-runs.
+device function, which took half of the tests' time, and the shape and NumPy's dtype anew for each tensor, which took a
+quarter of the rest. Imported by conftest.py where TRITON_INTERPRET=1, before any kernel runs.
 """
 
 import numpy as np
@@ -60,6 +60,27 @@ def install():
             scope.restore = lambda: (patched.clear(), restore())
         return scope
 
+    make_tensor, shapes = tl.tensor.__init__, {}
+
+    def make_tensor_of_known_shape(self, handle, type):
+        key = (*type.shape,) if type.is_block() else ()
+        if key not in shapes:
+            make_tensor(self, handle, type)
+            shapes[key] = {"shape": self.shape, "numel": self.numel}
+            assert vars(self) == {"handle": handle, "type": type, "dtype": type.scalar, **shapes[key]}
+            return
+        self.__dict__.update(shapes[key], handle=handle, type=type, dtype=type.scalar)
+
+    numpys, known = interpreter._get_np_dtype, {}
+
+    def numpys_dtype(dtype):
+        name = dtype.scalar.name
+        if name not in known:
+            known[name] = numpys(dtype)
+        return known[name]
+
+    tl.tensor.__init__ = make_tensor_of_known_shape
+    interpreter._get_np_dtype = numpys_dtype
     interpreter._patch_lang = patch_lang_once
     interpreter._patch_lang_tensor = patch_lang_tensor
     interpreter._convert_float = convert_float

@@ -51,6 +51,7 @@ class Residual(nn.Module):
 # name of the class -> (layer, shape of its input, the function that torch's forward ends in)
 LAYERS = {
     "Conv2d": (lambda: nn.Conv2d(5, 7, (3, 2), padding=1), (3, 5, 9, 6), "conv2d"),
+    "Linear": (lambda: nn.Linear(6, 4), (3, 5, 6), "linear"),
     "BatchNorm1d": (lambda: nn.BatchNorm1d(6), (4, 6, 5), "batch_norm"),
     "BatchNorm2d": (lambda: nn.BatchNorm2d(6), (4, 6, 5, 3), "batch_norm"),
     "BatchNorm3d": (lambda: nn.BatchNorm3d(2), (3, 2, 5, 3, 4), "batch_norm"),
@@ -163,6 +164,6 @@ def small_net():
 def torchs(model):
     """A model of pydl.nn's layers, in place, as one of torch's own."""
     for layer in model.modules():
-        if type(layer).__module__ == "pydl.nn":
+        if type(layer).__module__.startswith("pydl.nn."):
             layer.__class__ = getattr(nn, type(layer).__name__)
     return model

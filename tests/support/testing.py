@@ -17,13 +17,15 @@ TOLERANCE = {
     torch.float16: (3e-3, 3e-3),
 }
 ALL_DTYPES = list(TOLERANCE)
-# Triton's interpreter is slow: two dtypes there, and the others in tests/ops/test_triton.py
+# Triton's interpreter and the host twin are slow: two dtypes there, and the others in tests/ops/test_other_dtypes.py
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DTYPES = [torch.float32, torch.bfloat16] if INTERPRETED else ALL_DTYPES
+ON_HOST = "PYDL_CUDA_ON_HOST" in os.environ
+SLOW_DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = SLOW_DTYPES if INTERPRETED or ON_HOST else ALL_DTYPES
 
 # triton-interpreted runs the Triton kernels on CPU tensors: TRITON_INTERPRET=1 pytest -m triton, a process of its own
 _BACKENDS = [f"cpu-{isa}" for isa in ("baseline", "avx2", "avx512")] + ["cuda", "triton", "triton-interpreted"]
-if "PYDL_CUDA_ON_HOST" in os.environ:  # every CPU tensor is the CUDA kernels' in this process
+if ON_HOST:  # every CPU tensor is the CUDA kernels' in this process
     _BACKENDS = ["cuda-on-host"]
 
 
@@ -45,6 +47,7 @@ def _marks(name):
     return [skip, own_process[name]] if name in own_process else [skip]
 
 
+BEST = f"cpu-{pydl.backend.isas()[-1]}"
 BACKENDS = [pytest.param(name, marks=_marks(name)) for name in _BACKENDS]
 
 

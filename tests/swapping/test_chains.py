@@ -40,6 +40,14 @@ CASES = {
         lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU()),
         {"0": "with 1", "1": "in 0"},
     ),
+    "linear + ReLU": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 20), nn.ReLU(inplace=True), nn.Linear(20, 5)),
+        {"1": "with 2", "2": "in 1"},
+    ),
+    "linear + sigmoid": (
+        lambda: nn.Sequential(nn.Linear(8, 5, bias=False), nn.Sigmoid()),
+        {"0": "with 1", "1": "in 0"},
+    ),
     "linear + BN1d + sigmoid": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.BatchNorm1d(5), nn.Sigmoid()),
         {"2": "with 3", "3": "in 2"},
@@ -55,6 +63,7 @@ CASES = {
 }
 
 
+@pytest.mark.best_isa
 @pytest.mark.large
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", CASES)

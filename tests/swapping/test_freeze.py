@@ -11,6 +11,7 @@ from torch import nn
 import pydl
 
 
+@pytest.mark.best_isa
 @pytest.mark.large
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, nn.Identity])
 @pytest.mark.parametrize("affine", [True, False])

@@ -11,6 +11,7 @@ from swap_models import (
 )
 from testing import assert_close
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import pydl
@@ -181,7 +182,8 @@ class OwnForward(nn.Conv2d):
 
 LEFT = {
     "own forward": (lambda: OwnForward(1, 1, 1), "a subclass of Conv2d"),
-    "Linear": (lambda: nn.Linear(3, 3), "no kernel for Linear"),
+    "subclass of torch's": (lambda: NonDynamicallyQuantizableLinear(3, 3), "a subclass of Linear"),
+    "GroupNorm": (lambda: nn.GroupNorm(1, 3), "no kernel for GroupNorm"),
     "complex": (lambda: nn.Conv2d(1, 1, 1).to(torch.complex64), "complex64"),
     "ConvTranspose2d": (lambda: nn.ConvTranspose2d(1, 1, 1), "no kernel for ConvTranspose2d"),
     "quantized": (lambda: torch.ao.nn.quantized.Conv2d(1, 1, 1), "quantized"),

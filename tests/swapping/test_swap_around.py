@@ -26,6 +26,7 @@ def gradients(model, loss):
     return [p.grad.clone() for p in model.parameters()]
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_activation_checkpointing_gives_the_same_gradients(device, reentrant):
     model = pydl.swap(net()).to(device)

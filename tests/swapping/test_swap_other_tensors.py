@@ -170,6 +170,19 @@ def test_a_weight_of_another_layout(name):
     assert "tensors of layout _mkldnn are torch's" in reasons(net)
 
 
+@pytest.mark.parametrize("of", ["swapped", "pydl.nn"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_is_no_tensor_is_refused_as_torch_refuses_it(name, of):
+    errors = []
+    for layer in ours_and_torchs(LAYERS[name][0]):
+        if of == "pydl.nn" and not errors:
+            pydl.unswap(layer).__class__ = getattr(pydl.nn, name)
+        with pytest.raises((TypeError, AttributeError)) as error:
+            layer([1.0, 2.0])
+        errors.append((type(error.value), str(error.value)))
+    assert errors[0] == errors[1]
+
+
 # ---- forward mode, and torch.jit.trace
 
 SMOOTH = {

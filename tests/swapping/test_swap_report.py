@@ -24,12 +24,13 @@ def test_report():
     assert report.rows[0].served_by == f"cpu {pydl.backend.current_isa()}"
     assert report.rows[1] == pydl.swapping.Row("1", "Sigmoid", report.rows[0].served_by, "", "in 0")
     assert report.rows[2] == pydl.swapping.Row("2", "AvgPool2d", report.rows[0].served_by, "")
-    assert report.rows[8] == pydl.swapping.Row("8", "Sigmoid", "torch", "pydl has no kernel for Sigmoid")
+    assert report.rows[6] == pydl.swapping.Row("6", "Flatten", "torch", "pydl has no kernel for Flatten")
+    assert report.rows[8] == pydl.swapping.Row("8", "Sigmoid", report.rows[0].served_by, "", "in 7")
     with pydl.backend.use("torch"):
         assert pydl.report(net).rows[0].reason == "the backend torch was asked for"
     text = str(report)
     assert "served by" in text.splitlines()[0]
-    assert text.endswith("pydl serves 6 of 12 layers")
+    assert text.endswith("pydl serves 11 of 12 layers")
     assert repr(report) == text
     from rich.console import Console
 

@@ -35,6 +35,7 @@ def derivatives(net, x, second):
     return output, [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
 @pytest.mark.parametrize("frozen", [(), ("0.weight",), ("0.weight", "0.bias"), ("1.weight", "1.bias")])
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "groups": 2}, {"bias": False, "padding": "same"}])

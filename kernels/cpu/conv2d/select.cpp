@@ -6,7 +6,7 @@
 #include "kernels/cpu/base/simd.h"
 #include "kernels/cpu/conv2d/algorithms.h"
 #include "kernels/cpu/conv2d/reduced.h"
-#include "kernels/cpu/gemm/tile.h"
+#include "kernels/cpu/gemm/panel.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -65,7 +65,7 @@ bool slabs_pay(const Params& p, Pass pass) {
   const int64_t* result = forward ? p.output_stride : p.input_stride;
   const int64_t* read = forward ? p.input_stride : p.output_stride;
   const bool by_pixel = result[3] == 1 && result[1] != 1;
-  if (by_pixel && 2 * channels <= gemm::kColumns<float> / 2) return false;
+  if (by_pixel && 2 * channels <= gemm::kNr<float> / 2) return false;
   const bool one = p.kernel_height == 1 && p.kernel_width == 1 && p.stride_height == 1 && p.stride_width == 1;
   const bool many = p.batch * p.out_height * p.out_width >= kFewPixels;
   return !(by_pixel && one && read[3] == 1 && many && !multiplies_pairs(p));

@@ -19,7 +19,6 @@ namespace {
 
 using namespace gemm;
 
-constexpr int64_t kDepth = 256;  // rounding errors grow with the root of a part's length and of their number
 constexpr int64_t kMostRows = 336;     // of a task: kDepth of each stay in the second cache
 constexpr int64_t kMostPanels = 32;    // of a task
 constexpr int64_t kFewRows = 4 * kMr;  // which reuse a panel too seldom for a copy of it to pay
@@ -68,8 +67,8 @@ struct Workspace {
   template <class T>
   static Workspace of(const MatmulPlan& plan, char* scratch, T) {
     Pieces pieces{scratch};
-    const int64_t left = plan.strips        ? plan.rows * plan.depth + ceil_div(plan.rows, kMr) * lanes<A>
-                         : plan.rows_packed ? plan.rows * plan.left_pitch + lanes<A>
+    const int64_t left = plan.strips        ? ceil_div(plan.rows, kMr) * strip_numbers<A>(plan.depth)
+                         : plan.rows_packed ? plan.rows * kPitch + lanes<A>
                                             : 0;
     Workspace space{};
     space.panel = pieces.take<A>(plan.depth * kNr<A>);
@@ -90,7 +89,6 @@ MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   plan.depth = ceil_div(p.depth, plan.depth_parts);
   plan.strips = p.left.column != 1 && p.left.row == 1 && p.depth > 1;
   plan.rows_packed = !plan.strips && !(__is_same(T, A) && (p.left.column == 1 || p.depth == 1));
-  plan.left_pitch = ceil_div(plan.depth, 16) * 16 + 16;  // no power of two
   const double work =
       static_cast<double>(p.rows) * static_cast<double>(p.columns) * static_cast<double>(p.depth);
   threads = work < kWorthAThread * static_cast<double>(threads - 1)
@@ -128,11 +126,12 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, int64_t row, int64_
     product.depth = depth;
     product.add = !begins;
     product.left = space.left;
-    product.left_pitch = plan.strips ? 0 : plan.left_pitch;
+    product.left_pitch = kPitch;
+    product.strips = plan.strips;
     if (plan.strips)
       pack_strips<T>(p.left, row, rows, p.rows, k, depth, space.left);
     else if (plan.rows_packed)
-      pack_rows<T>(p.left, row, rows, k, depth, space.left, plan.left_pitch);
+      pack_rows<T>(p.left, row, rows, k, depth, space.left, kPitch);
     else if constexpr (__is_same(T, A)) {
       product.left = element<T>(p.left, row, k);
       product.left_pitch = p.left.row;

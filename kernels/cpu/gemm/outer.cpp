@@ -17,19 +17,10 @@ void outer_kernel(const OuterBlock<E>& p) {
   for (int64_t i = 0; i < rows * 2 * all; i += 64 / static_cast<int64_t>(sizeof(A)))
     prefetch_to_write(p.sums + i);
   const E* right = p.right;
+  NoPrefetch nothing;
   for (int64_t t = 0; t < p.segments; ++t) {
-    const E* left = p.left + p.offsets[t];
-    for (int64_t k = 0; k < p.depth; ++k, left += p.step, right += 2 * all) {
-      vec_of<E> b[vectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) b[v] = load_elements(right + v * all);
-#pragma GCC unroll 14
-      for (int m = 0; m < rows; ++m) {
-        const vec_of<E> a = splat_element<E>(left + m);
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) sum[m][v] = multiply_add(a, b[v], sum[m][v]);
-      }
-    }
+    Adjacent<E, rows> left(p.left + p.offsets[t], p.step);
+    accumulate(p.depth, left, right, kNr<A>, nothing, sum);
   }
 #pragma GCC unroll 14
   for (int m = 0; m < rows; ++m)
@@ -44,7 +35,7 @@ void outer_kernel(const OuterBlock<E>& p) {
 template <class E>
 using Kernel = void (*)(const OuterBlock<E>&);
 
-template <class E, int vectors, int rows = kMostRows>
+template <class E, int vectors, int rows = kMr>
 Kernel<E> pick(int64_t wanted) {
   if constexpr (rows == 1) {
     return &outer_kernel<E, vectors, 1>;

@@ -69,13 +69,13 @@ void pack_equal_strips(const T* from, int64_t stride, int64_t room, int64_t coun
                        A* to) {
   const int64_t whole = max_of(min_of(count, (room - ceil_div(n, lanes<A>) * lanes<A> + n) / n), 0);
   for (int64_t k = 0; k < depth; ++k, from += stride) {
-    A* at = to + k * n;
+    A* at = to + k * kMr;
     int64_t i = 0;
-    for (; i < whole; ++i, at += strip_numbers<A>(n, depth)) {
+    for (; i < whole; ++i, at += strip_numbers<A>(depth)) {
       prefetch(from + kStepsAhead * stride + i * n);
       for (int64_t j = 0; j < n; j += lanes<A>) store(at + j, load(from + i * n + j));
     }
-    for (; i < count; ++i, at += strip_numbers<A>(n, depth))
+    for (; i < count; ++i, at += strip_numbers<A>(depth))
       for (int64_t j = 0; j < n; j += lanes<A>)
         store(at + j, load_n(from + i * n + j, min_of(lanes<A>, room - i * n - j)));
   }
@@ -89,7 +89,7 @@ void pack_strips(const Matrix& left, int64_t row, int64_t rows, int64_t end, int
   const int64_t blocks = ceil_div(rows, kMr), n = rows / blocks, larger = rows % blocks;
   pack_equal_strips(from, left.column, end - row, larger, n + 1, depth, to);
   pack_equal_strips(from + larger * (n + 1), left.column, end - row - larger * (n + 1), blocks - larger, n,
-                    depth, to + larger * strip_numbers<A>(n + 1, depth));
+                    depth, to + larger * strip_numbers<A>(depth));
 }
 
 }  // namespace

@@ -15,7 +15,10 @@ void block(const PanelProduct<A>& p, const A* left, A* result) {
 #pragma GCC unroll 14
     for (int m = 0; m < rows; ++m) sum[m][v] = start;
   }
-  accumulate<A, rows, vectors>(p.depth, Left(left, p.left_pitch), p.right, p.right_pitch, sum);
+  Left rows_of_left(left, p.left_pitch);
+  const A* right = p.right;
+  NoPrefetch nothing;
+  accumulate(p.depth, rows_of_left, right, p.right_pitch, nothing, sum);
   if (p.add) {
 #pragma GCC unroll 14
     for (int m = 0; m < rows; ++m)
@@ -70,14 +73,13 @@ const Block<A>* blocks_for(int64_t columns, bool strips) {
 
 template <class A>
 void multiply_panel(const PanelProduct<A>& p) {
-  const bool strips = p.left_pitch == 0;
-  const Block<A>* of = blocks_for<A>(p.columns, strips);
+  const Block<A>* of = blocks_for<A>(p.columns, p.strips);
   const A* left = p.left;
   A* result = p.result;
   for (int64_t rows = p.rows, blocks = ceil_div(rows, kMr); blocks > 0; --blocks) {
     const int64_t n = block_rows(rows, blocks);
     of[n - 1](p, left, result);
-    left += strips ? strip_numbers<A>(n, p.depth) : n * p.left_pitch;
+    left += p.strips ? strip_numbers<A>(p.depth) : n * p.left_pitch;
     result += n * p.result_pitch;
     rows -= n;
   }

@@ -8,10 +8,21 @@
 namespace pydl::cpu::PYDL_ISA::gemm {
 
 template <class A>
+static constexpr int kTile = kMr * kNr<A>;  // elements of a register block's result
+
+static constexpr int64_t kDepth =
+    256;  // k that are summed in one go: a register block of left (14 KB) stays in L1,
+          // and rounding errors grow with the root of it and of the number of such parts
+static constexpr int64_t kPitch =
+    272;  // elements between packed rows of left: more than kDepth, and no power of two,
+          // so that the rows fall into different cache sets
+
+template <class A>
 struct PanelProduct {
   int64_t rows, columns, depth;
   const A* left;
-  int64_t left_pitch;  // left(i, k) at left[i * left_pitch + k]; 0: left is in strips
+  int64_t left_pitch;  // left(i, k) at left[i * left_pitch + k]
+  bool strips;         // or left is in strips
   const A* right;      // kNr numbers for each k, right_pitch apart
   int64_t right_pitch;
   const A* bias;  // kNr numbers, or null
@@ -24,11 +35,11 @@ struct PanelProduct {
 // Rows are cut into register blocks of equal size: how many the next one has, of `rows` that are left for `blocks`.
 static inline int64_t block_rows(int64_t rows, int64_t blocks) { return ceil_div(rows, blocks); }
 
-// In strips each register block has its rows side by side, left(i, k) at strip[k * rows + i], and a vector of room
-// behind it.
+// In strips each register block has its rows side by side, left(i, k) at strip[k * kMr + i], and a vector of room behind
+// it.
 template <class A>
-constexpr int64_t strip_numbers(int64_t rows, int64_t depth) {
-  return rows * depth + lanes<A>;
+constexpr int64_t strip_numbers(int64_t depth) {
+  return kMr * depth + lanes<A>;
 }
 
 // Defined for float and double in panel.cpp.

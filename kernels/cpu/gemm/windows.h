@@ -7,44 +7,19 @@
 // The vector axis is output channels, two vectors wide, so each number of a window is broadcast: it needs an
 // address, not a place in a panel. Pixels come as up to four groups of neighbours, a pitch apart; the groups
 // lie anywhere (other rows, other images), so that narrow images fill the registers too.
-//
-// An element E is float, double, or a pair of bf16 that lie side by side and are multiplied with another pair
-// and summed in float32 by one instruction.
 #pragma once
 
-#include "kernels/cpu/base/simd.h"
+#include "kernels/cpu/gemm/microkernel.h"
 
 namespace pydl::cpu::PYDL_ISA::gemm {
 
-#if defined(PYDL_AVX512)
-static constexpr int kMostRows = 14;  // of two vectors each: 28 accumulators of 32 registers
-static constexpr int kMostPixels = 7;
+static constexpr int kMostPixels = kMr < 7 ? kMr : 7;  // of a group
 static constexpr int kMostGroups = 4;
-#else
-static constexpr int kMostRows = 6;  // 12 of 16
-static constexpr int kMostPixels = 6;
-static constexpr int kMostGroups = 4;
-#endif
 
 // How many groups of so many pixels the registers hold.
 static constexpr int most_groups(int pixels) {
-  return kMostRows / pixels < kMostGroups ? kMostRows / pixels : kMostGroups;
+  return kMr / pixels < kMostGroups ? kMr / pixels : kMostGroups;
 }
-
-template <class E>
-struct element_traits {
-  using acc = E;
-  using vector = vec<E>;
-};
-template <>
-struct element_traits<bf16_pair> {
-  using acc = float;
-  using vector = u32v;
-};
-template <class E>
-using acc_of = typename element_traits<E>::acc;
-template <class E>
-using vec_of = typename element_traits<E>::vector;
 
 constexpr int64_t kAheadStep = 32;
 template <class E>
@@ -82,7 +57,7 @@ struct OuterBlock {
   bool accumulate;
 };
 
-// rows <= kMostRows.
+// rows <= kMr.
 void gemm_outer(int64_t rows, int64_t channels, const OuterBlock<float>& block);
 void gemm_outer(int64_t rows, int64_t channels, const OuterBlock<double>& block);
 #if defined(PYDL_BF16_DOT)

@@ -7,7 +7,7 @@
 // conv2d_tensor.cu cannot serve them.
 //
 // The weight gradient sums over all pixels, which few tiles share: the sum is cut into parts, each a block's,
-// that are written to scratch and added up in order by a second kernel. Nothing is added atomically.
+// that are written to scratch and added up in order by a second kernel (conv2d_sums.cu).
 #include "kernels/cuda/conv2d/conv2d.h"
 
 #include "kernels/cuda/library.h"
@@ -222,32 +222,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int j = 0; j < kMine; ++j) pass.put(g, row0 + my_row + i, column0 + my_column + j, sum[i][j], split);
 }
 
-// grad_weight from its parts, in order.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    conv2d_weight_sum_kernel(PYDL_CONSTANT Geometry g, int64_t splits, int64_t count) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (at >= count) return;
-  const acc_t<T>* parts = static_cast<const acc_t<T>*>(g.p.scratch);
-  acc_t<T> sum = 0;
-  for (int64_t s = 0; s < splits; ++s) sum += parts[s * count + at];
-  const int64_t taps = g.in_per_group * g.area, o = at / taps;
-  static_cast<T*>(g.p.weight)[weight_offset(g, static_cast<int>(o), tap_of(g, g.in_group, at - o * taps))] =
-      narrow<T>(sum);
-}
-
-// A block sums the gradient of the bias of one channel, over pixels in the order of memory.
-template <class T>
-__global__ void __launch_bounds__(kThreads) conv2d_bias_kernel(PYDL_CONSTANT Geometry g) {
-  PYDL_SHARED(double, shared, kThreads / kWarp);
-  const T* from = static_cast<const T*>(g.p.output) + blockIdx.x * g.p.output_stride[1];
-  double sum = 0;
-  for (int64_t m = threadIdx.x; m < g.p.batch * g.out_image.by; m += kThreads)
-    sum += static_cast<double>(widen(from[output_offset(g, m)]));
-  sum = block_sum<kThreads>(sum, shared);
-  if (threadIdx.x == 0) static_cast<T*>(g.p.grad_bias)[blockIdx.x] = narrow<T>(static_cast<acc_t<T>>(sum));
-}
-
 template <template <class> class Pass>
 int multiply(const Geometry& g, const Tiles& tiles, void* stream) {
   int error = 0;
@@ -261,7 +235,7 @@ int multiply(const Geometry& g, const Tiles& tiles, void* stream) {
 }  // namespace
 
 int64_t conv2d_weight_scratch(const Params& p) {
-  if (is_direct(p)) return 0;
+  if (is_direct(p)) return conv2d_direct_weight_scratch(p);
   const Geometry g(p);
   const int64_t splits = conv2d_tensor_serves(p, Conv2dPass::backward_weight)
                              ? conv2d_tensor_weight_splits(p)
@@ -316,22 +290,7 @@ int conv2d_backward_weight(const Params& p, void* stream) {
     tiles.b_along_terms = !g.channels_first;
     error = splits > 0 ? multiply<BackwardWeight>(g, tiles, stream) : 0;
   }
-  const int64_t count = p.out_channels * g.in_per_group * g.area;
-  if (error == 0)
-    dispatch_dtype(p.dtype, [&](auto type) {
-      error = launch(conv2d_weight_sum_kernel<decltype(type)>, ceil_div(count, kThreads), kThreads, stream, g,
-                     splits, count);
-    });
-  return error;
-}
-
-int conv2d_backward_bias(const Params& p, void* stream) {
-  Geometry g(p);
-  int error = 0;
-  dispatch_dtype(p.dtype, [&](auto type) {
-    error = launch(conv2d_bias_kernel<decltype(type)>, p.out_channels, kThreads, stream, g);
-  });
-  return error;
+  return error == 0 ? conv2d_weight_sum(p, splits, g.channels_first, stream) : error;
 }
 
 }  // namespace pydl::cuda

@@ -254,5 +254,9 @@ int conv2d_tensor_backward_weight(const Conv2dParams& params, void* stream);
 int conv2d_direct_forward(const Conv2dParams& params, void* stream);
 int conv2d_direct_backward_input(const Conv2dParams& params, void* stream);
 int conv2d_direct_backward_weight(const Conv2dParams& params, void* stream);
+int64_t conv2d_direct_weight_scratch(const Conv2dParams& params);
+
+// The weight gradient from `splits` parts of it in the scratch: [splits][out_channels][taps of a filter].
+int conv2d_weight_sum(const Conv2dParams& params, int64_t splits, bool channels_first, void* stream);
 
 }  // namespace pydl::cuda

@@ -1,9 +1,7 @@
 // conv2d of few channels a group (depthwise, and grouped below 16): every result is summed by one thread, in
 // the order of the taps, since no tile of a matrix product would be filled. Neighbouring threads make
 // neighbouring results in memory, so that what they read is contiguous too; the taps of a depthwise kernel
-// stay in the first-level cache.
-//
-// The weight gradient of each filter element is summed by a block over all pixels, in a fixed order.
+// stay in the first-level cache. The weight gradient is conv2d_direct_weight.cu's.
 #include "kernels/cuda/conv2d/conv2d.h"
 
 namespace pydl::cuda {
@@ -75,26 +73,6 @@ __global__ void __launch_bounds__(kThreads)
   static_cast<T*>(g.p.input)[input_offset(g, m) + channel * g.p.input_stride[1]] = narrow<T>(sum);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) conv2d_direct_weight_kernel(PYDL_CONSTANT Geometry g) {
-  PYDL_SHARED(double, shared, kThreads / kWarp);
-  const int taps = static_cast<int>(g.in_per_group * g.area), o = static_cast<int>(blockIdx.x) / taps;
-  const Tap tap = tap_of(g, g.in_group, static_cast<int>(blockIdx.x) - o * taps);
-  const int64_t group = o / g.out_per_group;
-  const Image<T> image{static_cast<const T*>(g.p.input) +
-                       (group * g.in_per_group + tap.channel) * g.p.input_stride[1]};
-  const T* grad_output = static_cast<const T*>(g.p.output) + o * g.p.output_stride[1];
-  const Part step{0, static_cast<int>(tap.r * g.p.dilation_height),
-                  static_cast<int>(tap.s * g.p.dilation_width), true};
-  double sum = 0;
-  for (int64_t m = threadIdx.x; m < g.p.batch * g.out_image.by; m += kThreads)
-    sum += static_cast<double>(widen(grad_output[output_offset(g, m)])) *
-           static_cast<double>(image.value(g, image.pixel(g, m), step));
-  sum = block_sum<kThreads>(sum, shared);
-  if (threadIdx.x == 0)
-    static_cast<T*>(g.p.weight)[weight_offset(g, o, tap)] = narrow<T>(static_cast<acc_t<T>>(sum));
-}
-
 }  // namespace
 
 int conv2d_direct_forward(const Params& p, void* stream) {
@@ -115,16 +93,6 @@ int conv2d_direct_backward_input(const Params& p, void* stream) {
   dispatch_dtype(p.dtype, [&](auto type) {
     error = launch(conv2d_direct_input_kernel<decltype(type)>, ceil_div(count, kThreads), kThreads, stream, g,
                    Split(p.in_channels), count, is_channels_last(p.input_stride));
-  });
-  return error;
-}
-
-int conv2d_direct_backward_weight(const Params& p, void* stream) {
-  const Geometry g(p);
-  int error = 0;
-  dispatch_dtype(p.dtype, [&](auto type) {
-    error = launch(conv2d_direct_weight_kernel<decltype(type)>, p.out_channels * g.in_per_group * g.area,
-                   kThreads, stream, g);
   });
   return error;
 }

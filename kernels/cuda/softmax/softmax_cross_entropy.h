@@ -161,7 +161,11 @@ PYDL_DEVICE void merge_warp(State<acc_t<T>>& state) {
 
 // ---- scratch: losses of the rows, partial sums of the reduction, states of split rows, sums of q
 
-constexpr int64_t kReduceRows = 16384;  // that one block adds up
+// Rows whose losses one block adds up: four for each of its threads; as many as save a launch where they are few,
+// and no more than a thousand parts of very many.
+inline int64_t reduced_rows(const Params& p) {
+  return p.rows <= 4096 ? 4096 : max_of(ceil_div(p.rows, 1024 * 1024) * 1024, 1024);
+}
 
 inline int64_t splits_of(const Params& p) {
   // a segment of at least 8192 classes, and no more blocks than fill a large GPU a few times
@@ -180,7 +184,7 @@ struct Scratch {
       return begin;
     };
     losses = take(p.reduction == Reduction::none ? 0 : p.rows, size);
-    sums = take(2 * ceil_div(p.rows, kReduceRows), 8);
+    sums = take(2 * ceil_div(p.rows, reduced_rows(p)), 8);
     states = take(splits > 1 ? p.rows * splits : 0, 4 * size);
     totals = take(is_dense(p) ? max_of(p.rows, 1) : 0, size);
     bytes = at;

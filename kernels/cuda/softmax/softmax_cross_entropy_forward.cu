@@ -16,7 +16,8 @@ namespace pydl::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLoads = 4;  // packs that a thread has on the way
+constexpr int kLoads = 4;        // packs that a thread has on the way
+constexpr int kReduceLoads = 4;  // losses and targets
 
 // ---- what a finished row leaves
 
@@ -234,32 +235,46 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- the reduction
 
-// Adds up the losses of kReduceRows rows, and the weights that mean divides by. With one block, the result;
-// else its parts, which a second launch (`parts` of them) adds up.
+// Adds up the losses of `each` rows, and the weights that mean divides by. With one block, the result; else its
+// parts, which a second launch (`parts` of them) adds up. Few rows a block, and several loads on the way: these
+// launches are short, and would be nothing but waiting.
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    softmax_cross_entropy_reduce_kernel(PYDL_CONSTANT Params p, int64_t losses, int64_t sums, int64_t parts) {
+    softmax_cross_entropy_reduce_kernel(PYDL_CONSTANT Params p, int64_t losses, int64_t sums, int64_t each,
+                                        int64_t parts) {
   PYDL_SHARED(double, shared, 2 * kThreads / kWarp);
   const A* loss_of = reinterpret_cast<const A*>(static_cast<const char*>(p.scratch) + losses);
   double* part = reinterpret_cast<double*>(static_cast<char*>(p.scratch) + sums);
+  const bool counts = p.reduction == Reduction::mean && !p.probabilities;
+  const int64_t begin = parts > 0 ? 0 : static_cast<int64_t>(blockIdx.x) * each,
+                end = parts > 0 ? parts : min_of(begin + each, p.rows);
   double loss = 0, weight = 0;
-  if (parts > 0) {
-    for (int64_t i = threadIdx.x; i < parts; i += kThreads) {
-      loss += part[2 * i];
-      weight += part[2 * i + 1];
-    }
-  } else {
-    const int64_t begin = static_cast<int64_t>(blockIdx.x) * kReduceRows,
-                  end = min_of(begin + kReduceRows, p.rows);
-    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-      loss += static_cast<double>(loss_of[i]);
-      if (p.reduction == Reduction::mean && !p.probabilities) {
-        const int64_t target = class_of(p, row_at(p, i));
-        if (!is_ignored(p, target))
-          weight += p.weight && is_class(p, target)
-                        ? static_cast<double>(static_cast<const A*>(p.weight)[target])
-                        : 1.0;
+  for (int64_t first = begin + threadIdx.x; first < end; first += kReduceLoads * kThreads) {
+    double losses_of[kReduceLoads] = {}, weights[kReduceLoads] = {};
+    int64_t target[kReduceLoads];
+#pragma unroll
+    for (int i = 0; i < kReduceLoads; ++i) {
+      const int64_t at = first + i * kThreads;
+      target[i] = p.ignore_index;
+      if (at >= end) continue;
+      if (parts > 0) {
+        losses_of[i] = part[2 * at];
+        weights[i] = part[2 * at + 1];
+      } else {
+        losses_of[i] = static_cast<double>(loss_of[at]);
+        if (counts) target[i] = class_of(p, row_at(p, at));
       }
+    }
+#pragma unroll
+    for (int i = 0; i < kReduceLoads; ++i)
+      if (counts && parts == 0 && !is_ignored(p, target[i]))
+        weights[i] = p.weight && is_class(p, target[i])
+                         ? static_cast<double>(static_cast<const A*>(p.weight)[target[i]])
+                         : 1.0;
+#pragma unroll
+    for (int i = 0; i < kReduceLoads; ++i) {
+      loss += losses_of[i];
+      weight += weights[i];
     }
   }
   loss = block_sum<kThreads>(loss, shared);
@@ -283,11 +298,11 @@ __global__ void __launch_bounds__(kThreads)
 template <class A>
 int reduce(const Params& p, const Scratch& scratch, void* stream) {
   if (p.reduction == Reduction::none) return 0;
-  const int64_t blocks = max_of(ceil_div(p.rows, kReduceRows), 1), none = 0;
+  const int64_t each = reduced_rows(p), blocks = max_of(ceil_div(p.rows, each), 1), none = 0;
   const auto kernel = softmax_cross_entropy_reduce_kernel<A>;
-  int error = launch(kernel, blocks, kThreads, stream, p, scratch.losses, scratch.sums, none);
+  int error = launch(kernel, blocks, kThreads, stream, p, scratch.losses, scratch.sums, each, none);
   if (error == 0 && blocks > 1)
-    error = launch(kernel, 1, kThreads, stream, p, scratch.losses, scratch.sums, blocks);
+    error = launch(kernel, 1, kThreads, stream, p, scratch.losses, scratch.sums, each, blocks);
   return error;
 }
 

@@ -5,7 +5,8 @@ convolution is one launch for each residue of the pixel modulo the stride, over 
 product with zero is computed. The weight gradient sums over pixels (conv2d_weight.py).
 
 Sums are kept in float32 (float64 for float64). bfloat16 and float16 run on tensor cores, float32 too where torch's own
-switch (torch.backends.cudnn.allow_tf32) allows tf32. Groups of few channels, depthwise ones among them, are summed
+switch (torch.backends.cudnn.allow_tf32) allows tf32; NCHW tensors are copied to channels_last and back where that pays
+(conv2d_transpose.py). Groups of few channels, depthwise ones among them, are summed
 directly, lane by lane (conv2d_depthwise.py).
 """
 
@@ -15,10 +16,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ..launch import ACCUMULATE, device_of, launch, power_of_2
+from ..launch import ACCUMULATE, device_of, launch, power_of_2, require_device
 from .conv2d_depthwise import conv2d_depthwise_kernel, conv2d_depthwise_weight_kernel
 from .conv2d_gather import conv2d_gather_kernel
 from .conv2d_tiles import is_flat, precision_of, tile_of
+from .conv2d_transpose import last, to_copy, transpose_pays, transposed
 from .conv2d_weight import conv2d_weight_join_kernel, conv2d_weight_kernel
 
 FEW = 16  # channels of a group below which tensor cores are left idle
@@ -34,9 +36,11 @@ def _empty(like, size, channels_last):
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=format)
 
 
-def _registers(last, warps, device):
+def _registers(is_last, warps, device):
     """On Blackwell ptxas, left alone, aims at few registers and spills some bytes: the option that allows it more."""
-    return {"maxnreg": 128 if last and warps == 8 else 168} if device.capability >= 100 else {}
+    if device.capability >= 120:  # consumer cards, which read the operands of mma.sync from registers
+        return {"maxnreg": 255}
+    return {"maxnreg": 128 if is_last and warps == 8 else 168} if device.capability >= 100 else {}
 
 
 def _gather(source, weight, bias, result, depth, columns, groups, weight_strides, pixels, taps, walk, activation):
@@ -48,16 +52,16 @@ def _gather(source, weight, bias, result, depth, columns, groups, weight_strides
     if count == 0:
         return
     acc = ACCUMULATE[source.dtype]
-    precision = precision_of(source.dtype)
     device = device_of(source)
-    last = result.stride(1) == 1 and result.size(1) > 1
+    precision = precision_of(source.dtype, device)
+    is_last = result.stride(1) == 1 and result.size(1) > 1
     sizes = (source.size(2), source.size(3), taps[0] * taps[1], max(taps[1], 1))
     strides = (tuple(source.stride()), tuple(result.stride()), weight_strides)
-    options = {"ACTIVATION": activation, "LAST": last, "ACC": acc}
+    options = {"ACTIVATION": activation, "LAST": is_last, "ACC": acc}
     if groups > 1 and min(depth, columns) < FEW:
         channels = groups * columns
         elements = 512 if 0 < device.capability < 80 else 1024  # of 128 threads; more would spill
-        if last:
+        if is_last:
             bc = min(power_of_2(channels), 64)
             bp = max(elements // bc, 1)
         else:
@@ -71,14 +75,14 @@ def _gather(source, weight, bias, result, depth, columns, groups, weight_strides
         )  # fmt: skip
         return
     flat = is_flat(depth)
-    t = tile_of(count, columns, groups, source.dtype, device, precision, last, flat)
+    t = tile_of(count, columns, groups, source.dtype, device, precision, is_last, flat)
     k = min(t.k, max(power_of_2(depth * max(taps[0] * taps[1], 1) if flat else depth), 16))
     index = tl.int32 if count + t.m < 2**31 else tl.int64
     programs = triton.cdiv(count, t.m) * triton.cdiv(columns, t.n) * groups
     launch(
         conv2d_gather_kernel, programs, source, source, weight, bias, result, count, *pixels, depth, columns, *sizes,
         *strides, *walk, **options, FLAT=flat, PRECISION=precision, INDEX=index, BP=t.m, BC=t.n, BK=k,
-        num_warps=t.num_warps, num_stages=t.num_stages, **_registers(last, t.num_warps, device),
+        num_warps=t.num_warps, num_stages=t.num_stages, **_registers(is_last, t.num_warps, device),
     )  # fmt: skip
 
 
@@ -94,6 +98,7 @@ def conv2d_forward(input, weight, bias, stride, padding, dilation, groups, activ
     _require(outputs % groups == 0, f"out_channels to be divisible by groups ({groups}), got {outputs}")
     _require(input.size(1) == depth * groups, f"input to be of {depth * groups} channels, got {input.size(1)}")
     _require(weight.dtype == input.dtype, f"weight to be of the dtype of input, got {weight.dtype} and {input.dtype}")
+    require_device("conv2d", "input", input, weight=weight, bias=bias)
     if bias is not None:
         _require(bias.dtype == input.dtype, f"bias to be of the dtype of input, got {bias.dtype} and {input.dtype}")
         _require(tuple(bias.shape) == (outputs,), f"bias to be of shape ({outputs}), got {bias.shape}")
@@ -104,6 +109,11 @@ def conv2d_forward(input, weight, bias, stride, padding, dilation, groups, activ
         reach = (kernel[d] - 1) * dilation[d] + 1
         _require(reach <= padded, f"the kernel to be no larger than the padded input ({padded}), got {reach}")
         size.append((padded - reach) // stride[d] + 1)
+    pixels = input.size(0) * size[0] * size[1]
+    copied = pixels * outputs + to_copy(input)
+    if not channels_last and transpose_pays(input.dtype, device_of(input), pixels, weight.shape, groups, copied):
+        options = (stride, padding, dilation, groups, activation, True)
+        return transposed(conv2d_forward(last(input), last(weight), bias, *options), torch.contiguous_format)
     output = _empty(input, (input.size(0), outputs, *size), channels_last)
     columns = outputs // groups
     step_o, step_i, step_y, step_x = weight.stride()
@@ -127,6 +137,13 @@ def _residues(stride, dilation, kernel):
 
 def conv2d_backward_input(grad_output, weight, input_size, stride, padding, dilation, groups, channels_last):
     """Returns the gradient of the input."""
+    require_device("conv2d", "grad_output", grad_output, weight=weight)
+    dtype, device = grad_output.dtype, device_of(grad_output)
+    pixels = grad_output.size(0) * grad_output.size(2) * grad_output.size(3)
+    copied = math.prod(input_size) + to_copy(grad_output)
+    if not channels_last and transpose_pays(dtype, device, pixels, weight.shape, groups, copied):
+        options = (input_size, stride, padding, dilation, groups, True)
+        return transposed(conv2d_backward_input(last(grad_output), last(weight), *options), torch.contiguous_format)
     grad_input = _empty(grad_output, tuple(input_size), channels_last)
     outputs, columns, *kernel = weight.shape
     depth = outputs // groups
@@ -158,6 +175,7 @@ def conv2d_backward_input(grad_output, weight, input_size, stride, padding, dila
 
 def conv2d_backward_weight(grad_output, input, weight_size, stride, padding, dilation, groups, channels_last):
     """Returns the gradient of the weight."""
+    require_device("conv2d", "grad_output", grad_output, input=input)
     grad_weight = _empty(grad_output, tuple(weight_size), channels_last)
     outputs, depth, *kernel = weight_size
     if grad_weight.numel() == 0:
@@ -170,18 +188,20 @@ def conv2d_backward_weight(grad_output, input, weight_size, stride, padding, dil
     acc = ACCUMULATE[input.dtype]
     kept = torch.float64 if acc == tl.float64 else torch.float32
     device = device_of(input)
-    precision = precision_of(input.dtype)
-    last = input.stride(1) == 1 and input.size(1) > 1
+    precision = precision_of(input.dtype, device)
+    if transpose_pays(input.dtype, device, pixels, weight_size, groups, to_copy(grad_output) + to_copy(input)):
+        grad_output, input = last(grad_output), last(input)
+    is_last = input.stride(1) == 1 and input.size(1) > 1
     direct = groups > 1 and min(depth, rows) < FEW
     if direct:
-        bc = min(power_of_2(outputs), 32 if last else 4)
+        bc = min(power_of_2(outputs), 32 if is_last else 4)
         bk = 1024 // bc
         programs = triton.cdiv(outputs, bc) * taps * depth
     else:
         flat = is_flat(depth)
         # a piece of the pixels for each program: at least 8 steps of 64
         copies = groups * taps * max(pixels // 512, 1)
-        t = tile_of(rows, depth, copies, input.dtype, device, precision, last, flat)
+        t = tile_of(rows, depth, copies, input.dtype, device, precision, is_last, flat)
         bk = t.k
         br = min(t.m, max(power_of_2(rows), 16))
         bc = t.n if not flat else min(max(power_of_2(depth * taps), 16), 32)
@@ -197,13 +217,13 @@ def conv2d_backward_weight(grad_output, input, weight_size, stride, padding, dil
         taps, kernel[1], tuple(grad_output.stride()), tuple(input.stride()), *stride, padding[0], padding[2], *dilation,
     )  # fmt: skip
     index = tl.int32 if pixels + each + bk < 2**31 else tl.int64
-    options = {"LAST": last, "ACC": acc, "INDEX": index, "BC": bc, "BK": bk}
+    options = {"LAST": is_last, "ACC": acc, "INDEX": index, "BC": bc, "BK": bk}
     if direct:
         launch(conv2d_depthwise_weight_kernel, programs * splits, input, *arguments, **options, num_warps=4)
     else:
         launch(
             conv2d_weight_kernel, programs * splits, input, *arguments, **options,
-            **_registers(last, t.num_warps, device), FLAT=flat, PRECISION=precision,
+            **_registers(is_last, t.num_warps, device), FLAT=flat, PRECISION=precision,
             BR=br, num_warps=t.num_warps if br * bc >= 64 * 64 else 4,
             num_stages=t.num_stages if input.element_size() == 2 else 2,
         )  # fmt: skip

@@ -103,9 +103,9 @@ class Tile:
     num_stages: int
 
 
-def precision_of(dtype):
-    """How float32 operands are rounded: torch's own switch."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+def precision_of(dtype, device):
+    """How float32 operands are rounded: torch's own switch, where the device can."""
+    return "tf32" if dtype == torch.float32 and device.tf32 and torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 def is_flat(depth):
@@ -128,13 +128,13 @@ def tile_of(m, n, copies, dtype, device, precision, last, flat):
         return Tile(32, min(columns, 32), 16, 4, 1)
     if dtype == torch.float32 and precision == "ieee":
         # no tensor core: sums and operands share the registers
-        return Tile(64, min(columns, 64), 16, 8 if device.capability >= 100 else 4, 2)
+        return Tile(64, min(columns, 64), 16, 8 if device.capability >= 100 or not device.tf32 else 4, 2)
     k = 32 if dtype == torch.float32 else 64  # 128 bytes
     if flat:
         return Tile(64, min(columns, 32 if dtype == torch.float32 else 64), k // 2, 4, 2)
     if device.capability == 0:  # AMD: 64 KB of shared memory, and larger tiles spill
         return Tile(64, min(columns, 64), k // 2, 4, 2)
-    wide = device.shared_bytes >= 160 << 10
+    wide = device.shared_bytes >= 160 << 10  # not on consumer cards, sm_120 included, which have 99 KB
     stages = 3 if wide else 2
     if not last:
         return Tile(64, min(columns, 64), k // 2, 4, stages)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ..arithmetic import double_of
-from ..launch import ACCUMULATE, INTERPRETED, double_bits, launch, merged_dims, power_of_2
+from ..launch import ACCUMULATE, INTERPRETED, double_bits, launch, merged_dims, power_of_2, require_device
 
 
 @triton.jit
@@ -164,6 +164,7 @@ def dropout(input, p, seed, shared_dims=0):
             f"dropout: expected seed to be an int64 tensor of one element, got {seed.dtype} of shape "
             f"{tuple(seed.shape)}"
         )
+    require_device("dropout", "input", input, seed=seed)
     output = torch.empty_like(input)
     numel = input.numel()
     if numel == 0:

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..launch import ACCUMULATE, double_bits, launch, power_of_2
+from ..launch import ACCUMULATE, double_bits, launch, power_of_2, require_device
 from .batch_norm_backward import (
     batch_norm_backward_apply_kernel,
     batch_norm_backward_join_kernel,
@@ -33,6 +33,7 @@ from .batch_norm_tiles import Walk
 
 def _parameters(input, **tensors):
     """The parameters, contiguous, and their dtype."""
+    require_device("batch_norm", "input", input, **tensors)
     dtype = None
     found = []
     for name, t in tensors.items():

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ..arithmetic import double_of, multiple
-from ..launch import Device, device_of, merged_dims, power_of_2, unit_of
+from ..launch import Device, device_of, merged_dims, power_of_2, require_device, unit_of
 
 # ---- device functions
 
@@ -174,6 +174,7 @@ class Walk:
             raise RuntimeError(
                 f"batch_norm: expected {what} to have input's shape {tuple(self.shape)}, got {tuple(t.shape)}"
             )
+        require_device("batch_norm", "input", input, **{what: t})
         if t.dtype != input.dtype:
             raise RuntimeError(f"batch_norm: expected {what} to have input's dtype, got {t.dtype}")
         strides = self.strides(t)

@@ -19,7 +19,7 @@ import math
 import torch
 import triton
 
-from ..launch import ACCUMULATE, device_of, double_bits, launch, power_of_2, unit_of
+from ..launch import ACCUMULATE, device_of, double_bits, launch, power_of_2, require_device, unit_of
 from .softmax_cross_entropy_backward import (
     softmax_cross_entropy_backward_kernel,
     softmax_cross_entropy_backward_target_kernel,
@@ -59,6 +59,7 @@ def _check(input, target, weight, label_smoothing):
         message = f"target to be of shape {rows} or {tuple(shape)}, got {tuple(target.shape)}"
         require(target.dim() > 0 and target.shape[0] == shape[0], message, ValueError)
         require(target.shape == rows, message)
+    require_device("cross_entropy", "input", input, target=target, weight=weight)
     if target.shape != shape:
         require(target.dtype == torch.int64, f"target dtype to be int64 or uint8, got {target.dtype}")
     if weight is not None:

@@ -1,9 +1,9 @@
 """The small network for CIFAR-10."""
 
-from torch.nn import Flatten, Linear, ReLU, Sequential
+from torch.nn import Flatten, ReLU, Sequential
 
 from pydl.models._registry import check_input_size, register
-from pydl.nn import Conv2d, MaxPool2d
+from pydl.nn import Conv2d, Linear, MaxPool2d
 
 
 @register("classifier")

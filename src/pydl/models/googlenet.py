@@ -1,10 +1,10 @@
 """GoogLeNet: Inception blocks of four parallel branches, concatenated."""
 
 import torch
-from torch.nn import Linear, Module, Sequential
+from torch.nn import Module, Sequential
 
 from pydl.models._registry import check_input_size, check_variant, register
-from pydl.nn import BatchNorm2d, Conv2d, Dropout, MaxPool2d
+from pydl.nn import BatchNorm2d, Conv2d, Dropout, Linear, MaxPool2d
 from pydl.swapping.chains import normalised
 
 # channels of each block: 1×1 | 1×1 then 3×3 | 1×1 then 5×5 | 1×1 after pooling

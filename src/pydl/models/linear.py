@@ -1,9 +1,10 @@
 """One affine layer: the regressions and softmax regression."""
 
 import torch
-from torch.nn import Flatten, Linear, Module, Parameter, Sequential
+from torch.nn import Flatten, Module, Parameter, Sequential
 
 from pydl.models._registry import check_variant, register
+from pydl.nn import Linear
 
 
 class Affine(Module):

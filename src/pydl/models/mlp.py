@@ -1,9 +1,9 @@
 """The multilayer perceptron with dropout."""
 
-from torch.nn import Flatten, Linear, ReLU, Sequential
+from torch.nn import Flatten, ReLU, Sequential
 
 from pydl.models._registry import register
-from pydl.nn import Dropout
+from pydl.nn import Dropout, Linear
 
 
 @register("classifier")

@@ -1,9 +1,9 @@
 """Residual networks with pre-activation, x + f(relu(bn(x))): nothing stands on the path of the identity."""
 
-from torch.nn import Linear, Module, Sequential
+from torch.nn import Module, Sequential
 
 from pydl.models._registry import check_input_size, register
-from pydl.nn import BatchNorm2d, Conv2d, Dropout, MaxPool2d
+from pydl.nn import BatchNorm2d, Conv2d, Dropout, Linear, MaxPool2d
 from pydl.swapping.chains import normalised
 
 

@@ -1,9 +1,9 @@
 """Residual networks: blocks that compute relu(x + f(x)); the book's ResNet-18, ResNet-50 and ResNeXt-50."""
 
-from torch.nn import Linear, Module, Sequential
+from torch.nn import Module, Sequential
 
 from pydl.models._registry import check_input_size, check_variant, register
-from pydl.nn import BatchNorm2d, Conv2d, MaxPool2d
+from pydl.nn import BatchNorm2d, Conv2d, Linear, MaxPool2d
 from pydl.swapping.chains import normalised
 
 WIDTHS = (64, 128, 256, 512)  # of the four stages

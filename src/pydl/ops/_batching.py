@@ -2,11 +2,14 @@
 
 A convolution is independent of the number of images and of groups: samples that share the weight become images, samples
 with weights of their own become groups of channels. The channels of a batch norm are independent of each other, and
-the images of a pooling.
+the images of a pooling. Rows that share a matrix are rows of one product, matrices that share the rows are columns of
+one, and products of every sample with a matrix of its own are torch's bmm.
 Cross entropy has no rule: its loss and its denominator are reduced per call, so vmap calls it sample by sample.
 """
 
-from pydl.ops import _library, avg_pool2d, batch_norm, conv2d, max_pool2d  # noqa: F401  (which define the ops)
+import torch
+
+from pydl.ops import _library, avg_pool2d, batch_norm, conv2d, linear, max_pool2d  # noqa: F401  (which define the ops)
 
 
 def _fold(tensor, dim, into, size):
@@ -128,6 +131,61 @@ def _avg_pool2d_backward(ops, info, in_dims, grad_output, input_size, *options):
     return _unfold(grad_input, 0, size), 0
 
 
+def _first(tensor, dim):
+    """``tensor`` with its samples in front; as it is, and so for every sample, where it has none."""
+    return tensor if dim is None else tensor.movedim(dim, 0)
+
+
+def _rows(tensor, dim):
+    """As a matrix, or one for each sample: all dimensions but the last are rows."""
+    tensor = _first(tensor, dim)
+    samples = 0 if dim is None else 1
+    return tensor.unsqueeze(samples) if tensor.dim() == samples + 1 else tensor.flatten(samples, -2)
+
+
+def _beside(tensor, dim):
+    """The samples' last dimensions one after another: rows of a matrix that has all of them."""
+    return tensor.movedim(dim, -2).flatten(-2)
+
+
+def _linear_forward(ops, info, in_dims, input, weight, bias, activation):
+    of_input, of_weight, of_bias, _ = in_dims
+    size = info.batch_size
+    if of_weight is None and of_bias is None:
+        return ops.linear_forward(input.movedim(of_input, 0), weight, bias, activation), 0
+    if of_input is None and of_weight is not None:
+        weight, bias = _fold(weight, of_weight, 0, size), _fold(bias, of_bias, 0, size)
+        output = ops.linear_forward(input, weight, bias, activation)
+        return output.unflatten(-1, (size, output.shape[-1] // size)), output.dim() - 1
+    output = torch.matmul(_rows(input, of_input), _first(weight, of_weight).mT)
+    if bias is not None:
+        output = output + (bias if of_bias is None else _first(bias, of_bias).unsqueeze(1))
+    output = {"none": lambda x: x, "relu": torch.relu, "sigmoid": torch.sigmoid}[activation](output)
+    shape = _first(input, of_input).shape[(of_input is not None) : -1]
+    return output.reshape(size, *shape, output.shape[-1]), 0
+
+
+def _linear_backward_input(ops, info, in_dims, grad_output, weight, column_major):
+    of_grad, of_weight, _ = in_dims
+    if of_weight is None:
+        return ops.linear_backward_input(grad_output.movedim(of_grad, 0), weight, False), 0
+    grad_input = torch.matmul(_rows(grad_output, of_grad), _first(weight, of_weight))
+    shape = _first(grad_output, of_grad).shape[(of_grad is not None) : -1]
+    return grad_input.reshape(info.batch_size, *shape, grad_input.shape[-1]), 0
+
+
+def _linear_backward_weight(ops, info, in_dims, grad_output, input, column_major):
+    of_grad, of_input, _ = in_dims
+    if of_input is None:
+        grad_weight = ops.linear_backward_weight(_beside(grad_output, of_grad), input, False)
+        return _unfold(grad_weight, 0, info.batch_size), 0
+    return torch.matmul(_rows(grad_output, of_grad).mT, _rows(input, of_input)), 0
+
+
+def _linear_backward_bias(ops, info, in_dims, grad_output):
+    return _unfold(ops.linear_backward_bias(_beside(grad_output, in_dims[0])), 0, info.batch_size), 0
+
+
 _library.vmap("avg_pool2d", _avg_pool2d)
 _library.vmap("avg_pool2d_backward", _avg_pool2d_backward)
 _library.vmap("max_pool2d", _max_pool2d)
@@ -139,3 +197,7 @@ _library.vmap("conv2d_backward_weight", _conv2d_backward_weight)
 _library.vmap("conv2d_backward_bias", _conv2d_backward_bias)
 _library.vmap("batch_norm_forward", _batch_norm_forward)
 _library.vmap("batch_norm_update_stats", _batch_norm_update_stats)
+_library.vmap("linear_forward", _linear_forward)
+_library.vmap("linear_backward_input", _linear_backward_input)
+_library.vmap("linear_backward_weight", _linear_backward_weight)
+_library.vmap("linear_backward_bias", _linear_backward_bias)

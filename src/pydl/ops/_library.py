@@ -5,14 +5,10 @@ kernel runs, and lets a backward call the implementation that its forward chose.
 """
 
 import torch
-from torch.overrides import has_torch_function_variadic
 
 from pydl._private import (
-    DeviceContext,
     forward_ad,
-    function_modes,
     functorch_active,
-    no_torch_function,
     op_under,
     set_backward,
     will_engine_execute_node,
@@ -40,7 +36,7 @@ def define(name, schema, triton=None):
 
 def on_cpu_alone(name):
     """Whether the op ``name`` has a kernel on the CPU alone: the other backends leave it to torch."""
-    return _namespaces_of.get(name) == NAMESPACES[:1]
+    return (_namespaces_of.get(name) or _namespaces_of.get(f"{name}_forward")) == NAMESPACES[:1]
 
 
 def fake(name):
@@ -176,30 +172,6 @@ def vmap(name, rule):
             return rule(_ops, info, in_dims, *args)
 
         torch.library.register_vmap(f"{namespace}::{name}", bound)
-
-
-def is_torchs(input, *others):
-    """Whether a call is torch's own to serve, as torch's layers would have it.
-
-    Inputs that are nested, sparse or of oneDNN's layout; tensors whose type overrides ``__torch_function__``, and
-    function modes, which must see torch's function (inside the handler of ``pydl.swapped()`` torch has taken that mode
-    off, so our functions stay ours there); forward-mode AD, whose tangents our ops do not carry.
-    """
-    try:
-        if forward_ad._current_level >= 0 or input.is_nested or input.layout is not torch.strided:
-            return True
-    except AttributeError:  # no tensor: torch says so in its own words
-        return True
-    return has_torch_function_variadic(input, *others) and _is_overridden(input, *others)
-
-
-def _is_overridden(*tensors):
-    """Whether anyone but ``torch.set_default_device``, which is a mode that changes nothing here, takes the call."""
-    modes = function_modes()
-    if not modes or any(type(mode) is not DeviceContext for mode in modes):
-        return True
-    handlers = (type(t).__torch_function__ for t in tensors if t is not None and type(t) is not torch.Tensor)
-    return any(handler is not no_torch_function for handler in handlers)
 
 
 def transforms_active():

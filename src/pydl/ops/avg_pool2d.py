@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
-from pydl._private import below_autograd
+from pydl._private import alive, below_autograd, functorch_active
+from pydl.aside import is_torchs
 from pydl.ops import _library, _pool2d
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._options import integer, switch
@@ -65,20 +66,24 @@ class _EagerAvgPool(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, input, ops, options):
+    def forward(ctx, input, rest):
+        ops, options = rest
         ctx.rest = ops, input.shape, options
         with below_autograd():
-            return ops.avg_pool2d(input, *options)
+            return _library.quick(ops).avg_pool2d(input, *options)
 
     @staticmethod
     def backward(ctx, grad_output):
         ops, input_size, options = ctx.rest
         if _library.transforms_active():  # torch.func.vmap over the gradient
-            return _library.transformed(ops).avg_pool2d_backward(grad_output, input_size, *options), None, None
+            return _library.transformed(ops).avg_pool2d_backward(grad_output, input_size, *options), None
         if torch.is_grad_enabled():
-            return ops.avg_pool2d_backward(grad_output, input_size, *options), None, None
+            return ops.avg_pool2d_backward(grad_output, input_size, *options), None
         with below_autograd():
-            return ops.avg_pool2d_backward(grad_output, input_size, *options), None, None
+            return _library.quick(ops).avg_pool2d_backward(grad_output, input_size, *options), None
+
+
+_apply = _library.eager(_EagerAvgPool)
 
 
 def avg_pool2d(
@@ -104,8 +109,14 @@ def avg_pool2d(
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
     """
-    served = input.dtype in _pool2d.SUPPORTED and not _library.is_torchs(input)
-    ops = backend.ops_for(input, "avg_pool2d") if served else None
+    if is_torchs(input):
+        return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return avg_pool2d_unasked(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def avg_pool2d_unasked(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
+    """:func:`avg_pool2d` for who has asked whether it is torch's (aside.py)."""
+    ops = backend.ops_for(input, "avg_pool2d") if input.dtype in _pool2d.SUPPORTED else None
     if ops is None:
         return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     kernel_size, stride, padding, _ = _pool2d.pairs("avg_pool2d", kernel_size, stride, padding)
@@ -119,14 +130,14 @@ def avg_pool2d(
     image = _pool2d.batched("avg_pool2d", input)
     channels_last = input.dim() == 4 and is_channels_last(image)
     options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor, channels_last
-    if _library.transforms_active():
+    if functorch_active():
         output = _library.transformed(ops).avg_pool2d(image, *options)
     elif _pool2d.quick(image):
         if image.requires_grad and torch.is_grad_enabled():
-            output = _EagerAvgPool.apply(image, ops, options)
+            output = _apply(alive(image), (ops, options))
         else:
             with below_autograd():
-                output = ops.avg_pool2d(image, *options)
+                output = _library.quick(ops).avg_pool2d(image, *options)
     else:
         output = ops.avg_pool2d(image, *options)
     return output if image is input else output.squeeze(0)

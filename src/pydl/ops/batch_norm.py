@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
-from pydl._private import alive, below_autograd, increment_version
+from pydl._private import alive, below_autograd, functorch_active, increment_version
+from pydl.aside import is_torchs
 from pydl.ops import _library
 from pydl.ops._batch_norm_autograd import TransformedBatchNorm, as_asked, gradients, keeps_output
 from pydl.ops._batch_norm_schema import ACTIVATIONS
@@ -142,16 +143,35 @@ def batch_norm(
             training, or an unknown activation.
         RuntimeError: for parameters whose size or dtype does not fit, and for evaluation without running statistics.
     """
+    rest = (training, momentum, eps, residual, activation, num_batches_tracked)
+    if is_torchs(input, running_mean, running_var, weight, bias, residual):
+        return _by_torch(input, running_mean, running_var, weight, bias, *rest)
+    return batch_norm_unasked(input, running_mean, running_var, weight, bias, *rest)
+
+
+def batch_norm_unasked(
+    input,
+    running_mean,
+    running_var,
+    weight,
+    bias,
+    training,
+    momentum,
+    eps,
+    residual=None,
+    activation=None,
+    num_batches_tracked=None,
+):
+    """:func:`batch_norm` for who has asked whether it is torch's (aside.py)."""
     if activation not in ACTIVATIONS:
-        raise ValueError(f"batch_norm: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
+        raise _unknown(activation)
     if training is not True and training is not False:
         switch("batch_norm", "training", training)
     if type(momentum) is not float or type(eps) is not float:
         momentum, eps = number("batch_norm", "momentum", momentum), number("batch_norm", "eps", eps)
-    if _library.is_torchs(input, running_mean, running_var, weight, bias, residual) or _is_empty(input):
-        if num_batches_tracked is not None and training:
-            num_batches_tracked.add_(1)
-        return _by_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation)
+    if _is_empty(input):
+        rest = (training, momentum, eps, residual, activation, num_batches_tracked)
+        return _by_torch(input, running_mean, running_var, weight, bias, *rest)
     if training:
         channels = input.shape[1] if input.dim() > 1 else 1
         values = input.numel() // channels if channels else 0  # per channel
@@ -172,7 +192,8 @@ def batch_norm(
     ops = backend.ops_for(input) if input.dtype in _SUPPORTED else None
     if not training:
         num_batches_tracked = None
-    eager = ops is not None and not torch.compiler.is_compiling() and not _library.transforms_active()
+    transforms = functorch_active()
+    eager = ops is not None and not torch.compiler.is_compiling() and not transforms
     update = training and running_mean is not None and values != 0
     if num_batches_tracked is not None and not (eager and update and counts_inside(num_batches_tracked)):
         num_batches_tracked.add_(1)
@@ -199,7 +220,7 @@ def batch_norm(
             increment_version(written if num_batches_tracked is not None else written[:2])
         return output
     args = input, running_mean, running_var, weight, bias, residual, training, eps, code
-    if _library.transforms_active():
+    if transforms:
         output, mean, var = TransformedBatchNorm.apply(ops, *args)
     else:
         output, mean, var = ops.batch_norm_forward(*args)
@@ -213,10 +234,30 @@ def _is_empty(input):
     return input.numel() == 0 and (input.dim() < 2 or input.shape[1] > 0)
 
 
-def _by_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation):
+def _by_torch(
+    input,
+    running_mean,
+    running_var,
+    weight,
+    bias,
+    training,
+    momentum,
+    eps,
+    residual,
+    activation,
+    num_batches_tracked=None,
+):
+    if activation not in ACTIVATIONS:
+        raise _unknown(activation)
+    if num_batches_tracked is not None and training:
+        num_batches_tracked.add_(1)
     output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is not None:
         output = output + residual
     if activation is None:
         return output
     return F.relu(output) if activation == "relu" else torch.sigmoid(output)
+
+
+def _unknown(activation):
+    return ValueError(f"batch_norm: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")

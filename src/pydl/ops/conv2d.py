@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
-from pydl._private import alive, below_autograd
+from pydl._private import alive, below_autograd, functorch_active
+from pydl.aside import is_torchs
 from pydl.ops import _library
 from pydl.ops._memory_format import is_channels_last, row_major
 from pydl.ops._options import integer, pair
@@ -277,17 +278,23 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         RuntimeError: shapes, dtypes, devices or options that do not fit.
         ValueError: an unknown activation.
     """
+    if is_torchs(input, weight, bias):
+        return _by_torch(input, weight, bias, stride, padding, dilation, groups, activation)
+    return conv2d_unasked(input, weight, bias, stride, padding, dilation, groups, activation)
+
+
+def conv2d_unasked(input, weight, bias, stride, padding, dilation, groups, activation=None):
+    """:func:`conv2d` for who has asked whether it is torch's (aside.py)."""
     if activation not in _ACTIVATIONS:
-        raise ValueError(f"conv2d: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
+        raise _unknown(activation)
     # zero channels: torch's own answer, an output without channels, is left to torch
-    served = input.dtype in SUPPORTED and not _library.is_torchs(input, weight, bias)
-    served = served and not (input.dim() > 2 and input.shape[-3] == 0)
+    served = input.dtype in SUPPORTED and not (input.dim() > 2 and input.shape[-3] == 0)
     ops = backend.ops_for(input, "conv2d") if served else None
     if ops is None:
-        return _ACTIVATIONS[activation](F.conv2d(input, weight, bias, stride, padding, dilation, groups))
+        return _by_torch(input, weight, bias, stride, padding, dilation, groups, activation)
     if weight.dim() != 4:
         raise RuntimeError(f"conv2d: expected weight to be 4-D, got shape {tuple(weight.shape)}")
-    transforms = _library.transforms_active()
+    transforms = functorch_active()
     if transforms:
         ops = _library.transformed(ops)
     device_type = input.device.type
@@ -318,3 +325,13 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         with below_autograd():
             output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest)
     return output if batched else output.squeeze(0)
+
+
+def _by_torch(input, weight, bias, stride, padding, dilation, groups, activation):
+    if activation not in _ACTIVATIONS:
+        raise _unknown(activation)
+    return _ACTIVATIONS[activation](F.conv2d(input, weight, bias, stride, padding, dilation, groups))
+
+
+def _unknown(activation):
+    return ValueError(f"conv2d: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from pydl import backend
 from pydl._private import alive, below_autograd, dispatch_modes
+from pydl.aside import is_torchs
 from pydl.ops import _library
 from pydl.ops._memory_format import product_strides, row_major
 from pydl.ops._options import number, switch
@@ -182,7 +183,7 @@ def dropout(input, p=0.5, training=True, inplace=False, *, seed=None):
         TypeError: when input or seed is not a tensor.
         RuntimeError: when seed is not one int64 on the input's device.
     """
-    return _dropout("dropout", F.dropout, input, p, training, inplace, seed, 0)
+    return _ask("dropout", input, p, training, inplace, seed)
 
 
 def dropout1d(input, p=0.5, training=True, inplace=False, *, seed=None):
@@ -190,14 +191,7 @@ def dropout1d(input, p=0.5, training=True, inplace=False, *, seed=None):
 
     Arguments, result and errors are those of :func:`dropout`; another rank than 2 or 3 is a RuntimeError, as in torch.
     """
-    _check_tensor("dropout1d", input)
-    if input.dim() not in (2, 3):
-        _check_p("dropout1d", p)
-        raise RuntimeError(
-            f"dropout1d: expected input to be 2-D (C, L) or 3-D (N, C, L), got {input.dim()}-D of shape "
-            f"{tuple(input.shape)}"
-        )
-    return _dropout("dropout1d", F.dropout1d, input, p, training, inplace, seed, 1)
+    return _ask("dropout1d", input, p, training, inplace, seed)
 
 
 def dropout2d(input, p=0.5, training=True, inplace=False, *, seed=None):
@@ -206,17 +200,7 @@ def dropout2d(input, p=0.5, training=True, inplace=False, *, seed=None):
     A 3-D input is read as (N, C, L), with a warning, as torch does; other ranks warn and drop ``input[n, c]`` too.
     Arguments, result and errors are those of :func:`dropout`.
     """
-    _check_tensor("dropout2d", input)
-    _check_p("dropout2d", p)
-    dims = input.dim()
-    if dims == 3:
-        _warn(
-            "dropout2d: expected input to be 4-D (N, C, H, W), got 3-D, which is read as (N, C, L) as torch does; "
-            "dropout1d says so without this warning"
-        )
-    elif dims != 4:
-        _warn(f"dropout2d: expected input to be 3-D or 4-D, got {dims}-D, which torch deprecates; dropout takes it")
-    return _dropout("dropout2d", F.dropout2d, input, p, training, inplace, seed, dims - 2)
+    return _ask("dropout2d", input, p, training, inplace, seed)
 
 
 def dropout3d(input, p=0.5, training=True, inplace=False, *, seed=None):
@@ -224,27 +208,69 @@ def dropout3d(input, p=0.5, training=True, inplace=False, *, seed=None):
 
     Other ranks warn, as in torch, and are read as unbatched. Arguments, result and errors are those of :func:`dropout`.
     """
-    _check_tensor("dropout3d", input)
-    _check_p("dropout3d", p)
-    dims = input.dim()
-    if dims not in (4, 5):
-        _warn(f"dropout3d: expected input to be 4-D or 5-D, got {dims}-D, which torch deprecates; dropout takes it")
-    return _dropout("dropout3d", F.dropout3d, input, p, training, inplace, seed, 3 if dims == 5 else dims - 1)
+    return _ask("dropout3d", input, p, training, inplace, seed)
 
 
-def _warn(message):
-    warnings.warn(message, UserWarning, stacklevel=3)
-
-
-def _check_tensor(name, input):
+def _ask(name, input, p, training, inplace, seed):
     if not isinstance(input, torch.Tensor):
         raise TypeError(f"{name}: expected input to be a Tensor, got {type(input).__name__}")
+    if is_torchs(input) and (seed is None or not _library.transforms_active()):
+        return _by_torch(name, input, p, training, inplace, seed)
+    return dropout_unasked(name, input, p, training, inplace, seed)
 
 
-def _check_p(name, p):
+def dropout_unasked(name, input, p, training, inplace, seed=None):
+    """:func:`dropout`, or another of its ``name``, for who has asked whether it is torch's (aside.py)."""
     p = number(name, "p", p)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"{name}: expected p to be a probability in [0, 1], got {p}")
+    shared_dims = 0 if name == "dropout" else _shared_dims(name, input)
+    training, inplace = switch(name, "training", training), bool(inplace)
+    if not training or p == 0.0 or input.numel() == 0:
+        return input
+    if shared_dims < 0:
+        raise RuntimeError(
+            f"{name}: expected input to have at least 2 dimensions (batch and channel), got shape {tuple(input.shape)}"
+        )
+    ops = backend.ops_for(input) if input.dtype in _SUPPORTED else None
+    if ops is None:
+        return _by_torch(name, input, p, training, inplace, seed)
+    if seed is None:
+        # torch.randint even under compile: a seed op of our own would be merged by common-subexpression elimination,
+        # and two dropouts would share a mask
+        seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=input.device)
+    else:
+        _check_seed(name, seed, input.device)
+    output = _apply(ops, input, p, seed, shared_dims)
+    return input.copy_(output) if inplace else output
+
+
+def _shared_dims(name, input):
+    """How many trailing dimensions share a decision; ranks that torch warns about or refuses are so here."""
+    dims = input.dim()
+    if name == "dropout1d":
+        if dims not in (2, 3):
+            raise RuntimeError(
+                f"dropout1d: expected input to be 2-D (C, L) or 3-D (N, C, L), got {dims}-D of shape "
+                f"{tuple(input.shape)}"
+            )
+        return 1
+    if name == "dropout2d":
+        if dims == 3:
+            _warn(
+                "dropout2d: expected input to be 4-D (N, C, H, W), got 3-D, which is read as (N, C, L) as torch does; "
+                "dropout1d says so without this warning"
+            )
+        elif dims != 4:
+            _warn(f"dropout2d: expected input to be 3-D or 4-D, got {dims}-D, which torch deprecates; dropout takes it")
+        return dims - 2
+    if dims not in (4, 5):
+        _warn(f"dropout3d: expected input to be 4-D or 5-D, got {dims}-D, which torch deprecates; dropout takes it")
+    return 3 if dims == 5 else dims - 1
+
+
+def _warn(message):
+    warnings.warn(message, UserWarning, stacklevel=6)  # to the caller of dropout2d
 
 
 def _check_seed(name, seed, device):
@@ -258,32 +284,7 @@ def _check_seed(name, seed, device):
         raise RuntimeError(f"{name}: expected seed to be on the input's device {device}, got one on {seed.device}")
 
 
-def _dropout(name, torch_function, input, p, training, inplace, seed, shared_dims):
-    _check_tensor(name, input)
-    _check_p(name, p)
-    if _library.is_torchs(input) and (seed is None or not _library.transforms_active()):
-        return _by_torch(name, torch_function, input, p, training, inplace, seed)
-    training, inplace, p = switch(name, "training", training), bool(inplace), number(name, "p", p)
-    if not training or p == 0.0 or input.numel() == 0:
-        return input
-    if shared_dims < 0:
-        raise RuntimeError(
-            f"{name}: expected input to have at least 2 dimensions (batch and channel), got shape {tuple(input.shape)}"
-        )
-    ops = backend.ops_for(input) if input.dtype in _SUPPORTED else None
-    if ops is None:
-        return _by_torch(name, torch_function, input, p, training, inplace, seed)
-    if seed is None:
-        # torch.randint even under compile: a seed op of our own would be merged by common-subexpression elimination,
-        # and two dropouts would share a mask
-        seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=input.device)
-    else:
-        _check_seed(name, seed, input.device)
-    output = _apply(ops, input, p, seed, shared_dims)
-    return input.copy_(output) if inplace else output
-
-
-def _by_torch(name, torch_function, input, p, training, inplace, seed):
+def _by_torch(name, input, p, training, inplace, seed):
     if seed is not None:
         raise ValueError(f"{name}: expected seed to be None where torch's own kernel runs, got {seed}")
-    return torch_function(input, p, training, inplace)
+    return getattr(F, name)(input, p, training, inplace)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
-from pydl._private import below_autograd
+from pydl._private import alive, below_autograd, functorch_active
+from pydl.aside import is_torchs
 from pydl.ops import _library, _pool2d
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._options import switch
@@ -104,30 +105,35 @@ class _EagerMaxPool(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, input, ops, window, ceil_mode, channels_last):
-        with below_autograd():
-            output, places = ops.max_pool2d(input, *window, ceil_mode, channels_last, True)
+    def forward(ctx, input, rest):
+        # what needs no gradient comes as one tuple: each argument of its own costs on the way in and out
+        ops, window, ceil_mode, channels_last, return_places = rest
         ctx.rest = ops, window, channels_last, input.shape
-        ctx.save_for_backward(places)
+        with below_autograd():
+            output, places = _library.quick(ops).max_pool2d(input, *window, ceil_mode, channels_last, True)
+        ctx.to_save = (places,)  # what ctx.save_for_backward sets
+        if not return_places:
+            return output
+        ctx.materialize_grads = False  # what ctx.set_materialize_grads sets
         ctx.mark_non_differentiable(places)
-        ctx.set_materialize_grads(False)
         return output, places
 
     @staticmethod
-    def backward(ctx, grad_output, _grad_places):
+    def backward(ctx, grad_output, _grad_places=None):
         if grad_output is None:
-            return (None,) * 5
+            return None, None
         ops, window, channels_last, input_size = ctx.rest
         (places,) = ctx.saved_tensors
+        rest = (grad_output, places, input_size, *window, channels_last)
         if _library.transforms_active():  # torch.func.vmap over the gradient
-            ops = _library.transformed(ops)
-            grad = ops.max_pool2d_backward(grad_output, places, input_size, *window, channels_last)
-        elif torch.is_grad_enabled():
-            grad = ops.max_pool2d_backward(grad_output, places, input_size, *window, channels_last)
-        else:
-            with below_autograd():
-                grad = ops.max_pool2d_backward(grad_output, places, input_size, *window, channels_last)
-        return grad, None, None, None, None
+            return _library.transformed(ops).max_pool2d_backward(*rest), None
+        if torch.is_grad_enabled():
+            return ops.max_pool2d_backward(*rest), None
+        with below_autograd():
+            return _library.quick(ops).max_pool2d_backward(*rest), None
+
+
+_apply = _library.eager(_EagerMaxPool)
 
 
 def _indices(places, window, width):
@@ -166,22 +172,31 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
     """
-    served = input.dtype in _pool2d.SUPPORTED and not _library.is_torchs(input)
-    ops = backend.ops_for(input, "max_pool2d") if served else None
+    if is_torchs(input):
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return max_pool2d_unasked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool2d_unasked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
+    """:func:`max_pool2d` for who has asked whether it is torch's (aside.py)."""
+    ops = backend.ops_for(input, "max_pool2d") if input.dtype in _pool2d.SUPPORTED else None
     if ops is None:
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     window = _pool2d.pairs("max_pool2d", kernel_size, stride, padding, dilation)
     ceil_mode, return_indices = switch("max_pool2d", "ceil_mode", ceil_mode), bool(return_indices)
     image = _pool2d.batched("max_pool2d", input)
     channels_last = input.dim() == 4 and is_channels_last(image)
-    if _library.transforms_active():
+    if functorch_active():
         output, places = _library.transformed(ops).max_pool2d(image, *window, ceil_mode, channels_last, True)
     elif image.requires_grad and torch.is_grad_enabled():
         if _pool2d.quick(image):
-            output, places = _EagerMaxPool.apply(image, ops, window, ceil_mode, channels_last)
+            output = _apply(alive(image), (ops, window, ceil_mode, channels_last, return_indices))
+            if return_indices:
+                output, places = output
         else:
             output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, True)
     elif _pool2d.quick(image):
+        ops = _library.quick(ops)
         with below_autograd():
             output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, return_indices)
     else:

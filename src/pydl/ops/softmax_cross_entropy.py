@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
-from pydl._private import alive, below_autograd, dispatch_modes, is_legacy_batchedtensor, reduction_names
+from pydl._private import (
+    alive,
+    below_autograd,
+    dispatch_modes,
+    functorch_active,
+    is_legacy_batchedtensor,
+    reduction_names,
+)
+from pydl.aside import is_torchs
 from pydl.ops import _library
 from pydl.ops._options import integer, number
 from pydl.ops._softmax_cross_entropy_autograd import Transformable, backward, kept_dtype
@@ -55,6 +63,14 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = reduction_names.legacy_get_string(size_average, reduce)
+    options = (ignore_index, reduction, label_smoothing, z_loss)
+    if is_torchs(input, target, weight):
+        return _by_torch(input, target, weight, *options)
+    return cross_entropy_unasked(input, target, weight, *options)
+
+
+def cross_entropy_unasked(input, target, weight, ignore_index, reduction, label_smoothing, z_loss=0.0):
+    """:func:`cross_entropy` for who has asked whether it is torch's (aside.py)."""
     how = _REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
     if how is None:
         if reduction != "elementwise_mean":  # the old name of mean, which torch takes with a warning
@@ -68,14 +84,9 @@ def cross_entropy(
         raise TypeError(f"cross_entropy: expected target to be a Tensor, got {type(target).__name__}")
     if weight is not None and not isinstance(weight, torch.Tensor):
         raise TypeError(f"cross_entropy: expected weight to be a Tensor, got {type(weight).__name__}")
-    served = not _library.is_torchs(input, target, weight) and input.dtype in _SUPPORTED
-    ops = backend.ops_for(input) if served else None
+    ops = backend.ops_for(input) if input.dtype in _SUPPORTED else None
     if ops is None:
-        if z_loss != 0.0:
-            raise ValueError(f"cross_entropy: expected z_loss to be 0 where torch's own kernel runs, got {z_loss}")
-        return F.cross_entropy(
-            input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
-        )
+        return _by_torch(input, target, weight, ignore_index, reduction, label_smoothing, z_loss)
     float_output = torch.is_autocast_enabled(input.device.type)
     if target.dtype != torch.int64 or weight is not None:
         if target.dtype == torch.uint8:
@@ -89,12 +100,20 @@ def cross_entropy(
     args = (input, target, weight, how, ignore_index, label_smoothing, z_loss, float_output)
     if torch.compiler.is_compiling() or type(input) not in _PLAIN or dispatch_modes() > 0:
         return ops.softmax_cross_entropy_forward(*args)[0]
-    if _library.transforms_active():
+    if functorch_active():
         return Transformable.apply(ops, *args)[0]
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return _apply(alive(input), alive(target), (ops, *args[2:]))
     with below_autograd():
         return _library.quick(ops).softmax_cross_entropy_forward(*args)[0]
+
+
+def _by_torch(input, target, weight, ignore_index, reduction, label_smoothing, z_loss):
+    if z_loss != 0.0:
+        raise ValueError(f"cross_entropy: expected z_loss to be 0 where torch's own kernel runs, got {z_loss}")
+    return F.cross_entropy(
+        input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -1,6 +1,6 @@
 """Chains of layers that one kernel computes, and the layers that may be links of one.
 
-    convolution → ReLU or sigmoid                       the activation is applied as the convolution stores its result
+    convolution or linear → ReLU or sigmoid             the activation is applied as the product stores its result
     batch norm (→ + residual) (→ ReLU or sigmoid)       one pass over the tensor instead of two or three
     convolution → batch norm (→ all of that)            in evaluation without gradients: the batch norm is folded into
                                                         the convolution's weights if there is no residual; else as
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
-from pydl import aside, functional, nn
+from pydl import aside, backend, functional, nn
 from pydl._private import CALL, GLOBAL_HOOKS
 from pydl.ops import _library
 from pydl.ops._options import pair
@@ -25,13 +25,15 @@ from pydl.swapping.rules import OURS, RULES, class_of, rule_of
 
 FOLLOWERS = {  # role -> the roles that may follow it
     "convolution": ("norm", "activation"),
+    "linear": ("activation",),
     "norm": ("activation",),
     "activation": (),
 }
+FIRST = ("convolution", "linear", "norm")  # what a chain may begin with
 
 
 def role(layer):
-    """``convolution``, ``norm`` or ``activation`` for a layer that may be a link of a chain, else an empty text.
+    """What a layer may be in a chain (see ``FOLLOWERS``), or an empty text.
 
     Parametrised and lazy layers have the role of what they are made from, so that the report can say why they are left
     alone (:func:`why_not_linked`).
@@ -155,12 +157,15 @@ class Chain:
     convolution: torch.nn.Module | None = None
     norm: torch.nn.Module | None = None
     activation: str | None = None
+    linear: torch.nn.Module | None = None
     names: list = field(default_factory=list)  # of the links in order
     folded: "Folded | None" = None  # by pydl.freeze
     not_frozen: str = ""  # why pydl.freeze could not
 
     def __call__(self, input, residual=None):
         convolution, norm, activation = self.convolution, self.norm, self.activation
+        if self.linear is not None:
+            return nn.Linear.forward(self.linear, input, activation=activation)
         if norm is None:
             output = nn.Conv2d.forward(convolution, input, activation=activation if residual is None else None)
             return output if residual is None else nn.finished(output, activation, residual)
@@ -180,8 +185,10 @@ class Chain:
 
     def kernels(self):
         """What the report says, for the mode the norm is in: (names of the links that one kernel computes, remark)."""
-        layers = [layer for layer in (self.convolution, self.norm) if layer is not None]
+        layers = [layer for layer in (self.convolution, self.linear, self.norm) if layer is not None]
         if aside.why_tensors(tensor for layer in layers for tensor in layer._parameters.values()):
+            return []
+        if self.linear is not None and not (self.linear.weight.is_cpu and backend._asked in (None, "cpu")):
             return []
         if len(layers) == 1:
             return [(self.names, "")]

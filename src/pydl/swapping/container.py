@@ -10,6 +10,7 @@ import torch
 from pydl import aside, backend
 from pydl.swapping.bound import BoundForward
 from pydl.swapping.chains import (
+    FIRST,
     FOLLOWERS,
     Chain,
     is_called_plainly,
@@ -30,7 +31,7 @@ def could_fuse(module):
     By exact type: a subclass may walk over its layers in another way.
     """
     return type(module) is torch.nn.Sequential and any(
-        role(child) in ("convolution", "norm") for child in module._modules.values() if child is not None
+        role(child) in FIRST for child in module._modules.values() if child is not None
     )
 
 
@@ -75,7 +76,7 @@ class Plan:
 
     def _chain(self, layers):
         """The :class:`Chain` that begins with the first of ``layers`` (name, layer), or None."""
-        links, allowed = [], ("convolution", "norm")
+        links, allowed = [], FIRST
         for name, layer in layers:
             kind = role(layer)
             if kind not in allowed:
@@ -97,6 +98,7 @@ class Plan:
             kinds.get("convolution"),
             kinds.get("norm"),
             None if activation is None else rule_of(type(activation)).name,
+            kinds.get("linear"),
             [name for name, _, _ in links],
         )
 

@@ -21,7 +21,7 @@ class Rule:
     torchs: type
     ours: type | None  # the class whose forward serves it; None: it is computed in a chain alone
     calls: tuple  # torch's functions that mean the same
-    role: str = ""  # in a chain: "convolution", "norm" or "activation"
+    role: str = ""  # in a chain: "convolution", "linear", "norm" or "activation"
     fuses: tuple = ()  # what our forward takes beside torch's arguments
     alone: Own | None = None  # what torch's forward is made of, where there is no class of ours to say so
 
@@ -41,6 +41,7 @@ _MAXIMUM = (F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
 
 RULES = (
     Rule(torch.nn.Conv2d, nn.Conv2d, (F.conv2d, torch.conv2d), role="convolution", fuses=("activation",)),
+    Rule(torch.nn.Linear, nn.Linear, (F.linear,), role="linear", fuses=("activation",)),
     Rule(torch.nn.BatchNorm1d, nn.BatchNorm1d, **_NORM),
     Rule(torch.nn.BatchNorm2d, nn.BatchNorm2d, **_NORM),
     Rule(torch.nn.BatchNorm3d, nn.BatchNorm3d, **_NORM),

@@ -35,7 +35,7 @@ FLAGS = [
 def compile_one(source, folder):
     """Compiles one source where an object of an earlier call is older than any source; returns the object."""
     target = Path(folder, source.name + ".o")
-    inputs = [source, HERE / "twin.h", *ROOT.glob("kernels/*.h"), *ROOT.glob("kernels/cuda/**/*.h")]
+    inputs = [source, *HERE.glob("*.h"), *ROOT.glob("kernels/*.h"), *ROOT.glob("kernels/cuda/**/*.h")]
     if not target.is_file() or target.stat().st_mtime < max(path.stat().st_mtime for path in inputs):
         subprocess.run([CXX, *FLAGS, "-x", "c++", "-c", str(source), "-o", str(target)], check=True)
     return target

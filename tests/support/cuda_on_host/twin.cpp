@@ -3,11 +3,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <map>
 #include <mutex>
 #include <vector>
+
+#include "context.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -31,7 +32,7 @@ struct Wait {
 
 // A stack and what runs on it: one thread after another until one has to wait, and that one until it is done.
 struct Fiber {
-  ucontext_t context;
+  Context context;
   void* stack = nullptr;
   void* fake_stack = nullptr;
 };
@@ -76,7 +77,7 @@ struct Machine {
   std::vector<Warp> warps;
   Meeting barrier;
   std::map<const void*, Shared> shared;
-  ucontext_t scheduler;
+  Context scheduler;
   void* scheduler_fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
@@ -110,14 +111,14 @@ unsigned thread_at(unsigned i) {
 void to_scheduler(Fiber& fiber) {
   Machine& m = machine();
   SWITCH_BEGIN(&fiber.fake_stack, m.scheduler_stack, m.scheduler_stack_bytes);
-  swapcontext(&fiber.context, &m.scheduler);
+  fiber.context.switch_to(m.scheduler);
   SWITCH_END(fiber.fake_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
 }
 
 void to_fiber(Fiber& fiber) {
   Machine& m = machine();
   SWITCH_BEGIN(&m.scheduler_fake_stack, fiber.stack, kStack);
-  swapcontext(&m.scheduler, &fiber.context);
+  m.scheduler.switch_to(fiber.context);
   SWITCH_END(m.scheduler_fake_stack, nullptr, nullptr);
 }
 
@@ -159,11 +160,7 @@ Fiber* idle_fiber() {
   Fiber* fiber = new Fiber;
   fiber->stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (fiber->stack == MAP_FAILED) fail("no memory for a thread's stack", 0);
-  getcontext(&fiber->context);
-  fiber->context.uc_stack.ss_sp = fiber->stack;
-  fiber->context.uc_stack.ss_size = kStack;
-  fiber->context.uc_link = nullptr;
-  makecontext(&fiber->context, fiber_main, 0);
+  fiber->context.begin(fiber->stack, kStack, fiber_main);
   return fiber;
 }
 
@@ -194,6 +191,7 @@ void run_block() {
       fail("threads wait at a barrier or shuffle that others have not reached and never will",
            m.barrier.line);
   }
+  if (listener) listener->end_block();
   for (auto& [declaration, array] : m.shared) free(array.data);
   m.shared.clear();
 }
@@ -212,7 +210,9 @@ void meet(Meeting& meeting, unsigned threads, int line) {
 
 }  // namespace
 
-int run(int64_t blocks, int threads, const std::function<void()>& kernel) {
+Listener* listener = nullptr;
+
+int run(const void* name, int64_t blocks, int threads, const std::function<void()>& kernel) {
   Machine& m = machine();
   const std::lock_guard<std::mutex> lock(m.mutex);
   if (blocks < 1 || blocks > 0x7FFFFFFF || threads < 32 || threads > 1024 || threads % 32 != 0) {
@@ -225,7 +225,11 @@ int run(int64_t blocks, int threads, const std::function<void()>& kernel) {
   m.threads = static_cast<unsigned>(threads);
   m.all.resize(m.threads);
   m.warps.resize(m.threads / 32);
-  for (m.block = 0; m.block < m.blocks; ++m.block) run_block();
+  if (listener) listener->begin_launch(name, blocks, threads);
+  for (m.block = 0; m.block < m.blocks; ++m.block) {
+    if (listener && !listener->wants(m.block)) continue;
+    run_block();
+  }
   return 0;
 }
 
@@ -247,7 +251,14 @@ void* shared(const void* declaration, size_t bytes) {
   return at->second.data;
 }
 
+bool is_shared(const void* address) {
+  for (const auto& [declaration, array] : machine().shared)
+    if (address >= array.data && address < static_cast<const char*>(array.data) + array.bytes) return true;
+  return false;
+}
+
 void copy16(void* to, const void* from, bool valid) {
+  if (listener) listener->copy16(to, from, valid, __builtin_return_address(0));
   Machine& m = machine();
   auto& groups = m.all[m.thread].copies;
   if (groups.empty()) groups.emplace_back();
@@ -264,23 +275,48 @@ void commit_copies() {
 void wait_copies(int left) {
   Machine& m = machine();
   auto& groups = m.all[m.thread].copies;
+  if (listener) listener->wait_copies(groups.size(), left);
   while (groups.size() > static_cast<size_t>(left) + 1) {
     for (const Copy& copy : groups.front())
-      *static_cast<uint4*>(copy.to) = copy.valid ? *static_cast<const uint4*>(copy.from) : uint4{0, 0, 0, 0};
+      store_uint4(copy.to, copy.valid ? load_uint4(copy.from) : uint4{0, 0, 0, 0});
     groups.erase(groups.begin());
   }
 }
 
-void barrier(int line) { meet(machine().barrier, machine().threads, line); }
+void barrier(int line) {
+  if (listener) listener->barrier();
+  meet(machine().barrier, machine().threads, line);
+}
 
-const uint64_t* exchange(unsigned lanes, uint64_t value, int line) {
+const uint64_t* meet_warp(uint64_t value, int line) {
   Machine& m = machine();
-  if (lanes != ~0u) fail("a shuffle or vote of a part of the warp", line);
   Warp& warp = m.warps[m.thread / 32];
   uint64_t* values = warp.value[warp.meeting.generation % 2];
   values[m.thread % 32] = value;
   meet(warp.meeting, 32, line);
   return values;
+}
+
+const uint64_t* exchange(unsigned lanes, uint64_t value, int line) {
+  if (lanes != ~0u) fail("a shuffle or vote of a part of the warp", line);
+  if (listener) listener->exchange();
+  return meet_warp(value, line);
+}
+
+void load_matrices(uint32_t (&to)[4], const void* row, bool transpose, int line) {
+  if (listener) listener->load_matrices(row, __builtin_return_address(0));
+  const uint64_t* rows = meet_warp(reinterpret_cast<uint64_t>(row), line);
+  const int my_lane = lane();
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    uint16_t pair[2];
+    for (int h = 0; h < 2; ++h) {
+      const int r = transpose ? my_lane % 4 * 2 + h : my_lane / 4,
+                column = transpose ? my_lane / 4 : my_lane % 4 * 2 + h;
+      const uint4 values = load_uint4(reinterpret_cast<const void*>(rows[8 * matrix + r]));
+      memcpy(&pair[h], reinterpret_cast<const char*>(&values) + 2 * column, 2);
+    }
+    memcpy(&to[matrix], pair, 4);
+  }
 }
 
 }  // namespace twin

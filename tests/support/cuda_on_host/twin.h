@@ -8,6 +8,9 @@
 // Reports what it finds on standard error and aborts: a barrier that not every thread of the block reaches,
 // lanes of a warp that meet in different places, copies that nobody waits for. The rest is left to
 // AddressSanitizer and UndefinedBehaviorSanitizer.
+//
+// A listener hears of launches and of all that is no plain access to memory (tests/support/gpu_cost counts it);
+// it may leave blocks out, which is for counting and never for results.
 #pragma once
 
 #include <math.h>
@@ -20,14 +23,45 @@ struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 
+// 16 bytes as one access, which they are on a GPU; of a struct of four words the compiler makes four.
+typedef uint32_t Bytes16 __attribute__((vector_size(16), may_alias));
+static inline uint4 load_uint4(const void* from) {
+  const Bytes16 raw = *static_cast<const Bytes16*>(from);
+  uint4 x;
+  memcpy(&x, &raw, 16);
+  return x;
+}
+static inline void store_uint4(void* to, uint4 x) {
+  Bytes16 raw;
+  memcpy(&raw, &x, 16);
+  *static_cast<Bytes16*>(to) = raw;
+}
+
 namespace twin {
 
 struct Index {
   unsigned x, y = 0, z = 0;
 };
 
-// Runs `kernel` as every thread of `blocks` blocks; returns 0.
-int run(int64_t blocks, int threads, const std::function<void()>& kernel);
+// Runs `kernel` as every thread of `blocks` blocks; returns 0. `name`: the kernel's address.
+int run(const void* name, int64_t blocks, int threads, const std::function<void()>& kernel);
+
+struct Listener {
+  virtual void begin_launch(const void* name, int64_t blocks, int threads) = 0;
+  virtual bool wants(int64_t block) = 0;
+  virtual void end_block() = 0;
+  virtual void barrier() = 0;
+  virtual void exchange() = 0;  // by one lane
+  virtual void copy16(void* to, const void* from, bool valid, const void* site) = 0;
+  virtual void wait_copies(size_t groups, int left) = 0;              // of this thread, before the wait
+  virtual void load_matrices(const void* row, const void* site) = 0;  // by one lane
+  virtual void multiply() = 0;                                        // by one lane
+  virtual void special() = 0;                                         // exp2 of the special function unit
+};
+extern Listener* listener;  // null where nobody listens
+
+// Whether an address lies in the running block's shared memory.
+bool is_shared(const void* address);
 
 Index thread_index();
 Index block_index();
@@ -40,7 +74,12 @@ void* shared(const void* declaration, size_t bytes);
 void barrier(int line);
 // Gives `value` to the warp and returns those of its 32 lanes, once all have come.
 const uint64_t* exchange(unsigned lanes, uint64_t value, int line);
+// The same without the listener, for an instruction that is counted as another.
+const uint64_t* meet_warp(uint64_t value, int line);
 int lane();
+
+// The four values of one lane that ptx::load_matrices gives, `row` being the lane's.
+void load_matrices(uint32_t (&to)[4], const void* row, bool transpose, int line);
 
 // Asynchronous copies of the running thread: nothing is copied before the wait for its group.
 void copy16(void* to, const void* from, bool valid);

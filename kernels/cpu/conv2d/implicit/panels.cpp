@@ -50,11 +50,10 @@ void finish_tile(const Gather<T>& g, bool by_channel, const A* tile, int64_t gro
             run.column * g.result_stride[3];
     if (by_channel) {
       for (int64_t j = 0; j < run.count; ++j)
-        finish(tile + (run.at + j) * kColumns<A>, to + j * g.result_stride[3], 1, channels, bias, 1,
-               g.activation);
+        finish(tile + (run.at + j) * kNr<A>, to + j * g.result_stride[3], 1, channels, bias, 1, g.activation);
     } else {
       for (int64_t m = 0; m < channels; ++m)
-        finish(tile + m * kColumns<A> + run.at, to + m * g.result_stride[1], g.result_stride[3], run.count,
+        finish(tile + m * kNr<A> + run.at, to + m * g.result_stride[1], g.result_stride[3], run.count,
                bias ? bias + m : nullptr, 0, g.activation);
     }
   }
@@ -92,7 +91,7 @@ void pack_lines(const Windows<T>& w, const Run* runs, const int64_t* first_run, 
             w.data + run.image * w.stride[0] + k * w.stride[1] + run.row * w.stride[2] + run.column;
         prefetch(from + 2 * w.stride[1]);
         prefetch(from + 2 * w.stride[1] + lanes<A>);
-        copy_strided(panels + b * panel + (k - begin) * kColumns<A> + run.at, from, 1, run.count);
+        copy_strided(panels + b * panel + (k - begin) * kNr<A> + run.at, from, 1, run.count);
       }
 }
 
@@ -110,7 +109,7 @@ void run_task(const Gather<T>& g, const Plan<A>& plan, const A* packed, int64_t 
   for (int64_t b = 0; b < blocks; ++b)
     first_run[b + 1] = first_run[b] + cut_runs(begin + b * unit, min_of(unit, count - b * unit),
                                                windows.y.out_size, windows.x.out_size, runs + first_run[b]);
-  const int64_t per_tile = plan.by_channel ? kColumns<A> : plan.weight_rows;
+  const int64_t per_tile = plan.by_channel ? kNr<A> : plan.weight_rows;
   for (int64_t d = 0; d < plan.depth_blocks; ++d) {
     const int64_t k0 = d * kDepth, k1 = min_of(k0 + kDepth, plan.depth);
     if (plan.by_pixel_lines(g))
@@ -120,7 +119,7 @@ void run_task(const Gather<T>& g, const Plan<A>& plan, const A* packed, int64_t 
       const int64_t n = first_run[b + 1] - first_run[b];
       A* panel = panels + b * plan.window_panel();
       plan.by_channel ? pack_windows_by_pixel(windows, block_runs, n, k0, k1, panel, kPitch)
-                      : pack_windows_by_depth(windows, block_runs, n, k0, k1, panel, kColumns<A>);
+                      : pack_windows_by_depth(windows, block_runs, n, k0, k1, panel, kNr<A>);
     }
     for (int64_t t = 0; t < plan.weight_tiles; ++t) {
       const A* weights =
@@ -133,9 +132,25 @@ void run_task(const Gather<T>& g, const Plan<A>& plan, const A* packed, int64_t 
         if (d == plan.depth_blocks - 1)
           fetch_tile(g, plan.by_channel, group, t * per_tile, channels, runs + first_run[b],
                      first_run[b + 1] - first_run[b]);
-        plan.by_channel
-            ? gemm_tile<A>(Rows::pitched, pixels, channels, k1 - k0, panel, 0, weights, tile, d > 0)
-            : gemm_tile<A>(Rows::interleaved, channels, pixels, k1 - k0, weights, kRows, panel, tile, d > 0);
+        PanelProduct<A> product{};
+        product.depth = k1 - k0;
+        product.add = d > 0;
+        product.right_pitch = product.result_pitch = kNr<A>;
+        product.result = tile;
+        if (plan.by_channel) {
+          product.rows = pixels;
+          product.columns = channels;
+          product.left = panel;
+          product.left_pitch = kPitch;
+          product.right = weights;
+        } else {
+          product.rows = channels;
+          product.columns = pixels;
+          product.left = weights;
+          product.strips = true;
+          product.right = panel;
+        }
+        multiply_panel(product);
         if (d == plan.depth_blocks - 1)
           finish_tile(g, plan.by_channel, tile, group, t * per_tile, channels, runs + first_run[b],
                       first_run[b + 1] - first_run[b]);

@@ -3,7 +3,7 @@
 
 #include "kernels/cpu/base/simd_transpose.h"
 #include "kernels/cpu/conv2d/implicit/gather.h"
-#include "kernels/cpu/gemm/tile.h"
+#include "kernels/cpu/gemm/panel.h"
 
 namespace pydl::cpu::PYDL_ISA::implicit {
 using namespace gemm;
@@ -24,7 +24,7 @@ struct Plan {
 
   Plan(bool by_channel, int64_t depth, int64_t channels, int64_t pixels)
       : by_channel(by_channel), depth(depth), depth_blocks(max_of(ceil_div(depth, kDepth), 1)) {
-    weight_tiles = by_channel ? ceil_div(channels, kColumns<A>) : ceil_div(channels, kRows);
+    weight_tiles = by_channel ? ceil_div(channels, kNr<A>) : ceil_div(channels, kMr);
     weight_rows = ceil_div(channels, weight_tiles);
     // a long row of results per channel spares the store side (pages, DRAM rows), so shallow sums take more
     // pixels
@@ -41,14 +41,14 @@ struct Plan {
     return !by_channel && g.windows.stride[3] == 1 && y.taps == 1 && x.taps == 1 && y.step == 1 &&
            x.step == 1 && y.first == 0 && x.first == 0 && y.out_size <= y.in_size && x.out_size <= x.in_size;
   }
-  int64_t unit() const { return by_channel ? kRows : kColumns<A>; }  // pixels per block
-  int64_t weight_unit() const { return by_channel ? kColumns<A> : kRows; }
+  int64_t unit() const { return by_channel ? kMr : kNr<A>; }  // pixels per block
+  int64_t weight_unit() const { return by_channel ? kNr<A> : kMr; }
   int64_t weight_panel() const { return min_of(depth, kDepth) * weight_unit(); }
   int64_t weight_elements(int64_t groups) const {
     return groups * depth_blocks * weight_tiles * weight_panel();
   }
   // Elements between panels: not a power of two, so that they do not share cache sets.
-  int64_t window_panel() const { return by_channel ? kRows * kPitch : kDepth * kColumns<A> + lanes<A>; }
+  int64_t window_panel() const { return by_channel ? kMr * kPitch : kDepth * kNr<A> + lanes<A>; }
   int64_t tiles() const { return depth_blocks == 1 ? 1 : weight_tiles * blocks; }
   int64_t bytes(int64_t groups, int64_t threads) const {
     return Pieces::bytes<A>(weight_elements(groups)) + threads * slot_bytes();

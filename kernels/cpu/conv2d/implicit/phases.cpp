@@ -46,11 +46,11 @@ struct SpreadPlan {
                 (p.in_width - 1 + p.pad_left) / p.stride_width - first_x + 1, y, x, pitch, kSlab, kPixels) {}
 
   int64_t taps() const { return taps_y * taps_x; }
-  int64_t weights() const { return taps() * p.out_channels * kColumns<A>; }
-  int64_t staging() const { return regions.images * regions.rows * regions.columns * kColumns<A>; }
+  int64_t weights() const { return taps() * p.out_channels * kNr<A>; }
+  int64_t staging() const { return regions.images * regions.rows * regions.columns * kNr<A>; }
   int64_t slot_bytes() const { return Pieces::bytes<A>(regions.slab) + Pieces::bytes<A>(staging()); }
   int64_t bytes(int64_t threads) const {
-    return Pieces::bytes<A>(weights()) + Pieces::bytes<A>(kColumns<A>) + Pieces::bytes<int64_t>(taps()) +
+    return Pieces::bytes<A>(weights()) + Pieces::bytes<A>(kNr<A>) + Pieces::bytes<int64_t>(taps()) +
            threads * slot_bytes();
   }
 };
@@ -63,7 +63,7 @@ void pack_weights(const SpreadPlan<T>& plan, A* to) {
   memset(to, 0, static_cast<size_t>(plan.weights()) * sizeof(A));
   for (int64_t tap = 0; tap < plan.taps(); ++tap) {
     const int64_t jy = plan.taps_y - 1 - tap / plan.taps_x, jx = plan.taps_x - 1 - tap % plan.taps_x;
-    for (int64_t o = 0; o < p.out_channels; ++o, to += kColumns<A>)
+    for (int64_t o = 0; o < p.out_channels; ++o, to += kNr<A>)
       for (int64_t a = 0; a < p.stride_height; ++a)
         for (int64_t b = 0; b < p.stride_width; ++b) {
           const int64_t r = a + jy * p.stride_height, s = b + jx * p.stride_width;
@@ -89,14 +89,14 @@ void run_region(const SpreadPlan<T>& plan, const Region& region, const A* slab, 
   block.depth = plan.p.out_channels;
   block.weights = weights;
   block.bias = zeros;
-  block.out_pitch = kColumns<A>;
+  block.out_pitch = kNr<A>;
   int64_t groups = 0;
   for (int64_t n = 0; n < region.images; ++n)
     for (int64_t r = 0; r < region.rows; ++r)
       for (int64_t c = 0; c < region.columns; c += pixels) {
         const int64_t first = min_of(c, region.columns - pixels);  // the last group may reach back
         block.window[groups] = slab + n * image + r * row + first * plan.pitch;
-        block.out[groups] = staging + ((n * region.rows + r) * region.columns + first) * kColumns<A>;
+        block.out[groups] = staging + ((n * region.rows + r) * region.columns + first) * kNr<A>;
         if (++groups < most) continue;
         gemm_windows(groups, pixels, plan.columns, block);
         groups = 0;
@@ -104,9 +104,9 @@ void run_region(const SpreadPlan<T>& plan, const Region& region, const A* slab, 
   if (groups) gemm_windows(groups, pixels, plan.columns, block);
   // taps that a phase lacks are zeros, which make nan of an inf that torch would not have met
   vec<A> seen{};
-  const int64_t computed = plan.columns > lanes<A> ? kColumns<A> : lanes<A>;
+  const int64_t computed = plan.columns > lanes<A> ? kNr<A> : lanes<A>;
   for (int64_t pixel = 0; pixel < region.images * region.rows * region.columns; ++pixel)
-    for (int64_t i = 0; i < computed; i += lanes<A>) watch(load(staging + pixel * kColumns<A> + i), seen);
+    for (int64_t i = 0; i < computed; i += lanes<A>) watch(load(staging + pixel * kNr<A> + i), seen);
   report_spoiled(seen, plan.p.spoiled);
 }
 
@@ -118,14 +118,14 @@ void write_region(const SpreadPlan<T>& plan, const Region& region, const A* stag
   const int64_t run = p.stride_width * p.in_channels;  // numbers of a phase row that one pixel makes
   const bool dense = run <= lanes<A> && stride[1] == 1 && stride[3] == p.in_channels;
   for (int64_t n = 0; n < region.images; ++n)
-    for (int64_t r = 0; r < region.rows; ++r, staging += region.columns * kColumns<A>)
+    for (int64_t r = 0; r < region.rows; ++r, staging += region.columns * kNr<A>)
       for (int64_t a = 0; a < p.stride_height; ++a) {
         const int64_t h = (plan.first_y + region.row + r) * p.stride_height - p.pad_top + a;
         if (h < 0 || h >= p.in_height) continue;
         T* line = static_cast<T*>(p.input) + (region.image + n) * stride[0] + h * stride[2];
         int64_t w = (plan.first_x + region.column) * p.stride_width - p.pad_left;
         const A* from = staging + a * run;
-        for (int64_t j = 0; j < region.columns; ++j, from += kColumns<A>, w += p.stride_width) {
+        for (int64_t j = 0; j < region.columns; ++j, from += kNr<A>, w += p.stride_width) {
           if (dense && w >= 0 && w + p.stride_width <= p.in_width) {
             store_n(line + w * stride[3], load_n(from, run), run);
             continue;
@@ -143,7 +143,7 @@ namespace phases {
 
 bool serves(const Conv2dParams& p, Conv2dPass) {
   const int64_t columns = p.stride_height * p.stride_width * p.in_channels;
-  const int64_t widest = p.dtype == DType::f64 ? kColumns<double> : kColumns<float>;
+  const int64_t widest = p.dtype == DType::f64 ? kNr<double> : kNr<float>;
   return p.groups == 1 && p.in_channels <= 4 && p.stride_height * p.stride_width > 1 && columns <= widest &&
          p.dilation_height == 1 && p.dilation_width == 1 && p.kernel_height >= p.stride_height &&
          p.kernel_width >= p.stride_width;
@@ -162,10 +162,10 @@ void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
     const SpreadPlan<T> plan(p);
     Pieces pieces{static_cast<char*>(p.scratch)};
     A* weights = pieces.take<A>(plan.weights());
-    A* zeros = pieces.take<A>(kColumns<A>);
+    A* zeros = pieces.take<A>(kNr<A>);
     int64_t* offsets = pieces.take<int64_t>(plan.taps());
     pack_weights<T>(plan, weights);
-    fill_zero(zeros, kColumns<A>);
+    fill_zero(zeros, kNr<A>);
     for (int64_t tap = 0; tap < plan.taps(); ++tap)
       offsets[tap] =
           (tap / plan.taps_x * plan.x.covered(plan.regions.columns) + tap % plan.taps_x) * plan.pitch;

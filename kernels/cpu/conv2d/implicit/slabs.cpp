@@ -76,7 +76,7 @@ struct Task {
     block.segments = phase.segments;
     block.depth = plan.segment_depth;
     block.weights = packed + tile0 * plan.tile_elements + phase.weights;
-    block.bias = bias + tile0 * kColumns<A>;
+    block.bias = bias + tile0 * kNr<A>;
     block.relu = g.activation == Activation::relu;
     block.narrow = !staged && !__is_same(T, A);
     block.stream = !staged && plan.stream;
@@ -100,7 +100,7 @@ struct Task {
       } else {
         const int64_t row = (region.row + at.row) * plan.phases_y + phase.y,
                       column = (region.column + at.column) * plan.phases_x + phase.x;
-        block.out[i] = result(first_tile * kColumns<A>) + (region.image + at.image) * g.result_stride[0] +
+        block.out[i] = result(first_tile * kNr<A>) + (region.image + at.image) * g.result_stride[0] +
                        row * g.result_stride[2] + column * g.result_stride[3];
       }
     }
@@ -111,9 +111,9 @@ struct Task {
       asked += plan.segment_depth * phase.segments * kAheadStep;
       gemm_windows(groups, pixels, plan.channels_of(tile), block);
       block.weights += plan.tile_elements;
-      block.bias += kColumns<A>;
+      block.bias += kNr<A>;
       for (int64_t i = 0; i < groups; ++i)
-        block.out[i] = static_cast<char*>(block.out[i]) + kColumns<A> * (staged ? sizeof(A) : sizeof(T));
+        block.out[i] = static_cast<char*>(block.out[i]) + kNr<A> * (staged ? sizeof(A) : sizeof(T));
     }
   }
 
@@ -128,12 +128,12 @@ struct Task {
     for (int64_t n = 0; n < region.images; ++n)
       for (int64_t r = 0; r < rows; ++r) {
         A* from = at + (n * staged_rows() + r) * staged_columns() * pitch;
-        T* to = result(tile * kColumns<A>) + (region.image + n) * g.result_stride[0] +
+        T* to = result(tile * kNr<A>) + (region.image + n) * g.result_stride[0] +
                 (row0 + r) * g.result_stride[2] + column0 * g.result_stride[3];
         const int64_t pixels = flat ? rows * columns : columns;
         if (g.activation == Activation::sigmoid)
           for (int64_t j = 0; j < pixels; ++j)
-            for (int64_t c = 0; c < kColumns<A>; c += lanes<A>) {
+            for (int64_t c = 0; c < kNr<A>; c += lanes<A>) {
               A* x = from + j * pitch + c;
               store(x, activate<A>(load(x), g.activation));
             }
@@ -173,7 +173,7 @@ struct Task {
         each_block(phases[f], [&](const Pixel* first, int64_t groups, int64_t pixels) {
           run_block(phases[f], t, end, staged, first, groups, pixels);
         });
-      for (int64_t done = t; staged && done < end; ++done) finish(done, staging + (done - t) * kColumns<A>);
+      for (int64_t done = t; staged && done < end; ++done) finish(done, staging + (done - t) * kNr<A>);
       t = end;
     }
     if (plan.stream) stream_fence();
@@ -189,7 +189,7 @@ void run_problem(const SlabPlan<T, E>& plan, void* scratch, const Parallel& para
   int64_t* offsets = pieces.take<int64_t>(plan.taps() * plan.pieces);
   int64_t* rows_of_taps = pieces.take<int64_t>(plan.taps());
   E* packed = pieces.take<E>(g.groups * plan.tiles * plan.tile_elements);
-  A* bias = pieces.take<A>(g.groups * plan.tiles * kColumns<A>);
+  A* bias = pieces.take<A>(g.groups * plan.tiles * kNr<A>);
   plan.list_phases(phases, offsets, rows_of_taps);
   pack_weights(plan, rows_of_taps, packed, bias, parallel);
 

@@ -3,7 +3,7 @@
 
 #include "kernels/cpu/conv2d/implicit/gather.h"
 #include "kernels/cpu/conv2d/implicit/slab.h"
-#include "kernels/cpu/gemm/tile.h"
+#include "kernels/cpu/gemm/panel.h"
 
 namespace pydl::cpu::PYDL_ISA::implicit {
 using namespace gemm;
@@ -92,8 +92,8 @@ struct SlabPlan {
     if (!dense)
       while (elements / pieces > 192 && elements % (2 * pieces) == 0) pieces *= 2;
     segment_depth = dense ? p.kernel_width * elements : elements / pieces;
-    tiles = ceil_div(gather.channels, kColumns<A>);
-    tile_elements = taps() * elements * kColumns<A>;
+    tiles = ceil_div(gather.channels, kNr<A>);
+    tile_elements = taps() * elements * kNr<A>;
     any_staged = staged(0) || staged(tiles - 1);
     stream = !any_staged && streams();
     const int64_t phases = phases_y * phases_x;
@@ -107,7 +107,7 @@ struct SlabPlan {
       regions = cut(max_of(14, min_of(pixels, grid / kTasks)));
     together = 1;
     if (any_staged && few_weights())
-      together = max_of(1, min_of(ceil_div(tiles, parts), kSlab / (staged_pixels() * kColumns<A>)));
+      together = max_of(1, min_of(ceil_div(tiles, parts), kSlab / (staged_pixels() * kNr<A>)));
   }
 
   // The phase grid's axis of each phase, with the kernel taps behind it.
@@ -162,9 +162,7 @@ struct SlabPlan {
            x.low + x.covered(grid_width()) <= w.x.in_size;
   }
 
-  int64_t channels_of(int64_t tile) const {
-    return min_of(kColumns<A>, gather.channels - tile * kColumns<A>);
-  }
+  int64_t channels_of(int64_t tile) const { return min_of(kNr<A>, gather.channels - tile * kNr<A>); }
   // Whether a tile of results has to pass through the staging area.
   bool staged(int64_t tile) const {
     return (!__is_same(T, A) && !__is_same(E, bf16_pair)) || gather.result_stride[1] != 1 ||
@@ -197,7 +195,7 @@ struct SlabPlan {
         const PhaseAxis v = axis_y(phase_y), h = axis_x(phase_x);
         const int64_t across = dense ? 1 : h.axis.taps;
         const int64_t segments = v.axis.taps * across * pieces;
-        phases[n++] = {phase_y, phase_x, v.axis.out_size, h.axis.out_size, segments, i, rows * kColumns<A>};
+        phases[n++] = {phase_y, phase_x, v.axis.out_size, h.axis.out_size, segments, i, rows * kNr<A>};
         for (int64_t ty = 0; ty < v.axis.taps; ++ty)
           for (int64_t tx = 0; tx < h.axis.taps; ++tx) {
             for (int64_t piece = 0; piece < (tx < across ? pieces : 0); ++piece)
@@ -220,7 +218,7 @@ struct SlabPlan {
   int64_t slab_elements() const { return direct ? 0 : regions.slab; }
   int64_t staged_pixels() const { return regions.images * regions.rows * regions.columns * n_phases(); }
   // Elements between staged pixels: an odd number of vectors, so that they do not share cache sets.
-  int64_t staged_pitch() const { return together * kColumns<A> + (together > 1 ? lanes<A> : 0); }
+  int64_t staged_pitch() const { return together * kNr<A> + (together > 1 ? lanes<A> : 0); }
   int64_t staging_elements() const { return any_staged ? staged_pixels() * staged_pitch() : 0; }
   int64_t slot_bytes() const {
     return Pieces::bytes<E>(slab_elements()) + Pieces::bytes<A>(staging_elements());
@@ -228,7 +226,7 @@ struct SlabPlan {
   int64_t bytes(int64_t threads) const {
     return Pieces::bytes<SlabPhase>(n_phases()) + Pieces::bytes<int64_t>(taps() * pieces) +
            Pieces::bytes<int64_t>(taps()) + Pieces::bytes<E>(gather.groups * tiles * tile_elements) +
-           Pieces::bytes<A>(gather.groups * tiles * kColumns<A>) + threads * slot_bytes();
+           Pieces::bytes<A>(gather.groups * tiles * kNr<A>) + threads * slot_bytes();
   }
 };
 

@@ -6,16 +6,16 @@
 namespace pydl::cpu::PYDL_ISA::implicit {
 namespace {
 
-// weights[row][m], kColumns apart: the weights of output channels [m, m + lanes) for one tap and channel.
+// weights[row][m], kNr apart: the weights of output channels [m, m + lanes) for one tap and channel.
 template <class E>
 PYDL_INLINE void put_weights(E* tile, int64_t row, int64_t channel, int64_t m, vec<acc_of<E>> x) {
   using A = acc_of<E>;
   if constexpr (__is_same(E, bf16_pair)) {  // into its half of the pairs; they were zero
-    A* to = reinterpret_cast<A*>(tile + (row + channel / 2) * kColumns<A> + m);
+    A* to = reinterpret_cast<A*>(tile + (row + channel / 2) * kNr<A> + m);
     const u32v bits = bit_cast<u32v>(x);
     store(to, bit_cast<vec<A>>(bit_cast<u32v>(load(to)) | (channel % 2 ? bits : bits >> 16)));
   } else {
-    store(tile + (row + channel) * kColumns<A> + m, x);
+    store(tile + (row + channel) * kNr<A> + m, x);
   }
 }
 
@@ -86,13 +86,13 @@ void pack_weights(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, E* pa
   const Gather<T>& g = plan.gather;
   parallel(g.groups * plan.tiles, ceil_div(4096, plan.tile_elements), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      const int64_t group = i / plan.tiles, m0 = i % plan.tiles * kColumns<A>,
+      const int64_t group = i / plan.tiles, m0 = i % plan.tiles * kNr<A>,
                     count = plan.channels_of(i % plan.tiles);
       pack_weight_tile(plan, rows_of_taps, g.weight + group * g.weight_group + m0 * g.weight_m, count,
                        packed + i * plan.tile_elements);
-      for (int64_t m = 0; m < kColumns<A>; m += lanes<A>) {
+      for (int64_t m = 0; m < kNr<A>; m += lanes<A>) {
         const int64_t some = max_of(0, min_of(lanes<A>, count - m));
-        store(bias + i * kColumns<A> + m,
+        store(bias + i * kNr<A> + m,
               g.bias && some ? load_n(g.bias + group * g.channels + m0 + m, some) : vec<A>{});
       }
     }

@@ -5,7 +5,7 @@
 #include "kernels/cpu/base/simd_transpose.h"
 #include "kernels/cpu/base/tasks.h"
 #include "kernels/cpu/conv2d/im2col.h"
-#include "kernels/cpu/gemm/tile.h"
+#include "kernels/cpu/gemm/panel.h"
 
 namespace pydl::cpu::PYDL_ISA::implicit {
 using namespace gemm;
@@ -22,10 +22,10 @@ struct WeightSums {
   bool swapped;  // `channels` are those of the output and `columns` those of the input
 
   int64_t blocks() const { return ceil_div(channels, block_channels); }
-  int64_t tiles() const { return ceil_div(columns, kColumns<A>); }
+  int64_t tiles() const { return ceil_div(columns, kNr<A>); }
   int64_t column_blocks() const { return ceil_div(tiles(), block_tiles); }
   int64_t per_group() const { return blocks() * column_blocks() * splits; }
-  int64_t partial() const { return block_tiles * taps * block_channels * kColumns<A>; }  // elements
+  int64_t partial() const { return block_tiles * taps * block_channels * kNr<A>; }  // elements
 };
 
 // Adds the splits in order and puts the sums where the weights are: squares of channels by output channels,
@@ -49,7 +49,7 @@ void write_weights(const Conv2dParams& p, const WeightSums<A>& sums, const A* pa
           const int64_t channels = min_of(sums.block_channels, sums.channels - block * sums.block_channels);
           const int64_t some = min_of(all, channels - c0), outs = min_of(all, sums.columns - o0);
           if (some <= 0) continue;
-          const int64_t tile = o0 / kColumns<A>, column_block = tile / sums.block_tiles;
+          const int64_t tile = o0 / kNr<A>, column_block = tile / sums.block_tiles;
           const int64_t task = (group * sums.blocks() + block) * sums.column_blocks() + column_block;
           const A* first = partials + task * sums.splits * sums.partial();
           for (int64_t tap = 0; tap < sums.taps; ++tap) {
@@ -58,7 +58,7 @@ void write_weights(const Conv2dParams& p, const WeightSums<A>& sums, const A* pa
               square[i] = vec<A>{};
               if (i >= some) continue;
               const int64_t row = (tile % sums.block_tiles * sums.taps + tap) * channels + c0 + i;
-              const A* from = first + row * kColumns<A> + o0 % kColumns<A>;
+              const A* from = first + row * kNr<A> + o0 % kNr<A>;
               for (int64_t s = 0; s < sums.splits; ++s) square[i] += load(from + s * sums.partial());
             }
             T* to = static_cast<T*>(p.weight) + group * (p.out_channels / p.groups) * p.weight_stride[0] +

@@ -93,7 +93,7 @@ struct Pointwise {
   static constexpr int64_t kOutChannels = 256;         // panels of 160 and 128 KB, 256 KB of sums, in L2
   static constexpr int64_t kTasks = 16;                // wanted, while each sums a chunk
   static constexpr int64_t kMaxSplitBytes = 32 << 20;  // of partial sums
-  static constexpr int64_t kLeft = ceil_div(static_cast<int64_t>(kMostRows), lanes<A>) * lanes<A>;
+  static constexpr int64_t kLeft = ceil_div(static_cast<int64_t>(kMr), lanes<A>) * lanes<A>;
 
   const Conv2dParams& p;
   Side<T> left, right;  // input and gradient, or the other way round where that fills more lanes
@@ -110,15 +110,15 @@ struct Pointwise {
             p.input_stride[2] * p.stride_height, p.input_stride[3] * p.stride_width};
     right = {static_cast<const T*>(p.output), p.output_stride[0], p.output_stride[1], p.output_stride[2],
              p.output_stride[3]};
-    auto lanes_used = [](int64_t rows, int64_t count) { return rows * ceil_div(count, kColumns<A>); };
+    auto lanes_used = [](int64_t rows, int64_t count) { return rows * ceil_div(count, kNr<A>); };
     const bool swapped = lanes_used(columns, channels) < lanes_used(channels, columns);
     if (swapped) {
       std::swap(left, right);
       std::swap(channels, columns);
     }
-    const int64_t tiles = ceil_div(columns, kColumns<A>);
+    const int64_t tiles = ceil_div(columns, kNr<A>);
     const int64_t blocks = max_of(1, ceil_div(channels, kChannels));
-    const int64_t column_blocks = max_of(1, ceil_div(tiles * kColumns<A>, kOutChannels));
+    const int64_t column_blocks = max_of(1, ceil_div(tiles * kNr<A>, kOutChannels));
     sums = {channels,
             columns,
             1,
@@ -133,10 +133,10 @@ struct Pointwise {
   }
 
   int64_t tasks() const { return p.groups * sums.per_group(); }
-  int64_t row_blocks(int64_t channels) const { return ceil_div(channels, static_cast<int64_t>(kMostRows)); }
+  int64_t row_blocks(int64_t channels) const { return ceil_div(channels, static_cast<int64_t>(kMr)); }
   // Elements of a panel; the panels of a power of two of pixels would share their cache sets.
   int64_t left_panel() const { return chunk * kLeft + lanes<A>; }
-  int64_t right_panel() const { return chunk * kColumns<A> + lanes<A>; }
+  int64_t right_panel() const { return chunk * kNr<A> + lanes<A>; }
   int64_t left_elements() const { return row_blocks(sums.block_channels) * left_panel(); }
   int64_t right_elements() const { return sums.block_tiles * right_panel(); }
   int64_t slot_bytes() const {
@@ -152,18 +152,18 @@ struct Pointwise {
     const int64_t group = task / sums.per_group();
     const int64_t c0 = block * sums.block_channels,
                   channels = min_of(sums.block_channels, sums.channels - c0);
-    const int64_t o0 = column_block * sums.block_tiles * kColumns<A>;
-    const int64_t columns = min_of(sums.block_tiles * kColumns<A>, sums.columns - o0);
-    const int64_t rows = row_blocks(channels), tiles = ceil_div(columns, kColumns<A>);
+    const int64_t o0 = column_block * sums.block_tiles * kNr<A>;
+    const int64_t columns = min_of(sums.block_tiles * kNr<A>, sums.columns - o0);
+    const int64_t rows = row_blocks(channels), tiles = ceil_div(columns, kNr<A>);
     A* rows_panel = scratch.take<A>(left_elements());
     A* columns_panel = scratch.take<A>(right_elements());
     Run* runs = scratch.take<Run>(chunk);
-    Strip<A> left_strips[ceil_div(kChannels, static_cast<int64_t>(kMostRows)) * (kLeft / lanes<A>)];
+    Strip<A> left_strips[ceil_div(kChannels, static_cast<int64_t>(kMr)) * (kLeft / lanes<A>)];
     Strip<A> right_strips[kOutChannels / lanes<A>];
     int64_t n_left = 0, n_right = 0;
     for (int64_t c = 0; c < columns; c += lanes<A>)
       right_strips[n_right++] = {group * sums.columns + o0 + c, min_of(lanes<A>, columns - c),
-                                 columns_panel + c / kColumns<A> * right_panel() + c % kColumns<A>};
+                                 columns_panel + c / kNr<A> * right_panel() + c % kNr<A>};
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row0 = channels * r / rows, row1 = channels * (r + 1) / rows;
       // whole vectors where the channels go on: the microkernel reads its rows alone
@@ -175,17 +175,23 @@ struct Pointwise {
     for (int64_t i = first; i < last; ++i) {
       const int64_t count = min_of(chunk, pixels - i * chunk);
       const int64_t n_runs = cut_runs(i * chunk, count, p.out_height, p.out_width, runs);
-      pack_strips(right, runs, n_runs, right_strips, n_right, kColumns<A>);
+      pack_strips(right, runs, n_runs, right_strips, n_right, kNr<A>);
       pack_strips(left, runs, n_runs, left_strips, n_left, kLeft);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t row0 = channels * r / rows, row1 = channels * (r + 1) / rows;
         const int64_t nowhere = 0;
-        OuterBlock<A> outer{rows_panel + r * left_panel(), &nowhere, kLeft, 1, count, columns_panel,
-                            to + row0 * kColumns<A>,       i > first};
+        OuterBlock<A> outer{rows_panel + r * left_panel(),
+                            &nowhere,
+                            kLeft,
+                            1,
+                            count,
+                            columns_panel,
+                            to + row0 * kNr<A>,
+                            i > first};
         for (int64_t t = 0; t < tiles; ++t) {
-          gemm_outer(row1 - row0, min_of(kColumns<A>, columns - t * kColumns<A>), outer);
+          gemm_outer(row1 - row0, min_of(kNr<A>, columns - t * kNr<A>), outer);
           outer.right += right_panel();
-          outer.sums += channels * kColumns<A>;
+          outer.sums += channels * kNr<A>;
         }
       }
     }

@@ -38,7 +38,7 @@ struct WeightPlan {
         channels(p.in_channels / p.groups),
         columns(p.out_channels / p.groups),
         taps(p.kernel_height * p.kernel_width),
-        tiles(ceil_div(columns, kColumns<A>)),
+        tiles(ceil_div(columns, kNr<A>)),
         y{p.stride_height, -p.pad_top, (p.kernel_height - 1) * p.dilation_height + 1},
         x{p.stride_width, -p.pad_left, (p.kernel_width - 1) * p.dilation_width + 1},
         regions(1, 1, 1, {1, 0, 1}, {1, 0, 1}, 1, 1, 1) {
@@ -56,18 +56,16 @@ struct WeightPlan {
     pitch = direct ? p.input_stride[3] : slab_pitch(block_channels);
     dense = blocks == 1 && pitch == channels && p.dilation_width == 1 && p.kernel_width > 1;
     regions = Regions(p.batch, p.out_height, p.out_width, y, x, direct ? block_channels : pitch, kSlab,
-                      max_of(28, min_of(256, kPanel / (tiles * kColumns<A>))));
+                      max_of(28, min_of(256, kPanel / (tiles * kNr<A>))));
     splits = max_of(1, min_of(min_of(kTasks / (p.groups * blocks), ranges), regions.count()));
     splits = max_of(1, min_of(splits, kMaxSplitBytes /
                                           (p.groups * blocks * partial() * static_cast<int64_t>(sizeof(A)))));
   }
 
   int64_t tasks() const { return p.groups * blocks * splits; }
-  int64_t partial() const { return tiles * taps * block_channels * kColumns<A>; }  // sums of one task
-  int64_t row_elements() const { return ceil_div(regions.columns, kPairs); }       // of depth
-  int64_t panel_elements() const {
-    return tiles * regions.images * regions.rows * row_elements() * kColumns<A>;
-  }
+  int64_t partial() const { return tiles * taps * block_channels * kNr<A>; }  // sums of one task
+  int64_t row_elements() const { return ceil_div(regions.columns, kPairs); }  // of depth
+  int64_t panel_elements() const { return tiles * regions.images * regions.rows * row_elements() * kNr<A>; }
   int64_t slot_bytes() const {
     return Pieces::bytes<E>(direct ? 0 : regions.slab) + Pieces::bytes<E>(panel_elements()) +
            Pieces::bytes<int64_t>(regions.images * regions.rows);
@@ -99,7 +97,7 @@ void run_weight_task(const WeightPlan<T, E>& plan, int64_t task, acc_of<E>* sums
   const int64_t count = plan.regions.count(), first = count * split / plan.splits;
   const int64_t runs = plan.dense ? p.kernel_height : plan.taps;
   const int64_t run_rows = plan.dense ? p.kernel_width * channels : channels;
-  const int64_t run_blocks = ceil_div(run_rows, kMostRows);
+  const int64_t run_blocks = ceil_div(run_rows, kMr);
   for (int64_t i = first; i < count * (split + 1) / plan.splits; ++i) {
     const Region region = plan.regions.at(i);
     const int64_t image_pitch = plan.direct ? p.input_stride[0] : plan.y.covered(region.rows) * row_pitch;
@@ -126,10 +124,10 @@ void run_weight_task(const WeightPlan<T, E>& plan, int64_t task, acc_of<E>* sums
         const T* from = gradient + (region.image + n) * p.output_stride[0] +
                         (region.row + r) * p.output_stride[2] + region.column * p.output_stride[3];
         for (int64_t t = 0; t < plan.tiles; ++t)
-          pack_gradient_row(from + t * kColumns<A> * p.output_stride[1], p.output_stride,
+          pack_gradient_row(from + t * kNr<A> * p.output_stride[1], p.output_stride,
                             region.columns * (flat ? region.rows : 1),
-                            min_of(kColumns<A>, plan.columns - t * kColumns<A>),
-                            panel + (t * segments + s) * depth * kColumns<A>);
+                            min_of(kNr<A>, plan.columns - t * kNr<A>),
+                            panel + (t * segments + s) * depth * kNr<A>);
       }
     OuterBlock<E> outer;
     outer.offsets = offsets;
@@ -138,7 +136,7 @@ void run_weight_task(const WeightPlan<T, E>& plan, int64_t task, acc_of<E>* sums
     outer.depth = depth;
     outer.accumulate = i > first;
     for (int64_t t = 0; t < plan.tiles; ++t) {
-      outer.right = panel + t * segments * depth * kColumns<A>;
+      outer.right = panel + t * segments * depth * kNr<A>;
       for (int64_t run = 0; run < runs; ++run) {
         const int64_t tap = plan.dense ? run * p.kernel_width : run;
         const E* left = windows_at + tap / p.kernel_width * p.dilation_height * row_pitch +
@@ -146,8 +144,8 @@ void run_weight_task(const WeightPlan<T, E>& plan, int64_t task, acc_of<E>* sums
         for (int64_t b = 0; b < run_blocks; ++b) {
           const int64_t row0 = run_rows * b / run_blocks, row1 = run_rows * (b + 1) / run_blocks;
           outer.left = left + row0;
-          outer.sums = sums + (t * plan.taps * channels + run * run_rows + row0) * kColumns<A>;
-          gemm_outer(row1 - row0, min_of(kColumns<A>, plan.columns - t * kColumns<A>), outer);
+          outer.sums = sums + (t * plan.taps * channels + run * run_rows + row0) * kNr<A>;
+          gemm_outer(row1 - row0, min_of(kNr<A>, plan.columns - t * kNr<A>), outer);
         }
       }
     }

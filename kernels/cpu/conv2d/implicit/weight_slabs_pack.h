@@ -3,14 +3,14 @@
 #pragma once
 
 #include "kernels/cpu/conv2d/implicit/slab.h"
-#include "kernels/cpu/gemm/tile.h"
+#include "kernels/cpu/gemm/panel.h"
 
 namespace pydl::cpu::PYDL_ISA::implicit {
 using namespace gemm;
 
 namespace {
 
-// panel[element][o], kColumns apart, for one tile of output channels: a row of the gradient. An element is a
+// panel[element][o], kNr apart, for one tile of output channels: a row of the gradient. An element is a
 // pixel, or two neighbours (the second zero beyond the end).
 template <class T, class E>
 void pack_gradient_row(const T* from, const int64_t* stride, int64_t pixels, int64_t channels, E* panel) {
@@ -27,9 +27,9 @@ void pack_gradient_row(const T* from, const int64_t* stride, int64_t pixels, int
         prefetch(at + kAhead * stride[3]);
         if constexpr (__is_same(E, bf16_pair)) {
           const u16h second = 2 * j + 1 < pixels ? load_bits_n(at + stride[3], some) : u16h{};
-          store(to + j * kColumns<A> + c, bit_cast<vec<A>>(side_by_side(load_bits_n(at, some), second)));
+          store(to + j * kNr<A> + c, bit_cast<vec<A>>(side_by_side(load_bits_n(at, some), second)));
         } else {
-          store(to + j * kColumns<A> + c, some == all ? load(at) : load_n(at, some));
+          store(to + j * kNr<A> + c, some == all ? load(at) : load_n(at, some));
         }
       }
     return;
@@ -37,7 +37,7 @@ void pack_gradient_row(const T* from, const int64_t* stride, int64_t pixels, int
   if constexpr (__is_same(E, float))
     if (stride[3] == 1) {
       for (int64_t c = 0; c < channels; c += all)
-        transpose_in(from + c * stride[1], stride[1], min_of(all, channels - c), pixels, to + c, kColumns<A>,
+        transpose_in(from + c * stride[1], stride[1], min_of(all, channels - c), pixels, to + c, kNr<A>,
                      from + (c + all < channels ? c + all : 0) * stride[1]);
       return;
     }
@@ -68,7 +68,7 @@ void pack_gradient_row(const T* from, const int64_t* stride, int64_t pixels, int
         }
       }
       transpose(square);
-      for (int64_t r = 0; r < n; ++r) store(to + (j + r) * kColumns<A> + c, square[r]);
+      for (int64_t r = 0; r < n; ++r) store(to + (j + r) * kNr<A> + c, square[r]);
     }
 }
 

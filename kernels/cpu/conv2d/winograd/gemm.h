@@ -3,29 +3,31 @@
 //
 //   c[r][j] (+)= sum_k a(r, k) * b[k][j]        j < kPanel, two vectors
 //
-// A register block of kRows x 2 vectors: each step of k loads two vectors of b and broadcasts one float per
-// row, so that loads stay below the two per cycle that a core has, and 2 * kRows independent sums hide the
-// latency of the fused multiply-add. Every row count up to the block has its own instance, so n rows are cut
-// into equal parts and no row is computed in vain.
+// Rows are cut into equal register blocks of gemm/microkernel.h, and no row is computed in vain.
 #pragma once
 
-#include "kernels/cpu/base/simd.h"
+#include "kernels/cpu/gemm/microkernel.h"
 
 namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 constexpr int kPanel = 2 * lanes<float>;  // channels per panel
-#if defined(PYDL_AVX512)
-constexpr int kMaxRows = 14;  // 28 sums, 2 vectors of b and 1 broadcast in 32 registers
-#elif defined(PYDL_AVX2)
-constexpr int kMaxRows = 6;  // 12 + 2 + 1 in 16
-#else
-constexpr int kMaxRows = 4;
-#endif
+constexpr int kMaxRows = kVectorBytes == 16 ? 4 : gemm::kMr;
 
 // How the rows lie in memory: row r of step k is a[r * stride + k] (tiles times channels) or a[k * stride +
 // r] (channels times tiles).
 enum class Rows { strided, adjacent };
+
+template <Rows kLayout>
+struct Left {
+  template <int kRows>
+  using type = gemm::Pitched<float, kRows>;
+};
+template <>
+struct Left<Rows::adjacent> {
+  template <int kRows>
+  using type = gemm::Adjacent<float, kRows>;
+};
 
 // How many products are summed before the sum joins the total. The rounding error of a long running sum
 // outweighs that of the transforms: 128 products in one go cost 7.5e-6 of the output's rms, in parts of 16
@@ -39,60 +41,53 @@ struct Ahead {
   int64_t a, b;
 };
 
+// The next step's numbers of both operands, of adjacent rows.
+struct NextStep {
+  const Ahead& ahead;
+
+  template <class Left>
+  PYDL_INLINE void turn(int, const Left& left, const float* right) const {
+    prefetch(left.data() + ahead.a);
+    prefetch(right + ahead.b);
+    prefetch(right + ahead.b + lanes<float>);
+  }
+};
+
+// A cache line of the next rows for each step, of strided rows.
+struct NextRows {
+  const float* at;
+  int64_t stride;
+
+  template <class Left>
+  PYDL_INLINE void turn(int steps, const Left&, const float*) {
+#pragma GCC unroll 8
+    for (int k = 0; k < steps; ++k, at += stride) prefetch(at);
+  }
+};
+
 template <int kRows, int kVectors, Rows kLayout>
 void gemm_block(int64_t depth, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
                 int64_t c_stride, bool add, const Ahead& ahead) {
   constexpr int L = lanes<float>;
-  if constexpr (kLayout == Rows::strided) b_stride = kPanel;
-  const float *row0 = a, *row5 = a + 5 * a_stride, *row10 = a + 10 * a_stride;
-  const int64_t advance = kLayout == Rows::adjacent ? a_stride : 1;
+  constexpr bool kAdjacent = kLayout == Rows::adjacent;
+  if constexpr (!kAdjacent) b_stride = kPanel;
+  // Strided rows want eight steps a turn on AVX-512; adjacent ones, and AVX2 and less, one: weight gradients of few
+  // channels took 1.2 to 1.4 times as long with four (conv2d/winograd/NOTES.md).
+  constexpr int kTurn = kVectorBytes == 64 && !kAdjacent ? 8 : 1;
+  typename Left<kLayout>::template type<kRows> left(a, a_stride);
   for (int64_t start = 0; start < depth; start += kPart, add = true) {
-    [[maybe_unused]] const float* next = a + ahead.a + start;  // a cache line of the next rows for each step
     vec<float> sum[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) sum[r][v] = vec<float>{};
-    auto step = [&](const float* row0, const float* row5, const float* row10,
-                    const float* panel) __attribute__((always_inline)) {
-      vec<float> right[kVectors];
-      if constexpr (kLayout == Rows::adjacent) {
-        prefetch(row0 + ahead.a);
-        prefetch(panel + ahead.b);
-        prefetch(panel + ahead.b + L);
-      } else {
-        prefetch(next);
-        next += a_stride;
-      }
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) right[v] = load(panel + v * L);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        float left;
-        if constexpr (kLayout == Rows::adjacent)
-          left = row0[r];
-        else {  // a base register for every five rows keeps the addresses in base + {0, 1, 2, 3, 4} * stride
-          const float* base = r < 5 ? row0 : r < 10 ? row5 : row10;
-          left = base[(r % 5) * a_stride];  // not in one expression: gcc 12 miscompiles that under UBSan
-        }
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) sum[r][v] += left * right[v];
-      }
-    };
-    int64_t k = min_of(kPart, depth - start);
-    // Adjacent rows, and AVX2 and less, want one step a turn: weight gradients of few channels took 1.2
-    // to 1.4 times as long with four (conv2d/winograd/NOTES.md).
-    if constexpr (kVectorBytes == 64 && kLayout == Rows::strided)
-      for (; k >= 8; k -= 8, row0 += 8, row5 += 8, row10 += 8, b += 8 * b_stride) {
-#pragma GCC unroll 8
-        for (int u = 0; u < 8; ++u) step(row0 + u, row5 + u, row10 + u, b + u * b_stride);
-      }
-    for (; k > 0; --k) {
-      step(row0, row5, row10, b);
-      row0 += advance;
-      row5 += advance;
-      row10 += advance;
-      b += b_stride;
+    const int64_t steps = min_of(kPart, depth - start);
+    if constexpr (kAdjacent) {
+      NextStep next{ahead};
+      gemm::accumulate<kTurn>(steps, left, b, b_stride, next, sum);
+    } else {
+      NextRows next{a + ahead.a + start, a_stride};
+      gemm::accumulate<kTurn>(steps, left, b, b_stride, next, sum);
     }
     if (add) {
 #pragma GCC unroll 16

@@ -1,0 +1,44 @@
+"""torch.nn's names for the layers that pydl serves: the same arguments, ``state_dict`` and ``repr``, our kernels.
+
+Each class is a subclass of torch's that replaces ``forward`` alone, and reads nothing but torch's own attributes: so
+``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (ReLU, Embedding,
+Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch`` the functions called here are torch's,
+and where torch would honour what is not its own (:mod:`pydl.aside`), torch's own forward computes.
+"""
+
+from pydl.nn._common import finished, no_torchscript  # noqa: F401
+from pydl.nn.convolution import Conv2d, LazyConv2d
+from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
+from pydl.nn.linear import LazyLinear, Linear
+from pydl.nn.loss import CrossEntropyLoss
+from pydl.nn.norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+    SyncBatchNorm,
+)
+from pydl.nn.pooling import AvgPool2d, MaxPool2d
+
+__all__ = [
+    "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyConv2d",
+    "LazyLinear",
+    "Linear",
+    "MaxPool2d",
+    "SyncBatchNorm",
+]

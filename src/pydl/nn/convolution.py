@@ -1,0 +1,44 @@
+"""Convolutions."""
+
+import torch
+import torch.nn.functional as F
+
+from pydl.aside import Own, is_special, steps_aside
+from pydl.nn._common import _Eager, finished
+from pydl.ops.conv2d import conv2d_unasked
+
+
+class Conv2d(_Eager, torch.nn.Conv2d):
+    """``torch.nn.Conv2d`` over :func:`pydl.functional.conv2d` (d2l chapter "Convolutional Neural Networks").
+
+    Input (N, C, H, W) or (C, H, W), output (N, out_channels, H', W') in the memory format that torch would choose.
+    ``forward`` takes :func:`~pydl.functional.conv2d`'s ``activation`` too, keyword-only.
+    """
+
+    own = Own(torch.nn.Conv2d, "conv2d", "_conv_forward")
+
+    def forward(self, input, *, activation=None):
+        if (
+            "_conv_forward" in self.__dict__
+            or type(self)._conv_forward is not _CONV_FORWARD
+            or steps_aside(self, Conv2d.own, F.conv2d, input)
+        ):
+            return finished(torch.nn.Conv2d.forward(self, input), activation)
+        weight, bias, padding = self.weight, self.bias, self.padding
+        if is_special(self, weight, bias):
+            return finished(torch.nn.Conv2d._conv_forward(self, input, weight, bias), activation)
+        if self.padding_mode != "zeros":
+            # the border is data, not zeros: it is written out once, and the convolution itself pads nothing
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+        return conv2d_unasked(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation)
+
+
+_CONV_FORWARD = dict(Conv2d.own.methods)["_conv_forward"]  # torch's
+
+
+# torch's lazy class, with ours next in the method resolution order: its __init__ reaches our constructor, its
+# forward is ours, and on the first input it becomes our class instead of torch's.
+class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
+    """:class:`Conv2d` that takes ``in_channels`` from its first input."""
+
+    cls_to_become = Conv2d

@@ -1,0 +1,52 @@
+"""Dropout of numbers and of whole channels."""
+
+import torch
+import torch.nn.functional as F
+
+from pydl.aside import Own, steps_aside
+from pydl.nn._common import _Eager
+from pydl.ops.dropout import dropout_unasked
+
+
+class Dropout(_Eager, torch.nn.Dropout):
+    """``torch.nn.Dropout`` over :func:`pydl.functional.dropout`; any shape."""
+
+    own = Own(torch.nn.Dropout, "dropout")
+
+    def forward(self, input):
+        if steps_aside(self, Dropout.own, F.dropout, input):
+            return torch.nn.Dropout.forward(self, input)
+        return dropout_unasked("dropout", input, self.p, self.training, self.inplace)
+
+
+class Dropout1d(_Eager, torch.nn.Dropout1d):
+    """``torch.nn.Dropout1d`` over :func:`pydl.functional.dropout1d`; whole channels of (N, C, L) or (C, L)."""
+
+    own = Own(torch.nn.Dropout1d, "dropout1d")
+
+    def forward(self, input):
+        if steps_aside(self, Dropout1d.own, F.dropout1d, input):
+            return torch.nn.Dropout1d.forward(self, input)
+        return dropout_unasked("dropout1d", input, self.p, self.training, self.inplace)
+
+
+class Dropout2d(_Eager, torch.nn.Dropout2d):
+    """``torch.nn.Dropout2d`` over :func:`pydl.functional.dropout2d`; whole channels of (N, C, H, W)."""
+
+    own = Own(torch.nn.Dropout2d, "dropout2d")
+
+    def forward(self, input):
+        if steps_aside(self, Dropout2d.own, F.dropout2d, input):
+            return torch.nn.Dropout2d.forward(self, input)
+        return dropout_unasked("dropout2d", input, self.p, self.training, self.inplace)
+
+
+class Dropout3d(_Eager, torch.nn.Dropout3d):
+    """``torch.nn.Dropout3d`` over :func:`pydl.functional.dropout3d`; whole channels of (N, C, D, H, W)."""
+
+    own = Own(torch.nn.Dropout3d, "dropout3d")
+
+    def forward(self, input):
+        if steps_aside(self, Dropout3d.own, F.dropout3d, input):
+            return torch.nn.Dropout3d.forward(self, input)
+        return dropout_unasked("dropout3d", input, self.p, self.training, self.inplace)

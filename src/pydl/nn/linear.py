@@ -1,0 +1,34 @@
+"""The fully connected layer."""
+
+import torch
+import torch.nn.functional as F
+
+from pydl.aside import Own, is_special, steps_aside
+from pydl.nn._common import _Eager, finished
+from pydl.ops.linear import linear_unasked
+
+
+class Linear(_Eager, torch.nn.Linear):
+    """``torch.nn.Linear`` over :func:`pydl.functional.linear` (d2l chapter "Linear Neural Networks"); on the CPU.
+
+    Input (..., in_features), output (..., out_features). ``forward`` takes :func:`~pydl.functional.linear`'s
+    ``activation`` too, keyword-only.
+    """
+
+    own = Own(torch.nn.Linear, "linear")
+
+    def forward(self, input, *, activation=None):
+        if steps_aside(self, Linear.own, F.linear, input):
+            return finished(torch.nn.Linear.forward(self, input), activation)
+        weight, bias = self.weight, self.bias
+        if is_special(self, weight, bias):
+            return finished(F.linear(input, weight, bias), activation)
+        return linear_unasked(input, weight, bias, activation)
+
+
+# torch's lazy class, with ours next in the method resolution order: its __init__ reaches our constructor, its
+# forward is ours, and on the first input it becomes our class instead of torch's.
+class LazyLinear(torch.nn.LazyLinear, Linear):
+    """:class:`Linear` that takes ``in_features`` from its first input."""
+
+    cls_to_become = Linear

@@ -1,0 +1,41 @@
+"""Pooling."""
+
+import torch
+import torch.nn.functional as F
+
+from pydl.aside import Own, steps_aside
+from pydl.nn._common import _Eager
+from pydl.ops.avg_pool2d import avg_pool2d_unasked
+from pydl.ops.max_pool2d import max_pool2d_unasked
+
+
+class MaxPool2d(_Eager, torch.nn.MaxPool2d):
+    """``torch.nn.MaxPool2d`` over :func:`pydl.functional.max_pool2d` (d2l chapter "Pooling"); on the CPU."""
+
+    own = Own(torch.nn.MaxPool2d, "max_pool2d")
+
+    def forward(self, input):
+        if steps_aside(self, MaxPool2d.own, F.max_pool2d, input):
+            return torch.nn.MaxPool2d.forward(self, input)
+        return max_pool2d_unasked(
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+        )
+
+
+class AvgPool2d(_Eager, torch.nn.AvgPool2d):
+    """``torch.nn.AvgPool2d`` over :func:`pydl.functional.avg_pool2d` (d2l chapter "Pooling"); on the CPU."""
+
+    own = Own(torch.nn.AvgPool2d, "avg_pool2d")
+
+    def forward(self, input):
+        if steps_aside(self, AvgPool2d.own, F.avg_pool2d, input):
+            return torch.nn.AvgPool2d.forward(self, input)
+        return avg_pool2d_unasked(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
+        )
