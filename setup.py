@@ -100,7 +100,17 @@ def cuda_arguments(torch_cuda):
     ]
 
 
+def emulate_avx512():
+    """Whether PYDL_EMULATE_AVX512=1 asks for the avx512 kernels in AVX2, which is for tests in this folder alone."""
+    return os.environ.get("PYDL_EMULATE_AVX512") == "1"
+
+
 class CMakeBuild(build_ext):
+    def run(self):
+        if emulate_avx512() and not self.inplace:
+            fail("PYDL_EMULATE_AVX512=1 is for tests; build in place (python setup.py build_ext --inplace).")
+        super().run()
+
     def build_extension(self, ext):
         if sys.platform == "win32":
             fail("Windows is not supported; use WSL 2, Linux or macOS.")
@@ -126,6 +136,7 @@ class CMakeBuild(build_ext):
             f"-DPYDL_OUTPUT_DIR={output.parent}",
             f"-DPYDL_EXT_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
             f"-DPYDL_SANITIZE={'ON' if os.environ.get('PYDL_SANITIZE') == '1' else 'OFF'}",
+            f"-DPYDL_EMULATE_AVX512={'ON' if emulate_avx512() else 'OFF'}",
             *cuda,
         ]
         # one that an earlier build left here would be loaded beside the new extension

@@ -23,6 +23,8 @@ PyObject* cpu_isa_best(PyObject*, PyObject*) { return PyUnicode_FromString(isa_n
 
 PyObject* has_bf16_dot(PyObject*, PyObject*) { return PyBool_FromLong(cpu_has_bf16_dot()); }
 
+PyObject* is_avx512_emulated(PyObject*, PyObject*) { return PyBool_FromLong(avx512_is_emulated()); }
+
 constexpr Isa kIsas[] = {Isa::baseline,
 #if defined(__x86_64__)
                          Isa::avx2, Isa::avx512
@@ -136,6 +138,8 @@ PyMethodDef kFunctions[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "instruction set in use"},
     {"cpu_isa_best", cpu_isa_best, METH_NOARGS, "best instruction set of this CPU"},
     {"cpu_has_bf16_dot", has_bf16_dot, METH_NOARGS, "whether this CPU multiplies pairs of bfloat16"},
+    {"avx512_is_emulated", is_avx512_emulated, METH_NOARGS,
+     "whether the avx512 kernels are compiled for AVX2"},
     {"cpu_isas", cpu_isas, METH_NOARGS, "instruction sets that this CPU runs, lowest first"},
     {"set_cpu_isa", set_cpu_isa, METH_O, "selects the instruction set of that name"},
     {"conv2d_algorithms", conv2d_algorithms, METH_O, "names of conv2d's algorithms for a pass, best first"},

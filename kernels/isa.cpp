@@ -18,7 +18,7 @@ Isa detect() {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
-  return v4 ? Isa::avx512 : v3 ? Isa::avx2 : Isa::baseline;
+  return v4 || (v3 && avx512_is_emulated()) ? Isa::avx512 : v3 ? Isa::avx2 : Isa::baseline;
 #else
   return Isa::baseline;
 #endif
@@ -63,9 +63,17 @@ bool isa_select(Isa isa) {
   return true;
 }
 
+bool avx512_is_emulated() {
+#if defined(PYDL_EMULATE_AVX512)
+  return true;
+#else
+  return false;
+#endif
+}
+
 bool cpu_has_bf16_dot() {
 #if defined(__x86_64__)
-  static const bool has = __builtin_cpu_supports("avx512bf16");
+  static const bool has = avx512_is_emulated() || __builtin_cpu_supports("avx512bf16");
   return has;
 #else
   return false;

@@ -14,6 +14,8 @@ Isa isa_supported();       // the highest set that this CPU and operating system
 Isa isa_current();         // the one in use: the highest, or what PYDL_CPU_ISA or isa_select() asked for
 bool isa_select(Isa isa);  // false when this CPU does not have it
 bool cpu_has_bf16_dot();   // vdpbf16ps, which AVX-512 alone does not promise
+// Whether the avx512 kernels are compiled for AVX2: PYDL_EMULATE_AVX512 of CMakeLists.txt, a build for tests.
+bool avx512_is_emulated();
 
 template <class F>
 inline F isa_pick(F baseline, F avx2, F avx512) {

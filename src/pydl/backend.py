@@ -94,9 +94,10 @@ def _triton_status():
 
 def available():
     """A dict from backend name to :class:`Status`, in the order of ``NAMES``."""
+    emulated = " compiled for AVX2" if _C.avx512_is_emulated() and _C.cpu_isa() == "avx512" else ""
     return {
         "torch": Status(True, f"torch {torch.__version__}"),
-        "cpu": Status(True, f"{_C.cpu_isa()} kernels"),
+        "cpu": Status(True, f"{_C.cpu_isa()} kernels{emulated}"),
         "cuda": _cuda_status(),
         "triton": _triton_status(),
     }

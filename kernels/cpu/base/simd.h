@@ -402,7 +402,9 @@ PYDL_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 // with it a miss in the cache for the one before; `m ? pin(load(p)) : 0` keeps the loads independent.
 template <class V>
 PYDL_INLINE V pin(V v) {
-#if defined(PYDL_AVX512)
+#if defined(PYDL_EMULATE_AVX512)
+  asm("" : "+m"(v));  // no register is as wide
+#elif defined(PYDL_AVX512)
   asm("" : "+v"(v));
 #elif defined(__x86_64__)
   asm("" : "+x"(v));
