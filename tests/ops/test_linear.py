@@ -36,6 +36,7 @@ SHAPES = {
     "several blocks of the sum": ((7, 1030), 20),
     "many rows": ((700, 30), 40),
     "wide": ((20, 40), 300),
+    "more panels than one task takes": ((3, 9), 1100),
     "all three": ((530, 300), 270),
     "no rows": ((0, 5), 3),
     "no rows in three dimensions": ((2, 0, 5), 3),

@@ -34,13 +34,14 @@ void cut(const MatmulParams& p, int64_t threads, MatmulPlan& plan) {
   const int64_t least_rows = ceil_div(p.rows, kMostRows), least_columns = ceil_div(plan.panels, kMostPanels);
   const double left = plan.strips || plan.rows_packed ? kPackCycles : kReadCycles;
   const double right = p.right.column == 1 ? kPackCycles : kTransposeCycles;
+  const double per_cycle = 2.0 * lanes<A>;
   double least = -1;
   for (int64_t c = least_columns; c <= plan.panels; ++c) {
     for (int64_t r = least_rows; r <= ceil_div(p.rows, kMr); ++r) {
       const double height = static_cast<double>(ceil_div(p.rows, r)),
                    width = static_cast<double>(ceil_div(plan.panels, c) * kNr<A>);
       const double turns = static_cast<double>(ceil_div(r * c, threads));
-      const double cycles = turns * (height * width / (2 * lanes<A>)+height * left + width * right);
+      const double cycles = turns * (height * width / per_cycle + height * left + width * right);
       if (least < 0 || cycles < least) {
         least = cycles;
         plan.row_parts = r;

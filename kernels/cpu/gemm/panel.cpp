@@ -77,7 +77,7 @@ void multiply_panel(const PanelProduct<A>& p) {
   const A* left = p.left;
   A* result = p.result;
   for (int64_t rows = p.rows, blocks = ceil_div(rows, kMr); blocks > 0; --blocks) {
-    const int64_t n = block_rows(rows, blocks);
+    const int64_t n = ceil_div(rows, blocks);
     of[n - 1](p, left, result);
     left += p.strips ? strip_numbers<A>(p.depth) : n * p.left_pitch;
     result += n * p.result_pitch;

@@ -10,12 +10,11 @@ namespace pydl::cpu::PYDL_ISA::gemm {
 template <class A>
 static constexpr int kTile = kMr * kNr<A>;  // elements of a register block's result
 
-static constexpr int64_t kDepth =
-    256;  // k that are summed in one go: a register block of left (14 KB) stays in L1,
-          // and rounding errors grow with the root of it and of the number of such parts
-static constexpr int64_t kPitch =
-    272;  // elements between packed rows of left: more than kDepth, and no power of two,
-          // so that the rows fall into different cache sets
+// k that are summed in one go: a register block of left (14 KB) stays in L1, and rounding errors grow with the root of it
+// and of the number of such parts.
+static constexpr int64_t kDepth = 256;
+// Elements between packed rows of left: more than kDepth, and no power of two, so that rows fall into different sets.
+static constexpr int64_t kPitch = 272;
 
 template <class A>
 struct PanelProduct {
@@ -32,9 +31,8 @@ struct PanelProduct {
   int64_t result_pitch;
 };
 
-// Rows are cut into register blocks of equal size: how many the next one has, of `rows` that are left for `blocks`.
-static inline int64_t block_rows(int64_t rows, int64_t blocks) { return ceil_div(rows, blocks); }
-
+// Rows are cut into register blocks of equal size, as far as that goes: the first rows % blocks have one more.
+//
 // In strips each register block has its rows side by side, left(i, k) at strip[k * kMr + i], and a vector of room behind
 // it.
 template <class A>

@@ -6,7 +6,6 @@ Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch``
 and where torch would honour what is not its own (:mod:`pydl.aside`), torch's own forward computes.
 """
 
-from pydl.nn._common import finished, no_torchscript  # noqa: F401
 from pydl.nn.convolution import Conv2d, LazyConv2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from pydl.nn.linear import LazyLinear, Linear

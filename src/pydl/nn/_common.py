@@ -1,8 +1,5 @@
 """What our layers share."""
 
-import torch
-import torch.nn.functional as F
-
 
 class _Eager:
     """What our classes share: TorchScript, which would fix shapes and switches of our ops, is refused in words."""
@@ -18,13 +15,3 @@ def no_torchscript(layer):
         f"TorchScript: expected every layer to be torch's own, got {layer}; torch.compile, torch.export, "
         "torch.onnx.export and torch.jit.trace take it, and torch.jit.script takes swapped models after pydl.unswap"
     )
-
-
-_ACTIVATIONS = {"relu": F.relu, "sigmoid": torch.sigmoid}
-
-
-def finished(output, activation, residual=None):
-    """What our kernels do in the same pass, where torch made ``output``."""
-    if residual is not None:
-        output = output + residual
-    return output if activation is None else _ACTIVATIONS[activation](output)

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from pydl.aside import Own, is_special, steps_aside
-from pydl.nn._common import _Eager, finished
+from pydl.nn._common import _Eager
+from pydl.ops._activations import finished
 from pydl.ops.conv2d import conv2d_unasked
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active, increment_version
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _activations, _library
 from pydl.ops._batch_norm_autograd import TransformedBatchNorm, as_asked, gradients, keeps_output
 from pydl.ops._batch_norm_schema import ACTIVATIONS
 from pydl.ops._options import number, switch
@@ -145,7 +145,7 @@ def batch_norm(
     """
     rest = (training, momentum, eps, residual, activation, num_batches_tracked)
     if is_torchs(input, running_mean, running_var, weight, bias, residual):
-        return _by_torch(input, running_mean, running_var, weight, bias, *rest)
+        return _by_torch(input, running_mean, running_var, weight, bias, rest)
     return batch_norm_unasked(input, running_mean, running_var, weight, bias, *rest)
 
 
@@ -163,15 +163,14 @@ def batch_norm_unasked(
     num_batches_tracked=None,
 ):
     """:func:`batch_norm` for who has asked whether it is torch's (aside.py)."""
-    if activation not in ACTIVATIONS:
-        raise _unknown(activation)
+    _activations.check("batch_norm", activation)
     if training is not True and training is not False:
         switch("batch_norm", "training", training)
     if type(momentum) is not float or type(eps) is not float:
         momentum, eps = number("batch_norm", "momentum", momentum), number("batch_norm", "eps", eps)
     if _is_empty(input):
         rest = (training, momentum, eps, residual, activation, num_batches_tracked)
-        return _by_torch(input, running_mean, running_var, weight, bias, *rest)
+        return _by_torch(input, running_mean, running_var, weight, bias, rest)
     if training:
         channels = input.shape[1] if input.dim() > 1 else 1
         values = input.numel() // channels if channels else 0  # per channel
@@ -199,7 +198,8 @@ def batch_norm_unasked(
         num_batches_tracked.add_(1)
         num_batches_tracked = None
     if ops is None:
-        return _by_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation)
+        rest = (training, momentum, eps, residual, activation, num_batches_tracked)
+        return _by_torch(input, running_mean, running_var, weight, bias, rest)
     if (running_mean is not None and running_mean.requires_grad) or (
         running_var is not None and running_var.requires_grad
     ):
@@ -234,30 +234,10 @@ def _is_empty(input):
     return input.numel() == 0 and (input.dim() < 2 or input.shape[1] > 0)
 
 
-def _by_torch(
-    input,
-    running_mean,
-    running_var,
-    weight,
-    bias,
-    training,
-    momentum,
-    eps,
-    residual,
-    activation,
-    num_batches_tracked=None,
-):
-    if activation not in ACTIVATIONS:
-        raise _unknown(activation)
+def _by_torch(input, running_mean, running_var, weight, bias, rest):
+    training, momentum, eps, residual, activation, num_batches_tracked = rest
+    _activations.check("batch_norm", activation)
     if num_batches_tracked is not None and training:
         num_batches_tracked.add_(1)
     output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if residual is not None:
-        output = output + residual
-    if activation is None:
-        return output
-    return F.relu(output) if activation == "relu" else torch.sigmoid(output)
-
-
-def _unknown(activation):
-    return ValueError(f"batch_norm: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
+    return _activations.finished(output, activation, residual)

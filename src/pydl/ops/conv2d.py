@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _activations, _library
 from pydl.ops._memory_format import is_channels_last, row_major
 from pydl.ops._options import integer, pair
 
@@ -114,10 +114,7 @@ def _forward_context(ctx, inputs, output):
 def _forward_backward(ops, ctx, grad, needs=None):
     input, weight, output = ctx.saved_tensors
     needs_input, needs_weight, needs_bias = needs or ctx.needs_input_grad[:3]
-    if ctx.activation == "relu":
-        grad = torch.ops.aten.threshold_backward(grad, output, 0)
-    elif ctx.activation == "sigmoid":
-        grad = torch.ops.aten.sigmoid_backward(grad, output)
+    grad = _activations.backward(grad, output, ctx.activation)
     grad_input = grad_weight = grad_bias = None
     if needs_input:
         grad_input = ops.conv2d_backward_input(grad, weight, ctx.input_size, *ctx.options, ctx.channels_last)
@@ -233,7 +230,6 @@ class _EagerConv2d(torch.autograd.Function):
 _apply = _library.eager(_EagerConv2d)
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_ACTIVATIONS = {None: lambda x: x, "relu": F.relu, "sigmoid": torch.sigmoid}
 
 
 def padding_of(padding, weight, stride, dilation):
@@ -285,8 +281,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
 
 def conv2d_unasked(input, weight, bias, stride, padding, dilation, groups, activation=None):
     """:func:`conv2d` for who has asked whether it is torch's (aside.py)."""
-    if activation not in _ACTIVATIONS:
-        raise _unknown(activation)
+    _activations.check("conv2d", activation)
     # zero channels: torch's own answer, an output without channels, is left to torch
     served = input.dtype in SUPPORTED and not (input.dim() > 2 and input.shape[-3] == 0)
     ops = backend.ops_for(input, "conv2d") if served else None
@@ -328,10 +323,5 @@ def conv2d_unasked(input, weight, bias, stride, padding, dilation, groups, activ
 
 
 def _by_torch(input, weight, bias, stride, padding, dilation, groups, activation):
-    if activation not in _ACTIVATIONS:
-        raise _unknown(activation)
-    return _ACTIVATIONS[activation](F.conv2d(input, weight, bias, stride, padding, dilation, groups))
-
-
-def _unknown(activation):
-    return ValueError(f"conv2d: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
+    _activations.check("conv2d", activation)
+    return _activations.finished(F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)

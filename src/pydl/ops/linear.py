@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _activations, _library
 
 # column_major: the columns of the result lie one after another in memory, as torch leaves some gradients: decided once,
 # by `_layouts` below, so that kernel and fake agree.
@@ -110,10 +110,7 @@ def _forward_context(ctx, inputs, output):
 def _forward_backward(ops, ctx, grad, needs=None):
     input, weight, output = ctx.saved_tensors
     needs_input, needs_weight, needs_bias = needs or ctx.needs_input_grad[:3]
-    if ctx.activation == "relu":
-        grad = torch.ops.aten.threshold_backward(grad, output, 0)
-    elif ctx.activation == "sigmoid":
-        grad = torch.ops.aten.sigmoid_backward(grad, output)
+    grad = _activations.backward(grad, output, ctx.activation)
     input_in_columns, weight_in_columns = ctx.layouts
     grad_input = grad_weight = grad_bias = None
     if needs_input:
@@ -231,7 +228,6 @@ class _EagerLinear(torch.autograd.Function):
 _apply = _library.eager(_EagerLinear)
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_ACTIVATIONS = {None: lambda x: x, "relu": F.relu, "sigmoid": torch.sigmoid}
 
 
 def _is_served(input, weight, bias):
@@ -246,13 +242,8 @@ def _is_served(input, weight, bias):
 
 
 def _by_torch(input, weight, bias, activation):
-    if activation not in _ACTIVATIONS:
-        raise _unknown(activation)
-    return _ACTIVATIONS[activation](F.linear(input, weight, bias))
-
-
-def _unknown(activation):
-    return ValueError(f"linear: expected activation to be None, 'relu' or 'sigmoid', got {activation!r}")
+    _activations.check("linear", activation)
+    return _activations.finished(F.linear(input, weight, bias), activation)
 
 
 def linear(input, weight, bias=None, *, activation=None):
@@ -280,8 +271,7 @@ def linear(input, weight, bias=None, *, activation=None):
 
 def linear_unasked(input, weight, bias, activation=None):
     """:func:`linear` for who has asked whether it is torch's (aside.py)."""
-    if activation not in _ACTIVATIONS:
-        raise _unknown(activation)
+    _activations.check("linear", activation)
     ops = backend.ops_for(input, "linear") if _is_served(input, weight, bias) else None
     if ops is None:
         return _by_torch(input, weight, bias, activation)

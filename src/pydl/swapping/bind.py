@@ -2,7 +2,7 @@
 
 import torch
 
-from pydl import nn
+from pydl.nn._common import no_torchscript
 from pydl.swapping.bound import Bound
 from pydl.swapping.container import FusedForward
 from pydl.swapping.layer import SwappedForward
@@ -38,7 +38,7 @@ class NoScript(Bound):
     """``__prepare_scriptable__`` of a module with a forward of ours: the first thing torch.jit.script asks for."""
 
     def __call__(self):
-        raise nn.no_torchscript("a layer swapped by pydl")
+        raise no_torchscript("a layer swapped by pydl")
 
 
 def rebuild(cls):

@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from pydl import aside, backend, functional, nn
 from pydl._private import CALL, GLOBAL_HOOKS
 from pydl.ops import _library
+from pydl.ops._activations import finished
 from pydl.ops._options import pair
 from pydl.ops.convolution_batch_norm import trained_together
 from pydl.swapping.layer import is_swapped, why_aside, why_left
@@ -147,7 +148,7 @@ def normalised(convolution, norm, input, residual=None, activation="relu"):
         return Chain(convolution, norm, activation)(input, residual)
     for layer in layers:
         input = layer(input)
-    return nn.finished(input, activation, residual)
+    return finished(input, activation, residual)
 
 
 @dataclass(eq=False)
@@ -168,7 +169,7 @@ class Chain:
             return nn.Linear.forward(self.linear, input, activation=activation)
         if norm is None:
             output = nn.Conv2d.forward(convolution, input, activation=activation if residual is None else None)
-            return output if residual is None else nn.finished(output, activation, residual)
+            return output if residual is None else finished(output, activation, residual)
         if convolution is not None:
             parameters = convolution.weight, convolution.bias, norm.weight, norm.bias
             if not aside.is_special(convolution, *parameters):
@@ -188,7 +189,7 @@ class Chain:
         layers = [layer for layer in (self.convolution, self.linear, self.norm) if layer is not None]
         if aside.why_tensors(tensor for layer in layers for tensor in layer._parameters.values()):
             return []
-        if self.linear is not None and not (self.linear.weight.is_cpu and backend._asked in (None, "cpu")):
+        if self.linear is not None and backend.ops_for(self.linear.weight, "linear") is None:
             return []
         if len(layers) == 1:
             return [(self.names, "")]

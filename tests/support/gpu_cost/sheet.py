@@ -160,8 +160,9 @@ def kernels_of(cases):
     return {launch["kernel"] for case in cases.values() for launch in case["launches"]}
 
 
-# Of batch norm in bfloat16 the turns of shared memory come out a few in a hundred apart from run to run; why is not known.
-WAVEFRONTS = 0.1  # of them, so much is let pass
+# Turns of shared memory of batch norm in bfloat16 differ by a few in a hundred from run to run, why is not known: this
+# share of them is let pass.
+WAVEFRONTS = 0.1
 
 
 def differences(stored, now):
