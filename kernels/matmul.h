@@ -8,6 +8,8 @@
 //   linear, input gradient   grad_input  = grad_output · weight
 //   linear, weight gradient  grad_weight = grad_outputᵀ · input
 //   linear, bias gradient    sums[j]     = sum_i grad_output[i][j]
+//
+// With `accumulate` a sum over more rows of left and right than there are at once is made call by call.
 #pragma once
 
 #include "kernels/common.h"
@@ -27,6 +29,7 @@ struct MatmulParams {
   Matrix left, right, output;  // output.column is 1
   const void* bias;            // `columns` elements, contiguous; may be null
   void* scratch;               // MatmulPlan::scratch bytes, 64-byte aligned
+  bool accumulate = false;     // adds to what lies in output; without bias and activation, f32 and f64 alone
 };
 
 // How a product is cut: made once for all calls whose params differ in nothing but their pointers.

@@ -39,11 +39,11 @@ struct SoftmaxCrossEntropyParams {
   const void* input;
   const void* target;       // int64 classes, or probabilities
   const void* weight;       // acc_t<input>[classes], contiguous, or null
-  void* output;             // reduction none: [rows] contiguous; else one element
+  void* output;             // forward: [rows] contiguous for reduction none, else one element
   void* norm;               // acc_t<input>[2][rows]: max and log_sum of each row
   double* denominator;      // one element, written by forward and read by backward; mean only
-  const void* grad_output;  // as output, with strides; may be 0
-  void* grad_input;         // backward; in forward null, or where to leave the gradient for grad_output = 1
+  const void* grad_output;  // as output, with strides, which may be 0; in forward null counts as 1
+  void* grad_input;         // backward; in forward null, or where to leave the gradient: input itself, too
   void* grad_target;        // only in backward_target
 
   int64_t classes, input_class_stride, target_class_stride, grad_class_stride;

@@ -6,6 +6,7 @@ from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
 from pydl.ops.linear import linear
+from pydl.ops.linear_cross_entropy import linear_cross_entropy
 from pydl.ops.max_pool2d import max_pool2d
 from pydl.ops.softmax_cross_entropy import cross_entropy
 
@@ -19,5 +20,6 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "linear",
+    "linear_cross_entropy",
     "max_pool2d",
 ]

@@ -77,6 +77,20 @@ def test_linear(device, features, dtype):
         )
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("classes", [1, 7, 16, 33, 130, 1031])
+def test_linear_cross_entropy(device, classes, dtype, reduction):
+    for rows, features in ((1, 1), (5, 37), (15, 8), (40, 257)):
+        x, w, b = torch.randn(rows, features), torch.randn(classes, features) / features**0.5, torch.randn(classes)
+        compare(
+            lambda x, w, b, t: pf.linear_cross_entropy(x, w, t, linear_bias=b, reduction=reduction),
+            lambda x, w, b, t: F.cross_entropy(F.linear(x, w, b), t, reduction=reduction),
+            *(t.to(dtype) for t in (x, w, b)),
+            torch.randint(classes, (rows,)),
+        )
+
+
 @pytest.mark.parametrize("size", [3, 10, 33])
 @pytest.mark.parametrize("kernel, stride", [(2, 2), (3, 2), (3, 1)])
 @pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])

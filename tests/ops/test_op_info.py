@@ -25,6 +25,8 @@ NAMES = [
     "avg_pool2d",
     "linear",
 ]
+if hasattr(F, "linear_cross_entropy"):  # from torch 2.13 on
+    NAMES.append("linear_cross_entropy")
 DTYPES = [torch.float32, torch.float64]
 
 

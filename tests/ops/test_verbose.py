@@ -15,6 +15,7 @@ y = PF.batch_norm(PF.conv2d(x, w, torch.zeros(32, requires_grad=True), padding=1
 y = PF.dropout(PF.avg_pool2d(PF.max_pool2d(y, 2), 2), 0.5)
 y = PF.linear(y.flatten(1), torch.randn(10, 288, requires_grad=True), torch.zeros(10, requires_grad=True))
 PF.cross_entropy(y, torch.tensor([3, 5])).backward()
+PF.linear_cross_entropy(x[:, 0, 0], torch.randn(5, 12), torch.tensor([3, 1]), reduction="none").sum().backward()
 """
 LINE = re.compile(r"pydl,(\w+),([\w.-]+),(\w+),(contiguous|channels_last|strided),([\dx ]+),(\d+\.\d)")
 
@@ -35,6 +36,7 @@ def test_a_line_for_each_call():
     assert {f"linear_{name}" for name in ("forward", "backward_input", "backward_weight", "backward_bias")} <= set(ops)
     assert any(name.startswith("batch_norm") for name in ops)
     assert any(name.startswith("softmax_cross_entropy") for name in ops)
+    assert {"linear_cross_entropy_forward", "linear_cross_entropy_backward"} <= set(ops)
     conv2d = ops["conv2d_forward"]
     assert conv2d[2] == "winograd.tiles"
     assert conv2d.group(3, 4, 5) == ("float32", "channels_last", "2x32x12x12 32x32x3x3")

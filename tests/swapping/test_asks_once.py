@@ -21,6 +21,8 @@ from pydl.swapping.rules import RULES
 CALLS = {
     name: (build, (torch.randn(shape),)) for name, (build, shape, _) in LAYERS.items()
 } | {"CrossEntropyLoss": (nn.CrossEntropyLoss, (torch.randn(4, 3), torch.tensor([0, 2, 1, 1])))}  # fmt: skip
+if hasattr(nn, "LinearCrossEntropyLoss"):  # from torch 2.13 on
+    CALLS["LinearCrossEntropyLoss"] = (lambda: nn.LinearCrossEntropyLoss(3, 5), CALLS["CrossEntropyLoss"][1])
 BUILTINS = {
     has_torch_function_variadic: "types and modes",
     _private.tracing_state: "tracing",
@@ -76,8 +78,11 @@ def test_a_layer_asks_each_thing_once(name, of, training):
 @pytest.mark.parametrize("name", CALLS)
 def test_a_function_asks_each_thing_once(name):
     x, *rest = CALLS[name][1]
-    function = getattr(pydl.functional, LAYERS[name][2] if name in LAYERS else "cross_entropy")
-    if name == "Conv2d":
+    losses = {"CrossEntropyLoss": "cross_entropy", "LinearCrossEntropyLoss": "linear_cross_entropy"}
+    function = getattr(pydl.functional, LAYERS[name][2] if name in LAYERS else losses[name])
+    if name == "LinearCrossEntropyLoss":
+        rest = [torch.randn(5, 3), *rest]
+    elif name == "Conv2d":
         rest = [torch.randn(7, 5, 3, 2)]
     elif name == "Linear":
         rest = [torch.randn(4, 6)]

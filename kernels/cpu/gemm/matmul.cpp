@@ -104,13 +104,16 @@ MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   return plan;
 }
 
-// Finished sums on their way out: act(sums[i][j]), rounded.
+// Finished sums on their way out: act(sums[i][j]), rounded; or added to what lies there.
 template <class A, class T>
-void finish(const A* sums, int64_t pitch, int64_t rows, int64_t columns, Activation activation, T* output,
-            int64_t output_pitch) {
+void finish(const A* sums, int64_t pitch, int64_t rows, int64_t columns, Activation activation,
+            bool accumulate, T* output, int64_t output_pitch) {
   for (int64_t i = 0; i < rows; ++i, sums += pitch, output += output_pitch)
-    for (int64_t j = 0; j < columns; j += lanes<A>)
-      store_n(output + j, activate<A>(load(sums + j), activation), min_of(columns - j, lanes<A>));
+    for (int64_t j = 0; j < columns; j += lanes<A>) {
+      const int64_t n = min_of(columns - j, lanes<A>);
+      const vec<A> sum = accumulate ? load(sums + j) + load_n(output + j, n) : load(sums + j);
+      store_n(output + j, activate<A>(sum, activation), n);
+    }
 }
 
 // Rows [row, row + rows) of panels [first, last).
@@ -125,7 +128,6 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, int64_t row, int64_
     PanelProduct<A> product{};
     product.rows = rows;
     product.depth = depth;
-    product.add = !begins;
     product.left = space.left;
     product.left_pitch = kPitch;
     product.strips = plan.strips;
@@ -163,11 +165,12 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, int64_t row, int64_
         product.result = space.sums + (__is_same(T, A) ? 0 : (panel - first) * kNr<A>);
         product.result_pitch = sums_pitch<T>(plan);
       }
+      product.add = !begins || (in_place && p.accumulate);
       product.relu = ends && in_place && p.activation == Activation::relu;
       multiply_panel(product);
       if (ends && (!in_place || p.activation == Activation::sigmoid))
-        finish(product.result, product.result_pitch, rows, columns, p.activation, output + column,
-               p.output.row);
+        finish(product.result, product.result_pitch, rows, columns, p.activation, p.accumulate,
+               output + column, p.output.row);
     }
   }
 }

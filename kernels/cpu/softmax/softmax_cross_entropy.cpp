@@ -9,43 +9,6 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-// Sums the weights of the targets that count. Blocks of fixed size, added up in order.
-SoftmaxCrossEntropyStatus weigh_targets(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
-  TargetCount* counts =
-      reinterpret_cast<TargetCount*>(static_cast<char*>(p.scratch) + ScratchLayout(p, 0).counts);
-  const int64_t blocks = ceil_div(p.rows, kTargetBlock);
-  const int64_t* target = static_cast<const int64_t*>(p.target);
-  parallel(blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      TargetCount count{};
-      RowCursor at(p, block * kTargetBlock);
-      int64_t counted = 0;
-      for (int64_t n = min_of(kTargetBlock, p.rows - block * kTargetBlock); n > 0; --n, at.next()) {
-        const int64_t t = target[at.target];
-        if (t == p.ignore_index) continue;
-        if (t < 0 || t >= p.classes) {
-          if (!count.bad) count.first_bad = t;
-          count.bad = 1;
-          continue;
-        }
-        ++counted;
-        if (p.weight)
-          count.weight += p.dtype == DType::f64 ? static_cast<const double*>(p.weight)[t]
-                                                : static_cast<double>(static_cast<const float*>(p.weight)[t]);
-      }
-      if (!p.weight) count.weight = static_cast<double>(counted);
-      counts[block] = count;
-    }
-  });
-  double sum = 0;
-  for (int64_t block = 0; block < blocks; ++block) {
-    if (counts[block].bad) return {false, counts[block].first_bad};
-    sum += counts[block].weight;
-  }
-  if (p.denominator) *p.denominator = sum;
-  return {true, 0};
-}
-
 // The losses of all rows, added in double in an order that depends on their number alone.
 template <class A>
 double sum_losses(const SoftmaxCrossEntropyParams& p) {
@@ -90,6 +53,48 @@ Layout layout(const SoftmaxCrossEntropyParams& p) {
 
 }  // namespace
 
+// Sums the weights of the targets that count. Blocks of fixed size, added up in order.
+SoftmaxCrossEntropyStatus weigh_targets(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
+  TargetCount* counts =
+      reinterpret_cast<TargetCount*>(static_cast<char*>(p.scratch) + ScratchLayout(p, 0).counts);
+  const int64_t blocks = ceil_div(p.rows, kTargetBlock);
+  const int64_t* target = static_cast<const int64_t*>(p.target);
+  parallel(blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      TargetCount count{};
+      RowCursor at(p, block * kTargetBlock);
+      int64_t counted = 0;
+      for (int64_t n = min_of(kTargetBlock, p.rows - block * kTargetBlock); n > 0; --n, at.next()) {
+        const int64_t t = target[at.target];
+        if (t == p.ignore_index) continue;
+        if (t < 0 || t >= p.classes) {
+          if (!count.bad) count.first_bad = t;
+          count.bad = 1;
+          continue;
+        }
+        ++counted;
+        if (p.weight)
+          count.weight += p.dtype == DType::f64 ? static_cast<const double*>(p.weight)[t]
+                                                : static_cast<double>(static_cast<const float*>(p.weight)[t]);
+      }
+      if (!p.weight) count.weight = static_cast<double>(counted);
+      counts[block] = count;
+    }
+  });
+  double sum = 0;
+  for (int64_t block = 0; block < blocks; ++block) {
+    if (counts[block].bad) return {false, counts[block].first_bad};
+    sum += counts[block].weight;
+  }
+  if (p.denominator) *p.denominator = sum;
+  return {true, 0};
+}
+
+void put_reduced_loss(const SoftmaxCrossEntropyParams& p) {
+  const double sum = p.dtype == DType::f64 ? sum_losses<double>(p) : sum_losses<float>(p);
+  put_total(p, p.reduction == Reduction::mean ? sum / *p.denominator : sum);
+}
+
 int64_t softmax_cross_entropy_scratch(const SoftmaxCrossEntropyParams& p, int64_t threads) {
   return ScratchLayout(p, rows_partial_bytes(p, threads)).bytes;
 }
@@ -116,10 +121,7 @@ SoftmaxCrossEntropyStatus softmax_cross_entropy_forward(const SoftmaxCrossEntrop
         break;
     }
   }
-  if (p.reduction != Reduction::none) {
-    const double sum = p.dtype == DType::f64 ? sum_losses<double>(p) : sum_losses<float>(p);
-    put_total(p, p.reduction == Reduction::mean ? sum / *p.denominator : sum);
-  }
+  if (p.reduction != Reduction::none) put_reduced_loss(p);
   return {true, 0};
 }
 

@@ -237,6 +237,11 @@ PYDL_INLINE void store_some(T* y, V v, int64_t n) {
 #endif
 }
 
+// What a call does before and after its rows: checks the class indices and sets the mean's denominator; adds up the losses
+// that the rows left in scratch.
+SoftmaxCrossEntropyStatus weigh_targets(const SoftmaxCrossEntropyParams& p, const Parallel& parallel);
+void put_reduced_loss(const SoftmaxCrossEntropyParams& p);
+
 // The layouts: classes of a row side by side in memory (rows; short, where they are few), or rows side by
 // side (strided).
 bool short_supported(const SoftmaxCrossEntropyParams& p);

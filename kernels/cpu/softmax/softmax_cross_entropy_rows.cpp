@@ -143,7 +143,7 @@ void run_split(const RowsCall<T>& call, bool forward, const Parallel& parallel) 
 // Bytes that a thread's rows keep, one after another; 0 where none are kept.
 template <class A>
 int64_t kept_bytes(const SoftmaxCrossEntropyParams& p) {
-  if (p.grad_input == nullptr || p.grad_output != nullptr) return 0;
+  if (p.grad_input == nullptr || p.output == nullptr) return 0;
   const int64_t bytes = ceil_div(kept_row_size<A>(p.classes) * static_cast<int64_t>(sizeof(A)), 64) * 64;
   return bytes <= kKeptBytes ? bytes : 0;
 }

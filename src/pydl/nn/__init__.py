@@ -6,6 +6,7 @@ Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch``
 and where torch would honour what is not its own (:mod:`pydl.aside`), torch's own forward computes.
 """
 
+from pydl.nn import loss
 from pydl.nn.convolution import Conv2d, LazyConv2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from pydl.nn.linear import LazyLinear, Linear
@@ -41,3 +42,7 @@ __all__ = [
     "MaxPool2d",
     "SyncBatchNorm",
 ]
+
+if hasattr(loss, "LinearCrossEntropyLoss"):  # torch has it from 2.13 on
+    LinearCrossEntropyLoss = loss.LinearCrossEntropyLoss
+    __all__ += ["LinearCrossEntropyLoss"]

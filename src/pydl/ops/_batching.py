@@ -4,7 +4,8 @@ A convolution is independent of the number of images and of groups: samples that
 with weights of their own become groups of channels. The channels of a batch norm are independent of each other, and
 the images of a pooling. Rows that share a matrix are rows of one product, matrices that share the rows are columns of
 one, and products of every sample with a matrix of its own are torch's bmm.
-Cross entropy has no rule: its loss and its denominator are reduced per call, so vmap calls it sample by sample.
+Cross entropy, with a linear layer in it or without, has no rule: its loss and its denominator are reduced per call, so
+vmap calls it sample by sample.
 """
 
 import torch

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from pydl.ops import _library, conv2d, linear  # noqa: F401  (which define the ops)
+from pydl.ops import _library, conv2d, linear, linear_cross_entropy  # noqa: F401  (which define the ops)
 
 
 def _forward(input_shape, weight_shape, *_, out_shape=None, **__):
@@ -34,6 +34,19 @@ def _linear_backward(grad_output_shape, other_shape, *_, **__):
     return 2 * prod(grad_output_shape) * other_shape[-1]
 
 
+def _linear_cross_entropy(input_shape, weight_shape, *_, out_shape=None, **__):
+    return 2 * prod(input_shape) * weight_shape[0]
+
+
+def _linear_cross_entropy_with_gradients(input_shape, weight_shape, *args, out_shape=None, **__):
+    *_, needs_input, needs_weight, _ = args
+    return (1 + needs_input + needs_weight) * _linear_cross_entropy(input_shape, weight_shape)
+
+
+def _linear_cross_entropy_backward(grad_output_shape, *args, out_shape=None, **__):
+    return _linear_cross_entropy_with_gradients(*args)
+
+
 for _namespace in _library.NAMESPACES:
     _ops = getattr(torch.ops, _namespace)
     register_flop_formula(_ops.conv2d_forward)(_forward)
@@ -45,3 +58,7 @@ register_flop_formula(torch.ops.pydl.linear_forward)(_linear_forward)
 register_flop_formula(torch.ops.pydl.linear_backward_input)(_linear_backward)
 register_flop_formula(torch.ops.pydl.linear_backward_weight)(_linear_backward)
 register_flop_formula(torch.ops.pydl.linear_backward_bias)(lambda *_, **__: 0)
+
+register_flop_formula(torch.ops.pydl.linear_cross_entropy_forward)(_linear_cross_entropy)
+register_flop_formula(torch.ops.pydl.linear_cross_entropy_forward_backward)(_linear_cross_entropy_with_gradients)
+register_flop_formula(torch.ops.pydl.linear_cross_entropy_backward)(_linear_cross_entropy_backward)

@@ -83,7 +83,7 @@ def backward(ops, ctx, grad_output, *_, first=0):
     if grad_output is None:
         pass
     elif torch.is_grad_enabled() or _library.transforms_active():  # a gradient to be differentiated or batched
-        grad_input, grad_target = _differentiable_backward(
+        grad_input, grad_target = differentiable_backward(
             ctx, grad_output, input, target, weight, needs_input, needs_target
         )
     else:
@@ -107,8 +107,11 @@ def backward(ops, ctx, grad_output, *_, first=0):
     return grad_input, grad_target, None, None, None, None, None, None
 
 
-def _differentiable_backward(ctx, grad_output, input, target, weight, needs_input, needs_target):
-    """The formulas of kernels/softmax_cross_entropy.h in torch's own functions, which autograd can follow further."""
+def differentiable_backward(ctx, grad_output, input, target, weight, needs_input, needs_target):
+    """The formulas of kernels/softmax_cross_entropy.h in torch's own functions, which autograd can follow further.
+
+    ``ctx`` has the options as attributes.
+    """
     dim = 0 if input.dim() == 1 else 1
     dtype = kept_dtype(input.dtype)
     classes = input.shape[dim]

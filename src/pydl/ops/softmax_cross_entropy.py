@@ -18,11 +18,10 @@ from pydl._private import (
 )
 from pydl.aside import is_torchs
 from pydl.ops import _library
-from pydl.ops._options import integer, number
+from pydl.ops._options import integer, number, reduction_number
 from pydl.ops._softmax_cross_entropy_autograd import Transformable, backward, kept_dtype
 
 _SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
 def cross_entropy(
@@ -71,11 +70,7 @@ def cross_entropy(
 
 def cross_entropy_unasked(input, target, weight, ignore_index, reduction, label_smoothing, z_loss=0.0):
     """:func:`cross_entropy` for who has asked whether it is torch's (aside.py)."""
-    how = _REDUCTIONS.get(reduction) if isinstance(reduction, str) else None
-    if how is None:
-        if reduction != "elementwise_mean":  # the old name of mean, which torch takes with a warning
-            raise ValueError(f"cross_entropy: expected reduction to be none, mean or sum, got {reduction!r}")
-        how = reduction_names.get_enum(reduction)
+    how = reduction_number("cross_entropy", reduction)
     if type(ignore_index) is not int:
         ignore_index = integer("cross_entropy", "ignore_index", ignore_index)
     if type(label_smoothing) is not float:
@@ -96,7 +91,7 @@ def cross_entropy_unasked(input, target, weight, ignore_index, reduction, label_
                 input, target, weight, ignore_index, label_smoothing, float_output
             )
         elif weight is not None:
-            weight = _class_weight(input, weight, float_output)
+            weight = class_weight("cross_entropy", input, weight, float_output)
     args = (input, target, weight, how, ignore_index, label_smoothing, z_loss, float_output)
     if torch.compiler.is_compiling() or type(input) not in _PLAIN or dispatch_modes() > 0:
         return ops.softmax_cross_entropy_forward(*args)[0]
@@ -182,15 +177,13 @@ def _is_written(ctx):
 _apply = _library.eager(_Eager)
 
 
-def _class_weight(input, weight, autocast):
+def class_weight(op, input, weight, autocast):
     """The weight of class indices in the dtype that sums are kept in; refused where torch refuses it."""
     cast = autocast and torch.promote_types(input.dtype, weight.dtype) in (torch.float32, torch.bfloat16, torch.float16)
     if weight.dtype != input.dtype and not cast:
-        raise RuntimeError(f"cross_entropy: expected weight dtype to be input's, {input.dtype}, got {weight.dtype}")
+        raise RuntimeError(f"{op}: expected weight dtype to be input's, {input.dtype}, got {weight.dtype}")
     if weight.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError(
-            "cross_entropy: expected weight to need no gradient for class indices, got requires_grad=True"
-        )
+        raise RuntimeError(f"{op}: expected weight to need no gradient for class indices, got requires_grad=True")
     return weight.to(kept_dtype(input.dtype)).contiguous()
 
 
