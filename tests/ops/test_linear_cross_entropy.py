@@ -201,8 +201,7 @@ def test_any_strides(of_input, of_weight, dtype):
     tensors = [LAYOUTS[of_input](30, 20).to(dtype), LAYOUTS[of_weight](18, 20).to(dtype) / 4]
     bias = torch.randn(36)[::2].to(dtype)
     compare([*tensors, bias], target)
-    upstream = torch.randn(60)[::2]  # a gradient of each row with a stride, and of one number
-    for upstream in (upstream, torch.randn(1).expand(30)):
+    for upstream in (torch.randn(60)[::2], torch.randn(1).expand(30)):  # one for each row, apart; one number
         expected = results(exact, [t.double() for t in tensors], target, upstream.to(dtype).double(), reduction="none")
         actual = results(pf.linear_cross_entropy, tensors, target, upstream.to(dtype), reduction="none")
         for a, e in zip(actual, expected, strict=True):
@@ -281,7 +280,7 @@ def test_correct(device, shape, dtype):
 
 
 def test_correct_takes_the_first_of_equal_logits(device):
-    """Of layers that begin with zeros, the first class is what they say; a nan is never right; ignored rows never count."""
+    """A layer of zeros says the first class; a row with a nan is never right; ignored rows never count."""
     x, target = torch.zeros(5, 4), torch.tensor([0, 1, 0, 2, 0])
     w = torch.zeros(3, 4)
     assert pf.linear_cross_entropy(x, w, target, return_correct=True)[1] == 3

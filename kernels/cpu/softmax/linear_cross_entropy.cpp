@@ -228,7 +228,7 @@ class Call {
                          {static_cast<A*>(p.grad_weight) + c * p.features, p.features, 1},
                          nullptr,
                          nullptr};
-    product.accumulate = first != 0;
+    if (first != 0) product.addend = product.output;
     return product;
   }
   void multiply(MatmulParams product, const Parallel& parallel) const {

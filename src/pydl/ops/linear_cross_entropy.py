@@ -145,7 +145,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _is_served(input, linear_weight, target):
-    """Whether the call is the kernels': a matrix of weights and class indices; what has no such form takes two calls."""
+    """Whether the call is the kernels': of a matrix of weights and class indices."""
     probabilities = target.is_floating_point() and target.shape == (*input.shape[:-1], *linear_weight.shape[:1])
     return input.dtype in SUPPORTED and linear_weight.dim() == 2 and input.dim() in (1, 2) and not probabilities
 
@@ -232,8 +232,9 @@ class _Eager(torch.autograd.Function):
     """The op in eager mode, whose forward makes the gradients while a block's logits are in the cache.
 
     They are handed out once, scaled in the dtype of the sums by the upstream gradient: to make the logits again would
-    take a third more. What is written to the tensors in between changes nothing then. A second backward, one without reduction, and an upstream gradient that is not finite (which
-    must leave ignored rows alone) make them from the logits again.
+    take a third more. What is written to the tensors in between changes nothing then. A second backward, one without
+    reduction, and an upstream gradient that is not finite (which must leave ignored rows alone) make them from the
+    logits again.
     """
 
     @staticmethod
