@@ -147,7 +147,7 @@ def test_unbatched(device):
         assert_close(loss, F.cross_entropy(F.linear(x, w, b).double(), target, reduction=reduction))
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 3), (0, 0, 3), (4, 0, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 5, 3), (0, 0, 3), (4, 0, 3), (4, 0, 3000)], ids=str)
 def test_empty(shape, device):
     for reduction in REDUCTIONS:
         tensors, target = make(shape, ignored=False)

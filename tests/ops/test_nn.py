@@ -31,7 +31,7 @@ LAYERS = [
     ("LazyBatchNorm3d", {}, (3, 4, 2, 5, 3)),
 ]
 # they take a target; torch has the second from 2.13 on, and it is tested beside its function
-LOSSES = {name for name in ("CrossEntropyLoss", "LinearCrossEntropyLoss") if hasattr(nn, name)}
+LOSSES = {"CrossEntropyLoss"} | ({"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set())
 
 
 def pair(name, **options):

@@ -26,7 +26,7 @@ NAMES = [
     "avg_pool2d",
     "linear",
 ]
-if hasattr(F, "linear_cross_entropy"):  # from torch 2.13 on
+if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     NAMES.append("linear_cross_entropy")
 PRODUCTS = ["matmul", "mm", "bmm", "addmm", "baddbmm"]  # torch's own, in no module
 DTYPES = [torch.float32, torch.float64]

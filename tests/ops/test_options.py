@@ -48,9 +48,9 @@ CALLS = {
         lambda f, o: f.cross_entropy(LOGITS, **{"target": TARGET, **o}),
     ),
 }
-if hasattr(F, "linear_cross_entropy"):  # from torch 2.13 on
+if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     CALLS["linear_cross_entropy"] = (
-        ("linear_weight", "target", "linear_bias", "weight", "reduction", "ignore_index", "label_smoothing"),
+        ("weight", "reduction", "ignore_index", "label_smoothing"),
         lambda f, o: f.linear_cross_entropy(LOGITS, **{"linear_weight": torch.eye(3), "target": TARGET, **o}),
     )
 

@@ -69,7 +69,7 @@ OPS = {
     "cross_entropy per row": lambda f, x: f.cross_entropy(x, CLASSES, reduction="none"),
     "cross_entropy of probabilities": lambda f, x: f.cross_entropy(x, torch.ones(2, 3, 5, 6).double() / 3),
 }
-if hasattr(F, "linear_cross_entropy"):  # from torch 2.13 on
+if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     LAYER = torch.linspace(-1, 1, 24).double().view(4, 6)
     OPS["linear_cross_entropy"] = lambda f, x: f.linear_cross_entropy(x[:, 0, 0], LAYER, CLASSES[:, 0, 1])
     OPS["linear_cross_entropy per row"] = lambda f, x: f.linear_cross_entropy(

@@ -21,7 +21,7 @@ from pydl.swapping.rules import RULES
 CALLS = {
     name: (build, (torch.randn(shape),)) for name, (build, shape, _) in LAYERS.items()
 } | {"CrossEntropyLoss": (nn.CrossEntropyLoss, (torch.randn(4, 3), torch.tensor([0, 2, 1, 1])))}  # fmt: skip
-if hasattr(nn, "LinearCrossEntropyLoss"):  # from torch 2.13 on
+if hasattr(nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     CALLS["LinearCrossEntropyLoss"] = (lambda: nn.LinearCrossEntropyLoss(3, 5), CALLS["CrossEntropyLoss"][1])
 BUILTINS = {
     has_torch_function_variadic: "types and modes",

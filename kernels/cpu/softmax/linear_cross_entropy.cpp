@@ -15,8 +15,8 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-// Logits of a block: they stay in the third cache, and few rows more would make the passes over the weight and its
-// gradient any cheaper (NOTES.md).
+// Logits of a block, which stay in the third cache: rows enough for the passes over the weight and its gradient to pay
+// (NOTES.md).
 constexpr int64_t kBlockBytes = 12 << 20;
 constexpr int64_t kLeastRows = 64;  // of a block: below, those passes take longer than its products
 // Of a block's gradient, what a thread takes at a time: it stays in the second cache from the sum for the bias to the
@@ -25,8 +25,8 @@ constexpr int64_t kChunkBytes = 256 << 10;
 constexpr int64_t kChunkClasses = 64;  // chunks are whole multiples of it, for the product's sake
 // Rows whose gradients are summed in one go for the bias; classes of such a sum.
 constexpr int64_t kSumRows = 256, kSumClasses = 512;
-constexpr int64_t kCompared =
-    1024;  // logits that are compared with the target's before the first look at the outcome
+// Logits that are compared with the target's before the first look at the outcome.
+constexpr int64_t kCompared = 1024;
 
 // Whether none of the logits is `limit` or more, or, with `equal`, is more.
 template <class A>
@@ -107,12 +107,16 @@ class Call {
       if (p.grad_weight) multiply(weight_of(first, n, 0, p.classes), parallel);
       return;
     }
-    const MatmulPlan plan = matmul_plan(weight_of(first, n, 0, chunk), 1);
-    const MatmulPlan plan_of_last = matmul_plan(weight_of(first, n, 0, p.classes - (chunks - 1) * chunk), 1);
+    const bool multiplies = p.grad_weight && p.features > 0;
+    MatmulPlan plan{}, plan_of_last{};
+    if (multiplies) {
+      plan = matmul_plan(weight_of(first, n, 0, chunk), 1);
+      plan_of_last = matmul_plan(weight_of(first, n, 0, p.classes - (chunks - 1) * chunk), 1);
+    }
     run_tasks(parallel, chunks, [&](int64_t task, int64_t worker) {
       const int64_t c = task * chunk, classes = min_of(chunk, p.classes - c);
       if (p.grad_bias) sum_gradient(first, n, c, classes);
-      if (!p.grad_weight || p.features == 0) return;
+      if (!multiplies) return;
       MatmulParams product = weight_of(first, n, c, classes);
       product.scratch = shared + worker * chunk_scratch_;
       matmul(task + 1 < chunks ? plan : plan_of_last, product, kAlone);

@@ -23,7 +23,7 @@ class CrossEntropyLoss(_Eager, torch.nn.CrossEntropyLoss):
         return cross_entropy_unasked(input, target, weight, self.ignore_index, self.reduction, self.label_smoothing)
 
 
-if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # from torch 2.13 on
+if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
 
     class LinearCrossEntropyLoss(_Eager, torch.nn.LinearCrossEntropyLoss):
         """``torch.nn.LinearCrossEntropyLoss`` over :func:`pydl.functional.linear_cross_entropy`.

@@ -60,10 +60,10 @@ def linear_cross_entropy(
     Returns:
         The loss in input's dtype (float32 for half types under autocast), a scalar or (N); with ``return_correct``
         (loss, correct), ``correct`` being an int64 scalar without gradient. The result does not depend on the number
-        of threads. On the CPU the gradients are made in the forward, for ``reduction`` mean and sum where a gradient is
-        needed at all: evaluate under ``torch.no_grad()``. Extra memory is 12 MB, or 64 rows of logits if that is more,
-        and what gradients take; of half types also a float32 copy of the weight. With ``create_graph=True`` the logits
-        are stored.
+        of threads; gradients are contiguous. On the CPU they are made in the forward, for ``reduction`` mean and sum
+        where a gradient is needed at all: evaluate under ``torch.no_grad()``. Extra memory is 12 MB, or 64 rows of
+        logits if that is more, and what gradients take; of half types also a float32 copy of the weight. With
+        ``create_graph=True`` the logits are stored.
 
     Raises:
         IndexError: a class index that is neither in [0, C) nor ``ignore_index``.
@@ -164,7 +164,7 @@ def _by_torch(
     return_correct=False,
 ):
     """By torch's own function where it has one (from 2.13 on) and means what was asked for, else by its parts."""
-    if z_loss == 0.0 and not return_correct and hasattr(F, _OP):
+    if z_loss == 0.0 and not return_correct and hasattr(torch.nn, "LinearCrossEntropyOptions"):
         return F.linear_cross_entropy(
             input,
             linear_weight,

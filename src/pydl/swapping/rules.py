@@ -62,7 +62,7 @@ RULES = (
         alone=Own(torch.nn.Sigmoid, "sigmoid", namespace=torch),
     ),
 )
-if hasattr(torch.nn, "LinearCrossEntropyLoss"):  # from torch 2.13 on
+if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     RULES += (Rule(torch.nn.LinearCrossEntropyLoss, nn.LinearCrossEntropyLoss, (F.linear_cross_entropy,)),)
 
 _OF = {cls: rule for rule in RULES for cls in (rule.torchs, rule.ours) if cls is not None}
