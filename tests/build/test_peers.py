@@ -85,6 +85,7 @@ def test_jax_computes_what_the_model_says(peers, monkeypatch):
     peer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(peer)
     torch.manual_seed(0)
+    flattened = {16 * 5 * 5: (16, 5, 5), 64 * 4 * 4: (64, 4, 4)}  # LeNet's and the CIFAR net's
     for name, size in (("lenet_bn", 28), ("resnet18", 64), ("cifar_net", 32)):
         channels = 3 if name == "cifar_net" else 1
         net = getattr(models, name)()
@@ -100,10 +101,9 @@ def test_jax_computes_what_the_model_says(peers, monkeypatch):
                 if key in p:
                     value = left.pop(0)
                     order = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[value.dim()]
-                    if value.dim() == 2 and value.shape[1] == 16 * 25 and name.startswith("lenet"):
-                        value = value.view(-1, 16, 5, 5).permute(0, 2, 3, 1).flatten(1)  # channels last
-                    if value.dim() == 2 and value.shape[1] == 1024:
-                        value = value.view(-1, 64, 4, 4).permute(0, 2, 3, 1).flatten(1)
+                    if value.dim() == 2 and value.shape[1] in flattened:  # images that lie channels last
+                        images = value.unflatten(1, flattened[value.shape[1]])
+                        value = images.permute(0, 2, 3, 1).flatten(1)
                     p[key] = np.asarray(value.permute(order))
 
         for p in parameters:
