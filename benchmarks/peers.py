@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -114,6 +115,14 @@ class Peer:
         self._process.wait()
         self._process.stdout.close()
         self._errors.close()
+
+
+TURN = 0.05  # seconds that a contestant should have in each round, where others run in processes of their own
+
+
+def settle():
+    """Waits until the threads of who had the last turn sleep: they spin for some milliseconds, on the same cores."""
+    time.sleep(0.02)
 
 
 def serve(make):

@@ -124,9 +124,12 @@ def contestants(case):
     return found
 
 
-def plan(seconds, budget):
-    """(calls per round, rounds) for contestants that take ``seconds`` together, within a budget of seconds."""
-    calls = max(1, int(2e-3 / seconds))  # a round of at least 2 ms, so that the clock's grain does not count
+def plan(seconds, budget, least=0.0):
+    """(calls per round, rounds) for contestants that take ``seconds`` together, within a budget of seconds.
+
+    A round takes ``least`` seconds, and 2 ms, so that the clock's grain does not count.
+    """
+    calls = max(1, int(max(2e-3, least) / seconds))
     return calls, max(3, min(200, int(budget / (seconds * calls))))
 
 
