@@ -5,6 +5,7 @@ from pydl.ops.avg_pool2d import avg_pool2d
 from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
+from pydl.ops.layer_norm import layer_norm, rms_norm
 from pydl.ops.linear import linear
 from pydl.ops.matmul import addmm, baddbmm, bmm, matmul, mm
 from pydl.ops.max_pool2d import max_pool2d
@@ -22,8 +23,10 @@ __all__ = [
     "dropout1d",
     "dropout2d",
     "dropout3d",
+    "layer_norm",
     "linear",
     "matmul",
     "max_pool2d",
     "mm",
+    "rms_norm",
 ]

@@ -25,6 +25,8 @@ NAMES = [
     "max_pool2d",
     "avg_pool2d",
     "linear",
+    "layer_norm",
+    "rms_norm",
 ]
 PRODUCTS = ["matmul", "mm", "bmm", "addmm", "baddbmm"]  # torch's own, in no module
 DTYPES = [torch.float32, torch.float64]
@@ -87,7 +89,8 @@ def test_samples(name, dtype, monkeypatch):
                 if p.dtype == torch.int64:
                     assert torch.equal(p, q)
                 elif not name.startswith("dropout"):
-                    assert_close(p, q, scale=10)
+                    # torch's layer norm leaves 2e-5 in the gradient of a row of one number, which is 0
+                    assert_close(p, q, scale=20 if name == "layer_norm" else 10)
         for p, q in zip(actual[2], expected[2], strict=True):  # running statistics among them
             assert torch.equal(p, q) if p.dtype == torch.int64 else assert_close(p, q) is None
         count += 1

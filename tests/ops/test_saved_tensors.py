@@ -70,6 +70,15 @@ def cases():
                     t["input"], t["target"], t["weight"].detach(), reduction=r, label_smoothing=s
                 ),
             )
+    for name in ("layer_norm", "rms_norm"):
+        parameters = (
+            {"weight": torch.randn(3), "bias": torch.randn(3)} if name == "layer_norm" else {"weight": torch.randn(3)}
+        )
+        yield (
+            name,
+            {"input": torch.randn(4, 3), **parameters},
+            lambda f, t, n=name: getattr(f, n)(t["input"], (3,), *(t[k] for k in ("weight", "bias") if k in t)),
+        )
     yield "max_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.max_pool2d(t["input"], 2)
     yield "avg_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.avg_pool2d(t["input"], 2)
 

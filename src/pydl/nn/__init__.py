@@ -8,6 +8,7 @@ and where torch would honour what is not its own (:mod:`pydl.aside`), torch's ow
 
 from pydl.nn.convolution import Conv2d, LazyConv2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
+from pydl.nn.layer_norm import LayerNorm, RMSNorm
 from pydl.nn.linear import LazyLinear, Linear
 from pydl.nn.loss import CrossEntropyLoss
 from pydl.nn.norm import (
@@ -32,6 +33,7 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
@@ -39,5 +41,6 @@ __all__ = [
     "LazyLinear",
     "Linear",
     "MaxPool2d",
+    "RMSNorm",
     "SyncBatchNorm",
 ]

@@ -46,6 +46,8 @@ RULES = (
     Rule(torch.nn.BatchNorm2d, nn.BatchNorm2d, **_NORM),
     Rule(torch.nn.BatchNorm3d, nn.BatchNorm3d, **_NORM),
     Rule(torch.nn.SyncBatchNorm, nn.SyncBatchNorm, ()),
+    Rule(torch.nn.LayerNorm, nn.LayerNorm, (F.layer_norm, torch.layer_norm)),
+    Rule(torch.nn.RMSNorm, nn.RMSNorm, (F.rms_norm, torch.rms_norm)),
     Rule(torch.nn.Dropout, nn.Dropout, (F.dropout, torch.dropout)),
     Rule(torch.nn.Dropout1d, nn.Dropout1d, (F.dropout1d,)),
     Rule(torch.nn.Dropout2d, nn.Dropout2d, (F.dropout2d,)),
