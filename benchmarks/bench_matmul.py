@@ -1,7 +1,7 @@
-"""Products of matrices as programs write them (``X @ W``, ``torch.bmm``), beside torch eager: forward, and all gradients.
+"""Products of matrices as programs write them (``X @ W``, ``torch.bmm``) beside torch eager: forward, all gradients.
 
-torch.compile takes no part: for a single product it calls the same library. The share is of the multiply-adds of float32
-that registers allow, with packing and the output's allocation in the time.
+torch.compile takes no part: for a single product it calls the same library. The share is of the multiply-adds of
+float32 that registers allow, with packing and the output's allocation in the time.
 """
 
 import pytest

@@ -46,8 +46,8 @@ std::vector<int64_t> sizes_of_product(const Tensor& left, const Tensor& right) {
              shape_of(right));
   const int64_t dims = max_of(left.dim(), right.dim());
   PYDL_CHECK(left.size(left.dim() - 1) == right.size(right.dim() - 2),
-             "matmul: expected as many columns on the left as rows on the right, got shapes ",
-             shape_of(left), " and ", shape_of(right));
+             "matmul: expected as many columns on the left as rows on the right, got shapes ", shape_of(left),
+             " and ", shape_of(right));
   std::vector<int64_t> sizes(static_cast<size_t>(dims));
   for (int64_t d = 0; d < dims - 2; ++d) {
     const int64_t a = size_along(left, d, dims), b = size_along(right, d, dims);
@@ -98,9 +98,9 @@ void fold_into_rows(MatmulParams& p, Batch& batch) {
   while (!batch.empty()) {
     const Dimension& inner = batch.back();
     const bool folds =
-        inner.right == 0 && (p.rows == 1 || (inner.left == p.rows * p.left.row &&
-                                             inner.output == p.rows * p.output.row &&
-                                             (!p.addend.data || inner.addend == p.rows * p.addend.row)));
+        inner.right == 0 &&
+        (p.rows == 1 || (inner.left == p.rows * p.left.row && inner.output == p.rows * p.output.row &&
+                         (!p.addend.data || inner.addend == p.rows * p.addend.row)));
     if (!folds) return;
     if (p.rows == 1) {
       p.left.row = inner.left;
@@ -119,7 +119,7 @@ void move(Matrix& m, int64_t elements, int64_t bytes_each) {
 // The kernel takes two dimensions of a batch; those before them are taken one by one.
 void multiply_batch(MatmulParams p, const Batch& batch, size_t first, int64_t bytes_each) {
   if (batch.size() - first <= 2) {
-    const auto take = [&p](const Dimension& d, int64_t& count, int64_t Matrix::*stride) {
+    const auto take = [&p](const Dimension& d, int64_t& count, int64_t Matrix::* stride) {
       count = d.size;
       p.left.*stride = d.left;
       p.right.*stride = d.right;
@@ -153,15 +153,16 @@ Tensor matmul(const Tensor& left, const Tensor& right, const std::optional<Tenso
   const Verbose line("matmul", left, &right);
   const int64_t dims = static_cast<int64_t>(sizes.size()), rows = sizes[sizes.size() - 2],
                 columns = sizes.back();
-  Tensor output = column_major ? empty_matrix(left, rows, columns, true)
-                               : empty(left, left.scalar_type(), sizes);
+  Tensor output =
+      column_major ? empty_matrix(left, rows, columns, true) : empty(left, left.scalar_type(), sizes);
   if (output.numel() == 0) return output;
   MatmulParams p = product_of("matmul", left, rows, columns, left.size(left.dim() - 1));
   p.left = last_two(left);
   p.right = last_two(right);
   p.output = {output.mutable_data_ptr(), column_major ? 1 : columns, column_major ? rows : 1};
   p.alpha = alpha;
-  const Tensor* added = addend && beta != 0 ? &*addend : nullptr;  // taken zero times, it is not read: torch's rule
+  const Tensor* added =
+      addend && beta != 0 ? &*addend : nullptr;  // taken zero times, it is not read: torch's rule
   Batch batch = batch_of(sizes, left, right, output, added);
   if (added) {
     p.addend = {const_cast<void*>(added->const_data_ptr()), stride_along(*added, dims - 2, dims),

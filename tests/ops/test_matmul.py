@@ -18,8 +18,8 @@ def small_ones_too(monkeypatch):
     monkeypatch.setattr(pydl.ops.matmul, "WORTH_A_CALL", 0)
 
 
-# (left, right). Each shape says why it is there: register blocks are 6 or 14 rows by two vectors (16 or 32 columns), and
-# sums are taken in blocks of 256.
+# (left, right). Each shape says why it is there: register blocks are 6 or 14 rows by two vectors (16 or 32 columns),
+# and sums are taken in blocks of 256.
 SHAPES = {
     "one number": ((1, 1), (1, 1)),
     "one row": ((1, 19), (19, 7)),
