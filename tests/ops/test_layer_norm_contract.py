@@ -125,7 +125,7 @@ def test_gradcheck(name, affine, shape, dims):
 
 
 def in_words(name):
-    """The formula in elementwise ops: in a third derivative torch's layer norm takes mean and deviation for constants."""
+    """The formula in elementwise ops: torch's third derivative takes mean and deviation for constants."""
 
     def norm(x, normalised, weight, eps):
         x = x - x.mean(-1, keepdim=True) if name == "layer_norm" else x

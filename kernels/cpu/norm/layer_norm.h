@@ -6,12 +6,12 @@
 #include "kernels/cpu/rows/along.h"
 #include "kernels/cpu/rows/walk.h"
 #include "kernels/layer_norm.h"
+#include "kernels/machine.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int64_t kStreamBytes = 16 << 20;  // half of a common L3: see stream() in base/simd.h
-constexpr int64_t kTaskElements = 16384;    // for fewer a thread is not woken
+constexpr int64_t kTaskElements = 16384;  // for fewer a thread is not woken
 
 // body(T{}) for the dtypes that arrive here.
 template <class F>
@@ -48,7 +48,7 @@ const A* widened_parameter(const void* from, DType dtype, int64_t width, A fill,
 template <class T>
 bool goes_past_cache(const void* p, int64_t rows, int64_t width) {
   const int64_t row = width * static_cast<int64_t>(sizeof(T));
-  return reinterpret_cast<uintptr_t>(p) % 64 == 0 && row % 64 == 0 && rows * row >= kStreamBytes;
+  return reinterpret_cast<uintptr_t>(p) % 64 == 0 && row % 64 == 0 && rows * row >= least_streamed_bytes();
 }
 
 PYDL_INLINE float square_root(float x) { return __builtin_sqrtf(x); }

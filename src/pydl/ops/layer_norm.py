@@ -345,8 +345,8 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
 
     Args:
         input: (..., *normalized_shape); float32, float64, bfloat16 or float16 on the CPU, with any strides (other
-            dtypes and devices are served by torch). Statistics are those of float64 inputs to within float32's rounding, also
-            where the mean is much larger than the deviation.
+            dtypes and devices are served by torch). float32 keeps its digits where the mean is much larger than the
+            deviation.
         normalized_shape: the sizes of the last dimensions, which are normalised together.
         weight: of ``normalized_shape``, or None for 1; of input's dtype, or float32 beside bfloat16 or float16.
         bias: of ``normalized_shape``, or None for 0; of weight's dtype.
