@@ -9,6 +9,7 @@ from pydl.ops.layer_norm import layer_norm, rms_norm
 from pydl.ops.linear import linear
 from pydl.ops.matmul import addmm, baddbmm, bmm, matmul, mm
 from pydl.ops.max_pool2d import max_pool2d
+from pydl.ops.softmax import log_softmax, softmax
 from pydl.ops.softmax_cross_entropy import cross_entropy
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "dropout3d",
     "layer_norm",
     "linear",
+    "log_softmax",
     "matmul",
     "max_pool2d",
     "mm",
     "rms_norm",
+    "softmax",
 ]

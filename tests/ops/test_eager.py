@@ -28,6 +28,14 @@ def row_rms(input, weight, bias):
     return PF.rms_norm(input, (12,), weight[:12])
 
 
+def shares(input, weight, bias):
+    return PF.softmax(input, -1) * bias.sum()
+
+
+def log_shares(input, weight, bias):
+    return PF.log_softmax(input, -1) * bias.sum()
+
+
 def loss(input, weight, bias):
     target = torch.arange(input.shape[0]) % input.shape[1]
     return PF.cross_entropy(input.mean((2, 3)), target) * weight.sum()
@@ -45,7 +53,7 @@ def mean(input, weight, bias):
     return PF.avg_pool2d(input, 2) * bias.sum()
 
 
-OPS = [conv, dense, norm, row_norm, row_rms, loss, drop, largest, mean]
+OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, loss, drop, largest, mean]
 
 
 def make(op):

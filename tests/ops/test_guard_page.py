@@ -113,6 +113,15 @@ def test_norms_of_rows(device, width, dtype):
         compare(lambda x, w: pf.rms_norm(x, w.shape, w, 0.1), lambda x, w: F.rms_norm(x, w.shape, w, 0.1), x, weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 5, 8, 16, 17, 33])
+def test_softmax(device, width, dtype):
+    for rows in (1, 4, 7):
+        x = torch.randn(rows, width).to(dtype)
+        compare(lambda x: pf.softmax(x, 1), lambda x: F.softmax(x, 1), x)
+        compare(lambda x: pf.log_softmax(x, 1), lambda x: F.log_softmax(x, 1), x)
+
+
 @pytest.mark.parametrize("shape", [(9, 5), (3, 5, 7, 7), (2, 3, 33, 33)], ids=str)
 def test_batch_norm(device, shape):
     compare(

@@ -17,6 +17,8 @@ LAYERS = [
     ("Linear", {"in_features": 7, "out_features": 6}, (5, 7)),
     ("LayerNorm", {"normalized_shape": (3, 7)}, (5, 3, 7)),
     ("RMSNorm", {"normalized_shape": 7}, (5, 7)),
+    ("Softmax", {"dim": -1}, (5, 7)),
+    ("LogSoftmax", {"dim": 1}, (5, 7)),
     ("BatchNorm1d", {"num_features": 4}, (8, 4)),
     ("BatchNorm2d", {"num_features": 4}, (3, 4, 5, 6)),
     ("BatchNorm3d", {"num_features": 4}, (3, 4, 2, 5, 3)),

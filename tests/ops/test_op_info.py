@@ -28,6 +28,7 @@ NAMES = [
     "layer_norm",
     "rms_norm",
 ]
+BARE = ["softmax", "log_softmax"]  # in OpInfo under torch's own names
 PRODUCTS = ["matmul", "mm", "bmm", "addmm", "baddbmm"]  # torch's own, in no module
 DTYPES = [torch.float32, torch.float64]
 
@@ -69,7 +70,7 @@ def call(function, sample):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES + PRODUCTS)
+@pytest.mark.parametrize("name", NAMES + BARE + PRODUCTS)
 def test_samples(name, dtype, monkeypatch):
     monkeypatch.setattr(pydl.ops.matmul, "WORTH_A_CALL", 0)
     count = 0

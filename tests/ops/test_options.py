@@ -51,6 +51,8 @@ CALLS = {
         ("normalized_shape", "weight", "eps"),
         lambda f, o: f.rms_norm(LOGITS, **{"normalized_shape": (3,), **o}),
     ),
+    "softmax": (("dim", "dtype"), lambda f, o: f.softmax(LOGITS, **{"dim": 1, **o})),
+    "log_softmax": (("dim", "dtype"), lambda f, o: f.log_softmax(LOGITS, **{"dim": 1, **o})),
     "cross_entropy": (
         ("target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"),
         lambda f, o: f.cross_entropy(LOGITS, **{"target": TARGET, **o}),

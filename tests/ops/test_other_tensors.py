@@ -39,6 +39,8 @@ OPS = {
     "conv2d": lambda f, x: f.conv2d(x, WEIGHT),
     "layer_norm": lambda f, x: f.layer_norm(x, (6,)),
     "rms_norm": lambda f, x: f.rms_norm(x, (6,)),
+    "softmax": lambda f, x: f.softmax(x, 3),
+    "log_softmax": lambda f, x: f.log_softmax(x, -1),
     "batch_norm": lambda f, x: f.batch_norm(x, None, None, training=True),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
     "avg_pool2d": lambda f, x: f.avg_pool2d(x, 2),

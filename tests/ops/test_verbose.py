@@ -16,6 +16,7 @@ y = PF.dropout(PF.avg_pool2d(PF.max_pool2d(y, 2), 2), 0.5)
 y = PF.linear(y.flatten(1), torch.randn(10, 288, requires_grad=True), torch.zeros(10, requires_grad=True))
 y = PF.rms_norm(PF.layer_norm(y, (10,)), (10,))
 PF.mm(torch.randn(128, 128), torch.randn(128, 128))
+PF.softmax(PF.log_softmax(torch.randn(3, 4, requires_grad=True), 1), 1).sum().backward()
 PF.cross_entropy(y, torch.tensor([3, 5])).backward()
 """
 LINE = re.compile(r"pydl,(\w+),([\w.-]+),(\w+),(contiguous|channels_last|strided),([\dx ]+),(\d+\.\d)")
@@ -36,6 +37,7 @@ def test_a_line_for_each_call():
     assert {"max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward", "dropout"} <= set(ops)
     assert {f"linear_{name}" for name in ("forward", "backward_input", "backward_weight", "backward_bias")} <= set(ops)
     assert {f"{name}_{of}" for name in ("layer_norm", "rms_norm") for of in ("forward", "backward")} <= set(ops)
+    assert {f"{name}_{of}" for name in ("softmax", "log_softmax") for of in ("forward", "backward")} <= set(ops)
     assert ops["matmul"][5] == "128x128 128x128"
     assert any(name.startswith("batch_norm") for name in ops)
     assert any(name.startswith("softmax_cross_entropy") for name in ops)

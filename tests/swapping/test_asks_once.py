@@ -85,6 +85,8 @@ def test_a_function_asks_each_thing_once(name):
         rest = [x.shape[-1:]]
     elif "Norm" in name:
         rest = [torch.zeros(x.shape[1]), torch.ones(x.shape[1])]
+    elif "Softmax" in name:
+        rest = [-1]
     elif "Pool" in name:
         rest = [2]
     asked = questions(function, x, *rest)

@@ -1,4 +1,4 @@
-// Sums of several vectors at once, each in the tree of reduce_add: lane i with lane i + half, and so on.
+// Sums and maxima of several vectors at once, each in the tree of reduce_add: lane i with lane i + half, and so on.
 #pragma once
 
 #include "kernels/cpu/base/simd.h"
@@ -14,6 +14,15 @@ PYDL_INLINE __m128 fold_to_four(vec<float> v) {
   const __m256 half = (__m256)v;
 #endif
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+PYDL_INLINE float maximum_of(vec<float> v) {
+#if defined(PYDL_AVX512)
+  return reduce_max(v);
+#else
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+#endif
 }
 PYDL_INLINE float sum_of_four(__m128 v) {
   const __m128 two = _mm_add_ps(v, _mm_movehl_ps(v, v));
@@ -35,11 +44,13 @@ PYDL_INLINE void reduce_add_each(const vec<float> (&v)[kCount], float (&sum)[kCo
   }
 }
 #else
+PYDL_INLINE float maximum_of(vec<float> v) { return reduce_max(v); }
 template <int kCount>
 PYDL_INLINE void reduce_add_each(const vec<float> (&v)[kCount], float (&sum)[kCount]) {
   for (int i = 0; i < kCount; ++i) sum[i] = reduce_add(v[i]);
 }
 #endif
+PYDL_INLINE double maximum_of(vec<double> v) { return reduce_max(v); }
 template <int kCount>
 PYDL_INLINE void reduce_add_each(const vec<double> (&v)[kCount], double (&sum)[kCount]) {
   for (int i = 0; i < kCount; ++i) sum[i] = reduce_add(v[i]);

@@ -8,7 +8,9 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int kGroup = kVectorBytes == 16 ? 1 : 4;  // rows in step
+// Rows in step; float64 and SSE2, which few train in, do without the text.
+template <class T>
+constexpr int kGroup = kVectorBytes == 16 || sizeof(T) == 8 ? 1 : 4;
 constexpr int64_t kGroupBytes = 32 << 10;  // of a row, so that a group of rows stays in the second cache
 constexpr int kFar = 4;                    // (mean - near)² / variance: what the variance loses of its digits
 constexpr int64_t kChunk =
@@ -116,16 +118,18 @@ void run(const LayerNormParams& p, const Parallel& parallel) {
                      A(1) / static_cast<A>(p.width),
                      goes_past_cache<T>(p.output, p.rows, p.width)};
   const int64_t row_bytes = p.width * static_cast<int64_t>(sizeof(T));
-  const int64_t group = row_bytes <= kGroupBytes ? kGroup : 1;
+  const int64_t group = row_bytes <= kGroupBytes ? kGroup<T> : 1;
   parallel(ceil_div(p.rows, group), ceil_div(kTaskElements, group * p.width),
            [&](int64_t begin, int64_t end) {
              for (int64_t row = begin * group; row < min_of(end * group, p.rows);) {
-               if (kGroup > 1 && group == kGroup && row + kGroup <= p.rows) {
-                 normalise<kGroup>(rows, row);
-                 row += kGroup;
-               } else {
-                 normalise<1>(rows, row++);
+               if constexpr (kGroup<T> > 1) {
+                 if (group > 1 && row + group <= p.rows) {
+                   normalise<kGroup<T>>(rows, row);
+                   row += group;
+                   continue;
+                 }
                }
+               normalise<1>(rows, row++);
              }
              if (rows.past_cache) stream_fence();
            });

@@ -13,14 +13,6 @@ namespace {
 
 constexpr int64_t kTaskElements = 16384;  // for fewer a thread is not woken
 
-// body(T{}) for the dtypes that arrive here.
-template <class F>
-PYDL_INLINE void dispatch_rows(DType dtype, const F& body) {
-  if (dtype == DType::f64) return body(double{});
-  if (dtype == DType::bf16) return dispatch_storage_of(bf16{}, body);
-  return body(float{});
-}
-
 template <class A>
 PYDL_INLINE int64_t pitch_of(int64_t width) {
   return ceil_div(width, lanes<A>) * lanes<A>;

@@ -8,12 +8,13 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int kPair =
-    kVectorBytes == 16 ? 1 : 2;  // rows in step, which halve the traffic of the sums over rows
+// Rows in step, which halve the traffic of the sums over rows; float64 and SSE2 do without the text.
+template <class T>
+constexpr int kPair = kVectorBytes == 16 || sizeof(T) == 8 ? 1 : 2;
 
 int64_t block_rows(const LayerNormParams& p) {
   const int64_t rows = max_of(ceil_div(p.rows, 64), ceil_div(8192, p.width));
-  return ceil_div(min_of(rows, 512), kPair) * kPair;
+  return ceil_div(min_of(rows, 512), 2) * 2;
 }
 int64_t blocks_of(const LayerNormParams& p) { return ceil_div(p.rows, block_rows(p)); }
 bool sums_over_rows(const LayerNormParams& p) { return p.grad_weight != nullptr || p.grad_bias != nullptr; }
@@ -94,7 +95,8 @@ void gradient(const Rows<T>& p, int64_t row, acc_t<T>* grad_weight, acc_t<T>* gr
 template <class T>
 void block(const Rows<T>& rows, int64_t begin, int64_t end, acc_t<T>* grad_weight, acc_t<T>* grad_bias) {
   int64_t row = begin;
-  for (; kPair > 1 && row + kPair <= end; row += kPair) gradient<kPair>(rows, row, grad_weight, grad_bias);
+  if constexpr (kPair<T> > 1)
+    for (; row + kPair<T> <= end; row += kPair<T>) gradient<kPair<T>>(rows, row, grad_weight, grad_bias);
   for (; row < end; ++row) gradient<1>(rows, row, grad_weight, grad_bias);
 }
 

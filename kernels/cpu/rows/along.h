@@ -5,6 +5,14 @@
 
 namespace pydl::cpu::PYDL_ISA {
 
+// body(T{}) for the dtypes of ops to which float16 arrives as float32.
+template <class F>
+PYDL_INLINE void dispatch_rows(DType dtype, const F& body) {
+  if (dtype == DType::f64) return body(double{});
+  if (dtype == DType::bf16) return body(bf16{});
+  return body(float{});
+}
+
 // How many lanes of a vector are the row's: all of them, known to the compiler, or the first n.
 struct WholeVector {};
 

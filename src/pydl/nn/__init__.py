@@ -21,6 +21,7 @@ from pydl.nn.norm import (
     SyncBatchNorm,
 )
 from pydl.nn.pooling import AvgPool2d, MaxPool2d
+from pydl.nn.softmax import LogSoftmax, Softmax
 
 __all__ = [
     "AvgPool2d",
@@ -40,7 +41,9 @@ __all__ = [
     "LazyConv2d",
     "LazyLinear",
     "Linear",
+    "LogSoftmax",
     "MaxPool2d",
     "RMSNorm",
+    "Softmax",
     "SyncBatchNorm",
 ]

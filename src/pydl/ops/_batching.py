@@ -10,7 +10,17 @@ Cross entropy has no rule: its loss and its denominator are reduced per call, so
 
 import torch
 
-from pydl.ops import _library, avg_pool2d, batch_norm, conv2d, layer_norm, linear, matmul, max_pool2d  # noqa: F401  (which define the ops)
+from pydl.ops import (  # noqa: F401  (which define the ops)
+    _library,
+    avg_pool2d,
+    batch_norm,
+    conv2d,
+    layer_norm,
+    linear,
+    matmul,
+    max_pool2d,
+    softmax,
+)
 
 
 def _fold(tensor, dim, into, size):
@@ -274,6 +284,20 @@ _library.vmap("layer_norm_backward", _layer_norm_backward)
 _library.vmap("rms_norm_backward", _rms_norm_backward)
 _library.vmap("layer_norm_forward", _layer_norm_forward)
 _library.vmap("rms_norm_forward", _rms_norm_forward)
+
+
+def _rows_of_samples(name):
+    """The rule of an op along the last dimension: samples are more rows."""
+
+    def rule(ops, info, in_dims, *tensors):
+        found = (None if t is None else _samples(t, d, info.batch_size) for t, d in zip(tensors, in_dims, strict=True))
+        return getattr(ops, name)(*found), 0
+
+    _library.vmap(name, rule)
+
+
+for _name in ("softmax_forward", "softmax_backward", "log_softmax_forward", "log_softmax_backward"):
+    _rows_of_samples(_name)
 _library.vmap("matmul", _matmul)
 _library.vmap("avg_pool2d", _avg_pool2d)
 _library.vmap("avg_pool2d_backward", _avg_pool2d_backward)
