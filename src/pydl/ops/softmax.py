@@ -66,8 +66,8 @@ def _log_softmax_backward(ops, ctx, grad):
 _library.autograd("log_softmax_forward", _log_softmax_context, _log_softmax_backward)
 
 
-# Double backward: what the backward gives is linear in grad_output, by a matrix that is its own transpose for a softmax.
-# Where a row has ended, the gradient of output may be anything: the backward that made output drops it.
+# Double backward: what the backward gives is linear in grad_output, for a softmax by a symmetric matrix. Where a row has
+# ended, the gradient of output may be anything: the backward that made output drops it.
 def _softmax_again_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
@@ -162,8 +162,8 @@ def softmax(input, dim=None, _stacklevel=3, dtype=None, *, lengths=None):
             last, and for other dtypes and devices, it is served by torch.
         dim: the dimension.
         dtype: the dtype of the result; where it is not input's, the call is torch's.
-        lengths: keyword-only: int64, of input's first dimensions (all but the last, or fewer): how many numbers of a row
-            count. The others get 0; a row of length 0 gets the same everywhere. ``dim`` is the last one then.
+        lengths: keyword-only: int64, of input's first dimensions (all but the last, or fewer): how many numbers of a
+            row count. The others get 0; a row of length 0 gets the same everywhere. ``dim`` is the last one then.
 
     Returns:
         Of input's shape, contiguous. The result does not depend on the number of threads.
