@@ -66,8 +66,8 @@ def _log_softmax_backward(ops, ctx, grad):
 _library.autograd("log_softmax_forward", _log_softmax_context, _log_softmax_backward)
 
 
-# Double backward: what the backward gives is linear in grad_output, for a softmax by a symmetric matrix. Where a row has
-# ended, the gradient of output may be anything: the backward that made output drops it.
+# Double backward: what the backward gives is linear in grad_output, for a softmax by a symmetric matrix. Where a row
+# has ended, the gradient of output may be anything: the backward that made output drops it.
 def _softmax_again_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
