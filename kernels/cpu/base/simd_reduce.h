@@ -5,24 +5,14 @@
 
 namespace pydl::cpu::PYDL_ISA {
 
-#if defined(PYDL_AVX512) || defined(PYDL_AVX2)
+#if defined(PYDL_AVX2)
 PYDL_INLINE __m128 fold_to_four(vec<float> v) {
-#if defined(PYDL_AVX512)
-  const __m256 low = _mm512_castps512_ps256((__m512)v), high = _mm512_extractf32x8_ps((__m512)v, 1);
-  const __m256 half = _mm256_add_ps(low, high);
-#else
-  const __m256 half = (__m256)v;
-#endif
-  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  return _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
 }
 PYDL_INLINE float maximum_of(vec<float> v) {
-#if defined(PYDL_AVX512)
-  return reduce_max(v);
-#else
   __m128 m = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
   return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
-#endif
 }
 PYDL_INLINE float sum_of_four(__m128 v) {
   const __m128 two = _mm_add_ps(v, _mm_movehl_ps(v, v));
