@@ -5,10 +5,12 @@ from pydl.ops.avg_pool2d import avg_pool2d
 from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
+from pydl.ops.layer_norm import layer_norm, rms_norm
 from pydl.ops.linear import linear
 from pydl.ops.linear_cross_entropy import linear_cross_entropy
 from pydl.ops.matmul import addmm, baddbmm, bmm, matmul, mm
 from pydl.ops.max_pool2d import max_pool2d
+from pydl.ops.softmax import log_softmax, softmax
 from pydl.ops.softmax_cross_entropy import cross_entropy
 
 __all__ = [
@@ -23,9 +25,13 @@ __all__ = [
     "dropout1d",
     "dropout2d",
     "dropout3d",
+    "layer_norm",
     "linear",
     "linear_cross_entropy",
+    "log_softmax",
     "matmul",
     "max_pool2d",
     "mm",
+    "rms_norm",
+    "softmax",
 ]

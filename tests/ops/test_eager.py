@@ -20,6 +20,22 @@ def dense(input, weight, bias):
     return PF.linear(input, weight, bias)
 
 
+def row_norm(input, weight, bias):
+    return PF.layer_norm(input, (12,), weight[:12])
+
+
+def row_rms(input, weight, bias):
+    return PF.rms_norm(input, (12,), weight[:12])
+
+
+def shares(input, weight, bias):
+    return PF.softmax(input, -1) * bias.sum()
+
+
+def log_shares(input, weight, bias):
+    return PF.log_softmax(input, -1) * bias.sum()
+
+
 def loss(input, weight, bias):
     target = torch.arange(input.shape[0]) % input.shape[1]
     return PF.cross_entropy(input.mean((2, 3)), target) * weight.sum()
@@ -43,7 +59,7 @@ def mean(input, weight, bias):
     return PF.avg_pool2d(input, 2) * bias.sum()
 
 
-OPS = [conv, dense, norm, loss, last, drop, largest, mean]
+OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, loss, last, drop, largest, mean]
 
 
 def make(op):
@@ -106,7 +122,7 @@ def test_tensor_kept_from_a_transform(op):
     plain = inputs[0].detach().requires_grad_()
     first = op(kept[0], *inputs[1:])
     torch.testing.assert_close(first, op(plain, *inputs[1:]))
-    parameter = inputs[1] if op in (norm, loss) else inputs[2]
+    parameter = inputs[1] if op in (norm, row_norm, row_rms, loss) else inputs[2]
     grads = [
         torch.autograd.grad(output, parameter, torch.ones_like(output)) for output in (first, op(plain, *inputs[1:]))
     ]
@@ -136,7 +152,7 @@ def test_saved_tensors_hooks(op):
     assert unpacked
 
 
-@pytest.mark.parametrize("op", [conv, dense, norm], ids=lambda op: op.__name__)
+@pytest.mark.parametrize("op", [conv, dense, norm, row_norm, row_rms], ids=lambda op: op.__name__)
 def test_input_written_before_backward(op):
     """torch's version counter sees it."""
     leaf, weight, bias = make(op)

@@ -112,6 +112,30 @@ def test_pooling(device, name, kernel, stride, size):
     compare(lambda x: ours(x, kernel, stride), lambda x: torchs(x, kernel, stride), torch.randn(2, 3, size, size))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 5, 8, 16, 17, 33, 2050])
+def test_norms_of_rows(device, width, dtype):
+    for rows in (1, 4, 7):
+        x, weight, bias = (t.to(dtype) for t in (torch.randn(rows, width), torch.rand(width), torch.randn(width)))
+        compare(
+            lambda x, w, b: pf.layer_norm(x, w.shape, w, b, 0.1),
+            lambda x, w, b: F.layer_norm(x, w.shape, w, b, 0.1),
+            x,
+            weight,
+            bias,
+        )
+        compare(lambda x, w: pf.rms_norm(x, w.shape, w, 0.1), lambda x, w: F.rms_norm(x, w.shape, w, 0.1), x, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 5, 8, 16, 17, 33])
+def test_softmax(device, width, dtype):
+    for rows in (1, 4, 7):
+        x = torch.randn(rows, width).to(dtype)
+        compare(lambda x: pf.softmax(x, 1), lambda x: F.softmax(x, 1), x)
+        compare(lambda x: pf.log_softmax(x, 1), lambda x: F.log_softmax(x, 1), x)
+
+
 @pytest.mark.parametrize("shape", [(9, 5), (3, 5, 7, 7), (2, 3, 33, 33)], ids=str)
 def test_batch_norm(device, shape):
     compare(

@@ -15,6 +15,10 @@ import pydl
 LAYERS = [
     ("Conv2d", {"in_channels": 4, "out_channels": 6, "kernel_size": 3}, (2, 4, 9, 8)),
     ("Linear", {"in_features": 7, "out_features": 6}, (5, 7)),
+    ("LayerNorm", {"normalized_shape": (3, 7)}, (5, 3, 7)),
+    ("RMSNorm", {"normalized_shape": 7}, (5, 7)),
+    ("Softmax", {"dim": -1}, (5, 7)),
+    ("LogSoftmax", {"dim": 1}, (5, 7)),
     ("BatchNorm1d", {"num_features": 4}, (8, 4)),
     ("BatchNorm2d", {"num_features": 4}, (3, 4, 5, 6)),
     ("BatchNorm3d", {"num_features": 4}, (3, 4, 2, 5, 3)),
@@ -117,6 +121,23 @@ def test_linear_with_an_activation(device, activation):
     assert_close(
         actual.to(device)(x.to(device), activation=activation), getattr(torch, activation)(expected(x.double()))
     )
+
+
+@pytest.mark.best_isa
+@pytest.mark.parametrize("shape", [(8, 3, 20), (3, 20), (0, 3, 20)], ids=str)
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("LayerNorm", {}),
+        ("LayerNorm", {"bias": False}),
+        ("LayerNorm", {"elementwise_affine": False, "eps": 0.1}),
+        ("RMSNorm", {"eps": 0.1}),
+        ("RMSNorm", {"elementwise_affine": False, "eps": 0.1}),
+    ],
+)
+def test_norms_of_rows(device, name, options, shape):
+    for normalised in (20, (3, 20)):
+        assert_same_step(*pair(name, normalized_shape=normalised, **options), shape, device, scale=5)
 
 
 @pytest.mark.best_isa

@@ -43,6 +43,16 @@ CALLS = {
     "dropout1d": (("p", "training"), lambda f, o: f.dropout1d(LOGITS.clone(), **o)),
     "dropout2d": (("p", "training"), lambda f, o: f.dropout2d(IMAGE.clone(), **o)),
     "linear": (("weight", "bias"), lambda f, o: f.linear(LOGITS, **{"weight": torch.ones(2, 3), **o})),
+    "layer_norm": (
+        ("normalized_shape", "weight", "bias", "eps"),
+        lambda f, o: f.layer_norm(LOGITS, **{"normalized_shape": (3,), **o}),
+    ),
+    "rms_norm": (
+        ("normalized_shape", "weight", "eps"),
+        lambda f, o: f.rms_norm(LOGITS, **{"normalized_shape": (3,), **o}),
+    ),
+    "softmax": (("dim", "dtype"), lambda f, o: f.softmax(LOGITS, **{"dim": 1, **o})),
+    "log_softmax": (("dim", "dtype"), lambda f, o: f.log_softmax(LOGITS, **{"dim": 1, **o})),
     "cross_entropy": (
         ("target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"),
         lambda f, o: f.cross_entropy(LOGITS, **{"target": TARGET, **o}),

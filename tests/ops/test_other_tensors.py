@@ -37,6 +37,10 @@ MATRIX = torch.linspace(-1, 1, 24).view(4, 6)
 OPS = {
     "linear": lambda f, x: f.linear(x, MATRIX),
     "conv2d": lambda f, x: f.conv2d(x, WEIGHT),
+    "layer_norm": lambda f, x: f.layer_norm(x, (6,)),
+    "rms_norm": lambda f, x: f.rms_norm(x, (6,)),
+    "softmax": lambda f, x: f.softmax(x, 3),
+    "log_softmax": lambda f, x: f.log_softmax(x, -1),
     "batch_norm": lambda f, x: f.batch_norm(x, None, None, training=True),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
     "avg_pool2d": lambda f, x: f.avg_pool2d(x, 2),
@@ -71,6 +75,8 @@ def test_subclass_as_weight_or_target():
     assert type(PF.conv2d(x, weight)) is Typed
     assert type(PF.linear(x, MATRIX.as_subclass(Typed))) is Typed
     assert type(PF.linear(x, MATRIX, torch.zeros(4).as_subclass(Typed))) is Typed
+    assert type(PF.layer_norm(x, (6,), torch.ones(6).as_subclass(Typed))) is Typed
+    assert type(PF.rms_norm(x, (6,), torch.ones(6).as_subclass(Typed))) is Typed
     assert type(PF.batch_norm(x, None, None, torch.ones(3).as_subclass(Typed), training=True)) is Typed
     assert type(PF.cross_entropy(torch.randn(2, 3), torch.tensor([0, 1]).as_subclass(Typed))) is Typed
 

@@ -82,6 +82,17 @@ def cases():
             tensors | {"target": torch.tensor([0, 4, 2, 1])},
             lambda f, t, r=reduction: composed_loss(f, t["input"], t["weight"], t["bias"], t["target"], r),
         )
+    for name in ("layer_norm", "rms_norm"):
+        parameters = (
+            {"weight": torch.randn(3), "bias": torch.randn(3)} if name == "layer_norm" else {"weight": torch.randn(3)}
+        )
+        yield (
+            name,
+            {"input": torch.randn(4, 3), **parameters},
+            lambda f, t, n=name: getattr(f, n)(t["input"], (3,), *(t[k] for k in ("weight", "bias") if k in t)),
+        )
+    yield "softmax", {"input": torch.randn(4, 3)}, lambda f, t: f.softmax(t["input"], 1)
+    yield "log_softmax", {"input": torch.randn(4, 3)}, lambda f, t: f.log_softmax(t["input"], 1)
     yield "max_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.max_pool2d(t["input"], 2)
     yield "avg_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.avg_pool2d(t["input"], 2)
 

@@ -62,6 +62,13 @@ OPS = {
     "dropout": lambda f, x: f.dropout(x, 0.5),
     "dropout of all": lambda f, x: f.dropout(x, 1.0),
     "dropout2d": lambda f, x: f.dropout2d(x, 0.5),
+    "layer_norm": lambda f, x: f.layer_norm(x, x.shape[3:]),
+    "layer_norm of images": lambda f, x: f.layer_norm(x, x.shape[1:]),
+    "rms_norm": lambda f, x: f.rms_norm(x, x.shape[3:]),
+    "rms_norm of images": lambda f, x: f.rms_norm(x, x.shape[1:]),
+    "softmax": lambda f, x: f.softmax(x, 3),
+    "softmax of channels": lambda f, x: f.softmax(x, 1),
+    "log_softmax": lambda f, x: f.log_softmax(x, -1),
     "cross_entropy": lambda f, x: f.cross_entropy(x, classes(x)),
     "cross_entropy per row": lambda f, x: f.cross_entropy(x, classes(x), reduction="none", label_smoothing=0.1),
 }
@@ -256,6 +263,10 @@ def test_fakes_predict_them(layout):
             fake = mode.from_tensor(real)
         calls = {
             "conv2d": lambda x: PF.conv2d(x, torch.ones(4, x.shape[1], 1, 1)),
+            "layer_norm": lambda x: PF.layer_norm(x, x.shape[3:]),
+            "rms_norm": lambda x: PF.rms_norm(x, x.shape[1:]),
+            "softmax": lambda x: PF.softmax(x, -1),
+            "log_softmax": lambda x: PF.log_softmax(x, -1),
             "batch_norm": lambda x: PF.batch_norm(x, None, None, training=True),
             "max_pool2d": lambda x: PF.max_pool2d(x, 1),
             "avg_pool2d": lambda x: PF.avg_pool2d(x, 1),

@@ -61,6 +61,10 @@ OPS = {
     "conv2d": lambda f, x: f.conv2d(x, torch.linspace(-1, 1, 108).double().view(4, 3, 3, 3), padding=1),
     "linear": lambda f, x: f.linear(x, torch.linspace(-1, 1, 24).double().view(4, 6), torch.ones(4).double()),
     "matmul": lambda f, x: (torch if f is F else f).matmul(x, torch.linspace(-1, 1, 24).double().view(6, 4)),
+    "layer_norm": lambda f, x: f.layer_norm(x, (5, 6), torch.linspace(-1, 1, 30).double().view(5, 6)),
+    "rms_norm": lambda f, x: f.rms_norm(x, (6,), torch.linspace(-1, 1, 6).double()),
+    "softmax": lambda f, x: f.softmax(x, -1),
+    "log_softmax": lambda f, x: f.log_softmax(x, 3),
     "batch_norm in training": lambda f, x: f.batch_norm(x, *statistics(), training=True),
     "batch_norm": lambda f, x: f.batch_norm(x, *statistics(), torch.ones(3).double(), torch.ones(3).double()),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
@@ -181,6 +185,10 @@ def _from_before(name, ours):
     return {
         "conv2d": (lambda x: f.conv2d(x, weight), image),
         "linear": (lambda x: f.linear(x, weight.view(18, 6)), image),
+        "layer_norm": (lambda x: f.layer_norm(x, (6,)), image),
+        "rms_norm": (lambda x: f.rms_norm(x, (6, 6)), image),
+        "softmax": (lambda x: f.softmax(x, -1), image),
+        "log_softmax": (lambda x: f.log_softmax(x, -1), image),
         "batch_norm": (lambda x: f.batch_norm(x, None, None, training=True), image),
         "max_pool2d": (lambda x: f.max_pool2d(x, 2), image),
         "avg_pool2d": (lambda x: f.avg_pool2d(x, 2), image),
@@ -190,7 +198,10 @@ def _from_before(name, ours):
 
 @pytest.mark.parametrize(
     "name",
-    ["conv2d", "linear", "batch_norm", "max_pool2d", "avg_pool2d", "cross_entropy", "convolution and batch norm"],
+    [
+        *("conv2d", "linear", "layer_norm", "rms_norm", "batch_norm", "max_pool2d", "avg_pool2d", "cross_entropy"),
+        *("softmax", "log_softmax", "convolution and batch norm"),
+    ],
 )
 def test_a_tangent_given_to_a_graph_from_before_is_carried_or_refused(name):
     found = []

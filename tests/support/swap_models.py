@@ -52,6 +52,10 @@ class Residual(nn.Module):
 LAYERS = {
     "Conv2d": (lambda: nn.Conv2d(5, 7, (3, 2), padding=1), (3, 5, 9, 6), "conv2d"),
     "Linear": (lambda: nn.Linear(6, 4), (3, 5, 6), "linear"),
+    "LayerNorm": (lambda: nn.LayerNorm((5, 6)), (3, 5, 6), "layer_norm"),
+    "RMSNorm": (lambda: nn.RMSNorm(6), (3, 5, 6), "rms_norm"),
+    "Softmax": (lambda: nn.Softmax(dim=-1), (3, 5, 6), "softmax"),
+    "LogSoftmax": (lambda: nn.LogSoftmax(dim=2), (3, 5, 6), "log_softmax"),
     "BatchNorm1d": (lambda: nn.BatchNorm1d(6), (4, 6, 5), "batch_norm"),
     "BatchNorm2d": (lambda: nn.BatchNorm2d(6), (4, 6, 5, 3), "batch_norm"),
     "BatchNorm3d": (lambda: nn.BatchNorm3d(2), (3, 2, 5, 3, 4), "batch_norm"),

@@ -86,8 +86,12 @@ def test_a_function_asks_each_thing_once(name):
         rest = [torch.randn(7, 5, 3, 2)]
     elif name == "Linear":
         rest = [torch.randn(4, 6)]
+    elif name in ("LayerNorm", "RMSNorm"):
+        rest = [x.shape[-1:]]
     elif "Norm" in name:
         rest = [torch.zeros(x.shape[1]), torch.ones(x.shape[1])]
+    elif "Softmax" in name:
+        rest = [-1]
     elif "Pool" in name:
         rest = [2]
     asked = questions(function, x, *rest)

@@ -9,6 +9,7 @@ and where torch would honour what is not its own (:mod:`pydl.aside`), torch's ow
 from pydl.nn import loss
 from pydl.nn.convolution import Conv2d, LazyConv2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
+from pydl.nn.layer_norm import LayerNorm, RMSNorm
 from pydl.nn.linear import LazyLinear, Linear
 from pydl.nn.loss import CrossEntropyLoss
 from pydl.nn.norm import (
@@ -21,6 +22,7 @@ from pydl.nn.norm import (
     SyncBatchNorm,
 )
 from pydl.nn.pooling import AvgPool2d, MaxPool2d
+from pydl.nn.softmax import LogSoftmax, Softmax
 
 __all__ = [
     "AvgPool2d",
@@ -33,13 +35,17 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "LazyConv2d",
     "LazyLinear",
     "Linear",
+    "LogSoftmax",
     "MaxPool2d",
+    "RMSNorm",
+    "Softmax",
     "SyncBatchNorm",
 ]
 

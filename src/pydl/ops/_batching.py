@@ -3,14 +3,25 @@
 A convolution is independent of the number of images and of groups: samples that share the weight become images, samples
 with weights of their own become groups of channels. The channels of a batch norm are independent of each other, and
 the images of a pooling. Rows that share a matrix are rows of one product, matrices that share the rows are columns of
-one, and products of every sample with a matrix of its own are a batch of products.
+one, and products of every sample with a matrix of its own are a batch of products. The rows of a layer norm are
+independent; what samples have parameters of their own is multiplied after it.
 Cross entropy, with a linear layer in it or without, has no rule: its loss and its denominator are reduced per call, so
 vmap calls it sample by sample.
 """
 
 import torch
 
-from pydl.ops import _library, avg_pool2d, batch_norm, conv2d, linear, matmul, max_pool2d  # noqa: F401  (which define the ops)
+from pydl.ops import (  # noqa: F401  (which define the ops)
+    _library,
+    avg_pool2d,
+    batch_norm,
+    conv2d,
+    layer_norm,
+    linear,
+    matmul,
+    max_pool2d,
+    softmax,
+)
 
 
 def _fold(tensor, dim, into, size):
@@ -206,6 +217,88 @@ def _matmul(ops, info, in_dims, left, right, addend, beta, alpha, column_major):
     return ops.matmul(*tensors, beta, alpha, False), 0
 
 
+def _beside_rows(parameter, dim, rank):
+    """A parameter of each sample, so that it broadcasts over the ``rank`` dimensions of a sample."""
+    parameter = parameter.movedim(dim, 0)
+    return parameter.reshape(parameter.shape[0], *(1,) * (rank + 1 - parameter.dim()), *parameter.shape[1:])
+
+
+def _samples(tensor, dim, size):
+    """``tensor`` with its samples in front; repeated, where it has none."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _norm_forward(op, info, in_dims, input, parameters, dims, eps):
+    """``parameters``: weight, and the bias of a layer norm."""
+    input, of = _samples(input, in_dims[0], info.batch_size), in_dims[1 : 1 + len(parameters)]
+    own = any(dim is not None for dim in of)
+    output, stats = op(input, *((None,) * len(parameters) if own else parameters), dims, eps)
+    if own:
+        weight, bias = (
+            p if dim is None else _beside_rows(p, dim, input.dim() - 1)
+            for p, dim in ((*zip(parameters, of, strict=True), (None, None))[:2])
+        )
+        output = output if weight is None else output * weight
+        output = (output if bias is None else output + bias).to(input.dtype)
+    return (output, _unfold(stats, 1, info.batch_size)), (0, 1)
+
+
+def _norm_backward(op, info, in_dims, grad_output, input, stats, weight, dims, eps, *needs):
+    size, (need_input, *of_parameters) = info.batch_size, needs
+    grad, input = (_samples(t, dim, size) for t, dim in zip((grad_output, input), in_dims[:2], strict=True))
+    stats = _samples(stats, in_dims[2], size).transpose(0, 1).contiguous()
+    upstream, shared = grad, weight
+    if in_dims[3] is not None:
+        upstream = (grad * _beside_rows(weight, in_dims[3], grad.dim() - 1)).to(grad.dtype)
+        shared = None
+    none = (False,) * len(of_parameters)
+    to_input, *empty = op(upstream, input, stats.flatten(1), shared, dims, eps, need_input, *none)
+    rows = list(range(1, input.dim() - dims))
+    *mean, scale = (t.reshape(*input.shape[: input.dim() - dims], *(1,) * dims) for t in stats)
+    normalised = (input.double() - (mean[0] if mean else 0.0)) * scale
+    dtype = input.dtype if weight is None else weight.dtype
+    found = []
+    for need, product, nothing in zip(of_parameters, (grad * normalised, grad.double()), empty, strict=False):
+        total = product.sum(rows) if rows else product
+        found.append(total.to(dtype) if need else nothing)
+    out_dims = [0 if need else None for need in needs]
+    return (to_input, *found), tuple(out_dims)
+
+
+def _layer_norm_forward(ops, info, in_dims, input, weight, bias, dims, eps):
+    return _norm_forward(ops.layer_norm_forward, info, in_dims, input, (weight, bias), dims, eps)
+
+
+def _rms_norm_forward(ops, info, in_dims, input, weight, dims, eps):
+    return _norm_forward(ops.rms_norm_forward, info, in_dims, input, (weight,), dims, eps)
+
+
+def _layer_norm_backward(ops, info, in_dims, *args):
+    return _norm_backward(ops.layer_norm_backward, info, in_dims, *args)
+
+
+def _rms_norm_backward(ops, info, in_dims, *args):
+    return _norm_backward(ops.rms_norm_backward, info, in_dims, *args)
+
+
+_library.vmap("layer_norm_backward", _layer_norm_backward)
+_library.vmap("rms_norm_backward", _rms_norm_backward)
+_library.vmap("layer_norm_forward", _layer_norm_forward)
+_library.vmap("rms_norm_forward", _rms_norm_forward)
+
+
+def _rows_of_samples(name):
+    """The rule of an op along the last dimension: samples are more rows."""
+
+    def rule(ops, info, in_dims, *tensors):
+        found = (None if t is None else _samples(t, d, info.batch_size) for t, d in zip(tensors, in_dims, strict=True))
+        return getattr(ops, name)(*found), 0
+
+    _library.vmap(name, rule)
+
+
+for _name in ("softmax_forward", "softmax_backward", "log_softmax_forward", "log_softmax_backward"):
+    _rows_of_samples(_name)
 _library.vmap("matmul", _matmul)
 _library.vmap("avg_pool2d", _avg_pool2d)
 _library.vmap("avg_pool2d_backward", _avg_pool2d_backward)

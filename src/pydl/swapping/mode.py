@@ -13,6 +13,11 @@ def _batch_norm(input, weight, bias, running_mean, running_var, training, moment
     return functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
+def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    """torch.layer_norm's own arguments; which library computes it is no option here."""
+    return functional.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
 def _dropout(input, p, train):
     return functional.dropout(input, p, train)
 
@@ -50,6 +55,7 @@ def _product(name):
 
 _OURS = {call: getattr(functional, rule.name) for rule in RULES if rule.ours is not None for call in rule.calls}
 # those whose arguments come in another order
+_OURS[torch.layer_norm] = _layer_norm
 _OURS |= {torch.batch_norm: _batch_norm, torch.dropout: _dropout, F.max_pool2d_with_indices: _max_pool2d_with_indices}
 for _name in ("matmul", "mm", "bmm", "addmm", "baddbmm"):
     _OURS |= _product(_name)

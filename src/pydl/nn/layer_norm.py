@@ -1,0 +1,42 @@
+"""Norms of rows."""
+
+import torch
+import torch.nn.functional as F
+
+from pydl.aside import Own, is_special, steps_aside
+from pydl.nn._common import _Eager, weight_and_bias
+from pydl.ops.layer_norm import layer_norm_unasked, rms_norm_unasked
+
+
+class LayerNorm(_Eager, torch.nn.LayerNorm):
+    """``torch.nn.LayerNorm`` over :func:`pydl.functional.layer_norm` (d2l chapter "Transformer"); on the CPU.
+
+    Input and output (..., *normalized_shape).
+    """
+
+    own = Own(torch.nn.LayerNorm, "layer_norm")
+
+    def forward(self, input):
+        if steps_aside(self, LayerNorm.own, F.layer_norm, input):
+            return torch.nn.LayerNorm.forward(self, input)
+        weight, bias = weight_and_bias(self)
+        if is_special(self, weight, bias):
+            return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+        return layer_norm_unasked(input, self.normalized_shape, weight, bias, self.eps)
+
+
+class RMSNorm(_Eager, torch.nn.RMSNorm):
+    """``torch.nn.RMSNorm`` over :func:`pydl.functional.rms_norm`; on the CPU.
+
+    Input and output (..., *normalized_shape).
+    """
+
+    own = Own(torch.nn.RMSNorm, "rms_norm")
+
+    def forward(self, x):
+        if steps_aside(self, RMSNorm.own, F.rms_norm, x):
+            return torch.nn.RMSNorm.forward(self, x)
+        weight = self.weight
+        if is_special(self, weight):
+            return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+        return rms_norm_unasked(x, self.normalized_shape, weight, self.eps)

@@ -1,0 +1,30 @@
+"""Softmax and its logarithm."""
+
+import torch
+import torch.nn.functional as F
+
+from pydl.aside import Own, steps_aside
+from pydl.nn._common import _Eager
+from pydl.ops.softmax import log_softmax_unasked, softmax_unasked
+
+
+class Softmax(_Eager, torch.nn.Softmax):
+    """``torch.nn.Softmax`` over :func:`pydl.functional.softmax` (d2l chapter "Softmax Regression"); on the CPU."""
+
+    own = Own(torch.nn.Softmax, "softmax")
+
+    def forward(self, input):
+        if steps_aside(self, Softmax.own, F.softmax, input):
+            return torch.nn.Softmax.forward(self, input)
+        return softmax_unasked(input, self.dim, 5, None)
+
+
+class LogSoftmax(_Eager, torch.nn.LogSoftmax):
+    """``torch.nn.LogSoftmax`` over :func:`pydl.functional.log_softmax`; on the CPU."""
+
+    own = Own(torch.nn.LogSoftmax, "log_softmax")
+
+    def forward(self, input):
+        if steps_aside(self, LogSoftmax.own, F.log_softmax, input):
+            return torch.nn.LogSoftmax.forward(self, input)
+        return log_softmax_unasked(input, self.dim, 5, None)

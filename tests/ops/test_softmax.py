@@ -1,0 +1,268 @@
+"""softmax and log_softmax against torch in float64: every pass, shape, layout, dtype and instruction set."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from testing import ALL_DTYPES, assert_close
+from torch.func import grad, vmap
+
+import pydl
+from pydl import backend
+from pydl.functional import log_softmax, softmax
+
+pytestmark = pytest.mark.cpu_kernels
+
+OPS = {"softmax": (softmax, F.softmax), "log_softmax": (log_softmax, F.log_softmax)}
+# rows go in steps of four, along vectors of 4, 8 or 16
+SHAPES = [(1,), (7,), (1, 1), (3, 5), (4, 8), (9, 33), (2, 3, 4, 17), (300, 64), (5, 1000), (0, 5), (3, 0), (2, 0, 4)]
+
+
+def passes(function, x, grad=None, **options):
+    """Output and the gradient of the input, which keeps its strides."""
+    leaf = x.detach().requires_grad_()
+    y = function(leaf, -1, **options)
+    if grad is None:
+        grad = (torch.arange(x.numel()) * 0.7 + 0.3).sin().reshape(x.shape)
+    return y, torch.autograd.grad(y, leaf, grad.to(y.dtype))[0]
+
+
+def compare(name, x, grad=None):
+    ours, torchs = OPS[name]
+    for actual, expected in zip(passes(ours, x, grad), passes(torchs, x.double(), grad), strict=True):
+        assert actual.dtype == x.dtype
+        assert actual.shape == expected.shape
+        assert_close(actual, expected, x.dtype, scale=2)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", OPS)
+def test_all_passes(name, shape, device):
+    for dtype in ALL_DTYPES:
+        compare(name, (torch.randn(shape) * 3).to(dtype))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_remainders(name, device):
+    for rows, width in itertools.product((1, 2, 3, 4, 5, 8, 9), (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 65)):
+        compare(name, torch.randn(rows, width))
+
+
+LAYOUTS = {
+    "transposed": lambda n, k: torch.randn(k, n).t(),
+    "columns sliced": lambda n, k: torch.randn(n, k + 5)[:, 2 : k + 2],
+    "every second column": lambda n, k: torch.randn(n, 2 * k)[:, ::2],
+    "one row expanded": lambda n, k: torch.randn(1, k).expand(n, k),
+    "one number expanded": lambda n, k: torch.randn(1, 1).expand(n, k),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPS)
+def test_any_strides(name, layout, device):
+    for dtype in ALL_DTYPES:
+        compare(name, LAYOUTS[layout](9, 20).to(dtype))
+        compare(name, torch.randn(9, 20).to(dtype), LAYOUTS[layout](9, 20).to(dtype))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_huge_and_far_apart(name, device):
+    for x in (torch.randn(5, 37) * 1e4, torch.randn(5, 37) + 1e6, torch.full((5, 37), -3e38)):
+        compare(name, x)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_what_is_not_finite(name, device):
+    """Masks of -inf give 0, a row of nothing else nan; inf and nan spoil their row alone."""
+    for value in (float("inf"), float("nan"), float("-inf")):
+        x = torch.randn(9, 37)
+        x[2, 5] = value
+        x[7, 33:] = value
+        ours, torchs = OPS[name]
+        actual, expected = ours(x, -1), torchs(x.double(), -1)
+        assert_close(actual, expected, torch.float32, scale=2)
+        assert actual[3:7].isfinite().all()
+    compare("softmax", torch.randn(5, 37).masked_fill(torch.arange(37) > 20, -torch.inf))
+    assert OPS[name][0](torch.full((5, 9), -torch.inf), -1).isnan().all()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_thread_count_changes_no_bit(name, device):
+    before, x = torch.get_num_threads(), torch.randn(999, 130)
+    for dtype in ALL_DTYPES:
+        results = []
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                results.append(passes(OPS[name][0], x.to(dtype)))
+        finally:
+            torch.set_num_threads(before)
+        for result in results[1:]:
+            assert all(map(torch.equal, result, results[0]))
+
+
+# ---- lengths
+
+
+def masked(x, lengths):
+    """The book's masked softmax: what is beyond a row's length is set to one large negative number."""
+    lengths = lengths.view(*lengths.shape, *(1,) * (x.dim() - lengths.dim()))
+    return F.softmax(x.masked_fill(torch.arange(x.shape[-1]) >= lengths, -1e6), -1)
+
+
+LENGTHS = [torch.tensor([3, 0, 17, 40]), torch.arange(24).view(4, 6), torch.arange(120).view(4, 6, 5) % 19]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=lambda t: str(tuple(t.shape)))
+def test_lengths(lengths, device):
+    x = torch.randn(4, 6, 5, 17)
+    for dtype in ALL_DTYPES:
+        leaf = x.to(dtype).requires_grad_()
+        exact = x.to(dtype).double().requires_grad_()
+        grad = torch.randn(x.shape).to(dtype)
+        y, expected = softmax(leaf, -1, lengths=lengths), masked(exact, lengths)
+        assert_close(y, expected, dtype, scale=2)
+        (actual,) = torch.autograd.grad(y, leaf, grad)
+        assert_close(actual, torch.autograd.grad(expected, exact, grad.double())[0], dtype, scale=2)
+
+
+def test_lengths_by_torch():
+    x = torch.randn(4, 6, 5, 17)
+    for lengths in LENGTHS:
+        with backend.use("torch"):
+            assert_close(softmax(x, lengths=lengths), masked(x.double(), lengths))
+
+
+def test_what_beyond_a_length_holds_is_not_read(device):
+    x, lengths = torch.randn(4, 17), torch.tensor([3, 9, 16, 17])
+    spoiled = x.masked_fill(torch.arange(17) >= lengths[:, None], float("nan"))
+    assert torch.equal(softmax(spoiled, -1, lengths=lengths), softmax(x, -1, lengths=lengths))
+
+
+LENGTHS_REFUSED = {
+    "another dimension": ((0, torch.tensor([1, 2])), ValueError, "expected dim to be the last one where lengths are"),
+    "dtype": ((-1, torch.tensor([1.0, 2.0])), RuntimeError, "expected lengths to be int64, got torch.float32"),
+    "shape": ((-1, torch.tensor([1, 2, 3])), RuntimeError, "expected lengths to have the first dimensions of input"),
+    "too many": ((-1, torch.ones(2, 5).long()), RuntimeError, "expected lengths to have the first dimensions of input"),
+}
+
+
+@pytest.mark.parametrize("case", LENGTHS_REFUSED)
+def test_lengths_refused(case):
+    (dim, lengths), error, message = LENGTHS_REFUSED[case]
+    with pytest.raises(error, match=f"softmax: {message}"):
+        softmax(torch.randn(2, 5), dim, lengths=lengths)
+
+
+# ---- beside torch
+
+X = torch.randn(4, 5)
+TORCHS = {
+    "another dimension": lambda f: f(X, 0),
+    "another dtype of the result": lambda f: f(X, 1, dtype=torch.float64),
+    "integers with a dtype": lambda f: f(X.int(), 1, dtype=torch.float32),
+    "no dimension": lambda f: f(X[0, 0], 0),
+    "a dimension that is not there": lambda f: f(X, 2),
+    "integers": lambda f: f(X.int(), 1),
+    "on the meta device": lambda f: f(X.to("meta"), 1),
+    "a list": lambda f: f([1.0], 0),
+}
+
+
+def outcome(call, f):
+    try:
+        return call(f)
+    except Exception as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("case", TORCHS)
+@pytest.mark.parametrize("name", OPS)
+def test_torchs_to_serve(name, case):
+    actual, expected = (outcome(TORCHS[case], f) for f in OPS[name])
+    if isinstance(expected, type):
+        assert actual is expected
+        return
+    assert (actual.stride(), actual.dtype, actual.device) == (expected.stride(), expected.dtype, expected.device)
+    assert actual.is_meta or torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_no_dimension_named_warns_as_torch(name):
+    for f in (*OPS[name], getattr(pydl.nn, {"softmax": "Softmax", "log_softmax": "LogSoftmax"}[name])()):
+        with pytest.warns(UserWarning, match="Implicit dimension choice"):
+            f(X)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("name", OPS)
+def test_gradcheck(name, shape):
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    calls = [lambda x: OPS[name][0](x, -1)]
+    if name == "softmax" and len(shape) > 1:
+        calls.append(lambda x: softmax(x, -1, lengths=torch.arange(shape[0])))
+    for call in calls:
+        assert torch.autograd.gradcheck(call, (x,))
+        assert torch.autograd.gradgradcheck(call, (x,))
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 17), (0, 5), (2, 3, 4)], ids=str)
+def test_opcheck(shape):
+    ops, x = torch.ops.pydl, torch.randn(shape, requires_grad=True)
+    g, lengths = torch.randn(shape, requires_grad=True), torch.arange(shape[0]) if len(shape) > 1 else None
+    for n in {None, lengths}:
+        torch.library.opcheck(ops.softmax_forward, (x, n))
+        torch.library.opcheck(ops.softmax_backward, (g, x.detach().softmax(-1).requires_grad_(), n))
+    torch.library.opcheck(ops.log_softmax_forward, (x,))
+    torch.library.opcheck(ops.log_softmax_backward, (g, x.detach().log_softmax(-1).requires_grad_()))
+
+
+@pytest.mark.parametrize("by, dynamic", [("inductor", True), ("aot_eager", False)])
+@pytest.mark.parametrize("name", OPS)
+def test_compile(name, by, dynamic):
+    def step(x):
+        return OPS[name][0](x, -1) * 2
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=by)
+    for rows in (4, 6):
+        x = torch.randn(rows, 3, 7)
+        found = []
+        for function in (step, compiled):
+            leaf = x.clone().requires_grad_()
+            y = function(leaf)
+            found.append((y, *torch.autograd.grad(y.sin().sum(), leaf)))
+        for a, e in zip(*found, strict=True):
+            torch.testing.assert_close(a, e)
+            assert a.stride() == e.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", OPS)
+def test_autocast_changes_nothing(name, dtype):
+    ours, torchs = OPS[name]
+    for x in (X, X.to(dtype), X.double()):
+        with torch.autocast("cpu", dtype):
+            expected, actual = torchs(x, -1), ours(x, -1)
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("in_dim", [0, 1, -1])
+@pytest.mark.parametrize("name", OPS)
+def test_vmap(name, in_dim):
+    x = torch.randn(3, 4, 5, dtype=torch.float64)
+    for of in (lambda f: f, lambda f: grad(lambda x: f(x).sin().sum())):
+        ours, theirs = (vmap(of(lambda x, f=f: f(x, -1)), in_dims=in_dim)(x) for f in OPS[name])
+        assert_close(ours, theirs)
+    lengths = torch.tensor([[1, 5, 2, 0], [3, 3, 3, 3], [4, 5, 1, 2]])
+    ours, theirs = (vmap(f)(x, lengths) for f in (lambda x, n: softmax(x, -1, lengths=n), masked))
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_only_the_output_is_saved(name):
+    saved, x = [], torch.randn(4, 5, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+        OPS[name][0](x, -1)
+    assert saved == [x.shape]
