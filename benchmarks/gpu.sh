@@ -67,7 +67,7 @@ if [ "${TESTS:-1}" = 1 ]; then
   "$python" -c 'import expecttest' 2>/dev/null || { select="$select and not opcheck" && echo "no expecttest: opcheck is left out"; }
   marks="not slow and not triton and not triton_compile and not cuda_on_host and not cuda_compile"
   if [ "$dry" = 1 ]; then
-    select="triton-interpreted and (test_empty or test_scalar)" marks="triton and not slow"
+    select="triton-interpreted and (test_empty or test_scalar or test_unbatched)" marks="triton and not slow"
   fi
   parallel=$("$python" -c 'import xdist' 2>/dev/null && [ "$dry" != 1 ] && echo "-n 3" || true)
   files="$("$python" -c 'import pydl.ops._triton as t; print(*t.ops())') nn"

@@ -1,4 +1,5 @@
-// conv2d as an implicit matrix product on plain cores (fused multiply-add), for every dtype and every option.
+// conv2d as an implicit matrix product on plain cores (fused multiply-add), for every dtype and every option: what
+// serves where nothing else does.
 //
 // A block of 256 threads makes a tile of 64 x 64 results, a thread 4 x 4 of them, from slices of 16 terms
 // that go through shared memory, in two buffers: while one slice is multiplied, the next is on its way in
@@ -203,9 +204,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int k = 0; k < kDepth; ++k) {
       A a[kMine], b[kMine];
 #pragma unroll
-      for (int i = 0; i < kMine; ++i) {
-        a[i] = from_a[k * (kTile + kPad) + i];
-        b[i] = from_b[k * (kTile + kPad) + i];
+      for (int i = 0; i < kMine; i += kPack<A>) {
+        const Pack<A> pack_a = load_pack_cached(from_a + k * (kTile + kPad) + i),
+                      pack_b = load_pack_cached(from_b + k * (kTile + kPad) + i);
+#pragma unroll
+        for (int h = 0; h < kPack<A>; ++h) {
+          a[i + h] = pack_a.value[h];
+          b[i + h] = pack_b.value[h];
+        }
       }
 #pragma unroll
       for (int i = 0; i < kMine; ++i)
@@ -235,7 +241,7 @@ int multiply(const Geometry& g, const Tiles& tiles, void* stream) {
 }  // namespace
 
 int64_t conv2d_weight_scratch(const Params& p) {
-  if (is_direct(p)) return conv2d_direct_weight_scratch(p);
+  if (conv2d_direct_weight_serves(p)) return conv2d_direct_weight_scratch(p);
   const Geometry g(p);
   const int64_t splits = conv2d_tensor_serves(p, Conv2dPass::backward_weight)
                              ? conv2d_tensor_weight_splits(p)
@@ -246,6 +252,7 @@ int64_t conv2d_weight_scratch(const Params& p) {
 int conv2d_forward(const Params& p, void* stream) {
   if (is_direct(p)) return conv2d_direct_forward(p, stream);
   if (conv2d_tensor_serves(p, Conv2dPass::forward)) return conv2d_tensor_forward(p, stream);
+  if (conv2d_planes_serves(p, Conv2dPass::forward)) return conv2d_planes_forward(p, stream);
   Geometry g(p);
   g.channels_first = is_channels_last(p.input_stride);
   Tiles tiles{};
@@ -261,6 +268,7 @@ int conv2d_forward(const Params& p, void* stream) {
 int conv2d_backward_input(const Params& p, void* stream) {
   if (is_direct(p)) return conv2d_direct_backward_input(p, stream);
   if (conv2d_tensor_serves(p, Conv2dPass::backward_input)) return conv2d_tensor_backward_input(p, stream);
+  if (conv2d_planes_serves(p, Conv2dPass::backward_input)) return conv2d_planes_backward_input(p, stream);
   Geometry g(p);
   g.channels_first = is_channels_last(p.output_stride);
   Tiles tiles{};
@@ -274,7 +282,7 @@ int conv2d_backward_input(const Params& p, void* stream) {
 }
 
 int conv2d_backward_weight(const Params& p, void* stream) {
-  if (is_direct(p)) return conv2d_direct_backward_weight(p, stream);
+  if (conv2d_direct_weight_serves(p)) return conv2d_direct_backward_weight(p, stream);
   Geometry g(p);
   int error;
   int64_t splits;

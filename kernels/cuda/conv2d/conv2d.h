@@ -36,6 +36,13 @@ struct Split {
   }
 };
 
+// The same for what 31 bits hold.
+PYDL_DEVICE int split(const Divisor& by, int n, int& rest) {
+  const uint32_t quotient = by.quotient(static_cast<uint32_t>(n));
+  rest = static_cast<int>(static_cast<uint32_t>(n) - quotient * by.divisor);
+  return static_cast<int>(quotient);
+}
+
 // Whether neighbouring channels are neighbours in memory.
 inline bool is_channels_last(const int64_t* stride) { return stride[1] == 1 && stride[3] != 1; }
 
@@ -251,8 +258,15 @@ int conv2d_tensor_forward(const Conv2dParams& params, void* stream);
 int conv2d_tensor_backward_input(const Conv2dParams& params, void* stream);
 int conv2d_tensor_backward_weight(const Conv2dParams& params, void* stream);
 
+// Whether planes in shared memory serve a pass (NCHW on plain cores), better than a matrix product; the passes.
+bool conv2d_planes_serves(const Conv2dParams& params, Conv2dPass pass);
+int conv2d_planes_forward(const Conv2dParams& params, void* stream);
+int conv2d_planes_backward_input(const Conv2dParams& params, void* stream);
+
 int conv2d_direct_forward(const Conv2dParams& params, void* stream);
 int conv2d_direct_backward_input(const Conv2dParams& params, void* stream);
+// Whether the weight gradient is summed pair by pair of channels, and not as a matrix product.
+bool conv2d_direct_weight_serves(const Conv2dParams& params);
 int conv2d_direct_backward_weight(const Conv2dParams& params, void* stream);
 int64_t conv2d_direct_weight_scratch(const Conv2dParams& params);
 

@@ -1,12 +1,12 @@
-// The weight gradient of convolutions of few channels a group, depthwise ones above all:
+// The weight gradient of convolutions of few channels, depthwise ones and a network's first ones:
 //
 //   grad_weight[o, i, r, s] = sum over images and pixels of grad_output[o] * image[i] moved by (r, s)
 //
-// Bound by memory, so both tensors are read once: a block brings a band of one channel's image to shared memory,
-// with the rows and columns around it, and every thread multiplies its pixels of the gradient with all taps from
-// there, a sum in registers for each. channels_last has a sector's worth of channels side by side in the band
-// and along the lanes. Where a pair of channels has more taps than registers hold, several blocks take a part of
-// them each.
+// Bound by memory, so a pair of channels reads both tensors once: a block brings a band of one channel's image to
+// shared memory, with the rows and columns around it, or small images as a whole, several at a time; every thread
+// multiplies its pixels of the gradient with all taps from there, a sum in registers for each. channels_last has a
+// sector's worth of channels side by side in the band and along the lanes. Where a pair of channels has more taps
+// than registers hold, several blocks take a part of them each.
 //
 // Blocks leave parts of the sum in scratch, which conv2d_weight_sum adds up.
 #include "kernels/cuda/conv2d/conv2d.h"
@@ -18,18 +18,20 @@ constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kBytes = 32 << 10;             // of shared memory
 constexpr int kFewTaps = 9, kManyTaps = 25;  // sums of a thread
 constexpr int kLoads = 8, kPixels = 4;       // values of the image, and of the gradient, on the way
+constexpr int kEnough = 8;                   // pixels of a thread, beside which joining the sums is short
 
 // Channels of a band: those of a sector where they are neighbours.
 template <class T, bool kLast>
 constexpr int kChannels = kLast ? 32 / static_cast<int>(sizeof(T)) : 1;
 
-// How the sum is cut: images into bands of height x width pixels of the gradient, bands among pieces.
+// How the sum is cut: images into bands of images x height x width pixels of the gradient, bands among pieces.
 struct Bands {
+  int images;
   int height, width, rows, columns;  // of the band in the gradient, and in the image
   int64_t down, across;              // bands of an image
   int64_t bands, each, pieces;       // bands in all and in a piece
   int64_t parts;                     // of the taps
-  Split by_columns, by_width;
+  Divisor by_columns, by_rows, by_width, by_height;
   bool fits;  // else one window is larger than shared memory
 };
 
@@ -65,26 +67,25 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   A sum[kTaps] = {};
   for (int64_t at = piece * b.each, end = min_of(at + b.each, b.bands); at < end; ++at) {
-    const int64_t row = at / b.across, n = row / b.down;
-    const int y0 = static_cast<int>(row - n * b.down) * b.height,
+    const int64_t row = at / b.across, entry = row / b.down, n = entry * b.images;
+    const int y0 = static_cast<int>(row - entry * b.down) * b.height,
               x0 = static_cast<int>(at - row * b.across) * b.width;
     const int top = y0 * static_cast<int>(g.p.stride_height) - static_cast<int>(g.p.pad_top),
               left = x0 * static_cast<int>(g.p.stride_width) - static_cast<int>(g.p.pad_left);
     const T* const from = image + n * g.p.input_stride[0];
-    const int count = b.rows * b.columns;
+    const int count = b.images * b.rows * b.columns;
     for (int first = place; first < count; first += kLoads * kStep) {
       T value[kLoads];
 #pragma unroll
       for (int j = 0; j < kLoads; ++j) {
-        int64_t y;
-        int x;
-        b.by_columns(first + j * kStep, y, x);
+        int y, x;
+        const int64_t entry = split(b.by_rows, split(b.by_columns, first + j * kStep, x), y);
         y += top;
         x += left;
-        value[j] =
-            inside && first + j * kStep < count && y >= 0 && x >= 0 && y < g.p.in_height && x < g.p.in_width
-                ? from[y * g.p.input_stride[2] + x * g.p.input_stride[3]]
-                : narrow<T>(A(0));
+        value[j] = inside && first + j * kStep < count && n + entry < g.p.batch && y >= 0 && x >= 0 &&
+                           y < g.p.in_height && x < g.p.in_width
+                       ? from[entry * g.p.input_stride[0] + y * g.p.input_stride[2] + x * g.p.input_stride[3]]
+                       : narrow<T>(A(0));
       }
 #pragma unroll
       for (int j = 0; j < kLoads; ++j)
@@ -92,20 +93,20 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncthreads();
     const T* const grad = gradient + n * g.p.output_stride[0];
-    const int pixels = b.height * b.width;
+    const int pixels = b.images * b.height * b.width;
     for (int first = place; first < pixels; first += kPixels * kStep) {
       A value[kPixels];
       int corner[kPixels];  // of the pixel's window in the band, -1 for no pixel
 #pragma unroll
       for (int j = 0; j < kPixels; ++j) {
-        int64_t y;
-        int x;
-        b.by_width(first + j * kStep, y, x);
-        const bool is_pixel =
-            inside && first + j * kStep < pixels && y0 + y < g.p.out_height && x0 + x < g.p.out_width;
-        value[j] =
-            is_pixel ? widen(grad[(y0 + y) * g.p.output_stride[2] + (x0 + x) * g.p.output_stride[3]]) : A(0);
-        corner[j] = is_pixel ? (static_cast<int>(y * g.p.stride_height) * b.columns +
+        int y, x;
+        const int entry = split(b.by_height, split(b.by_width, first + j * kStep, x), y);
+        const bool is_pixel = inside && first + j * kStep < pixels && n + entry < g.p.batch &&
+                              y0 + y < g.p.out_height && x0 + x < g.p.out_width;
+        value[j] = is_pixel ? widen(grad[entry * g.p.output_stride[0] + (y0 + y) * g.p.output_stride[2] +
+                                         (x0 + x) * g.p.output_stride[3]])
+                            : A(0);
+        corner[j] = is_pixel ? ((entry * b.rows + y * static_cast<int>(g.p.stride_height)) * b.columns +
                                 x * static_cast<int>(g.p.stride_width)) *
                                        kSide +
                                    side
@@ -194,10 +195,16 @@ Bands bands_of(const Geometry& g) {
   b.rows = static_cast<int>((height - 1) * p.stride_height + reach_y);
   b.across = ceil_div(p.out_width, width);
   b.down = ceil_div(p.out_height, height);
-  b.bands = p.batch * b.down * b.across;
+  const int64_t pixels = width * height * side;  // of a band of one image, for all threads
+  b.images = 1;
+  if (b.across * b.down == 1)
+    b.images = static_cast<int>(min_of(most / (b.rows * b.columns), ceil_div(kThreads * kEnough, pixels)));
+  b.bands = ceil_div(p.batch, b.images) * b.down * b.across;
   b.parts = ceil_div(g.area, taps_of(g));
-  b.by_columns = Split(columns);
-  b.by_width = Split(width);
+  b.by_columns = Divisor(columns);
+  b.by_rows = Divisor(b.rows);
+  b.by_width = Divisor(width);
+  b.by_height = Divisor(height);
   const int64_t sums = ceil_div(p.out_channels, side) * g.in_per_group * b.parts;
   const int64_t room = kScratchMost / (p.out_channels * g.in_per_group * g.area * 8);
   const int64_t wanted = max_of(min_of(ceil_div(8192, sums), min_of(b.bands, room)), 1);
@@ -207,6 +214,18 @@ Bands bands_of(const Geometry& g) {
 }
 
 }  // namespace
+
+// Few channels fill half a tile of a matrix product at the most. Here shared memory is read once for each product,
+// there once for two, those with the empty part of a tile included.
+bool conv2d_direct_weight_serves(const Params& p) {
+  if (is_direct(p)) return true;
+  if (p.groups != 1 || p.out_channels >= 64 || is_channels_last(p.input_stride) ||
+      is_channels_last(p.output_stride) || conv2d_tensor_serves(p, Conv2dPass::backward_weight))
+    return false;
+  const Geometry g(p);
+  const int64_t taps = g.in_per_group * g.area, tile = 64;
+  return ceil_div(taps, tile) * tile * tile >= 2 * taps * p.out_channels && bands_of(g).fits;
+}
 
 int64_t conv2d_direct_weight_scratch(const Params& p) {
   const Geometry g(p);

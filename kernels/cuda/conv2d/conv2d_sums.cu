@@ -136,9 +136,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // channels_last: a block of [rows][columns] threads sums a piece of `columns` packs of channels, a row every
-// rows-th pixel of it.
+// rows-th pixel of it. Two blocks on a multiprocessor at least: ptxas, left alone, spills some bytes.
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     conv2d_bias_columns_kernel(PYDL_CONSTANT Geometry g, PYDL_CONSTANT Pieces pieces, int columns) {
   using A = acc_t<T>;
   PYDL_SHARED(double, shared, kThreads* kWidth);

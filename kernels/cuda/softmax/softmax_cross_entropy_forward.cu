@@ -237,9 +237,10 @@ __global__ void __launch_bounds__(kThreads)
 
 // Adds up the losses of `each` rows, and the weights that mean divides by. With one block, the result; else its
 // parts, which a second launch (`parts` of them) adds up. Few rows a block, and several loads on the way: these
-// launches are short, and would be nothing but waiting.
+// launches are short, and would be nothing but waiting. Two blocks on a multiprocessor at least: ptxas, left alone,
+// spills some bytes.
 template <class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     softmax_cross_entropy_reduce_kernel(PYDL_CONSTANT Params p, int64_t losses, int64_t sums, int64_t each,
                                         int64_t parts) {
   PYDL_SHARED(double, shared, 2 * kThreads / kWarp);

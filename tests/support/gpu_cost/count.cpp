@@ -17,7 +17,9 @@
 namespace cost {
 namespace {
 
-constexpr int kWarp = 32;
+constexpr int kWarp = 32, kWord = 4;
+constexpr size_t kMostPieces = 32;
+constexpr int kShared = -1, kElsewhere = -2;
 constexpr uint64_t kSector = 32;
 
 struct Range {
@@ -36,7 +38,8 @@ struct Launch {
   int64_t blocks, run = 0;  // run: of them, on the twin
   int threads;
   std::map<std::pair<size_t, bool>, Traffic> traffic;  // of (range, whether it is written)
-  double wavefronts = 0, ideal_wavefronts = 0, barriers = 0, shuffles = 0, matrix = 0, special = 0;
+  double shared = 0, wavefronts = 0, ideal_wavefronts = 0, barriers = 0, shuffles = 0, matrix = 0,
+         special = 0;
   double links = 0, link_bytes = 0, thread_links = 0;
 };
 
@@ -44,7 +47,7 @@ struct Launch {
 struct Site {
   int bytes = 0;
   bool store = false;
-  int range = -1;                              // shared memory where negative
+  int range = kShared;
   std::vector<uint32_t> turns;                 // of each thread
   std::vector<std::vector<uint64_t>> address;  // of each warp: [turn][lane], 0 where the lane is not there
 };
@@ -102,7 +105,7 @@ class Counter : public twin::Listener {
   void multiply() override { now().matrix += 1.0 / kWarp; }
   void special() override { ++now().special; }
   void copy16(void* to, const void* from, bool valid, const void* site) override {
-    access(to, 16, true, static_cast<const char*>(site) + 1, false);
+    access(to, 16, true, site, false, 1);
     if (!valid) return;
     access(const_cast<void*>(from), 16, false, site, false);
     chains_[thread()].bytes += 16;
@@ -116,15 +119,14 @@ class Counter : public twin::Listener {
     access(const_cast<void*>(row), 16, false, site, false);
   }
 
-  void access(void* address, int bytes, bool store, const void* code, bool waits) {
+  // piece: of a place in the code with several accesses, which one
+  void access(void* address, int bytes, bool store, const void* code, bool waits, size_t piece = 0) {
     if (launches.empty()) return;
     const uint64_t at = reinterpret_cast<uint64_t>(address);
-    int range = -1;
-    for (size_t r = 0; r < ranges.size() && range < 0; ++r)
-      if (at >= ranges[r].begin && at < ranges[r].begin + ranges[r].bytes) range = static_cast<int>(r);
-    // a thread's own stack and a launch's parameters are registers and constants on a GPU
-    if (range < 0 && !twin::is_shared(address)) return;
-    const auto [found, is_new] = number_.try_emplace(code, static_cast<int>(sites_.size()));
+    const int range = range_of(address);
+    if (range == kElsewhere) return;
+    const uint64_t key = reinterpret_cast<uint64_t>(code) * kMostPieces + piece;
+    const auto [found, is_new] = number_.try_emplace(key, static_cast<int>(sites_.size()));
     if (is_new) sites_.emplace_back();
     Site& site = sites_[static_cast<size_t>(found->second)];
     const size_t threads = static_cast<size_t>(now().threads), t = thread();
@@ -142,17 +144,37 @@ class Counter : public twin::Listener {
     if (!waits) return;
     Chain& chain = chains_[t];
     if (store) return wait(chain);  // of what was loaded
-    if (range < 0) return;
+    if (range == kShared) return;
     // the same load again is the next turn of a loop
     if (std::find(chain.open.begin(), chain.open.end(), found->second) != chain.open.end()) wait(chain);
     chain.open.push_back(found->second);
     chain.bytes += bytes;
   }
 
+  // A struct of words as the compiler of a GPU accesses it, word by word.
+  void access_words(void* address, size_t bytes, bool store, const void* code) {
+    if (launches.empty() || range_of(address) == kElsewhere) return;
+    if (bytes % kWord != 0 || bytes / kWord > kMostPieces) {
+      fprintf(stderr, "cost: expected a struct to be of at most %zu words, got %zu bytes\n", kMostPieces,
+              bytes);
+      abort();
+    }
+    for (size_t piece = 0; piece < bytes / kWord; ++piece)
+      access(static_cast<char*>(address) + piece * kWord, kWord, store, code, true, piece);
+  }
+
   void print();
 
  private:
   Launch& now() { return launches.back(); }
+  // The number of a tensor's range, or one of the two below 0. A thread's own stack and a launch's parameters are
+  // registers and constants on a GPU.
+  int range_of(const void* address) const {
+    const uint64_t at = reinterpret_cast<uint64_t>(address);
+    for (size_t r = 0; r < ranges.size(); ++r)
+      if (at >= ranges[r].begin && at < ranges[r].begin + ranges[r].bytes) return static_cast<int>(r);
+    return twin::is_shared(address) ? kShared : kElsewhere;
+  }
   static size_t thread() { return twin::thread_index().x; }
   static void wait(Chain& chain) {
     if (!chain.open.empty()) ++chain.links;
@@ -171,7 +193,7 @@ class Counter : public twin::Listener {
         if (count == 0 || found[count - 1] != s) found[count++] = s;
     }
     if (count == 0) return;
-    if (site.range < 0) return shared_request(site, address);
+    if (site.range == kShared) return shared_request(site, address);
     std::sort(found, found + count);
     count = static_cast<size_t>(std::unique(found, found + count) - found);
     Traffic& traffic = now().traffic[{static_cast<size_t>(site.range), site.store}];
@@ -183,6 +205,7 @@ class Counter : public twin::Listener {
 
   // 32 banks of 4 bytes serve as many lanes at a time as take 128 bytes; different words of a bank take turns.
   void shared_request(const Site& site, const uint64_t* address) {
+    ++now().shared;
     const int words = std::max(site.bytes / 4, 1), group = kWarp / words;
     for (int first = 0; first < kWarp; first += group) {
       uint64_t word[32][kWarp];
@@ -201,7 +224,7 @@ class Counter : public twin::Listener {
   }
 
   std::vector<Site> sites_;
-  std::unordered_map<const void*, int> number_;
+  std::unordered_map<uint64_t, int> number_;
   std::vector<Chain> chains_;
 };
 
@@ -232,10 +255,11 @@ void Counter::print() {
     }
     const double per_link = l.thread_links > 0 ? l.link_bytes / l.thread_links : 0;
     printf(
-        "}, \"chain\": %.1f, \"bytes_per_link\": %.1f, \"wavefronts\": %.0f, \"ideal_wavefronts\": %.0f, "
+        "}, \"chain\": %.1f, \"bytes_per_link\": %.1f, \"shared\": %.0f, \"wavefronts\": %.0f, "
+        "\"ideal_wavefronts\": %.0f, "
         "\"barriers\": %.0f, \"shuffles\": %.0f, \"matrix\": %.0f, \"special\": %.0f}",
-        l.links, per_link, l.wavefronts * scale, l.ideal_wavefronts * scale, l.barriers * scale,
-        l.shuffles * scale, l.matrix * scale, l.special * scale);
+        l.links, per_link, l.shared * scale, l.wavefronts * scale, l.ideal_wavefronts * scale,
+        l.barriers * scale, l.shuffles * scale, l.matrix * scale, l.special * scale);
   }
   printf("]}\n");
   fflush(stdout);
@@ -284,12 +308,8 @@ ACCESS(2)
 ACCESS(4)
 ACCESS(8)
 ACCESS(16)
-void __tsan_read_range(void* p, size_t n) {
-  cost::counter().access(p, static_cast<int>(n), false, CODE, true);
-}
-void __tsan_write_range(void* p, size_t n) {
-  cost::counter().access(p, static_cast<int>(n), true, CODE, true);
-}
+void __tsan_read_range(void* p, size_t n) { cost::counter().access_words(p, n, false, CODE); }
+void __tsan_write_range(void* p, size_t n) { cost::counter().access_words(p, n, true, CODE); }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

@@ -6,6 +6,8 @@ level cache, latency is that of a loaded read of device memory; a first run on a
 
 from dataclasses import dataclass
 
+from gpu_cost.machine_code import PRICED
+
 SECTOR = 32
 
 
@@ -45,16 +47,21 @@ def resident(gpu, threads, registers, shared):
     return max(min(by_registers, gpu.threads // threads, by_shared, gpu.blocks), 1)
 
 
-def floors(gpu, launch, registers, shared, multiply_adds=0):
+def floors(gpu, launch, used, multiply_adds=0):
     """A dict from what bounds a launch to the seconds that it takes at the least.
 
+    used: what its kernel uses on ``gpu``: registers, bytes of shared memory, and machine_code.per_access.
+
+    issue: a multiprocessor issues an instruction of four warps in a cycle.
     latency: blocks come in waves, and a block takes as long as its longest thread waits: once for each link of its
     chain. That is also the bound of the bytes in flight, by Little's law.
     """
     busy = min(gpu.multiprocessors, launch["blocks"])
     cycles = busy * gpu.hertz
     tensors = launch["tensors"].values()
-    waves = -(-launch["blocks"] // (gpu.multiprocessors * resident(gpu, launch["threads"], registers, shared)))
+    at_once = resident(gpu, launch["threads"], used["registers"], used["bytes"])
+    waves = -(-launch["blocks"] // (gpu.multiprocessors * at_once))
+    instructions = [launch[kind] * used.get(kind, 0) for kind in PRICED]
     found = {
         "memory": sum(t["different"] for t in tensors) * SECTOR / gpu.memory,
         "cache": sum(t["sectors"] for t in tensors) * SECTOR / gpu.cache,
@@ -62,6 +69,7 @@ def floors(gpu, launch, registers, shared, multiply_adds=0):
         # the load and store unit: 128 bytes of shared memory, or four sectors, a cycle
         "access": (launch["wavefronts"] + sum(max(t["requests"], t["sectors"] / 4) for t in tensors)) / cycles,
         "exp2": launch["special"] / 16 / cycles,
+        "issue": max(instructions) / 4 / cycles,
     }
     if launch["matrix"]:
         found["matrix"] = launch["matrix"] * 2 * 16 * 8 * 16 / gpu.matrix if gpu.matrix else float("inf")
@@ -74,8 +82,8 @@ def predict(gpu, case, kernels):
     """(microseconds, what bounds the longest launch) of a case, or None where the GPU cannot run it."""
     total, longest = 0.0, (0.0, "launch")
     for i, launch in enumerate(case["launches"]):
-        registers, shared = kernels[launch["kernel"]][gpu.architecture]
-        terms = floors(gpu, launch, registers, shared, case["multiply_adds"] if i == 0 else 0)
+        used = kernels[launch["kernel"]][gpu.architecture]
+        terms = floors(gpu, launch, used, case["multiply_adds"] if i == 0 else 0)
         name, seconds = max(terms.items(), key=lambda term: term[1])
         if seconds == float("inf"):
             return None

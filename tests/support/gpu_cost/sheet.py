@@ -1,8 +1,8 @@
 """The cost sheet: what every CUDA kernel does, counted on the host twin, and what that should take on a GPU.
 
-``python tests/support/gpu_cost/sheet.py`` prints it, ``--renew`` writes benchmarks/results/gpu-cost.json (which needs
-nvcc, for the registers that occupancy follows from) and README's table. kernels/cuda/COST.md says how to read it and
-what it cannot see.
+``python tests/support/gpu_cost/sheet.py`` prints it, ``--renew`` writes benchmarks/results/gpu-cost.json and README's
+table. Both need nvcc, for the registers that occupancy follows from, and a disassembler, for instructions.
+kernels/cuda/COST.md says how to read it and what it cannot see.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SHEET = ROOT / "benchmarks" / "results" / "gpu-cost.json"
 TWIN = HERE.parent / "cuda_on_host"
 sys.path.insert(0, str(HERE.parent))
 
-from gpu_cost import table
+from gpu_cost import machine_code, table
 from gpu_cost.model import GPUS, predict
 
 ARCHITECTURES = sorted({gpu.architecture for gpu in GPUS.values()})
@@ -103,7 +103,7 @@ def counts(program):
     return cases
 
 
-# ---- registers
+# ---- registers and instructions
 
 
 def nvcc():
@@ -122,29 +122,44 @@ REPORT = re.compile(r"Compiling entry function '(\S+)' for '(sm_\d+)'\n(.*?)(?=\
 
 
 def compiled():
-    """What ptxas says (-v) of every kernel, for the architectures of the sheet."""
+    """What ptxas says (-v) of every kernel, for the architectures of the sheet, and ``instructions`` of all."""
     codes = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
 
     def compile_one(source):
         with tempfile.TemporaryDirectory() as folder:
             flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-w", f"-I{ROOT}"]
             flags += ['-DPYDL_CUDA_ARCHITECTURES="none"', *codes]
-            command = [nvcc(), *flags, "-c", str(source), "-o", str(Path(folder, "object"))]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+            binary = Path(folder, "object")
+            command = [nvcc(), *flags, "-c", str(source), "-o", str(binary)]
+            log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+            return log, instructions(binary)
 
     with ThreadPoolExecutor(jobs()) as pool:
-        return "\n".join(pool.map(compile_one, sorted(ROOT.glob("kernels/cuda/**/*.cu"))))
+        parts = list(pool.map(compile_one, sorted(ROOT.glob("kernels/cuda/**/*.cu"))))
+    return "\n".join(log for log, _ in parts), {key: found for _, part in parts for key, found in part.items()}
+
+
+def instructions(binary):
+    """A dict from (kernel, architecture) to machine_code.per_access of it."""
+    found = {}
+    for architecture in ARCHITECTURES:
+        functions = machine_code.disassembled(binary, architecture)
+        for name, code in zip(short(functions), functions.values(), strict=True):
+            found[name, architecture] = machine_code.per_access(code)
+    return found
 
 
 def registers(wanted, log):
-    """A dict from each kernel of ``wanted`` to {architecture: [registers, bytes of shared memory]}, from ptxas' log."""
+    """A dict from each kernel of ``wanted`` to {architecture: registers, bytes of shared memory}, from ptxas' log."""
     reports = REPORT.findall(log)
     found = {}
     for name, (_, architecture, report) in zip(short([r[0] for r in reports]), reports, strict=True):
         if name in wanted and architecture in ARCHITECTURES:
             shared = re.search(r"(\d+) bytes smem", report)
-            used = [int(re.search(r"Used (\d+) registers", report)[1]), int(shared[1]) if shared else 0]
-            found.setdefault(name, {})[architecture] = used
+            found.setdefault(name, {})[architecture] = {
+                "registers": int(re.search(r"Used (\d+) registers", report)[1]),
+                "bytes": int(shared[1]) if shared else 0,
+            }
     return {name: dict(sorted(each.items())) for name, each in sorted(found.items())}
 
 
@@ -158,11 +173,6 @@ def kernel_names(source):
 
 def kernels_of(cases):
     return {launch["kernel"] for case in cases.values() for launch in case["launches"]}
-
-
-# Turns of shared memory of batch norm in bfloat16 differ by a few in a hundred from run to run, why is not known: this
-# share of them is let pass.
-WAVEFRONTS = 0.1
 
 
 def differences(stored, now):
@@ -182,8 +192,6 @@ def differences(stored, now):
             ]
             for key in sorted(set(flat[0]) | set(flat[1])):
                 old, new = (f.get(key) for f in flat)
-                if key == "wavefronts" and old and new and abs(new - old) <= WAVEFRONTS * old:
-                    continue
                 if old != new:
                     lines.append(f"{name}: {a['kernel']}: {key} {old} -> {new}")
     return lines
@@ -215,7 +223,13 @@ def main():
     cases = counts(build(ROOT / "build" / "gpu_cost"))
     if nvcc() is None:
         return "sheet.py: nvcc was not found; install the CUDA toolkit or set CUDA_HOME"
-    kernels = registers(kernels_of(cases), compiled())
+    if machine_code.disassembler() is None:
+        return "sheet.py: cuobjdump and nvdisasm were not found; install them with the CUDA toolkit, or Triton"
+    log, code = compiled()
+    kernels = registers(kernels_of(cases), log)
+    for name, by_architecture in kernels.items():
+        for architecture, used in by_architecture.items():
+            used |= code[name, architecture]
     sheet = {
         "what": "counted on the host twin and predicted; nothing was measured on a GPU (kernels/cuda/COST.md)",
         "nvcc": nvcc_version(),
