@@ -1,50 +1,18 @@
-"""One training step of whole models: forward, loss, backward, SGD; swapped and fused, beside torch's two ways."""
+"""One training step of whole models: forward, loss, backward, SGD; swapped and fused, beside torch's two ways.
+
+And beside the same step in JAX and TensorFlow where they are installed, and torch's with MKL's own path (peers.py).
+"""
 
 import copy
 
 import pytest
 import torch
 from runner import Case
+from steps import LEARNING_RATE, Step, plain, trained
 from torch import nn
 
 import pydl
 from pydl import models
-
-LEARNING_RATE = 0.01
-
-
-def plain(model):
-    """``pydl.models`` are built from ``pydl.nn``; the same model of torch's classes."""
-    for layer in model.modules():
-        if type(layer).__module__.startswith("pydl.nn."):
-            layer.__class__ = getattr(nn, type(layer).__name__)
-    return model
-
-
-class Step(nn.Module):
-    """A model and its loss, built when its case comes up."""
-
-    def __init__(self):
-        super().__init__()
-        self.net, self.loss = nn.Identity(), nn.CrossEntropyLoss()
-
-    def forward(self, x, target):
-        return self.loss(self.net(x), target)
-
-
-def trained(step):
-    """The timed function: one step of ``step``, which returns the loss."""
-    # a compiled module shares its parameters with the one that it was made from, which is trained on
-    optimizer = torch.optim.SGD(step.parameters(), lr=LEARNING_RATE)
-
-    def run(x, target):
-        optimizer.zero_grad()
-        loss = step(x, target)
-        loss.backward()
-        optimizer.step()
-        return (loss.detach(),)
-
-    return run
 
 
 def case(name, batch, channels, size, target, quick=False):
@@ -78,6 +46,10 @@ def case(name, batch, channels, size, target, quick=False):
         target=(target, target),
         quick=quick,
         check=check,
+        peers=lambda: (
+            theirs.net,
+            {"model": name, "input": [batch, channels, size, size], "learning_rate": LEARNING_RATE},
+        ),
     )
 
 

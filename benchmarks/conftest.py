@@ -16,6 +16,7 @@ from pathlib import Path
 
 import against
 import machine
+import peers
 import probes
 import pytest
 import report
@@ -59,6 +60,8 @@ class Session:
                     **self._ceilings
                 )
             )
+            if peers.absent():
+                self.say(peers.absent())
         return self._probes
 
     @property
@@ -149,24 +152,40 @@ def measure(case, inputs, benchmark, budget, probes):
     Also the median rates of memory, taken in the same rounds, for cases that go beyond the caches (``probes``).
     """
     functions = runner.contestants(case)
+    try:
+        return measured(functions, inputs, benchmark, budget, probes)
+    finally:
+        for function in functions.values():
+            if isinstance(function, peers.Peer):
+                function.close()
+
+
+def measured(functions, inputs, benchmark, budget, probes):
     for function in functions.values():
         function(*inputs)  # compiles, and fills caches
     once = sum(runner.time_once(function, inputs, 1) for function in functions.values())
-    calls, rounds = runner.plan(once, budget)
-    ours = functions.pop("pydl")
-    seconds = {name: [] for name in ("pydl", *functions)}
+    apart = any(isinstance(function, peers.Peer) for function in functions.values())
+    calls, rounds = runner.plan(once, budget, peers.TURN * len(functions) if apart else 0.0)
+    ours, theirs = functions["pydl"], {name: f for name, f in functions.items() if name != "pydl"}
+    seconds = {name: [] for name in functions}
     rates = {"copy": [], "read": []} if probes else {}
 
-    def peers():
+    def others():
         for name, values in rates.items():
             values.append(getattr(probes, name)())
-        for name, function in functions.items():
-            seconds[name].append(runner.time_once(function, inputs, calls))
+        for name, function in theirs.items():
+            seconds[name].append(turn(function))
+
+    def turn(function):
+        if apart:
+            peers.settle()
+            function(*inputs)  # into the caches, which another process had
+        return runner.time_once(function, inputs, calls)
 
     def pydl():
-        seconds["pydl"].append(runner.time_once(ours, inputs, calls))
+        seconds["pydl"].append(turn(ours))
 
-    benchmark.pedantic(pydl, setup=peers, rounds=rounds)
+    benchmark.pedantic(pydl, setup=others, rounds=rounds)
     medians = [{name: statistics.median(values) for name, values in found.items()} for found in (seconds, rates)]
     return medians[0], medians[1]
 

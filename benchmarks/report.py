@@ -14,6 +14,13 @@ from pathlib import Path
 BEGIN, END = "<!-- benchmarks: made by benchmarks/report.py -->", "<!-- end of benchmarks -->"
 
 
+# beside pydl: torch's two ways, torch with MKL's own path for this CPU, and other libraries (peers.py)
+CONTESTANTS = ("eager", "compile", "mkl", "jax", "tensorflow")
+TITLES = dict(
+    zip(CONTESTANTS, ("torch eager", "torch.compile", "eager, MKL's own path", "JAX", "TensorFlow"), strict=True)
+)
+
+
 def duration(microseconds):
     """Three digits and a unit."""
     for unit, size in (("s", 1e6), ("ms", 1e3)):
@@ -39,7 +46,7 @@ def without_page_faults(record):
 
 def line(record, number, total, child):
     """The progress line of one case."""
-    peers = ", ".join(f"{n} {duration(record[f'{n}_us'])}" for n in ("eager", "compile") if f"{n}_us" in record)
+    peers = ", ".join(f"{n} {duration(record[f'{n}_us'])}" for n in CONTESTANTS if f"{n}_us" in record)
     place = f"[{number}/{total}]{' no page faults' if child else ''}"
     return (
         f"{place} {record['op']} {record['case']}: pydl {duration(record['pydl_us'])}, {peers}: {record['ratio']:.2f}×"
@@ -58,16 +65,18 @@ def verdict(record):
     )
 
 
-COLUMNS = ("case", "pydl", "eager", "compile", "ratio", "no page faults", "rate", "of the limit", "target")
+def columns(records):
+    """Of the table of an op: those contestants that take part in one of its cases."""
+    beside = [name for name in CONTESTANTS if name in ("eager", "compile") or any(f"{name}_us" in r for r in records)]
+    return beside, ("case", "pydl", *beside, "ratio", "no page faults", "rate", "of the limit", "target")
 
 
-def row(record):
+def row(record, beside):
     calm = without_page_faults(record)
     return (
         record["case"],
         duration(record["pydl_us"]),
-        duration(record["eager_us"]),
-        duration(record["compile_us"]) if "compile_us" in record else "–",
+        *(duration(record[f"{name}_us"]) if f"{name}_us" in record else "–" for name in beside),
         f"{record['ratio']:.2f}×",
         f"{calm['ratio']:.2f}×" if calm else "–",
         rate(calm or record),
@@ -162,14 +171,15 @@ def show(records, ceilings):
         if not rows:
             continue
         table = Table(title=op, title_justify="left", title_style="bold")
-        for i, column in enumerate(COLUMNS):
-            table.add_column(column, justify="left" if i in (0, len(COLUMNS) - 1) else "right")
+        beside, names = columns(rows)
+        for i, column in enumerate(names):
+            table.add_column(column, justify="left" if i in (0, len(names) - 1) else "right")
         for record in rows:
-            table.add_row(*row(record))
+            table.add_row(*row(record, beside))
         console.print()
         console.print(table)
     console.print(
-        "ratio: the faster of torch eager and torch.compile over pydl, medians of one run; of networks, geometric "
+        "ratio: the fastest of the others over pydl, medians of one run; of networks, geometric "
         "means of it (memory formats, passes and worst without page faults); rate and share of the limit without page "
         "faults; memory's limit is measured between the rounds of each case; at the start: copy "
         f"{ceilings['copy']:.1f} GB/s, read {ceilings['read']:.1f} GB/s, multiply-add {ceilings['fma']:.0f} GFLOP/s"
@@ -188,13 +198,15 @@ def markdown(ops):
             f"commit {m['commit']}, {m['date']}; limits: copy {c['copy']:.0f} GB/s, read {c['read']:.0f} GB/s, "
             f"{c['fma']:.0f} GFLOP/s.",
             "",
-            "| case | pydl | torch eager | torch.compile | ratio to the faster | no page faults | share of the limit |",
-            "|---|---:|---:|---:|---:|---:|---:|",
         ]
         groups, records = by_network(kept["records"])
+        beside, _ = columns(records)
+        names = ("case", "pydl", *(TITLES[name] for name in beside), "ratio to the fastest", "no page faults")
+        names = (*names, "share of the limit")
+        lines += [f"| {' | '.join(names)} |", "|---|" + "---:|" * (len(names) - 1)]
         for record in records:
-            name, ours, eager, compiled, ratio, calm, _, limit, _ = row(record)
-            lines.append(f"| {name} | {ours} | {eager} | {compiled} | {ratio} | {calm} | {limit} |")
+            *cells, _, limit, _ = row(record, beside)
+            lines.append(f"| {' | '.join((*cells, limit))} |")
         lines.append("")
         if groups:
             lines += [
@@ -214,13 +226,13 @@ def summary(op, records):
     """One line for a folded table: how many cases, their geometric mean, the worst and the best."""
     calm = [(without_page_faults(r) or r)["ratio"] for r in records]
     return (
-        f"<b>{op}</b>: {len(records)} cases, {statistics.geometric_mean(calm):.2f}× the faster of torch eager and "
-        f"torch.compile without page faults (geometric mean; {min(calm):.2f}× to {max(calm):.2f}×)"
+        f"<b>{op}</b>: {len(records)} cases, {statistics.geometric_mean(calm):.2f}× the fastest of its "
+        f"peers without page faults (geometric mean; {min(calm):.2f}× to {max(calm):.2f}×)"
     )
 
 
 def picture(ops, path):
-    """Bars: ratio to the faster of torch's two without page faults, and the share of the machine's limit."""
+    """Bars: ratio to the fastest of the others without page faults, and the share of the machine's limit."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -235,7 +247,7 @@ def picture(ops, path):
     left.barh(labels, [c["ratio"] for c in calm], color="#3b6ea5")
     left.axvline(1, color="black", linewidth=0.8)
     left.set_xscale("log")
-    left.set_xlabel("times as fast as the faster of torch eager and torch.compile, no page faults")
+    left.set_xlabel("times as fast as the fastest of the others, no page faults")
     right.barh(labels, shares, color="#c98b2b")
     right.set_xlim(0, 100)
     right.set_xlabel("% of the machine's limit")

@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+import peers
 import torch
 
 # (relative, absolute) tolerance of the check against torch in float64
@@ -40,6 +41,8 @@ class Case:
         seconds: how long the case is timed (but for the quick run).
         network: for one of many layers of a network, {"name", "pass", "channels_last"}: such cases are reported by
             network, as a geometric mean and the worst of them.
+        peers: for a whole training step, what processes of other libraries need to take it too: returns the model and
+            their task (peers.Peer).
     """
 
     op: str
@@ -60,6 +63,7 @@ class Case:
     oracle: torch.dtype = torch.float64
     seconds: float = 2.5
     network: dict | None = None
+    peers: Callable | None = None
 
     @property
     def id(self):
@@ -100,6 +104,8 @@ def check(case, inputs):
 
 
 def time_once(function, inputs, calls):
+    if isinstance(function, peers.Peer):  # which times itself
+        return function.seconds(calls)
     start = time.perf_counter()
     for _ in range(calls):
         function(*inputs)
@@ -112,12 +118,18 @@ def contestants(case):
     if case.compile:
         torch._dynamo.reset()
         found["compile"] = case.timed(torch.compile(case.torch, dynamic=False))
+    if case.peers is not None:
+        model, task = case.peers()
+        found |= {name: peers.Peer(name, model, task) for name in peers.present()}
     return found
 
 
-def plan(seconds, budget):
-    """(calls per round, rounds) for contestants that take ``seconds`` together, within a budget of seconds."""
-    calls = max(1, int(2e-3 / seconds))  # a round of at least 2 ms, so that the clock's grain does not count
+def plan(seconds, budget, least=0.0):
+    """(calls per round, rounds) for contestants that take ``seconds`` together, within a budget of seconds.
+
+    A round takes ``least`` seconds, and 2 ms, so that the clock's grain does not count.
+    """
+    calls = max(1, int(max(2e-3, least) / seconds))
     return calls, max(3, min(200, int(budget / (seconds * calls))))
 
 

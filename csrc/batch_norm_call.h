@@ -8,13 +8,11 @@
 
 #include "csrc/cuda.h"
 #include "kernels/batch_norm.h"
+#include "kernels/machine.h"
 
 namespace pydl {
 
 using OptionalTensor = std::optional<Tensor>;
-
-// Outputs above this size leave the last-level cache before anyone reads them.
-constexpr int64_t kBatchNormStreamBytes = 16 << 20;
 
 // torch's suggest_memory_format: strides in the order C, (D,) H, W, N from small to large, and not ambiguous.
 inline bool is_channels_last(const Tensor& t) {
@@ -84,7 +82,8 @@ struct BatchNormCall {
     for (size_t d = 2; d < sizes.size(); ++d) params.spatial *= sizes[d];
     params.channels_last = last || params.spatial == 1;
     params.count = static_cast<double>(params.batch * params.spatial);
-    params.stream = input.numel() * element_size() >= kBatchNormStreamBytes;
+    // half of the usual, since the input is read twice and wants to stay
+    params.stream = input.numel() * element_size() >= least_streamed_bytes() / 2;
   }
 
   int64_t element_size() const { return params.dtype == DType::f64 ? 8 : params.dtype == DType::f32 ? 4 : 2; }

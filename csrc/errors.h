@@ -15,6 +15,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include <torch/csrc/stable/tensor.h>
 
@@ -27,10 +28,13 @@ std::string join(const Parts&... parts) {
   return out.str();
 }
 
-inline std::string shape_of(const torch::stable::Tensor& t) {
+inline std::string shape_of(const std::vector<int64_t>& sizes) {
   std::string text = "(";
-  for (int64_t d = 0; d < t.dim(); ++d) text += (d ? ", " : "") + std::to_string(t.size(d));
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
   return text + ")";
+}
+inline std::string shape_of(const torch::stable::Tensor& t) {
+  return shape_of(std::vector<int64_t>(t.sizes().begin(), t.sizes().end()));
 }
 
 // A dtype as Python spells it, without "torch.".

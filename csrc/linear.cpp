@@ -3,10 +3,8 @@
 // column_major: the result's columns lie one after another in memory, as torch leaves the gradient of a matrix that
 // lies so itself; Python decides it once for the kernel and for tracing.
 #include "csrc/convert.h"
-#include "csrc/plans.h"
+#include "csrc/product.h"
 #include "csrc/scratch.h"
-#include "csrc/verbose.h"
-#include "kernels/matmul.h"
 
 namespace pydl {
 namespace {
@@ -49,55 +47,7 @@ struct Rows {
   }
 };
 
-Matrix matrix_of(const Tensor& t) {
-  return {const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1)};
-}
-Matrix transposed(const Matrix& m) { return {m.data, m.column, m.row}; }
-
 bool by_way_of_float(const Tensor& t) { return t.scalar_type() == ScalarType::Half; }
-
-Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, bool column_major) {
-  const int64_t sizes[2] = {rows, columns}, row_major[2] = {max_of(columns, 1), 1},
-                other[2] = {1, max_of(rows, 1)};
-  return empty_strided(like, like.scalar_type(), {sizes, 2}, {column_major ? other : row_major, 2});
-}
-
-// The plan of a product, kept by all that it depends on.
-const MatmulPlan& plan_of(const MatmulParams& p, int64_t threads) {
-  thread_local Plans<MatmulPlan, 10> plans;
-  const decltype(plans)::Key key{static_cast<int64_t>(cpu::isa_current()),
-                                 static_cast<int64_t>(p.dtype),
-                                 threads,
-                                 p.rows,
-                                 p.columns,
-                                 p.depth,
-                                 p.left.row,
-                                 p.left.column,
-                                 p.right.row,
-                                 p.right.column};
-  return plans.at(key, [&] { return PYDL_CPU_CALL(matmul_plan)(p, threads); });
-}
-
-// output = act(left · right + bias)
-void multiply(const char* op, const Tensor& like, const Tensor& weight, int64_t rows, int64_t columns,
-              int64_t depth, const Matrix& left, const Matrix& right, const Matrix& output, const void* bias,
-              Activation activation) {
-  if (rows == 0 || columns == 0) return;
-  const Verbose line(op, like, &weight);
-  MatmulParams p{
-      dtype_of("linear", like), activation, rows, columns, depth, left, right, output, bias, nullptr};
-  if (output.column != 1) {  // outputᵀ = rightᵀ · leftᵀ
-    p.rows = columns;
-    p.columns = rows;
-    p.left = transposed(right);
-    p.right = transposed(left);
-    p.output = transposed(output);
-  }
-  const Parallel threads = torch_threads();
-  const MatmulPlan& plan = plan_of(p, threads.threads);
-  p.scratch = Scratch::of_at_least(plan.scratch);
-  PYDL_CPU_CALL(matmul)(plan, p, threads);
-}
 
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                const std::string& activation) {
@@ -122,9 +72,14 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   std::optional<Tensor> dense_bias;  // the kernels read it as contiguous; it is small
   if (bias) dense_bias = torch::stable::contiguous(*bias);
   const Rows x(input);
-  multiply("linear_forward", input, weight, x.rows, weight.size(0), x.columns, x.matrix,
-           transposed(matrix_of(weight)), {output.mutable_data_ptr(), weight.size(0), 1},
-           bias ? dense_bias->const_data_ptr() : nullptr, function);
+  const Verbose line("linear_forward", input, &weight);
+  MatmulParams p = product_of("linear", input, x.rows, weight.size(0), x.columns);
+  p.left = x.matrix;
+  p.right = transposed(matrix_of(weight));
+  p.output = {output.mutable_data_ptr(), weight.size(0), 1};
+  p.bias = bias ? dense_bias->const_data_ptr() : nullptr;
+  p.activation = function;
+  multiply(p);
   return output;
 }
 
@@ -145,10 +100,12 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, bool colu
                                    : empty(grad_output, grad_output.scalar_type(), sizes);
   if (grad_input.numel() == 0) return grad_input;
   const Rows g(grad_output);
-  const Matrix output{grad_input.mutable_data_ptr(), column_major ? 1 : weight.size(1),
-                      column_major ? g.rows : 1};
-  multiply("linear_backward_input", grad_output, weight, g.rows, weight.size(1), g.columns, g.matrix,
-           matrix_of(weight), output, nullptr, Activation::none);
+  const Verbose line("linear_backward_input", grad_output, &weight);
+  MatmulParams p = product_of("linear", grad_output, g.rows, weight.size(1), g.columns);
+  p.left = g.matrix;
+  p.right = matrix_of(weight);
+  p.output = {grad_input.mutable_data_ptr(), column_major ? 1 : weight.size(1), column_major ? g.rows : 1};
+  multiply(p);
   return grad_input;
 }
 
@@ -164,10 +121,12 @@ Tensor backward_weight(const Tensor& grad_output, const Tensor& input, bool colu
              shape_of(grad_output), " and ", shape_of(input));
   Tensor grad_weight = empty_matrix(grad_output, g.columns, x.columns, column_major);
   if (grad_weight.numel() == 0) return grad_weight;
-  const Matrix output{grad_weight.mutable_data_ptr(), column_major ? 1 : x.columns,
-                      column_major ? g.columns : 1};
-  multiply("linear_backward_weight", grad_output, input, g.columns, x.columns, g.rows, transposed(g.matrix),
-           x.matrix, output, nullptr, Activation::none);
+  const Verbose line("linear_backward_weight", grad_output, &input);
+  MatmulParams p = product_of("linear", grad_output, g.columns, x.columns, g.rows);
+  p.left = transposed(g.matrix);
+  p.right = x.matrix;
+  p.output = {grad_weight.mutable_data_ptr(), column_major ? 1 : x.columns, column_major ? g.columns : 1};
+  multiply(p);
   return grad_weight;
 }
 

@@ -12,6 +12,7 @@
 #include "csrc/memory.h"
 #include "csrc/selection.h"
 #include "kernels/isa.h"
+#include "kernels/machine.h"
 
 namespace {
 
@@ -40,6 +41,22 @@ PyObject* cpu_isas(PyObject*, PyObject*) {
     Py_XDECREF(name);
   }
   return names;
+}
+
+PyObject* cpu_caches(PyObject*, PyObject*) {
+  const pydl::Machine& m = pydl::machine();
+  return Py_BuildValue("(LLL)", static_cast<long long>(m.level1), static_cast<long long>(m.level2),
+                       static_cast<long long>(m.level3));
+}
+
+PyObject* set_cpu_caches(PyObject*, PyObject* sizes) {
+  long long bytes[3];
+  if (!PyArg_ParseTuple(sizes, "LLL", &bytes[0], &bytes[1], &bytes[2])) return nullptr;
+  for (long long size : bytes)
+    if (size <= 0)
+      return PyErr_Format(PyExc_ValueError, "caches: expected sizes in bytes to be positive, got %lld", size);
+  pydl::machine_set({bytes[0], bytes[1], bytes[2]});
+  Py_RETURN_NONE;
 }
 
 PyObject* set_cpu_isa(PyObject*, PyObject* argument) {
@@ -141,6 +158,8 @@ PyMethodDef kFunctions[] = {
     {"avx512_is_emulated", is_avx512_emulated, METH_NOARGS,
      "whether the avx512 kernels are compiled for AVX2"},
     {"cpu_isas", cpu_isas, METH_NOARGS, "instruction sets that this CPU runs, lowest first"},
+    {"cpu_caches", cpu_caches, METH_NOARGS, "bytes of a core's data caches, first to last level"},
+    {"set_cpu_caches", set_cpu_caches, METH_VARARGS, "takes other sizes for them: for tests, and for tuning"},
     {"set_cpu_isa", set_cpu_isa, METH_O, "selects the instruction set of that name"},
     {"conv2d_algorithms", conv2d_algorithms, METH_O, "names of conv2d's algorithms for a pass, best first"},
     {"use_conv2d_algorithm", use_conv2d_algorithm, METH_VARARGS,

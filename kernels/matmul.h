@@ -1,8 +1,10 @@
-// The product of two matrices (d2l "Linear Algebra"), which linear layers are made of.
+// Products of two matrices (d2l "Linear Algebra"), one or a batch of them: what linear layers, and matrix products in
+// a program's own words, are made of.
 //
-//   output[i][j] = act(bias[j] + sum_k left[i][k] * right[k][j])     i < rows, j < columns, k < depth
+//   output[i][j] = act(bias[j] + alpha * sum_k left[i][k] * right[k][j] + beta * addend[i][j])
+//                                                                    i < rows, j < columns, k < depth
 //
-// Either operand may lie in any order, so that a transposed one is read where it lies:
+// Any of them may lie in any order, so that a transposed or a repeated one is read where it lies:
 //
 //   linear, forward          output      = act(input · weightᵀ + bias)      weight: (out, in)
 //   linear, input gradient   grad_input  = grad_output · weight
@@ -17,21 +19,25 @@ namespace pydl {
 
 struct Matrix {
   void* data;
-  int64_t row, column;  // strides in elements
+  int64_t row, column;           // strides in elements
+  int64_t outer = 0, inner = 0;  // of a batch, from matrix to matrix
 };
 
 struct MatmulParams {
   DType dtype;  // not f16, which arrives as f32
   Activation activation;
   int64_t rows, columns, depth;
-  Matrix left, right, output;  // output.column is 1
-  const void* bias;            // `columns` elements, contiguous; may be null
-  void* scratch;               // MatmulPlan::scratch bytes, 64-byte aligned
+  Matrix left, right, output;    // output.column is 1
+  const void* bias;              // `columns` elements, contiguous; may be null, and is if alpha is not 1
+  void* scratch;                 // MatmulPlan::scratch bytes, 64-byte aligned
+  int64_t outer = 1, inner = 1;  // outer * inner matrices
+  double alpha = 1, beta = 1;
+  Matrix addend{};  // its data may be null; overlaps no output
 };
 
 // How a product is cut: made once for all calls whose params differ in nothing but their pointers.
 struct MatmulPlan {
-  int64_t row_parts, column_parts;  // of the output; each pair of them is a task
+  int64_t row_parts, column_parts;  // of an output; each pair of them is a task, for each matrix of a batch
   int64_t panels, group;            // in all, and of a task at most
   int64_t rows;                     // of a task at most
   int64_t depth_parts, depth;       // equal parts of the sums, and their length

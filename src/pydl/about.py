@@ -21,6 +21,7 @@ def facts():
         ("torch", torch.__version__),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("instruction set", f"{chosen}{forced}; this CPU runs {', '.join(isas)}"),
+        ("caches of a core", ", ".join(f"{size >> 10} KB" for size in _C.cpu_caches())),
         ("threads", f"{torch.get_num_threads()} of {os.cpu_count()} CPUs"),
     ]
     for name, status in backend.available().items():

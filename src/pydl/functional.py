@@ -6,12 +6,16 @@ from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
 from pydl.ops.linear import linear
+from pydl.ops.matmul import addmm, baddbmm, bmm, matmul, mm
 from pydl.ops.max_pool2d import max_pool2d
 from pydl.ops.softmax_cross_entropy import cross_entropy
 
 __all__ = [
+    "addmm",
     "avg_pool2d",
+    "baddbmm",
     "batch_norm",
+    "bmm",
     "conv2d",
     "cross_entropy",
     "dropout",
@@ -19,5 +23,7 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "linear",
+    "matmul",
     "max_pool2d",
+    "mm",
 ]

@@ -10,6 +10,7 @@ from algorithms import forced
 from testing import assert_close
 
 import pydl.functional as pf
+import pydl.ops.matmul
 
 pytestmark = pytest.mark.cpu_kernels
 _C = ctypes.CDLL(None, use_errno=True)
@@ -75,6 +76,18 @@ def test_linear(device, features, dtype):
             weight.t(),
             bias,
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_products(device, dtype, monkeypatch):
+    monkeypatch.setattr(pydl.ops.matmul, "WORTH_A_CALL", 0)
+    for rows, depth, columns in ((1, 1, 1), (5, 3, 9), (7, 17, 33), (15, 257, 8)):
+        left, right = torch.randn(3, rows, depth).to(dtype), (torch.randn(3, depth, columns) / 4).to(dtype)
+        addend = torch.randn(3, rows, columns).to(dtype)
+        compare(pf.bmm, torch.bmm, left, right)
+        compare(lambda a, b: pf.bmm(a.mT, b.mT), lambda a, b: torch.bmm(a.mT, b.mT), left.mT, right.mT)
+        compare(lambda *t: pf.baddbmm(*t, beta=2), lambda *t: torch.baddbmm(*t, beta=2), addend, left, right)
+        compare(lambda a, *t: pf.baddbmm(a.mT, *t), lambda a, *t: torch.baddbmm(a.mT, *t), addend.mT, left, right)
 
 
 @pytest.mark.parametrize("size", [3, 10, 33])

@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+import torch.nn.utils.prune as prune
 from testing import assert_close
 from torch import nn
 
@@ -273,3 +274,53 @@ def test_meta_tensors_give_shapes():
     assert output.is_meta
     loss.backward()
     assert net[0].weight.grad.shape == (4, 3, 3, 3)
+
+
+# ---- what stands where a parameter or buffer stood: looked up past Module.__getattr__, and still found
+
+
+def deleted_and_set(layer, name):
+    """By a tensor that is no parameter, as replicas, weight_norm and pruning leave it."""
+    value = getattr(layer, name) * 2
+    delattr(layer, name)
+    setattr(layer, name, value.detach())
+
+
+def in_the_dict(layer, name):
+    """Past the module: what the instance's __dict__ has comes first, and the parameter is still there."""
+    layer.__dict__[name] = getattr(layer, name).detach() * 2
+
+
+def pruned(layer, name):
+    if name in ("weight", "bias"):
+        prune.l1_unstructured(layer, name, amount=0.5)
+
+
+def absent(layer, name):
+    layer.__dict__["_parameters" if name in ("weight", "bias") else "_buffers"][name] = None
+
+
+@pytest.mark.parametrize("change", [deleted_and_set, in_the_dict, pruned, absent], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_replaced_parts(name, change):
+    for make, size in (
+        (lambda n: n.Linear(4, 3), (5, 4)),
+        (lambda n: n.Conv2d(2, 3, 3), (2, 2, 5, 5)),
+        (lambda n: n.BatchNorm2d(2), (2, 2, 5, 5)),
+    ):
+        layers = make(torch.nn), make(pydl.nn)
+        layers[1].load_state_dict(layers[0].state_dict())
+        if name not in layers[0].state_dict():
+            continue
+        x = torch.randn(size)
+        outcomes = []
+        for layer in layers:
+            change(layer.eval(), name)
+            try:
+                outcomes.append(layer(x))
+            except (TypeError, RuntimeError, AttributeError) as error:
+                outcomes.append(type(error))
+        if isinstance(outcomes[0], type):
+            assert outcomes[1] is outcomes[0]
+        else:
+            torch.testing.assert_close(outcomes[1], outcomes[0])

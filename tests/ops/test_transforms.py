@@ -60,6 +60,7 @@ CLASSES = torch.arange(2 * 5 * 6).view(2, 5, 6) % 3
 OPS = {
     "conv2d": lambda f, x: f.conv2d(x, torch.linspace(-1, 1, 108).double().view(4, 3, 3, 3), padding=1),
     "linear": lambda f, x: f.linear(x, torch.linspace(-1, 1, 24).double().view(4, 6), torch.ones(4).double()),
+    "matmul": lambda f, x: (torch if f is F else f).matmul(x, torch.linspace(-1, 1, 24).double().view(6, 4)),
     "batch_norm in training": lambda f, x: f.batch_norm(x, *statistics(), training=True),
     "batch_norm": lambda f, x: f.batch_norm(x, *statistics(), torch.ones(3).double(), torch.ones(3).double()),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),

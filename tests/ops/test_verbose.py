@@ -14,6 +14,7 @@ w = torch.randn(32, 32, 3, 3, requires_grad=True)
 y = PF.batch_norm(PF.conv2d(x, w, torch.zeros(32, requires_grad=True), padding=1), None, None, training=True)
 y = PF.dropout(PF.avg_pool2d(PF.max_pool2d(y, 2), 2), 0.5)
 y = PF.linear(y.flatten(1), torch.randn(10, 288, requires_grad=True), torch.zeros(10, requires_grad=True))
+PF.mm(torch.randn(128, 128), torch.randn(128, 128))
 PF.cross_entropy(y, torch.tensor([3, 5])).backward()
 """
 LINE = re.compile(r"pydl,(\w+),([\w.-]+),(\w+),(contiguous|channels_last|strided),([\dx ]+),(\d+\.\d)")
@@ -33,6 +34,7 @@ def test_a_line_for_each_call():
     assert {"conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight", "conv2d_backward_bias"} <= set(ops)
     assert {"max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward", "dropout"} <= set(ops)
     assert {f"linear_{name}" for name in ("forward", "backward_input", "backward_weight", "backward_bias")} <= set(ops)
+    assert ops["matmul"][5] == "128x128 128x128"
     assert any(name.startswith("batch_norm") for name in ops)
     assert any(name.startswith("softmax_cross_entropy") for name in ops)
     conv2d = ops["conv2d_forward"]

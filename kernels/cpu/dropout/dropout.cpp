@@ -7,13 +7,13 @@
 #include "kernels/cpu/base/philox_simd.h"
 #include "kernels/cpu/dropout/dropout_strided.h"
 #include "kernels/cpu/rows/walk.h"
+#include "kernels/machine.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
 constexpr int kChains = kVectorBytes == 64 ? 8 : 4;  // steps side by side: a power of two, see philox()
-constexpr int64_t kGrain = 4096;            // elements per task: about 2 µs, four times the cost of a fork
-constexpr int64_t kStreamBytes = 16 << 20;  // half of a common L3: see stream() in base/simd.h
+constexpr int64_t kGrain = 4096;  // elements per task: about 2 µs, four times the cost of a fork
 
 // What a step needs of the parameters, in locals that no store can alias.
 template <class A>
@@ -95,7 +95,7 @@ void dropout(const DropoutParams& p, const Parallel& parallel) {
       });
     } else if (p.dims == 1 && p.input_stride[0] == 1 && p.index_stride[0] == 1) {
       const bool past_cache =
-          reinterpret_cast<uintptr_t>(p.output) % kVectorBytes == 0 && bytes >= kStreamBytes;
+          reinterpret_cast<uintptr_t>(p.output) % kVectorBytes == 0 && bytes >= least_streamed_bytes();
       constexpr int64_t kStep = kChains * kElements;  // a task starts at a multiple of it
       parallel(ceil_div(p.numel, kStep), ceil_div(kGrain, kStep), [&](int64_t begin, int64_t end) {
         const int64_t last = min_of(end * kStep, p.numel);
@@ -103,7 +103,7 @@ void dropout(const DropoutParams& p, const Parallel& parallel) {
                    : dense_range<false, T>(p, begin * kStep, last);
       });
     } else {
-      dropout_strided(p, bytes >= kStreamBytes, parallel);
+      dropout_strided(p, bytes >= least_streamed_bytes(), parallel);
     }
   });
 }

@@ -1,4 +1,4 @@
-// matmul of kernels/matmul.h: the output is cut into blocks of rows and groups of panels, each a task.
+// matmul of kernels/matmul.h: each output is cut into blocks of rows and groups of panels, each a task.
 //
 // A task takes the depth in equal parts of at most kDepth. For each part and panel it copies the panel of `right`, which
 // then stays in the first cache, and multiplies the task's rows with it: so threads share nothing but what they read,
@@ -30,7 +30,7 @@ constexpr double kWorthAThread = 1 << 17;  // multiply-adds that outweigh waking
 // worker has, multiplication, and bringing in its rows of left and its columns of right.
 template <class A>
 void cut(const MatmulParams& p, int64_t threads, MatmulPlan& plan) {
-  const int64_t most_tasks = threads == 1 ? 1 : 4 * threads;
+  const int64_t most_tasks = threads == 1 ? 1 : 4 * threads, batch = p.outer * p.inner;
   const int64_t least_rows = ceil_div(p.rows, kMostRows), least_columns = ceil_div(plan.panels, kMostPanels);
   const double left = plan.strips || plan.rows_packed ? kPackCycles : kReadCycles;
   const double right = p.right.column == 1 ? kPackCycles : kTransposeCycles;
@@ -40,16 +40,16 @@ void cut(const MatmulParams& p, int64_t threads, MatmulPlan& plan) {
     for (int64_t r = least_rows; r <= ceil_div(p.rows, kMr); ++r) {
       const double height = static_cast<double>(ceil_div(p.rows, r)),
                    width = static_cast<double>(ceil_div(plan.panels, c) * kNr<A>);
-      const double turns = static_cast<double>(ceil_div(r * c, threads));
+      const double turns = static_cast<double>(ceil_div(batch * r * c, threads));
       const double cycles = turns * (height * width / per_cycle + height * left + width * right);
       if (least < 0 || cycles < least) {
         least = cycles;
         plan.row_parts = r;
         plan.column_parts = c;
       }
-      if (r * c >= most_tasks) break;
+      if (batch * r * c >= most_tasks) break;
     }
-    if (least_rows * c >= most_tasks) break;
+    if (batch * least_rows * c >= most_tasks) break;
   }
 }
 
@@ -90,15 +90,16 @@ MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   plan.depth = ceil_div(p.depth, plan.depth_parts);
   plan.strips = p.left.column != 1 && p.left.row == 1 && p.depth > 1;
   plan.rows_packed = !plan.strips && !(__is_same(T, A) && (p.left.column == 1 || p.depth == 1));
+  const int64_t batch = p.outer * p.inner;
   const double work =
-      static_cast<double>(p.rows) * static_cast<double>(p.columns) * static_cast<double>(p.depth);
+      static_cast<double>(batch * p.rows) * static_cast<double>(p.columns) * static_cast<double>(p.depth);
   threads = work < kWorthAThread * static_cast<double>(threads - 1)
                 ? 1 + static_cast<int64_t>(work / kWorthAThread)
                 : threads;
   cut<A>(p, threads, plan);
   plan.rows = ceil_div(p.rows, plan.row_parts);
   plan.group = ceil_div(plan.panels, plan.column_parts);
-  plan.workers = workers_for({nullptr, threads}, plan.row_parts * plan.column_parts);
+  plan.workers = workers_for({nullptr, threads}, batch * plan.row_parts * plan.column_parts);
   plan.worker_bytes = Workspace<A>::of(plan, nullptr, T{}).bytes;
   plan.scratch = plan.workers * plan.worker_bytes;
   return plan;
@@ -125,7 +126,7 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, int64_t row, int64_
     PanelProduct<A> product{};
     product.rows = rows;
     product.depth = depth;
-    product.add = !begins;
+    product.alpha = static_cast<A>(p.alpha);
     product.left = space.left;
     product.left_pitch = kPitch;
     product.strips = plan.strips;
@@ -163,6 +164,12 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, int64_t row, int64_
         product.result = space.sums + (__is_same(T, A) ? 0 : (panel - first) * kNr<A>);
         product.result_pitch = sums_pitch<T>(plan);
       }
+      product.add = !begins;
+      if (begins && p.addend.data) {
+        scaled_rows<T>(p.addend, row, rows, column, columns, static_cast<A>(p.beta), product.result,
+                       product.result_pitch);
+        product.add = true;
+      }
       product.relu = ends && in_place && p.activation == Activation::relu;
       multiply_panel(product);
       if (ends && (!in_place || p.activation == Activation::sigmoid))
@@ -172,16 +179,27 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, int64_t row, int64_
   }
 }
 
+// The matrices of one product of a batch.
+template <class T>
+MatmulParams one_of(const MatmulParams& p, int64_t index) {
+  MatmulParams one = p;
+  const int64_t outer = index / p.inner, inner = index % p.inner;
+  Matrix* const matrices[] = {&one.left, &one.right, &one.output, &one.addend};
+  for (Matrix* m : matrices)
+    if (m->data) m->data = static_cast<T*>(m->data) + outer * m->outer + inner * m->inner;
+  return one;
+}
+
 template <class T>
 void run(const MatmulPlan& plan, const MatmulParams& p, const Parallel& parallel) {
-  run_tasks(
-      {parallel.run, plan.workers}, plan.row_parts * plan.column_parts, [&](int64_t task, int64_t worker) {
-        const int64_t r = task / plan.column_parts, c = task % plan.column_parts;
-        const int64_t row = p.rows * r / plan.row_parts, end = p.rows * (r + 1) / plan.row_parts;
-        char* scratch = static_cast<char*>(p.scratch) + worker * plan.worker_bytes;
-        run_task<T>(p, plan, row, end - row, plan.panels * c / plan.column_parts,
-                    plan.panels * (c + 1) / plan.column_parts, Workspace<acc_t<T>>::of(plan, scratch, T{}));
-      });
+  const int64_t parts = plan.row_parts * plan.column_parts;
+  run_tasks({parallel.run, plan.workers}, p.outer * p.inner * parts, [&](int64_t task, int64_t worker) {
+    const int64_t r = task % parts / plan.column_parts, c = task % plan.column_parts;
+    const int64_t row = p.rows * r / plan.row_parts, end = p.rows * (r + 1) / plan.row_parts;
+    char* scratch = static_cast<char*>(p.scratch) + worker * plan.worker_bytes;
+    run_task<T>(one_of<T>(p, task / parts), plan, row, end - row, plan.panels * c / plan.column_parts,
+                plan.panels * (c + 1) / plan.column_parts, Workspace<acc_t<T>>::of(plan, scratch, T{}));
+  });
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ void outer_kernel(const OuterBlock<E>& p) {
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) sum[m][v] = vec<A>{};
-  // the lines of the sums are asked for now, not when they are wanted at once
+  // the lines of the sums are prefetched now, not when they are wanted at once
   for (int64_t i = 0; i < rows * 2 * all; i += 64 / static_cast<int64_t>(sizeof(A)))
     prefetch_to_write(p.sums + i);
   const E* right = p.right;

@@ -24,6 +24,24 @@ void copy_rows(const T* from, int64_t stride, int64_t rows, int64_t columns, A* 
   }
 }
 
+// to[i * pitch + j] = beta * from(row + i, column + j). May write up to a vector past the end of a row.
+template <class T, class A>
+void scaled_rows(const Matrix& from, int64_t row, int64_t rows, int64_t column, int64_t columns, A beta,
+                 A* to, int64_t pitch) {
+  for (int64_t i = 0; i < rows; ++i, to += pitch) {
+    const T* at = element<T>(from, row + i, column);
+    for (int64_t j = 0; j < columns; j += lanes<A>) {
+      const int64_t n = min_of(columns - j, lanes<A>);
+      vec<A> values{};
+      if (from.column == 1)
+        values = load_n(at + j, n);
+      else
+        for (int64_t lane = 0; lane < n; ++lane) values[lane] = load_n(at + (j + lane) * from.column, 1)[0];
+      store(to + j, values * beta);
+    }
+  }
+}
+
 // A panel of `right`: to[k * kNr + j] = right(first + k, column + j) for j < columns; the rest of a vector that is begun
 // becomes zero.
 template <class T, class A>

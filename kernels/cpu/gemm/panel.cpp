@@ -19,6 +19,12 @@ void block(const PanelProduct<A>& p, const A* left, A* result) {
   const A* right = p.right;
   NoPrefetch nothing;
   accumulate(p.depth, rows_of_left, right, p.right_pitch, nothing, sum);
+  if (p.alpha != A(1)) {
+#pragma GCC unroll 14
+    for (int m = 0; m < rows; ++m)
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[m][v] *= p.alpha;
+  }
   if (p.add) {
 #pragma GCC unroll 14
     for (int m = 0; m < rows; ++m)

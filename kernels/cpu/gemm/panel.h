@@ -1,6 +1,6 @@
 // Rows times one panel of columns: the register blocks of microkernel.h, one under the other.
 //
-//   result[i][j] (+)= bias[j] + sum_k left(i, k) * right[k][j]       i < rows, j < columns <= kNr
+//   result[i][j] (+)= alpha * (bias[j] + sum_k left(i, k) * right[k][j])       i < rows, j < columns <= kNr
 #pragma once
 
 #include "kernels/cpu/gemm/microkernel.h"
@@ -25,7 +25,8 @@ struct PanelProduct {
   const A* right;      // kNr numbers for each k, right_pitch apart
   int64_t right_pitch;
   const A* bias;  // kNr numbers, or null
-  bool add;       // to what lies in result
+  A alpha = 1;
+  bool add;  // to what lies in result
   bool relu;
   A* result;  // one vector a row is written where columns <= lanes, else two
   int64_t result_pitch;

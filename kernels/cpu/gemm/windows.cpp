@@ -67,7 +67,7 @@ void windows_kernel(const WindowsBlock<E>& w) {
       if (w.narrow) return in(bf16{});
     in(A{});
   };
-  // The lines of the results are asked for now: stores that miss would wait at the end, and the next block's
+  // The lines of the results are prefetched now: stores that miss would wait at the end, and the next block's
   // behind them.
   if (!w.stream) each([](auto* to, int, int) PYDL_INLINE_LAMBDA { prefetch_to_write(to); });
   const int64_t per_piece = ceil_div(kPiece, w.depth);

@@ -123,7 +123,7 @@ void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t
   const T* y = p.output.data ? row_of<const T>(p.output, k, row) : nullptr;
   const int64_t ahead_x = ahead_of<T>(p.input, k), ahead_g = ahead_of<T>(p.grad_output, k);
   const int64_t ahead_y = ahead_of<T>(p.output, k);
-  auto ask = [&](int64_t j) PYDL_INLINE_LAMBDA {  // rows come downwards
+  auto prefetch_row = [&](int64_t j) PYDL_INLINE_LAMBDA {  // rows come downwards
     prefetch_far_ahead(x + j, -ahead_x);
     prefetch_far_ahead(g + j, -ahead_g);
     if (reads_output(kGradient)) prefetch_far_ahead(y + j, -ahead_y);
@@ -131,14 +131,14 @@ void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t
   if (p.grad_residual.data)
     store_row(row_of<T>(p.grad_residual, k, row), width, p.stream,
               [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
-                ask(j);
+                prefetch_row(j);
                 return gradient_at<kGradient>(g + j, y + j, load_some(x + j, count), co, j, count);
               });
   if (p.grad_input.data == nullptr) return;
   T* out = row_of<T>(p.grad_input, k, row);
   if (p.training) {
     store_row(out, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
-      ask(j);
+      prefetch_row(j);
       const vec<A> xs = load_some(x + j, count);
       const vec<A> gz = gradient_at<kGradient>(g + j, y + j, xs, co, j, count);
       return gz * load_some(co.scale + j, count) +
@@ -147,7 +147,7 @@ void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t
     });
   } else {
     store_row(out, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
-      ask(j);
+      prefetch_row(j);
       return gradient_at<kGradient>(g + j, y + j, load_some(x + j, count), co, j, count) *
              load_some(co.scale + j, count);
     });

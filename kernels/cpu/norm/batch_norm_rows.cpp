@@ -103,11 +103,11 @@ PYDL_INLINE void apply_run(const BatchNormParams& p, int64_t n, int64_t c, int64
 template <Activation kActivation, class T>
 void apply_runs(const BatchNormParams& p, int64_t c, int64_t first, int64_t last, int64_t begin,
                 int64_t length, const Affine<acc_t<T>>& affine) {
-  const bool asks = last - first > 1;  // in memory's order the hardware does
+  const bool prefetches = last - first > 1;  // in memory's order the hardware does
   const int64_t runs = runs_ahead<T>(p);
   for (int64_t n = last; n-- > first;)
     apply_run<kActivation, T>(p, n, c, begin, length, affine,
-                              asks ? ahead_of(p, p.residual, n, runs, -1) : 0);
+                              prefetches ? ahead_of(p, p.residual, n, runs, -1) : 0);
 }
 template <class T>
 auto apply_of(Activation activation) {

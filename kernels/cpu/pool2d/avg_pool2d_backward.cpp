@@ -101,9 +101,9 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   });
 }
 
-// The same for windows that lie apart, with any stride: each spreads over its pixels of a row.
+// The same for windows that lie apart, with any stride: each scatters over its pixels of a row.
 template <class T>
-void spread(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+void scatter(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const Axis y = vertical(p), x = horizontal(p);
   const A* column_scale = static_cast<const A*>(p.column_scale);
@@ -194,7 +194,7 @@ void backward(const AvgPool2dParams& p, int64_t begin, int64_t end) {
     return halves<T>(p, begin, end);
   if (dense && p.stride_width == 2) return rows<2, T>(p, begin, end);
   if (!p.channels_last && p.kernel_width <= p.stride_width && p.kernel_height <= p.stride_height)
-    return spread<T>(p, begin, end);
+    return scatter<T>(p, begin, end);
   strided<T>(p, begin, end);
 }
 

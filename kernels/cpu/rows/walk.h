@@ -1,4 +1,4 @@
-// Walks through memory: how far ahead lines are asked for, stores of two vectors at once, copies past the
+// Walks through memory: how far ahead lines are prefetched, stores of two vectors at once, copies past the
 // caches.
 #pragma once
 
@@ -6,13 +6,13 @@
 
 namespace pydl::cpu::PYDL_ISA {
 
-// How far ahead of a walk through memory its lines are asked for. A loop of thirty instructions for a line
+// How far ahead of a walk through memory its lines are prefetched. A loop of thirty instructions for a line
 // has a dozen lines in flight on its own, which is a quarter of what memory delivers where no hardware
 // prefetcher helps (it stops at each page, and some virtual machines run without one). Prefetches beyond the
 // end of a tensor do nothing.
 static constexpr int64_t kAheadBytes = 2048;
 
-// Asks for the line kAheadBytes beyond p. Counted in integers: it may lie outside of p's tensor.
+// Prefetches the line kAheadBytes beyond p. Counted in integers: it may lie outside of p's tensor.
 template <class T>
 PYDL_INLINE void prefetch_ahead(const T* p) {
   prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kAheadBytes));

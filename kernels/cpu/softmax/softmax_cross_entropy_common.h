@@ -11,8 +11,6 @@ namespace pydl::cpu::PYDL_ISA {
 // Classes that one partial sum covers. Fixed, so that a row split between threads adds up in the same order
 // as one that is not; 32 KB of floats, so that a block is in L1 or L2 when it is read again.
 static constexpr int64_t kClassBlock = 8192;
-// Half of a common L3: a larger gradient goes past the caches.
-static constexpr int64_t kStreamBytes = 16 << 20;
 // Vectors whose exp is taken in step (see exp_nonpositive_group); 6 were no faster than 4.
 static constexpr int kGroup = kVectorBytes == 64 ? 4 : 2;
 // Elements per task: several microseconds, ten times the cost of a fork.

@@ -145,7 +145,7 @@ template <class A>
 int64_t kept_bytes(const SoftmaxCrossEntropyParams& p) {
   if (p.grad_input == nullptr || p.grad_output != nullptr) return 0;
   const int64_t bytes = ceil_div(kept_row_size<A>(p.classes) * static_cast<int64_t>(sizeof(A)), 64) * 64;
-  return bytes <= kKeptBytes ? bytes : 0;
+  return bytes <= most_kept_bytes() ? bytes : 0;
 }
 
 template <class T>

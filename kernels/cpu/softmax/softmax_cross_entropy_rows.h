@@ -3,13 +3,14 @@
 #pragma once
 
 #include "kernels/cpu/softmax/softmax_cross_entropy_blocks.h"
+#include "kernels/machine.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-// A row's exponentials beyond this would not stay in a second-level cache of 1 MB: they are made twice, block
-// by block.
-constexpr int64_t kKeptBytes = 768 << 10;
+// A row's exponentials beyond this would not stay in the second-level cache, or in a thread's share of the last: they
+// are made twice, block by block.
+inline int64_t most_kept_bytes() { return max_of(machine().level2 / 4 * 3, last_level_bytes() / 16); }
 template <class A>
 constexpr int64_t whole_groups(int64_t n) {
   return ceil_div(n, kGroup * lanes<A>) * kGroup * lanes<A>;
@@ -44,7 +45,7 @@ struct RowsCall {
         k(params),
         shared(p.grad_input ? shared_gradient(p) : 0),
         blocks(max_of(ceil_div(p.classes, kClassBlock), 1)),
-        past_cache(p.rows * p.classes * static_cast<int64_t>(sizeof(T)) >= kStreamBytes) {}
+        past_cache(p.rows * p.classes * static_cast<int64_t>(sizeof(T)) >= least_streamed_bytes()) {}
 
   const T* input(const RowCursor& at) const { return static_cast<const T*>(p.input) + at.input; }
   T* grad(const RowCursor& at) const { return static_cast<T*>(p.grad_input) + at.grad; }

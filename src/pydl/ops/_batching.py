@@ -3,13 +3,13 @@
 A convolution is independent of the number of images and of groups: samples that share the weight become images, samples
 with weights of their own become groups of channels. The channels of a batch norm are independent of each other, and
 the images of a pooling. Rows that share a matrix are rows of one product, matrices that share the rows are columns of
-one, and products of every sample with a matrix of its own are torch's bmm.
+one, and products of every sample with a matrix of its own are a batch of products.
 Cross entropy has no rule: its loss and its denominator are reduced per call, so vmap calls it sample by sample.
 """
 
 import torch
 
-from pydl.ops import _library, avg_pool2d, batch_norm, conv2d, linear, max_pool2d  # noqa: F401  (which define the ops)
+from pydl.ops import _library, avg_pool2d, batch_norm, conv2d, linear, matmul, max_pool2d  # noqa: F401  (which define the ops)
 
 
 def _fold(tensor, dim, into, size):
@@ -148,6 +148,10 @@ def _beside(tensor, dim):
     return tensor.movedim(dim, -2).flatten(-2)
 
 
+def _product(ops, left, right):
+    return ops.matmul(left, right, None, 1.0, 1.0, False)
+
+
 def _linear_forward(ops, info, in_dims, input, weight, bias, activation):
     of_input, of_weight, of_bias, _ = in_dims
     size = info.batch_size
@@ -157,7 +161,7 @@ def _linear_forward(ops, info, in_dims, input, weight, bias, activation):
         weight, bias = _fold(weight, of_weight, 0, size), _fold(bias, of_bias, 0, size)
         output = ops.linear_forward(input, weight, bias, activation)
         return output.unflatten(-1, (size, output.shape[-1] // size)), output.dim() - 1
-    output = torch.matmul(_rows(input, of_input), _first(weight, of_weight).mT)
+    output = _product(ops, _rows(input, of_input), _first(weight, of_weight).mT)
     if bias is not None:
         output = output + (bias if of_bias is None else _first(bias, of_bias).unsqueeze(1))
     output = {"none": lambda x: x, "relu": torch.relu, "sigmoid": torch.sigmoid}[activation](output)
@@ -169,7 +173,7 @@ def _linear_backward_input(ops, info, in_dims, grad_output, weight, column_major
     of_grad, of_weight, _ = in_dims
     if of_weight is None:
         return ops.linear_backward_input(grad_output.movedim(of_grad, 0), weight, False), 0
-    grad_input = torch.matmul(_rows(grad_output, of_grad), _first(weight, of_weight))
+    grad_input = _product(ops, _rows(grad_output, of_grad), _first(weight, of_weight))
     shape = _first(grad_output, of_grad).shape[(of_grad is not None) : -1]
     return grad_input.reshape(info.batch_size, *shape, grad_input.shape[-1]), 0
 
@@ -179,13 +183,29 @@ def _linear_backward_weight(ops, info, in_dims, grad_output, input, column_major
     if of_input is None:
         grad_weight = ops.linear_backward_weight(_beside(grad_output, of_grad), input, False)
         return _unfold(grad_weight, 0, info.batch_size), 0
-    return torch.matmul(_rows(grad_output, of_grad).mT, _rows(input, of_input)), 0
+    return _product(ops, _rows(grad_output, of_grad).mT, _rows(input, of_input)), 0
 
 
 def _linear_backward_bias(ops, info, in_dims, grad_output):
     return _unfold(ops.linear_backward_bias(_beside(grad_output, in_dims[0])), 0, info.batch_size), 0
 
 
+def _matmul(ops, info, in_dims, left, right, addend, beta, alpha, column_major):
+    tensors, own = (left, right, addend), in_dims[:3]
+    ranks = [0 if t is None else t.dim() - (dim is not None) for t, dim in zip(tensors, own, strict=True)]
+
+    def samples_first(tensor, dim, rank):
+        """With the samples in front of all dimensions that any of the tensors has."""
+        if dim is None:
+            return tensor
+        tensor = tensor.movedim(dim, 0)
+        return tensor.reshape(tensor.shape[0], *(1,) * (max(ranks) - rank), *tensor.shape[1:])
+
+    tensors = map(samples_first, tensors, own, ranks)
+    return ops.matmul(*tensors, beta, alpha, False), 0
+
+
+_library.vmap("matmul", _matmul)
 _library.vmap("avg_pool2d", _avg_pool2d)
 _library.vmap("avg_pool2d_backward", _avg_pool2d_backward)
 _library.vmap("max_pool2d", _max_pool2d)

@@ -282,8 +282,9 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
 def conv2d_unasked(input, weight, bias, stride, padding, dilation, groups, activation=None):
     """:func:`conv2d` for who has asked whether it is torch's (aside.py)."""
     _activations.check("conv2d", activation)
-    # zero channels: torch's own answer, an output without channels, is left to torch
+    # zero channels: torch's own answer, an output without channels, is left to torch; as is what is no tensor
     served = input.dtype in SUPPORTED and not (input.dim() > 2 and input.shape[-3] == 0)
+    served = served and isinstance(weight, torch.Tensor)
     ops = backend.ops_for(input, "conv2d") if served else None
     if ops is None:
         return _by_torch(input, weight, bias, stride, padding, dilation, groups, activation)

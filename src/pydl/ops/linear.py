@@ -67,10 +67,10 @@ def _(grad_output):
     return grad_output.new_empty(grad_output.shape[-1])
 
 
-SIZE_ONE_COUNTS = release(torch.__version__) < (2, 14)  # see _lies_in_columns
+SIZE_ONE_COUNTS = release(torch.__version__) < (2, 14)  # see lies_in_columns
 
 
-def _lies_in_columns(input, weight, bias):
+def lies_in_columns(input, weight, bias):
     """Whether torch lays the input's gradient in columns: that of a matrix whose columns lie one after another.
 
     More dimensions than two are a matrix where one stride leads through all rows. Where the weight needs no gradient,
@@ -98,7 +98,7 @@ def _layouts(input, weight, bias):
     weight lie one after another without a gap. The gradient of any other weight, a slice or a transpose, is row-major
     in the transpose, and column-major in the weight's own shape.
     """
-    return _lies_in_columns(input, weight, bias), weight.stride() != (weight.shape[1], 1)
+    return lies_in_columns(input, weight, bias), weight.stride() != (weight.shape[1], 1)
 
 
 def _forward_context(ctx, inputs, output):

@@ -24,13 +24,43 @@ def _max_pool2d_with_indices(
     return functional.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
+def _product(name):
+    """Torch's product ``name`` by ours, in the forms that ours has; others (``out_dtype``) are its own.
+
+    Args:
+        name: of the function, in torch and in ``pydl.functional``, and of the method of tensors.
+
+    Returns:
+        A dict of torch's callables and what serves them.
+    """
+    ours = getattr(functional, name)
+    code = ours.__code__
+    count, names = code.co_argcount, frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+    def serving(torchs):
+        def served(*args, **kwargs):
+            if len(args) > count or not kwargs.keys() <= names:
+                return torchs(*args, **kwargs)
+            return ours(*args, **kwargs)
+
+        return served
+
+    return {torchs: serving(torchs) for torchs in (getattr(torch, name), getattr(torch.Tensor, name))}
+
+
 _OURS = {call: getattr(functional, rule.name) for rule in RULES if rule.ours is not None for call in rule.calls}
 # those whose arguments come in another order
 _OURS |= {torch.batch_norm: _batch_norm, torch.dropout: _dropout, F.max_pool2d_with_indices: _max_pool2d_with_indices}
+for _name in ("matmul", "mm", "bmm", "addmm", "baddbmm"):
+    _OURS |= _product(_name)
+_OURS[torch.linalg.matmul] = _OURS[torch.matmul]  # X @ W is Tensor.matmul
 
 
 class swapped(TorchFunctionMode):
     """Serves ``torch.nn.functional``'s (and torch's own) ``cross_entropy, conv2d, max_pool2d, ...`` by pydl.
+
+    Products of matrices are among them, however they are written: ``X @ W``, ``torch.matmul``, ``X.mm(W)``,
+    ``torch.bmm``, ``torch.addmm``.
 
     Inside the block, in this thread, whoever calls them: a loss that is a plain function, or the modules of a model
     that was not swapped. Results are those of ``pydl.functional``; nothing is fused. The backward is ours wherever it

@@ -13,7 +13,7 @@
 // These two run the same tiles (tiles.cpp): kTilePixels neighbouring pixels of a row share
 // weights and loads. A tile gets its pixels as lists of pointers, one list per kernel row that lies on the
 // image; what lies beside the image points to a row of zeros, and results beside it to a place that nobody
-// reads. The input gradient is the same gather from the gradient, so nothing is ever padded.
+// reads. The input gradient reads the gradient in the same way, so nothing is ever padded.
 #pragma once
 
 #include "kernels/cpu/base/activation.h"
@@ -30,18 +30,18 @@ static constexpr int kTilePixels = 4;  // 4, 6 and 1 of 16
 #endif
 
 // How the pixels of a tile read their sources, of which a kernel row has `sources()`.
-//   gather: pixel i, tap t reads source i * step + t
-//   spread: stride 2 backward; pixels 2i and 2i + 1 read the gradients that their even and odd taps reach
+//   strided: pixel i, tap t reads source i * step + t
+//   transposed: stride 2 backward; pixels 2i and 2i + 1 read the gradients that their even and odd taps reach
 //   any:    pixel i, tap t reads source t * kTilePixels + i
 struct TileShape {
-  enum Pattern { gather, spread, any } pattern;
+  enum Pattern { strided, transposed, any } pattern;
   int64_t taps, step;
 
   int64_t sources() const {
-    if (pattern == gather) return (kTilePixels - 1) * step + taps;
-    return pattern == spread ? kTilePixels + (taps + 1) / 2 - 1 : kTilePixels * taps;
+    if (pattern == strided) return (kTilePixels - 1) * step + taps;
+    return pattern == transposed ? kTilePixels + (taps + 1) / 2 - 1 : kTilePixels * taps;
   }
-  int64_t results() const { return pattern == spread ? 2 * kTilePixels : kTilePixels; }
+  int64_t results() const { return pattern == transposed ? 2 * kTilePixels : kTilePixels; }
 };
 
 // One tile: `results` pixels of all channels. Blocks are vectors of channels; the last one overlaps its
@@ -90,7 +90,7 @@ static PYDL_INLINE void finish_tile(const Tile<T>& tile, const vec<acc_t<T>> (&s
     store(tile.results[i] + c, activate<A>(load(some + i * lanes<A>), tile.activation));
 }
 
-// The tile of the forward pass and the input gradient, and that of the weight gradient (gather and any).
+// The tile of the forward pass and the input gradient, and that of the weight gradient (strided and any).
 template <class T>
 RunTile<T> depthwise_tile(const TileShape& shape);
 template <class T>

@@ -21,7 +21,7 @@ PYDL_INLINE mask<A> group_lanes(int64_t inputs) {
 }
 
 template <class T, int kTaps, int kStep>
-void gather_tile(const Tile<T>& tile) {
+void strided_tile(const Tile<T>& tile) {
   using A = acc_t<T>;
   const mask<A> first = group_lanes<A>(tile.inputs);
   each_block(tile, [&](int64_t c, int64_t block) PYDL_INLINE_LAMBDA {
@@ -51,7 +51,7 @@ void gather_tile(const Tile<T>& tile) {
 
 // Result u of the padded image, u = 2a + b, is reached by taps t = b + 2j from gradient a - j.
 template <class T, int kTaps>
-void spread_tile(const Tile<T>& tile) {
+void transposed_tile(const Tile<T>& tile) {
   using A = acc_t<T>;
   constexpr int kEven = (kTaps + 1) / 2, kOdd = kTaps / 2;
   const mask<A> first = group_lanes<A>(tile.inputs);
@@ -166,8 +166,8 @@ void any_weight_tile(const Tile<T>& tile) {
 
 template <class T>
 RunTile<T> grouped_tile(const TileShape& s) {
-  if (s.pattern == TileShape::gather) return s.step == 1 ? &gather_tile<T, 3, 1> : &gather_tile<T, 3, 2>;
-  if (s.pattern == TileShape::spread) return &spread_tile<T, 3>;
+  if (s.pattern == TileShape::strided) return s.step == 1 ? &strided_tile<T, 3, 1> : &strided_tile<T, 3, 2>;
+  if (s.pattern == TileShape::transposed) return &transposed_tile<T, 3>;
   return &any_tile<T>;
 }
 

@@ -3,15 +3,12 @@
 // The weight gradient's rows are cut into a fixed number of parts, whose sums are added in order.
 #include "kernels/cpu/base/tasks.h"
 #include "kernels/cpu/conv2d/depthwise/rows.h"
+#include "kernels/machine.h"
 
 namespace pydl::cpu::PYDL_ISA::depthwise {
 namespace {
 
-constexpr int64_t kMaxParts = 16;          // of the rows, for the weight gradient
-constexpr int64_t kStreamBytes = 8 << 20;  // of results, from which on they are written past the caches
-// Of input and output together, from which on rows are asked for ahead: beyond the last-level cache the
-// hardware loses the many streams of a tile; within it, asking costs 5 %.
-constexpr int64_t kPrefetchBytes = 32 << 20;
+constexpr int64_t kMaxParts = 16;  // of the rows, for the weight gradient
 
 template <class T>
 struct Pixels {
@@ -32,7 +29,8 @@ struct Pixels {
   bool prefetch() const {
     const int64_t pixels = p.in_height * p.in_width + p.out_height * p.out_width;
     const int64_t bytes = p.batch * channels * pixels * static_cast<int64_t>(sizeof(T));
-    return bytes > kPrefetchBytes && p.input_stride[2] == p.in_width * channels &&
+    // beyond the last-level cache the hardware loses the many streams of a tile; within it, a prefetch costs 5 %
+    return bytes > last_level_bytes() && p.input_stride[2] == p.in_width * channels &&
            p.output_stride[2] == p.out_width * channels;
   }
   int64_t slot_bytes() const { return RowRunner<T>::bytes(plan, p.kernel_height, channels); }
@@ -51,7 +49,7 @@ bool aligned(const T* data, const int64_t* stride, int64_t channels) {
 }
 
 template <class T>
-void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+void convolve(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
   const Pixels<T> s(p, pass);
@@ -77,9 +75,10 @@ void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   const int64_t height = backward ? p.in_height : p.out_height, rows = p.batch * height;
   const int64_t threads = workers_for(parallel, rows);
   const int64_t result_bytes = rows * s.plan.width * s.channels * static_cast<int64_t>(sizeof(T));
+  // half of the usual, since the input is read more than once, row by row, and wants to stay;
   // not for the interleaved results of stride 2 backward, where it was twice as slow
-  const bool stream = s.plan.shape.pattern != TileShape::spread && result_bytes >= kStreamBytes &&
-                      aligned(to, to_stride, s.channels);
+  const bool stream = s.plan.shape.pattern != TileShape::transposed &&
+                      result_bytes >= least_streamed_bytes() / 2 && aligned(to, to_stride, s.channels);
   Tasks shares(threads, rows);
   parallel(threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) {
@@ -166,7 +165,7 @@ int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
 void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
-    pass == Conv2dPass::backward_weight ? weight<T>(p, parallel) : gather<T>(p, pass, parallel);
+    pass == Conv2dPass::backward_weight ? weight<T>(p, parallel) : convolve<T>(p, pass, parallel);
   });
 }
 

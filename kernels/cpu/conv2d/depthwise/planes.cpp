@@ -108,8 +108,8 @@ struct Shared {
 
 // One strip of one block of one image.
 template <class T>
-void gather_strip(const Planes<T>& s, int64_t image, int64_t b, Range rows, const acc_t<T>* weights,
-                  RowRunner<acc_t<T>>& runner, acc_t<T>* source, acc_t<T>* result) {
+void convolve_strip(const Planes<T>& s, int64_t image, int64_t b, Range rows, const acc_t<T>* weights,
+                    RowRunner<acc_t<T>>& runner, acc_t<T>* source, acc_t<T>* result) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
   const Conv2dParams& p = s.p;
@@ -138,7 +138,7 @@ void gather_strip(const Planes<T>& s, int64_t image, int64_t b, Range rows, cons
 }
 
 template <class T>
-void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+void convolve(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
   const Planes<T> s(p, pass);
@@ -170,8 +170,8 @@ void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
       A* result = own.take<A>(s.max_rows * s.plan.width * all);
       for (int64_t i; (i = shares.take(slot)) >= 0;) {
         const int64_t b = i / s.strips % s.blocks;
-        gather_strip(s, i / s.strips / s.blocks, b, s.rows_of(i % s.strips), shared.weights + b * s.block,
-                     runner, source, result);
+        convolve_strip(s, i / s.strips / s.blocks, b, s.rows_of(i % s.strips), shared.weights + b * s.block,
+                       runner, source, result);
       }
     }
   });
@@ -254,7 +254,7 @@ int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
 void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
-    pass == Conv2dPass::backward_weight ? weight<T>(p, parallel) : gather<T>(p, pass, parallel);
+    pass == Conv2dPass::backward_weight ? weight<T>(p, parallel) : convolve<T>(p, pass, parallel);
   });
 }
 

@@ -110,8 +110,8 @@ void plane_stride2(const T* in, int64_t in_row, int64_t in_width, int64_t in_hei
 
 // The input gradient of stride 2: gradient columns j and j + 1 give input columns 2j and 2j + 1, rows alike.
 template <class T>
-void plane_spread(const T* grad, int64_t grad_row, int64_t grad_width, int64_t grad_height,
-                  const acc_t<T>* weights, const Target<T> to) {
+void plane_transposed(const T* grad, int64_t grad_row, int64_t grad_width, int64_t grad_height,
+                      const acc_t<T>* weights, const Target<T> to) {
   using A = acc_t<T>;
   const Kernel<A> k(weights);
   constexpr int64_t all = lanes<A>;
@@ -197,7 +197,7 @@ void load_kernel(const Conv2dParams& p, int64_t channel, bool turned, A* w) {
 }
 
 template <class T>
-void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+void convolve(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   using A = acc_t<T>;
   const bool forward = pass == Conv2dPass::forward;
   parallel(p.batch * p.groups, 4, [&](int64_t first, int64_t last) {
@@ -221,7 +221,7 @@ void gather(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
       } else {
         const Target<T> to = {in, p.input_stride[2], p.in_width, p.in_height, A(0), Activation::none, false};
         p.stride_width == 1 ? plane_stride1<T>(out, p.output_stride[2], w, to)
-                            : plane_spread<T>(out, p.output_stride[2], p.out_width, p.out_height, w, to);
+                            : plane_transposed<T>(out, p.output_stride[2], p.out_width, p.out_height, w, to);
       }
     }
   });
@@ -266,7 +266,7 @@ int64_t scratch(const Conv2dParams&, Conv2dPass, int64_t) { return 0; }
 void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
-    pass == Conv2dPass::backward_weight ? weight<T>(p, parallel) : gather<T>(p, pass, parallel);
+    pass == Conv2dPass::backward_weight ? weight<T>(p, parallel) : convolve<T>(p, pass, parallel);
   });
 }
 

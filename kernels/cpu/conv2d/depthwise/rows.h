@@ -22,7 +22,7 @@ static PYDL_INLINE int64_t tap_output(int64_t in, int64_t t, int64_t stride, int
   return scaled >= 0 && scaled % stride == 0 && scaled / stride < size ? scaled / stride : -1;
 }
 
-// The columns of a pass. "Source" is what is gathered from: the input, or the gradient for the input
+// The columns of a pass. "Source" is what is read: the input, or the gradient for the input
 // gradient.
 struct RowPlan {
   const Conv2dParams& p;
@@ -38,8 +38,8 @@ struct RowPlan {
                           (step == 1 || step == 2) && p.dilation_width == 1;
     turned = backward && unrolled && step == 1;
     shape = {!unrolled               ? TileShape::any
-             : backward && step == 2 ? TileShape::spread
-                                     : TileShape::gather,
+             : backward && step == 2 ? TileShape::transposed
+                                     : TileShape::strided,
              taps, step};
     width = backward ? p.in_width : p.out_width;
     source_width = backward ? p.out_width : p.in_width;
@@ -48,7 +48,8 @@ struct RowPlan {
   }
   // The column of result i of a tile; it may lie beside the image.
   int64_t result(int64_t tile, int64_t i) const {
-    if (shape.pattern == TileShape::spread) return 2 * (p.pad_left / 2 + tile * kTilePixels) - p.pad_left + i;
+    if (shape.pattern == TileShape::transposed)
+      return 2 * (p.pad_left / 2 + tile * kTilePixels) - p.pad_left + i;
     return tile * kTilePixels + i;
   }
   // The column of source j of a tile, or -1.
@@ -60,7 +61,7 @@ struct RowPlan {
       return backward ? tap_output(x, t, p.stride_width, p.pad_left, p.dilation_width, source_width)
                       : tap_input(x, t, p.stride_width, p.pad_left, p.dilation_width, source_width);
     }
-    if (shape.pattern == TileShape::spread)
+    if (shape.pattern == TileShape::transposed)
       column = p.pad_left / 2 + first - ((shape.taps + 1) / 2 - 1) + j;
     else
       column = first * shape.step + j - (turned ? shape.taps - 1 - p.pad_left : p.pad_left);

@@ -8,7 +8,7 @@ namespace {
 constexpr int kP = kTilePixels;
 
 template <class T, int kTaps, int kStep>
-void gather_tile(const Tile<T>& tile) {
+void strided_tile(const Tile<T>& tile) {
   using A = acc_t<T>;
   each_block(tile, [&](int64_t c, int64_t block) PYDL_INLINE_LAMBDA {
     const vec<A> bias = tile.bias ? load(tile.bias + block) : vec<A>{};
@@ -34,7 +34,7 @@ void gather_tile(const Tile<T>& tile) {
 
 // Result u of the padded image, u = 2a + b, is reached by taps t = b + 2j from gradient a - j.
 template <class T, int kTaps>
-void spread_tile(const Tile<T>& tile) {
+void transposed_tile(const Tile<T>& tile) {
   using A = acc_t<T>;
   constexpr int kEven = (kTaps + 1) / 2, kOdd = kTaps / 2;
   each_block(tile, [&](int64_t c, int64_t block) PYDL_INLINE_LAMBDA {
@@ -130,20 +130,20 @@ void any_weight_tile(const Tile<T>& tile) {
 
 template <class T>
 RunTile<T> depthwise_tile(const TileShape& s) {
-  if (s.pattern == TileShape::gather && s.step == 1) {
-    if (s.taps == 3) return &gather_tile<T, 3, 1>;
-    if (s.taps == 5) return &gather_tile<T, 5, 1>;
-    return &gather_tile<T, 7, 1>;
+  if (s.pattern == TileShape::strided && s.step == 1) {
+    if (s.taps == 3) return &strided_tile<T, 3, 1>;
+    if (s.taps == 5) return &strided_tile<T, 5, 1>;
+    return &strided_tile<T, 7, 1>;
   }
-  if (s.pattern == TileShape::gather) {
-    if (s.taps == 3) return &gather_tile<T, 3, 2>;
-    if (s.taps == 5) return &gather_tile<T, 5, 2>;
-    return &gather_tile<T, 7, 2>;
+  if (s.pattern == TileShape::strided) {
+    if (s.taps == 3) return &strided_tile<T, 3, 2>;
+    if (s.taps == 5) return &strided_tile<T, 5, 2>;
+    return &strided_tile<T, 7, 2>;
   }
-  if (s.pattern == TileShape::spread) {
-    if (s.taps == 3) return &spread_tile<T, 3>;
-    if (s.taps == 5) return &spread_tile<T, 5>;
-    return &spread_tile<T, 7>;
+  if (s.pattern == TileShape::transposed) {
+    if (s.taps == 3) return &transposed_tile<T, 3>;
+    if (s.taps == 5) return &transposed_tile<T, 5>;
+    return &transposed_tile<T, 7>;
   }
   return &any_tile<T>;
 }

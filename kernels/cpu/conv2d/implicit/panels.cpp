@@ -1,6 +1,6 @@
 // Implicit GEMM for the forward pass and the input gradient.
 //
-// Both are the same problem: every pixel of a result gathers a window of another tensor, and a small matrix
+// Both are the same problem: every pixel of a result reads a window of another tensor, and a small matrix
 // of weights turns the window into the pixel's channels. The input gradient with stride s splits into s * s
 // such problems, one per phase of the pixel grid: within a phase every pixel is reached by the same taps, one
 // step apart.
@@ -40,7 +40,7 @@ PYDL_INLINE void finish(const A* from, T* to, int64_t stride, int64_t count, con
 
 // A finished tile goes out: `runs` are the pixels of its columns (or rows), m0 its first channel.
 template <class T, class A>
-void finish_tile(const Gather<T>& g, bool by_channel, const A* tile, int64_t group, int64_t m0,
+void finish_tile(const WindowProduct<T>& g, bool by_channel, const A* tile, int64_t group, int64_t m0,
                  int64_t channels, const Run* runs, int64_t n_runs) {
   T* base = g.result + group * g.result_group + m0 * g.result_stride[1];
   const T* bias = g.bias ? g.bias + group * g.channels + m0 : nullptr;
@@ -62,7 +62,7 @@ void finish_tile(const Gather<T>& g, bool by_channel, const A* tile, int64_t gro
 // Asks for the lines that finish_tile will write, before the product that takes its time: stores that miss
 // would hold up the next one.
 template <class T>
-void fetch_tile(const Gather<T>& g, bool by_channel, int64_t group, int64_t m0, int64_t channels,
+void fetch_tile(const WindowProduct<T>& g, bool by_channel, int64_t group, int64_t m0, int64_t channels,
                 const Run* runs, int64_t n_runs) {
   constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
   T* base = g.result + group * g.result_group + m0 * g.result_stride[1];
@@ -97,7 +97,7 @@ void pack_lines(const Windows<T>& w, const Run* runs, const int64_t* first_run, 
 
 // Pixels [begin, begin + count) of one group.
 template <class T, class A>
-void run_task(const Gather<T>& g, const Plan<A>& plan, const A* packed, int64_t group, int64_t begin,
+void run_task(const WindowProduct<T>& g, const Plan<A>& plan, const A* packed, int64_t group, int64_t begin,
               int64_t count, Pieces scratch) {
   Windows<T> windows = g.windows;
   windows.data += group * g.window_group;
@@ -160,7 +160,7 @@ void run_task(const Gather<T>& g, const Plan<A>& plan, const A* packed, int64_t 
 }
 
 template <class T>
-void run_gather(const Gather<T>& g, void* scratch, const Parallel& parallel) {
+void run_product(const WindowProduct<T>& g, void* scratch, const Parallel& parallel) {
   using A = acc_t<T>;
   if (g.pixels() == 0 || g.channels == 0) return;
   const Plan<A> plan = plan_of(g);
@@ -198,7 +198,7 @@ int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
 }
 
 void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  each_problem(p, pass, [&](const auto& g) { run_gather(g, p.scratch, parallel); });
+  each_problem(p, pass, [&](const auto& g) { run_product(g, p.scratch, parallel); });
 }
 
 }  // namespace panels

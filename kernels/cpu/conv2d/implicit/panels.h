@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/cpu/base/simd_transpose.h"
-#include "kernels/cpu/conv2d/implicit/gather.h"
+#include "kernels/cpu/conv2d/implicit/window_product.h"
 #include "kernels/cpu/gemm/panel.h"
 
 namespace pydl::cpu::PYDL_ISA::implicit {
@@ -36,7 +36,7 @@ struct Plan {
   }
   // A 1x1 kernel of stride 1 over planes without gaps.
   template <class T>
-  bool by_pixel_lines(const Gather<T>& g) const {
+  bool by_pixel_lines(const WindowProduct<T>& g) const {
     const Axis &y = g.windows.y, &x = g.windows.x;
     return !by_channel && g.windows.stride[3] == 1 && y.taps == 1 && x.taps == 1 && y.step == 1 &&
            x.step == 1 && y.first == 0 && x.first == 0 && y.out_size <= y.in_size && x.out_size <= x.in_size;
@@ -60,14 +60,14 @@ struct Plan {
 };
 
 template <class T>
-Plan<acc_t<T>> plan_of(const Gather<T>& g) {
+Plan<acc_t<T>> plan_of(const WindowProduct<T>& g) {
   return {g.channels_contiguous(), g.windows.depth(), g.channels, g.pixels()};
 }
 
 // Whether the weights of a channel lie without gaps, channels before taps (torch's own order) or taps before
 // channels (channels_last).
 template <class T>
-bool dense_weights(const Gather<T>& g, bool taps_first) {
+bool dense_weights(const WindowProduct<T>& g, bool taps_first) {
   const int64_t x_taps = g.windows.x.taps, taps = g.windows.y.taps * x_taps, channels = g.windows.channels;
   const int64_t tap = taps_first ? channels : 1;
   return (channels == 1 || g.weight_channel == (taps_first ? 1 : taps)) &&
@@ -77,8 +77,8 @@ bool dense_weights(const Gather<T>& g, bool taps_first) {
 // All panels of one tile of `count` channels, from weights without gaps: squares are transposed in registers.
 // Copied one by one, 512 × 256 × 3 × 3 weights cost a third of a convolution with few pixels.
 template <class T, class A>
-void pack_dense_tile(const Gather<T>& g, const Plan<A>& plan, const T* from, bool taps_first, int64_t count,
-                     A* panel, int64_t panel_stride) {
+void pack_dense_tile(const WindowProduct<T>& g, const Plan<A>& plan, const T* from, bool taps_first,
+                     int64_t count, A* panel, int64_t panel_stride) {
   constexpr int64_t all = lanes<A>;
   const int64_t taps = g.windows.y.taps * g.windows.x.taps, channels = g.windows.channels,
                 unit = plan.weight_unit();
@@ -105,7 +105,7 @@ void pack_dense_tile(const Gather<T>& g, const Plan<A>& plan, const T* from, boo
 
 // panel[k][channel], weight_unit() apart; channels beyond the last read as zero.
 template <class T, class A>
-void pack_weights(const Gather<T>& g, const Plan<A>& plan, A* packed, const Parallel& parallel) {
+void pack_weights(const WindowProduct<T>& g, const Plan<A>& plan, A* packed, const Parallel& parallel) {
   const int64_t panels = g.groups * plan.depth_blocks * plan.weight_tiles, unit = plan.weight_unit();
   const int64_t per_tile = plan.by_channel ? unit : plan.weight_rows;
   for (int order = 0; order < 2; ++order) {

@@ -34,7 +34,7 @@ struct Task {
   A* staging;
 
   T* result(int64_t m0) const {
-    const Gather<T>& g = plan.gather;
+    const WindowProduct<T>& g = plan.product;
     return g.result + group * g.result_group + m0 * g.result_stride[1];
   }
   const E* window(const Pixel& at) const {
@@ -68,7 +68,7 @@ struct Task {
   // One block of pixels of a phase, tiles [first_tile, last_tile) of channels.
   void run_block(const SlabPhase& phase, int64_t first_tile, int64_t last_tile, bool staged,
                  const Pixel* first, int64_t groups, int64_t pixels) const {
-    const Gather<T>& g = plan.gather;
+    const WindowProduct<T>& g = plan.product;
     const int64_t tile0 = group * plan.tiles + first_tile;
     WindowsBlock<E> block;
     block.pitch = view.column;
@@ -80,7 +80,7 @@ struct Task {
     block.relu = g.activation == Activation::relu;
     block.narrow = !staged && !__is_same(T, A);
     block.stream = !staged && plan.stream;
-    // Windows read where they lie are asked for a block ahead: all of them while this block is at work where
+    // Windows read where they lie are prefetched a block ahead: all of them while this block is at work where
     // they are one stretch of memory, else their beginnings, which the hardware has not seen enough of.
     const int64_t pixel_bytes = view.column * static_cast<int64_t>(sizeof(E));
     const char* next = reinterpret_cast<const char*>(window(first[0])) + groups * pixels * pixel_bytes;
@@ -104,11 +104,12 @@ struct Task {
                        row * g.result_stride[2] + column * g.result_stride[3];
       }
     }
-    int64_t asked = 0;  // bytes ahead
+    int64_t prefetched = 0;  // bytes ahead
     for (int64_t tile = first_tile; tile < last_tile; ++tile) {
-      block.ahead = asked < ahead_bytes ? next + asked : reinterpret_cast<const char*>(block.window[0]);
-      block.ahead_step = asked < ahead_bytes ? kAheadStep : 0;
-      asked += plan.segment_depth * phase.segments * kAheadStep;
+      block.ahead =
+          prefetched < ahead_bytes ? next + prefetched : reinterpret_cast<const char*>(block.window[0]);
+      block.ahead_step = prefetched < ahead_bytes ? kAheadStep : 0;
+      prefetched += plan.segment_depth * phase.segments * kAheadStep;
       gemm_windows(groups, pixels, plan.channels_of(tile), block);
       block.weights += plan.tile_elements;
       block.bias += kNr<A>;
@@ -119,7 +120,7 @@ struct Task {
 
   // A staged tile goes out; `at` is the first of its columns in the staging area.
   void finish(int64_t tile, A* at) const {
-    const Gather<T>& g = plan.gather;
+    const WindowProduct<T>& g = plan.product;
     const int64_t channels = plan.channels_of(tile), pitch = plan.staged_pitch();
     const int64_t row0 = region.row * plan.phases_y, column0 = region.column * plan.phases_x;
     const int64_t rows = min_of(staged_rows(), plan.result_height - row0),
@@ -183,7 +184,7 @@ struct Task {
 template <class T, class E>
 void run_problem(const SlabPlan<T, E>& plan, void* scratch, const Parallel& parallel) {
   using A = acc_of<E>;
-  const Gather<T>& g = plan.gather;
+  const WindowProduct<T>& g = plan.product;
   Pieces pieces{static_cast<char*>(scratch)};
   SlabPhase* phases = pieces.take<SlabPhase>(plan.n_phases());
   int64_t* offsets = pieces.take<int64_t>(plan.taps() * plan.pieces);

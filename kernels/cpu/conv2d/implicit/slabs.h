@@ -1,9 +1,10 @@
 // Sizes of implicit GEMM over slabs (slabs.cpp).
 #pragma once
 
-#include "kernels/cpu/conv2d/implicit/gather.h"
 #include "kernels/cpu/conv2d/implicit/slab.h"
+#include "kernels/cpu/conv2d/implicit/window_product.h"
 #include "kernels/cpu/gemm/panel.h"
+#include "kernels/machine.h"
 
 namespace pydl::cpu::PYDL_ISA::implicit {
 using namespace gemm;
@@ -39,8 +40,8 @@ inline int64_t pixels_per_group(int64_t columns) {
 }
 
 template <class T>
-Gather<T> backward_problem(const Conv2dParams& p) {
-  Gather<T> g = phase_problem<T>(p, 0, 0);
+WindowProduct<T> backward_problem(const Conv2dParams& p) {
+  WindowProduct<T> g = phase_problem<T>(p, 0, 0);
   g.weight = static_cast<const T*>(p.weight);
   g.weight_y = p.weight_stride[2];
   g.weight_x = p.weight_stride[3];
@@ -56,13 +57,12 @@ struct SlabPlan {
   static constexpr int64_t kStagedPixels = 1 << 10;  // at most, of a tile of results
   static constexpr int64_t kTasks = 16;              // wanted
 
-  static constexpr int64_t kStreamedBytes = 16 << 20;  // half of a last-level cache
   // of weights, at most, that pass by for each block of pixels: a share of a last-level cache
   static constexpr int64_t kTogetherBytes = 4 << 20;
 
   const Conv2dParams& p;
   bool forward;
-  Gather<T> gather;
+  WindowProduct<T> product;
   int64_t result_height, result_width, phases_y, phases_x;
   Reach y, x;
   bool direct, dense, any_staged, stream;
@@ -75,7 +75,7 @@ struct SlabPlan {
   SlabPlan(const Conv2dParams& p, bool forward)
       : p(p),
         forward(forward),
-        gather(forward ? forward_problem<T>(p) : backward_problem<T>(p)),
+        product(forward ? forward_problem<T>(p) : backward_problem<T>(p)),
         result_height(forward ? p.out_height : p.in_height),
         result_width(forward ? p.out_width : p.in_width),
         phases_y(forward ? 1 : min_of(p.stride_height, p.in_height)),
@@ -84,7 +84,7 @@ struct SlabPlan {
         x(reach(false)),
         direct(readable_in_place()),
         regions(1, 1, 1, {1, 0, 1}, {1, 0, 1}, 1, 1, 1) {
-    const Windows<T>& w = gather.windows;
+    const Windows<T>& w = product.windows;
     elements = ceil_div(w.channels, per_element<E>);
     pitch = direct ? w.stride[3] / per_element<E> : slab_pitch(elements);
     dense = forward && p.dilation_width == 1 && p.kernel_width > 1 && pitch == elements;
@@ -92,18 +92,18 @@ struct SlabPlan {
     if (!dense)
       while (elements / pieces > 192 && elements % (2 * pieces) == 0) pieces *= 2;
     segment_depth = dense ? p.kernel_width * elements : elements / pieces;
-    tiles = ceil_div(gather.channels, kNr<A>);
+    tiles = ceil_div(product.channels, kNr<A>);
     tile_elements = taps() * elements * kNr<A>;
     any_staged = staged(0) || staged(tiles - 1);
     stream = !any_staged && streams();
     const int64_t phases = phases_y * phases_x;
     int64_t pixels = max_of(14, kStagedPixels / phases);
-    const int64_t grid = gather.batch * grid_height() * grid_width();
+    const int64_t grid = product.batch * grid_height() * grid_width();
     if (direct && few_weights())  // regions without a copy only share out the work: several for each thread
       pixels = min_of(pixels, max_of(14, grid / (4 * kTasks) / 14 * 14));
     regions = cut(pixels);
-    parts = max_of(1, min_of(tiles, ceil_div(kTasks, max_of(1, gather.groups * regions.count()))));
-    if (gather.groups * regions.count() * parts < kTasks / 2 && grid > 14)
+    parts = max_of(1, min_of(tiles, ceil_div(kTasks, max_of(1, product.groups * regions.count()))));
+    if (product.groups * regions.count() * parts < kTasks / 2 && grid > 14)
       regions = cut(max_of(14, min_of(pixels, grid / kTasks)));
     together = 1;
     if (any_staged && few_weights())
@@ -112,12 +112,12 @@ struct SlabPlan {
 
   // The phase grid's axis of each phase, with the kernel taps behind it.
   PhaseAxis axis_y(int64_t phase) const {
-    return forward ? PhaseAxis{gather.windows.y, 0, 1}
+    return forward ? PhaseAxis{product.windows.y, 0, 1}
                    : phase_axis(phase, p.stride_height, p.pad_top, p.dilation_height, p.kernel_height,
                                 p.in_height, p.out_height);
   }
   PhaseAxis axis_x(int64_t phase) const {
-    return forward ? PhaseAxis{gather.windows.x, 0, 1}
+    return forward ? PhaseAxis{product.windows.x, 0, 1}
                    : phase_axis(phase, p.stride_width, p.pad_left, p.dilation_width, p.kernel_width,
                                 p.in_width, p.out_width);
   }
@@ -132,7 +132,7 @@ struct SlabPlan {
       high = max_of(high, max_of(a.first, last));
     }
     if (low > high) low = high = 0;  // no phase has taps
-    return {vertical ? gather.windows.y.step : gather.windows.x.step, low, high - low + 1};
+    return {vertical ? product.windows.y.step : product.windows.x.step, low, high - low + 1};
   }
   int64_t grid_height() const { return ceil_div(result_height, forward ? 1 : p.stride_height); }
   int64_t grid_width() const { return ceil_div(result_width, forward ? 1 : p.stride_width); }
@@ -140,7 +140,7 @@ struct SlabPlan {
   int64_t n_phases() const { return phases_y * phases_x; }
   Regions cut(int64_t pixels) const {
     auto within = [&](int64_t budget) {
-      return Regions(gather.batch, grid_height(), grid_width(), y, x, direct ? elements : pitch, budget,
+      return Regions(product.batch, grid_height(), grid_width(), y, x, direct ? elements : pitch, budget,
                      pixels);
     };
     // every region reads all weights once: where these exceed the caches, larger regions are worth windows
@@ -152,7 +152,7 @@ struct SlabPlan {
   // Channels side by side, every window inside the image, and pixels not a multiple of 4 KB apart, which
   // would all fall into one set of the first-level cache.
   bool readable_in_place() const {
-    const Windows<T>& w = gather.windows;
+    const Windows<T>& w = product.windows;
     if (!__is_same(T, E) && !__is_same(E, bf16_pair)) return false;
     for (int d = 0; d < 4; ++d)
       if (d != 1 && w.stride[d] % per_element<E> != 0) return false;
@@ -162,21 +162,21 @@ struct SlabPlan {
            x.low + x.covered(grid_width()) <= w.x.in_size;
   }
 
-  int64_t channels_of(int64_t tile) const { return min_of(kNr<A>, gather.channels - tile * kNr<A>); }
+  int64_t channels_of(int64_t tile) const { return min_of(kNr<A>, product.channels - tile * kNr<A>); }
   // Whether a tile of results has to pass through the staging area.
   bool staged(int64_t tile) const {
-    return (!__is_same(T, A) && !__is_same(E, bf16_pair)) || gather.result_stride[1] != 1 ||
-           gather.activation == Activation::sigmoid || channels_of(tile) % lanes<A> != 0;
+    return (!__is_same(T, A) && !__is_same(E, bf16_pair)) || product.result_stride[1] != 1 ||
+           product.activation == Activation::sigmoid || channels_of(tile) % lanes<A> != 0;
   }
   // Whether results are too many for the cache, and vectors of them aligned.
   bool streams() const {
     const int64_t vector = lanes<A> * static_cast<int64_t>(sizeof(T));
-    const int64_t bytes = gather.batch * result_height * result_width * gather.groups * gather.channels *
+    const int64_t bytes = product.batch * result_height * result_width * product.groups * product.channels *
                           static_cast<int64_t>(sizeof(T));
     for (int d = 0; d < 4; ++d)
-      if (d != 1 && gather.result_stride[d] % lanes<A> != 0) return false;
-    return bytes > kStreamedBytes && gather.channels % lanes<A> == 0 &&
-           reinterpret_cast<uintptr_t>(gather.result) % static_cast<uintptr_t>(vector) == 0;
+      if (d != 1 && product.result_stride[d] % lanes<A> != 0) return false;
+    return bytes > least_streamed_bytes() && product.channels % lanes<A> == 0 &&
+           reinterpret_cast<uintptr_t>(product.result) % static_cast<uintptr_t>(vector) == 0;
   }
   bool few_weights() const {
     return tiles * tile_elements * static_cast<int64_t>(sizeof(E)) <= kTogetherBytes;
@@ -184,7 +184,7 @@ struct SlabPlan {
 
   int64_t column_stride() const { return pitch; }
   int64_t row_stride() const {
-    return direct ? gather.windows.stride[2] / per_element<E> : x.covered(regions.columns) * pitch;
+    return direct ? product.windows.stride[2] / per_element<E> : x.covered(regions.columns) * pitch;
   }
 
   void list_phases(SlabPhase* phases, int64_t* offsets, int64_t* rows_of_taps) const {
@@ -225,8 +225,8 @@ struct SlabPlan {
   }
   int64_t bytes(int64_t threads) const {
     return Pieces::bytes<SlabPhase>(n_phases()) + Pieces::bytes<int64_t>(taps() * pieces) +
-           Pieces::bytes<int64_t>(taps()) + Pieces::bytes<E>(gather.groups * tiles * tile_elements) +
-           Pieces::bytes<A>(gather.groups * tiles * kNr<A>) + threads * slot_bytes();
+           Pieces::bytes<int64_t>(taps()) + Pieces::bytes<E>(product.groups * tiles * tile_elements) +
+           Pieces::bytes<A>(product.groups * tiles * kNr<A>) + threads * slot_bytes();
   }
 };
 

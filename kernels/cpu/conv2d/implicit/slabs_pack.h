@@ -24,7 +24,7 @@ void pack_weight_tile(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, c
                       E* tile) {
   using A = acc_of<E>;
   constexpr int64_t all = lanes<A>;
-  const Gather<T>& g = plan.gather;
+  const WindowProduct<T>& g = plan.product;
   const int64_t across = plan.p.kernel_width, taps = plan.taps(), channels = g.windows.channels;
   if constexpr (per_element<E> == 2) zero_elements(tile, plan.tile_elements);
   // a number per stretch of memory that one output channel's weights fill, and what lies in it
@@ -83,7 +83,7 @@ template <class T, class E>
 void pack_weights(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, E* packed, acc_of<E>* bias,
                   const Parallel& parallel) {
   using A = acc_of<E>;
-  const Gather<T>& g = plan.gather;
+  const WindowProduct<T>& g = plan.product;
   parallel(g.groups * plan.tiles, ceil_div(4096, plan.tile_elements), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t group = i / plan.tiles, m0 = i % plan.tiles * kNr<A>,

@@ -21,7 +21,7 @@
 //
 // The input gradient is the same computation on the output gradient, with the roles of the weight's channels
 // swapped and its taps read backwards, padded by taps - 1 - padding where the stride is 1
-// (schemes.h: Spread).
+// (schemes.h: Transposed).
 //
 // Never stored: padding, M of more than one panel, reordered weights or images.
 #include "kernels/conv2d.h"
@@ -140,7 +140,7 @@ void run_tiles(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel)
 // Calls body(scheme).
 template <class F>
 void with_scheme(const Conv2dParams& p, Conv2dPass pass, const F& body) {
-  if (p.stride_height == 2) return pass == Conv2dPass::forward ? body(Strided{}) : body(Spread{});
+  if (p.stride_height == 2) return pass == Conv2dPass::forward ? body(Strided{}) : body(Transposed{});
   p.kernel_height == 3 ? body(Dense<3>{}) : body(Dense<5>{});
 }
 

@@ -14,7 +14,7 @@ constexpr int kStripColumns = 58;
 // Tiles of a strip, of either side.
 template <class S>
 constexpr int kStripTiles = (kStripColumns - S::inputs(S::kSide) + S::kSide * S::kStep) /
-                            (S::kSide * (S::kStep > S::kSpread ? S::kStep : S::kSpread));
+                            (S::kSide * (S::kStep > S::kOutputStep ? S::kStep : S::kOutputStep));
 // Whether tiles of adjacent channels are read and written where they are; of bf16 and two phases, which are
 // used where the CPU has no instruction for bf16, not: less to compile.
 template <class S, class T>

@@ -60,7 +60,8 @@ __attribute__((noinline)) void put_tile(const float* from, int rows, int columns
 template <class S, class T>
 void finish(const Image& out, const void* bias_data, Activation activation, const Tiles<S>& tiles,
             int64_t begin, int64_t end, int64_t o, const float* m, int32_t* spoiled) {
-  constexpr int L = lanes<float>, kNext = S::kSide * S::kSpread, kTileFloats = S::kAlong * S::kAlong * kPanel;
+  constexpr int L = lanes<float>, kNext = S::kSide * S::kOutputStep,
+                kTileFloats = S::kAlong * S::kAlong * kPanel;
   const int64_t channels_end = min_of(o + kPanel, out.channels);
   const vec<float> least = activation == Activation::relu ? vec<float>{} : broadcast(-__builtin_inff());
   const bool in_place = kInPlace<S, T> && out.channel == 1 && activation != Activation::sigmoid;
@@ -69,12 +70,12 @@ void finish(const Image& out, const void* bias_data, Activation activation, cons
   for (int64_t index = begin; index < end;) {
     const Tile tile = tiles[index];
     const int64_t run = in_place ? 1 : min_of(min_of(tile.run, end - index), kStripTiles<S>);
-    const int64_t y = tile.y * S::kSpread, x = tile.x * S::kSpread;
-    const int64_t width = (run - 1) * kNext + tile.columns * S::kSpread;
+    const int64_t y = tile.y * S::kOutputStep, x = tile.x * S::kOutputStep;
+    const int64_t width = (run - 1) * kNext + tile.columns * S::kOutputStep;
     // of two pixels of the last position the second may lie outside
-    const int64_t rows = min_of(tile.rows * S::kSpread, out.height - y),
+    const int64_t rows = min_of(tile.rows * S::kOutputStep, out.height - y),
                   columns = min_of(width, out.width - x);
-    const bool whole = rows == tile.rows * S::kSpread && columns == width;
+    const bool whole = rows == tile.rows * S::kOutputStep && columns == width;
     for (int64_t c = o; c < channels_end; c += L) {
       const int64_t count = min_of(L, channels_end - c);
       const vec<float> bias = bias_data ? load_n(static_cast<const T*>(bias_data) + c, count) : vec<float>{};
@@ -88,7 +89,7 @@ void finish(const Image& out, const void* bias_data, Activation activation, cons
       for (int64_t t = 0; t < run; ++t)
         put_tile<S>(from + t * kTileFloats, tile.rows, tile.columns, strip + t * kNext * L, width * L, L,
                     bias, least, seen);
-      if (activation == Activation::sigmoid) sigmoid(strip, tile.rows * S::kSpread * width * L);
+      if (activation == Activation::sigmoid) sigmoid(strip, tile.rows * S::kOutputStep * width * L);
       store_strip<T>(out, tile.n, c, count, y, x, rows, columns, strip, width);
     }
     index += run;

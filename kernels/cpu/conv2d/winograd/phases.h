@@ -76,7 +76,7 @@ __attribute__((noinline)) void transform_gradient(S, const T* from, int64_t row,
 // put(i, j, vector) takes the outputs.
 template <class S, class F>
 PYDL_INLINE void transform_output(S, const float* from, int64_t stride, int rows, int columns, const F& put) {
-  constexpr int kMost = S::kSide * S::kSpread;
+  constexpr int kMost = S::kSide * S::kOutputStep;
   vec<float> half[S::kAlong][kMost];  // half[j][i]: output row i, frequency column j
   with_size<S::kSide>(rows, [&](auto size) __attribute__((always_inline)) {
     constexpr int m = decltype(size)::value;
@@ -91,14 +91,14 @@ PYDL_INLINE void transform_output(S, const float* from, int64_t stride, int rows
   });
   with_size<S::kSide>(columns, [&](auto size) __attribute__((always_inline)) {
     constexpr int m = decltype(size)::value;
-    for (int i = 0; i < rows * S::kSpread; ++i) {
+    for (int i = 0; i < rows * S::kOutputStep; ++i) {
       vec<float> d[S::kAlong], y[kMost];
 #pragma GCC unroll 9
       for (int j = 0; j < S::kAlong; ++j)
         if (S::has(j, m)) d[j] = half[j][i];
       S::template output<m>(d, y);
 #pragma GCC unroll 8
-      for (int j = 0; j < m * S::kSpread; ++j) put(i, j, y[j]);
+      for (int j = 0; j < m * S::kOutputStep; ++j) put(i, j, y[j]);
     }
   });
 }

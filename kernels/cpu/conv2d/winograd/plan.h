@@ -29,8 +29,8 @@ Problem problem_of(const Conv2dParams& p, Conv2dPass pass) {
     return {input,   output,       {p.weight, s[1], s[0], s[2], s[3], p.in_channels, p.out_channels, false},
             p.batch, p.pad_top,    p.pad_left,
             p.bias,  p.activation, p.spoiled};
-  // a position of Spread reads from its own place on where the padding is 1
-  auto pad = [](int64_t pad) { return S::kSpread == 2 ? -(pad - 1) / 2 : S::kTaps - 1 - pad; };
+  // a position of Transposed reads from its own place on where the padding is 1
+  auto pad = [](int64_t pad) { return S::kOutputStep == 2 ? -(pad - 1) / 2 : S::kTaps - 1 - pad; };
   return {output,
           input,
           {p.weight, s[0], s[1], s[2], s[3], p.out_channels, p.in_channels, true},
@@ -44,7 +44,8 @@ Problem problem_of(const Conv2dParams& p, Conv2dPass pass) {
 
 template <class S>
 Tiles<S> tiles_of(const Problem& problem) {
-  return {problem.batch, ceil_div(problem.out.height, S::kSpread), ceil_div(problem.out.width, S::kSpread)};
+  return {problem.batch, ceil_div(problem.out.height, S::kOutputStep),
+          ceil_div(problem.out.width, S::kOutputStep)};
 }
 
 // Tiles of a block when weights come last: as many floats of M for each scheme. The few tiles of a strided

@@ -9,19 +9,19 @@
 //   V   0 to 4: the even inputs at five points     5 to 8: the odd inputs
 //   U   0 to 4: (w0, w2) at the points             5: w1, which all of V's 5 to 8 are multiplied with
 //
-// Spread: its input gradient, for odd padding. Position o has two pixels: w1 g[o], and w2 g[o] + w0 g[o+1],
+// Transposed: its input gradient, for odd padding. Position o has two pixels: w1 g[o], and w2 g[o] + w0 g[o+1],
 // again F(m, 2) and a product of its own.
 //
 // A scheme has, for tiles of m positions along the dimension,
 //   - kTaps, kSide: positions of a whole tile, kAlong: V's frequencies;
 //   - inputs(m): pixels that a tile reads;
-//   - kStep, kSpread: pixels of the input and of the output to a position;
+//   - kStep, kOutputStep: pixels of the input and of the output to a position;
 //   - has(i, m): whether a tile has frequency i of V, of_weights(i): the frequency of U that goes with it;
 //   - input<m>, output<m>, weights: the transforms of pixels, products and taps;
 //   - gradient<m>, taps: those of the weight gradient, of outputs' gradients and back to taps.
 //
 // Dense's input and gradient have functions for both dimensions at once (transforms.h);
-// Spread has no weight gradient.
+// Transposed has no weight gradient.
 #pragma once
 
 #include "kernels/cpu/conv2d/winograd/points.h"
@@ -44,7 +44,8 @@ constexpr bool is_first_of_weights(int i, int j) {
 
 template <int kTapCount>
 struct Dense {
-  static constexpr int kTaps = kTapCount, kSide = kTile<kTapCount>, kAlong = kPoints, kStep = 1, kSpread = 1;
+  static constexpr int kTaps = kTapCount, kSide = kTile<kTapCount>, kAlong = kPoints, kStep = 1,
+                       kOutputStep = 1;
   static constexpr int inputs(int m) { return m + kTaps - 1; }
   static constexpr bool has(int i, int m) { return i < inputs(m); }
   static constexpr int of_weights(int i) { return i; }
@@ -71,7 +72,7 @@ struct Phases {
 };
 static_assert(Phases::of_weights(Phases::kAlong - 1) < kPoints);
 struct Strided : Phases {
-  static constexpr int kStep = 2, kSpread = 1;
+  static constexpr int kStep = 2, kOutputStep = 1;
   static constexpr int inputs(int m) { return 2 * m + 1; }
   template <int m>
   static PYDL_INLINE void input(const vec<float>* d, vec<float>* v) {
@@ -102,8 +103,8 @@ struct Strided : Phases {
     w[2] = outer[1];
   }
 };
-struct Spread : Phases {
-  static constexpr int kStep = 1, kSpread = 2;
+struct Transposed : Phases {
+  static constexpr int kStep = 1, kOutputStep = 2;
   static constexpr int inputs(int m) { return m + 1; }
   template <int m>
   static PYDL_INLINE void input(const vec<float>* d, vec<float>* v) {

@@ -67,7 +67,7 @@ PYDL_INLINE void ask_for_taps(const Weights& w, int64_t size, int64_t c, int64_t
 }
 
 // U of `count` input channels, at most 16, and a vector of output channels out of their taps, which are
-// floats by now: one function for all types. What the next 16 channels need, from (c, o) on, is asked for on
+// floats by now: one function for all types. What the next 16 channels need, from (c, o) on, is prefetched on
 // the way.
 template <class S>
 __attribute__((noinline)) void transform_taps(const float* taps, int64_t count, float* to, int64_t stride,

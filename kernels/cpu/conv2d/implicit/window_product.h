@@ -1,6 +1,6 @@
-// The problems that the gathering passes of implicit GEMM solve.
+// The products of weights and windows that the forward pass and the input gradient of implicit GEMM are.
 //
-// Forward pass and input gradient are the same problem: every pixel of a result gathers a window of another
+// Forward pass and input gradient are the same problem: every pixel of a result reads a window of another
 // tensor, and a small matrix of weights turns the window into the pixel's channels. The input gradient with
 // stride s splits into s * s such problems, one per phase of the pixel grid: within a phase every pixel is
 // reached by the same taps, one step apart.
@@ -13,9 +13,9 @@
 namespace pydl::cpu::PYDL_ISA::implicit {
 namespace {
 
-// One gather problem: `groups` times a matrix of weights over windows.
+// One of them: `groups` times a matrix of weights over windows.
 template <class T>
-struct Gather {
+struct WindowProduct {
   Windows<T> windows;  // of group 0; window_group further for each group
   int64_t window_group;
   int64_t groups, batch;
@@ -35,8 +35,8 @@ struct Gather {
 };
 
 template <class T>
-Gather<T> forward_problem(const Conv2dParams& p) {
-  Gather<T> g{};
+WindowProduct<T> forward_problem(const Conv2dParams& p) {
+  WindowProduct<T> g{};
   const int64_t channels = p.in_channels / p.groups;
   g.windows = {static_cast<const T*>(p.input),
                {p.input_stride[0], p.input_stride[1], p.input_stride[2], p.input_stride[3]},
@@ -84,12 +84,12 @@ inline PhaseAxis phase_axis(int64_t phase, int64_t stride, int64_t pad, int64_t 
 }
 
 template <class T>
-Gather<T> phase_problem(const Conv2dParams& p, int64_t phase_y, int64_t phase_x) {
+WindowProduct<T> phase_problem(const Conv2dParams& p, int64_t phase_y, int64_t phase_x) {
   const PhaseAxis y = phase_axis(phase_y, p.stride_height, p.pad_top, p.dilation_height, p.kernel_height,
                                  p.in_height, p.out_height);
   const PhaseAxis x = phase_axis(phase_x, p.stride_width, p.pad_left, p.dilation_width, p.kernel_width,
                                  p.in_width, p.out_width);
-  Gather<T> g{};
+  WindowProduct<T> g{};
   const int64_t channels = p.out_channels / p.groups;
   g.windows = {static_cast<const T*>(p.output),
                {p.output_stride[0], p.output_stride[1], p.output_stride[2], p.output_stride[3]},

@@ -1,0 +1,76 @@
+"""A training step in TensorFlow, in a process of its own: see peers.py. Keras layers under one tf.function."""
+
+import os
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from peers import serve
+
+
+def build(words, x):
+    """The layers applied to Keras' symbolic ``x``, images channels last."""
+    for kind, *options in words:
+        if kind == "conv":
+            channels, kernel, stride, padding, bias = options
+            same = stride == 1 and 2 * padding + 1 == kernel
+            if padding and not same:
+                x = layers.ZeroPadding2D(padding)(x)
+            x = layers.Conv2D(channels, kernel, stride, "same" if same else "valid", use_bias=bias)(x)
+        elif kind == "linear":
+            x = layers.Dense(options[0])(x)
+        elif kind == "batch_norm":
+            x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
+        elif kind in ("relu", "sigmoid"):
+            x = layers.Activation(kind)(x)
+        elif kind in ("max_pool", "avg_pool"):
+            kernel, stride, padding = options
+            if padding:  # behind ReLU, so that a border of zeros is no maximum
+                x = layers.ZeroPadding2D(padding)(x)
+            x = (layers.MaxPooling2D if kind == "max_pool" else layers.AveragePooling2D)(kernel, stride)(x)
+        elif kind == "flatten":
+            x = layers.Flatten()(x)
+        elif kind == "mean":
+            x = layers.GlobalAveragePooling2D()(x)
+        elif kind == "dropout":
+            x = layers.Dropout(options[0])(x)
+        elif kind == "residual":
+            x = layers.Activation("relu")(layers.Add()([build(part, x) for part in options]))
+    return x
+
+
+def make(task):
+    batch, channels, height, width = task["input"]
+    images = keras.Input((height, width, channels))
+    net = keras.Model(images, build(task["layers"], images))
+    random = np.random.default_rng(0)
+    x = tf.constant(random.standard_normal((batch, height, width, channels)), tf.float32)
+    target = tf.constant(random.integers(10, size=batch))
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            logits = net(x, training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(target, logits))
+        variables = net.trainable_variables
+        for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+            variable.assign_sub(task["learning_rate"] * gradient)
+        return loss
+
+    def steps(count):
+        begin = time.perf_counter()
+        for _ in range(count):
+            loss = step().numpy()
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"peers: expected TensorFlow's loss to be finite, got {loss}")
+        return time.perf_counter() - begin
+
+    return sum(int(np.prod(v.shape)) for v in net.trainable_variables), steps
+
+
+if __name__ == "__main__":
+    serve(make)
