@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
+from pydl._torch_range import release
 from pydl.aside import is_torchs
 from pydl.ops import _activations, _library
 
@@ -66,19 +67,23 @@ def _(grad_output):
     return grad_output.new_empty(grad_output.shape[-1])
 
 
+SIZE_ONE_COUNTS = release(torch.__version__) < (2, 14)  # see lies_in_columns
+
+
 def lies_in_columns(input, weight, bias):
     """Whether torch lays the input's gradient in columns: that of a matrix whose columns lie one after another.
 
     More dimensions than two are a matrix where one stride leads through all rows. Where the weight needs no gradient,
-    torch makes a matrix of them only if the strides of dimensions of size 1, which mean nothing, say so too (or if the
-    input is contiguous and there is a bias).
+    torch before 2.14 makes a matrix of them only if the strides of dimensions of size 1, which mean nothing, say so too
+    (or if the input is contiguous and there is a bias).
     """
     stride, size = input.stride(), input.shape
     if len(size) == 2:
         return stride == (1, size[0])
     if len(size) == 1 or stride[-1] == 1 or input.numel() == 0:
         return False
-    rows, strict = 1, not (weight.requires_grad or (bias is not None and input.is_contiguous()))
+    strict = SIZE_ONE_COUNTS and not (weight.requires_grad or (bias is not None and input.is_contiguous()))
+    rows = 1
     for d in range(len(size) - 2, -1, -1):
         if stride[d] != rows and (size[d] != 1 or strict):
             return False
