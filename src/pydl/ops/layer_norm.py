@@ -15,250 +15,10 @@ from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active, suggest_memory_format
 from pydl.aside import is_torchs
 from pydl.ops import _library
+from pydl.ops._layer_norm_autograd import layer_norm_gradients, rms_norm_gradients
+from pydl.ops._layer_norm_schema import HALF, SUPPORTED, check
 from pydl.ops._memory_format import product_strides, row_major
 from pydl.ops._options import integer, number
-
-# dims: how many of the last dimensions are normalised together. stats: float64 (2, rows), mean and 1 / deviation of
-# each row; (1, rows) for RMS norm. A gradient that is not needed comes back as an empty tensor; eps is what the
-# backward's own derivative needs beside stats.
-_library.define(
-    "layer_norm_forward",
-    "(Tensor input, Tensor? weight, Tensor? bias, int dims, float eps) -> (Tensor output, Tensor stats)",
-)
-_library.define(
-    "layer_norm_backward",
-    "(Tensor grad_output, Tensor input, Tensor stats, Tensor? weight, int dims, float eps, bool need_input, "
-    "bool need_weight, bool need_bias) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
-)
-_library.define(
-    "rms_norm_forward", "(Tensor input, Tensor? weight, int dims, float eps) -> (Tensor output, Tensor stats)"
-)
-_library.define(
-    "rms_norm_backward",
-    "(Tensor grad_output, Tensor input, Tensor stats, Tensor? weight, int dims, float eps, bool need_input, "
-    "bool need_weight) -> (Tensor grad_input, Tensor grad_weight)",
-)
-
-SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_HALF = (torch.bfloat16, torch.float16)
-
-
-def _check(op, condition, message):
-    if not condition:
-        raise RuntimeError(f"{op}: expected {message}")
-
-
-def _check_parameter(op, name, input, parameter, dims):
-    normalised = tuple(input.shape[input.dim() - dims :])
-    _check(
-        op,
-        tuple(parameter.shape) == normalised,
-        f"{name} to be of shape {normalised}, got {tuple(parameter.shape)}",
-    )
-    is_half = input.dtype in _HALF
-    _check(
-        op,
-        parameter.dtype == input.dtype or (is_half and parameter.dtype == torch.float32),
-        f"{name} to be of the dtype of input{', or float32' if is_half else ''}, "
-        f"got {parameter.dtype} and {input.dtype}",
-    )
-
-
-# ---- fakes: the checks of csrc/layer_norm.cpp once more, for tracing, which never gets there
-
-
-def _rows(input, dims):
-    rows = 1
-    for size in input.shape[: input.dim() - dims]:
-        rows = rows * size
-    return rows
-
-
-def _row_major(like):
-    return like.new_empty(like.shape)
-
-
-@_library.fake("layer_norm_forward")
-def _(input, weight, bias, dims, eps):
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
-            _check_parameter("layer_norm", name, input, parameter, dims)
-    if bias is not None:
-        like, of = (input, "input") if weight is None else (weight, "weight")
-        message = f"bias to be of the dtype of {of}, got {bias.dtype} and {like.dtype}"
-        _check("layer_norm", bias.dtype == like.dtype, message)
-    return _row_major(input), input.new_empty((2, _rows(input, dims)), dtype=torch.float64)
-
-
-@_library.fake("rms_norm_forward")
-def _(input, weight, dims, eps):
-    if weight is not None:
-        _check_parameter("rms_norm", "weight", input, weight, dims)
-    return _row_major(input), input.new_empty((1, _rows(input, dims)), dtype=torch.float64)
-
-
-def _empty_parameter(input, weight, dims, need):
-    return (input if weight is None else weight).new_empty(input.shape[input.dim() - dims :] if need else 0)
-
-
-@_library.fake("layer_norm_backward")
-def _(grad_output, input, stats, weight, dims, eps, need_input, need_weight, need_bias):
-    return (
-        _row_major(input) if need_input else input.new_empty(0),
-        _empty_parameter(input, weight, dims, need_weight),
-        _empty_parameter(input, weight, dims, need_bias),
-    )
-
-
-@_library.fake("rms_norm_backward")
-def _(grad_output, input, stats, weight, dims, eps, need_input, need_weight):
-    return (
-        _row_major(input) if need_input else input.new_empty(0),
-        _empty_parameter(input, weight, dims, need_weight),
-    )
-
-
-# ---- derivatives
-
-
-def _layer_norm_context(ctx, inputs, output):
-    input, weight, _, ctx.dims, ctx.eps = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, weight, output[1])
-
-
-def _layer_norm_gradients(ops, ctx, grad, needs):
-    """The gradients of input, weight and bias, or None."""
-    input, weight, stats = ctx.saved_tensors
-    needs_input, needs_weight, needs_bias = needs
-    to_input, to_weight, to_bias = ops.layer_norm_backward(
-        grad, input, stats, weight, ctx.dims, ctx.eps, needs_input, needs_weight, needs_bias
-    )
-    return to_input if needs_input else None, to_weight if needs_weight else None, to_bias if needs_bias else None
-
-
-def _layer_norm_backward(ops, ctx, grad, _grad_stats):
-    if grad is None:
-        return (None,) * 5
-    return *_layer_norm_gradients(ops, ctx, grad, ctx.needs_input_grad[:3]), None, None
-
-
-_library.autograd("layer_norm_forward", _layer_norm_context, _layer_norm_backward)
-
-
-def _rms_norm_context(ctx, inputs, output):
-    input, weight, ctx.dims, ctx.eps = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, weight, output[1])
-
-
-def _rms_norm_gradients(ops, ctx, grad, needs):
-    """The gradients of input and weight, or None."""
-    input, weight, stats = ctx.saved_tensors
-    to_input, to_weight = ops.rms_norm_backward(grad, input, stats, weight, ctx.dims, ctx.eps, *needs)
-    return _as_product(to_input, grad) if needs[0] else None, to_weight if needs[1] else None
-
-
-def _as_product(to_input, grad):
-    """``to_input`` with the strides that torch's has, which is a product of ``grad`` and what broadcasts to it."""
-    if (grad.is_contiguous() and 1 not in grad.shape) or functorch_active():
-        return to_input
-    strides = product_strides(grad, grad.new_empty(()))
-    if strides == to_input.stride():
-        return to_input
-    return to_input.new_empty_strided(grad.shape, strides).copy_(to_input)
-
-
-def _rms_norm_backward(ops, ctx, grad, _grad_stats):
-    if grad is None:
-        return (None,) * 4
-    return *_rms_norm_gradients(ops, ctx, grad, ctx.needs_input_grad[:2]), None, None
-
-
-_library.autograd("rms_norm_forward", _rms_norm_context, _rms_norm_backward)
-
-
-def _second_derivatives(ctx, centered, to_input, to_weight, to_bias):
-    """Of grad_output, input and weight, in torch's ops, whatever is differentiated how often.
-
-    ``to_input``, ``to_weight`` and ``to_bias`` are the gradients of the backward's results (None: none). With P the
-    projection by which layer norm takes mean and xhat out of a row, grad_input = scale P(g), and both xhat and scale
-    are functions of the input: d xhat = scale P(d input), d scale = -scale² / n xhat · d input.
-    """
-    grad, input, weight = ctx.saved_tensors
-    dims, rows = list(range(-ctx.dims, 0)), list(range(input.dim() - ctx.dims))
-    accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
-
-    def mean(t):
-        return t.mean(dims, keepdim=True)
-
-    def wide(t):
-        return None if t is None else t.to(accumulate)
-
-    def total(t):
-        return t.sum(rows) if rows else t
-
-    x, dy, w, u, v, t = map(wide, (input, grad, weight, to_input, to_weight, to_bias))
-    deviation = x - mean(x) if centered else x
-    scale = (mean(deviation.square()) + ctx.eps).rsqrt()
-    xhat = deviation * scale
-
-    def project(t):
-        t = t - xhat * mean(t * xhat)
-        return t - mean(t) if centered else t
-
-    of_grad = of_weight = of_xhat = of_scale = None
-    if u is not None:
-        g = dy if w is None else dy * w
-        of_g = scale * project(u)
-        of_grad = of_g if w is None else of_g * w
-        of_weight = total(of_g * dy)
-        along_g, along_u = mean(g * xhat), mean(u * xhat)
-        of_xhat = -scale * (u * along_g + g * along_u)
-        of_scale = mean(u * g) - along_u * along_g
-        if centered:
-            of_scale = of_scale - mean(u) * mean(g)
-    if v is not None:
-        of_grad = v * xhat if of_grad is None else of_grad + v * xhat
-        of_xhat = v * dy if of_xhat is None else of_xhat + v * dy
-    if t is not None:
-        of_grad = t.expand(grad.shape) if of_grad is None else of_grad + t
-    of_input = None if of_xhat is None else scale * project(of_xhat)
-    if of_scale is not None:
-        of_input = of_input - scale.square() * xhat * of_scale
-    found = (of_grad, of_input, of_weight)
-    asked = ctx.needs_input_grad[0], ctx.needs_input_grad[1], weight is not None and ctx.needs_input_grad[3]
-    likes = (grad, input, weight)
-    return [
-        None if result is None or not need else result.to(like.dtype)
-        for result, need, like in zip(found, asked, likes, strict=True)
-    ]
-
-
-def _backward_context(ctx, inputs, output):
-    grad, input, _, weight, ctx.dims, ctx.eps, *_ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(grad, input, weight)
-
-
-def _derivative(name, centered):
-    """Registers the derivative of a backward; the gradients of what was not needed are those of empty tensors."""
-
-    def backward(ops, ctx, *grads):
-        input = ctx.saved_tensors[1]
-        normalised = input.shape[input.dim() - ctx.dims :]
-        shapes = input.shape, normalised, normalised
-        grads = [
-            None if grad is None or grad.shape != shape else grad for grad, shape in zip(grads, shapes, strict=False)
-        ]
-        of_grad, of_input, of_weight = _second_derivatives(ctx, centered, *grads, *(None,) * (3 - len(grads)))
-        return of_grad, of_input, None, of_weight, *(None,) * (len(ctx.needs_input_grad) - 4)
-
-    _library.autograd(name, _backward_context, backward)
-
-
-_derivative("layer_norm_backward", centered=True)
-_derivative("rms_norm_backward", centered=False)
 
 
 class _Eager(torch.autograd.Function):
@@ -290,8 +50,8 @@ class _Eager(torch.autograd.Function):
 def _gradients(ops, centered, ctx, grad):
     *needs, _ = ctx.needs_input_grad
     if centered:
-        return *_layer_norm_gradients(ops, ctx, grad, needs), None
-    return *_rms_norm_gradients(ops, ctx, grad, needs[:2]), None, None
+        return *layer_norm_gradients(ops, ctx, grad, needs), None
+    return *rms_norm_gradients(ops, ctx, grad, needs[:2]), None, None
 
 
 _apply = _library.eager(_Eager)
@@ -329,7 +89,7 @@ def _dims(op, input, normalized_shape, too_few):
         if type(size) is not int and not isinstance(size, torch.SymInt):
             normalized_shape = tuple(integer(op, "normalized_shape", size, "integers") for size in normalized_shape)
             break
-    _check(op, dims > 0, "normalized_shape to be of at least one dimension, got ()")
+    check(op, dims > 0, "normalized_shape to be of at least one dimension, got ()")
     rest = input.dim() - dims
     if rest < 0 or input.shape[rest:] != tuple(normalized_shape):
         error = too_few if rest < 0 else RuntimeError
@@ -424,7 +184,7 @@ def rms_norm_unasked(input, normalized_shape, weight, eps):
 def _lies_as_torchs_alone(input, weight):
     """Whether the result's strides or dtypes are those of a product as only torch makes it."""
     mixed = weight is not None and weight.dtype != input.dtype
-    if mixed and (input.dtype not in _HALF or weight.dtype != torch.float32):
+    if mixed and (input.dtype not in HALF or weight.dtype != torch.float32):
         return True
     if input.dim() in (4, 5) and suggest_memory_format(input) is not torch.contiguous_format:
         return True
