@@ -8,6 +8,8 @@ row-major and channels_last at once, and which strides torch writes for it depen
 for float32, its own code for bfloat16).
 """
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -292,3 +294,22 @@ def test_fakes_predict_those_of_linear(layout, of_weight):
                 grads = torch.autograd.grad(output, leaves, torch.ones_like(output))
                 found.append([t.stride() for t in (output, *grads)])
             assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_linear_cross_entropy(reduction):
+    """Of input and weight in every layout of a matrix; the loss is scaled, made twice, and differentiated again."""
+    for of_input, of_weight in itertools.product(MATRICES, MATRICES):
+        tensors, target = (MATRICES[of_input](5, 4), MATRICES[of_weight](3, 4), torch.randn(3)), torch.arange(5) % 3
+        found = []
+        for ours in (True, False):
+            leaves = [t.detach().requires_grad_() for t in tensors]
+            x, w, b = leaves
+            if ours:
+                loss = PF.linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction)
+            else:
+                loss = F.cross_entropy(F.linear(x, w, b), target, reduction=reduction)
+            grads = [torch.autograd.grad(loss, leaves, torch.ones_like(loss), retain_graph=True) for _ in range(2)]
+            grads.append(torch.autograd.grad(loss, leaves, torch.ones_like(loss), create_graph=True))
+            found.append([[g.stride() for g in gs] for gs in grads])
+        assert found[0] == found[1], (of_input, of_weight)

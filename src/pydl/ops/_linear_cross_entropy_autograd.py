@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from pydl.ops import _library
 from pydl.ops._softmax_cross_entropy_autograd import differentiable_backward, kept_dtype
+from pydl.ops.linear import layouts
 
 _TENSORS = "Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, "
 _OPTIONS = "int reduction, int ignore_index, float label_smoothing, float z_loss"
@@ -118,6 +119,7 @@ def _setup_context(ctx, inputs, output):
     input, linear_weight, target, linear_bias, weight, *options, _, _ = inputs
     ctx.reduction, ctx.ignore_index, ctx.label_smoothing, ctx.z_loss = options
     _, norm, denominator, correct = output
+    ctx.layouts = layouts(input, linear_weight, linear_bias)
     ctx.mark_non_differentiable(norm, denominator, correct)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(input, linear_weight, target, linear_bias, weight, norm, denominator)
@@ -157,7 +159,15 @@ def backward(ops, ctx, grad_output, needs):
         ctx.z_loss,
         *needs,
     )
-    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+    return laid_out(ctx, (grad if need else None for grad, need in zip(grads, needs, strict=True)))
+
+
+def laid_out(ctx, grads):
+    """Gradients of input, weight and bias in the layouts that torch gives those of a linear layer (linear.py)."""
+    return tuple(
+        grad.t().contiguous().t() if in_columns and grad is not None else grad
+        for grad, in_columns in zip(grads, (*ctx.layouts, False), strict=True)
+    )
 
 
 def _differentiable(ctx, grad_output, input, linear_weight, target, linear_bias, weight, needs):
@@ -168,11 +178,12 @@ def _differentiable(ctx, grad_output, input, linear_weight, target, linear_bias,
         target = target.reshape(())
     grad, _ = differentiable_backward(ctx, grad_output, F.linear(x, w, b), target, weight, True, False)
     rows, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-    return (
+    grads = (
         (rows @ w).reshape(input.shape).to(input.dtype) if needs[0] else None,
         (rows.mT @ x).to(linear_weight.dtype) if needs[1] else None,
         rows.sum(0).to(input.dtype) if needs[2] else None,
     )
+    return laid_out(ctx, grads)
 
 
 def _refuse_double_backward(ops, ctx, *grads):

@@ -16,7 +16,7 @@ from pydl.aside import is_torchs
 from pydl.ops import _activations, _library
 
 # column_major: the columns of the result lie one after another in memory, as torch leaves some gradients: decided once,
-# by `_layouts` below, so that kernel and fake agree.
+# by `layouts` below, so that kernel and fake agree.
 _library.define("linear_forward", "(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor")
 _library.define("linear_backward_input", "(Tensor grad_output, Tensor weight, bool column_major) -> Tensor")
 _library.define("linear_backward_weight", "(Tensor grad_output, Tensor input, bool column_major) -> Tensor")
@@ -91,7 +91,7 @@ def lies_in_columns(input, weight, bias):
     return stride[-1] == rows
 
 
-def _layouts(input, weight, bias):
+def layouts(input, weight, bias):
     """Whether the gradients of input and weight are column-major, as torch's are.
 
     torch multiplies by the weight's transpose, whose gradient is column-major if it lies so itself: if the rows of the
@@ -103,7 +103,7 @@ def _layouts(input, weight, bias):
 
 def _forward_context(ctx, inputs, output):
     input, weight, bias, ctx.activation = inputs
-    ctx.layouts, ctx.input_size = _layouts(input, weight, bias), input.shape
+    ctx.layouts, ctx.input_size = layouts(input, weight, bias), input.shape
     needs_input, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(
         input if needs_weight else None,
@@ -209,7 +209,7 @@ class _EagerLinear(torch.autograd.Function):
         ctx.ops, ctx.activation = ops, activation = rest
         with below_autograd():
             output = _library.quick(ops).linear_forward(input, weight, bias, activation)
-        ctx.layouts, ctx.input_size = _layouts(input, weight, bias), input.shape
+        ctx.layouts, ctx.input_size = layouts(input, weight, bias), input.shape
         ctx.to_save = (  # what ctx.save_for_backward sets
             input if weight.requires_grad else None,
             weight if input.requires_grad else None,

@@ -15,9 +15,9 @@ from pydl import backend
 from pydl._private import alive, below_autograd, dispatch_modes, functorch_active, is_legacy_batchedtensor
 from pydl.aside import is_torchs
 from pydl.ops import _library
-from pydl.ops._linear_cross_entropy_autograd import backward, check_layer
+from pydl.ops._linear_cross_entropy_autograd import backward, check_layer, laid_out
 from pydl.ops._options import integer, number, reduction_number, switch
-from pydl.ops.linear import SUPPORTED, linear
+from pydl.ops.linear import SUPPORTED, layouts, linear
 from pydl.ops.softmax_cross_entropy import class_weight, cross_entropy
 
 _OP = "linear_cross_entropy"
@@ -243,7 +243,7 @@ class _Eager(torch.autograd.Function):
         ctx.ops, target, weight, *options = rest
         ctx.reduction, ctx.ignore_index, ctx.label_smoothing, ctx.z_loss, _, counts_correct = options
         ctx.materialize_grads = False  # what ctx.set_materialize_grads sets, as ctx.save_for_backward sets to_save
-        ctx.dtype = input.dtype
+        ctx.dtype, ctx.layouts = input.dtype, layouts(input, linear_weight, linear_bias)
         tensors = (input, linear_weight, target, linear_bias, weight)
         quick = _library.quick(ctx.ops)
         with below_autograd():
@@ -272,7 +272,8 @@ class _Eager(torch.autograd.Function):
             if math.isfinite(scale):
                 if scale != 1.0:
                     gradients = [grad.mul_(scale) for grad in gradients]
-                return *(g.to(ctx.dtype) if need else None for g, need in zip(gradients, needs, strict=True)), None
+                grads = (g.to(ctx.dtype) if need else None for g, need in zip(gradients, needs, strict=True))
+                return *laid_out(ctx, grads), None
         if torch.is_grad_enabled() or transforms:
             return *backward(ctx.ops, ctx, grad_output, needs), None
         with below_autograd():
