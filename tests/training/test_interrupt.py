@@ -17,6 +17,7 @@ def look(name, *arguments, **options):
         os.kill(os.getpid(), signal.SIGINT)
     return original(name, *arguments, **options)
 look.sent = False
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do its children
 builtins.__import__ = look
 sys.argv = {command!r}
 sys.orig_argv = ["python", *sys.argv]
