@@ -1,6 +1,7 @@
-"""What ends the command ``pydl`` while it is still importing is said as at any later moment: in a sentence.
+"""Around the import of the package: what ends it in the command, and what waits for another module's import.
 
-``pydl`` and ``python -m pydl`` import the package, and torch with it, before a line of :mod:`pydl.cli` runs.
+What ends the command ``pydl`` while it is still importing is said as at any later moment: in a sentence. ``pydl`` and
+``python -m pydl`` import the package, and torch with it, before a line of :mod:`pydl.cli` runs.
 """
 
 import os
@@ -28,3 +29,36 @@ def in_words():
         interrupted = isinstance(error, KeyboardInterrupt)
         print("pydl: interrupted" if interrupted else f"pydl: {str(error).removeprefix('pydl: ')}", file=sys.stderr)
         sys.exit(130 if interrupted else error.exit_code)
+
+
+class _When:
+    """A finder of modules that stands first until the one it waits for is executed; the other finders find that."""
+
+    def __init__(self, name, then):
+        self.name, self.then = name, then
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in others if spec is not None), None)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            self.then(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def when_imported(name, then):
+    """Calls ``then(module)`` as soon as the module ``name`` has been imported, by whomever: now, if it is there."""
+    if name in sys.modules:
+        then(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _When(name, then))

@@ -60,6 +60,35 @@ def test_import_takes_no_heavy_module_and_changes_nothing(tmp_path):
     assert found["around"] == [True, True, True]
 
 
+FORMULAS = """
+import sys
+sys.path.insert(0, sys.argv[1])  # where a Triton lies
+import importlib.util
+import torch, pydl
+assert "triton" not in sys.modules
+sys.path.pop(0)
+importlib.util.find_spec("torch.utils.flop_counter")  # who only asks where it is imports nothing
+finders = len(sys.meta_path)
+from torch.utils.flop_counter import FlopCounterMode
+assert len(sys.meta_path) == finders - 1
+with FlopCounterMode(display=False) as counter:
+    pydl.functional.linear(torch.randn(2, 3), torch.randn(4, 3))
+print(counter.get_total_flops())
+"""
+
+
+def test_formulas_of_flops_wait_for_the_counter(tmp_path):
+    """torch's counter imports Triton, where there is one; pydl does not, and its formulas are there all the same."""
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text("")
+    done = subprocess.run([sys.executable, "-c", FORMULAS, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["48"], done.stderr
+    late = FORMULAS.replace("import torch, pydl", "import torch, torch.utils.flop_counter, pydl")
+    late = late.replace("assert", "None #").replace("sys.argv[1]", "'nowhere'")  # imported before: registered at once
+    done = subprocess.run([sys.executable, "-c", late, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["48"], done.stderr
+
+
 def test_import_is_quick(tmp_path):
     """At most 0.2 s where torch takes 1.0: of the processor's time, so that a busy machine moves both alike."""
     assert min(imported(tmp_path)["share"] for _ in range(3)) < 0.2

@@ -7,8 +7,8 @@ them; torch counts nothing for theirs either.
 from math import prod
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
+from pydl._importing import when_imported
 from pydl.ops import _library, conv2d, linear, linear_cross_entropy, matmul  # noqa: F401  (which define the ops)
 
 
@@ -52,19 +52,26 @@ def _matmul(left_shape, right_shape, *_, out_shape=None, **__):
     return 2 * prod(out_shape) * left_shape[-1]
 
 
-for _namespace in _library.NAMESPACES:
-    _ops = getattr(torch.ops, _namespace)
-    register_flop_formula(_ops.conv2d_forward)(_forward)
-    register_flop_formula(_ops.conv2d_backward_input)(_backward_input)
-    register_flop_formula(_ops.conv2d_backward_weight)(_backward_weight)
-    register_flop_formula(_ops.conv2d_backward_bias)(lambda *_, **__: 0)
+def _register(counter):
+    """With ``counter``, the module torch.utils.flop_counter."""
+    formula = counter.register_flop_formula
+    for namespace in _library.NAMESPACES:
+        ops = getattr(torch.ops, namespace)
+        formula(ops.conv2d_forward)(_forward)
+        formula(ops.conv2d_backward_input)(_backward_input)
+        formula(ops.conv2d_backward_weight)(_backward_weight)
+        formula(ops.conv2d_backward_bias)(lambda *_, **__: 0)
+    ops = torch.ops.pydl
+    formula(ops.linear_forward)(_linear_forward)
+    formula(ops.linear_backward_input)(_linear_backward)
+    formula(ops.linear_backward_weight)(_linear_backward)
+    formula(ops.linear_backward_bias)(lambda *_, **__: 0)
+    formula(ops.linear_cross_entropy_forward)(_linear_cross_entropy)
+    formula(ops.linear_cross_entropy_forward_backward)(_linear_cross_entropy_with_gradients)
+    formula(ops.linear_cross_entropy_backward)(_linear_cross_entropy_backward)
+    formula(ops.matmul)(_matmul)
 
-register_flop_formula(torch.ops.pydl.linear_forward)(_linear_forward)
-register_flop_formula(torch.ops.pydl.linear_backward_input)(_linear_backward)
-register_flop_formula(torch.ops.pydl.linear_backward_weight)(_linear_backward)
-register_flop_formula(torch.ops.pydl.linear_backward_bias)(lambda *_, **__: 0)
 
-register_flop_formula(torch.ops.pydl.linear_cross_entropy_forward)(_linear_cross_entropy)
-register_flop_formula(torch.ops.pydl.linear_cross_entropy_forward_backward)(_linear_cross_entropy_with_gradients)
-register_flop_formula(torch.ops.pydl.linear_cross_entropy_backward)(_linear_cross_entropy_backward)
-register_flop_formula(torch.ops.pydl.matmul)(_matmul)
+# torch's counter imports Triton where that is installed, which takes longer than all of pydl; a FlopCounterMode copies
+# the formulas that there are when it is made
+when_imported("torch.utils.flop_counter", _register)
