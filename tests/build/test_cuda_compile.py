@@ -19,7 +19,7 @@ ALLOWED = {
     r"softmax_cross_entropy_\w+_kernelId": 32,
     r"softmax_cross_entropy_gradient_kernelIfLNS1_4ModeE1": 8,
     r"batch_norm_\w+_kernel": 16,
-    r"conv2d_gemm_kernelId": 8,
+    r"conv2d_gemm_kernelId": 16,
     r"conv2d_direct_input_kernel": 16,
 }
 SHARED_MEMORY = 48 << 10  # that every architecture gives a block without being asked
