@@ -6,10 +6,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 import torch.utils.flop_counter
 from test_matmul import make, passes
-from test_matmul import small_ones_too as small_ones_too
+from test_matmul import small_ones_too as small_ones_too  # a fixture for every test here
+from test_other_tensors import Listener, Typed
 from testing import assert_close
 from torch.func import grad, vmap
-from torch.overrides import TorchFunctionMode
 
 import pydl
 import pydl.functional as PF
@@ -248,24 +248,6 @@ def test_writes_between_forward_and_backward():
         left.add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()
-
-
-class Typed(torch.Tensor):
-    """A tensor with a type of its own."""
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        return super().__torch_function__(function, types, args, kwargs or {})
-
-
-class Listener(TorchFunctionMode):
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.calls.append(function)
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", ["matmul", "mm", "bmm", "addmm", "baddbmm"])

@@ -299,7 +299,7 @@ def test_meta_tensors_give_shapes():
     assert net[0].weight.grad.shape == (4, 3, 3, 3)
 
 
-# ---- what stands where a parameter or buffer stood: looked up past Module.__getattr__, and still found
+# ---- what stands where a parameter or buffer stood, on the instance or on the class
 
 
 def deleted_and_set(layer, name):
@@ -347,3 +347,18 @@ def test_replaced_parts(name, change):
             assert outcomes[1] is outcomes[0]
         else:
             torch.testing.assert_close(outcomes[1], outcomes[0])
+
+
+@pytest.mark.parametrize("of", [torch.nn.Linear, torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.LayerNorm])
+def test_an_attribute_of_the_class_comes_first(of, monkeypatch):
+    """``nn.Linear.bias = None`` hides the parameter of every layer; swapped ones do as torch's."""
+    arguments = {torch.nn.Conv2d: (2, 3, 3), torch.nn.BatchNorm2d: (2,)}.get(
+        of, (5, 5) if of is torch.nn.Linear else (5,)
+    )
+    layer, x = of(*arguments).eval(), torch.randn(2, 2, 5, 5)
+    torch.nn.init.ones_(layer.bias)
+    swapped = pydl.swap(copy.deepcopy(layer))
+    before = layer(x)
+    monkeypatch.setattr(of, "bias", None, raising=False)
+    torch.testing.assert_close(swapped(x), layer(x))
+    assert not torch.allclose(before, layer(x))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl.aside import Own, is_special, steps_aside
-from pydl.nn._common import _Eager, weight_and_bias
+from pydl.nn._common import _Eager
 from pydl.ops._activations import finished
 from pydl.ops.conv2d import conv2d_unasked
 
@@ -25,8 +25,7 @@ class Conv2d(_Eager, torch.nn.Conv2d):
             or steps_aside(self, Conv2d.own, F.conv2d, input)
         ):
             return finished(torch.nn.Conv2d.forward(self, input), activation)
-        weight, bias = weight_and_bias(self)
-        padding = self.padding
+        weight, bias, padding = self.weight, self.bias, self.padding
         if is_special(self, weight, bias):
             return finished(torch.nn.Conv2d._conv_forward(self, input, weight, bias), activation)
         if self.padding_mode != "zeros":

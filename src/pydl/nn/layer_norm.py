@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl.aside import Own, is_special, steps_aside
-from pydl.nn._common import _Eager, weight_and_bias
+from pydl.nn._common import _Eager
 from pydl.ops.layer_norm import layer_norm_unasked, rms_norm_unasked
 
 
@@ -19,7 +19,7 @@ class LayerNorm(_Eager, torch.nn.LayerNorm):
     def forward(self, input):
         if steps_aside(self, LayerNorm.own, F.layer_norm, input):
             return torch.nn.LayerNorm.forward(self, input)
-        weight, bias = weight_and_bias(self)
+        weight, bias = self.weight, self.bias
         if is_special(self, weight, bias):
             return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
         return layer_norm_unasked(input, self.normalized_shape, weight, bias, self.eps)

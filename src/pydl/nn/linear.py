@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl.aside import Own, is_special, steps_aside
-from pydl.nn._common import _Eager, weight_and_bias
+from pydl.nn._common import _Eager
 from pydl.ops._activations import finished
 from pydl.ops.linear import linear_unasked
 
@@ -21,7 +21,7 @@ class Linear(_Eager, torch.nn.Linear):
     def forward(self, input, *, activation=None):
         if steps_aside(self, Linear.own, F.linear, input):
             return finished(torch.nn.Linear.forward(self, input), activation)
-        weight, bias = weight_and_bias(self)
+        weight, bias = self.weight, self.bias
         if is_special(self, weight, bias):
             return finished(F.linear(input, weight, bias), activation)
         return linear_unasked(input, weight, bias, activation)

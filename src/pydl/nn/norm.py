@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl.aside import Own, is_special, steps_aside
-from pydl.nn._common import _Eager, running_statistics, weight_and_bias
+from pydl.nn._common import _Eager
 from pydl.ops._activations import finished
 from pydl.ops.batch_norm import batch_norm_unasked
 from pydl.ops.sync_batch_norm import group_of, sync_batch_norm
@@ -32,8 +32,7 @@ class _BatchNorm(_Eager):
         # Statistics that are not tracked are not handed over in training, and so cannot be written to; in eval a layer
         # without statistics normalises by its batch.
         keeps = not self.training or self.track_running_stats
-        weight, bias = weight_and_bias(self)
-        mean, var = running_statistics(self)
+        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
         by_batch = self.training or (mean is None and var is None)
         mean, var = (mean, var) if keeps else (None, None)
         if is_special(self, weight, bias, mean, var):
