@@ -112,6 +112,9 @@ class CMakeBuild(build_ext):
         super().run()
 
     def build_extension(self, ext):
+        """Both modules, with the first."""
+        if ext is not self.extensions[0]:
+            return
         if sys.platform == "win32":
             fail("Windows is not supported; use WSL 2, Linux or macOS.")
         torch = torch_folder()
@@ -132,6 +135,7 @@ class CMakeBuild(build_ext):
             *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPYDL_TORCH_DIR={torch}",
+            f"-DPYDL_TORCH_VERSION={version}",
             f"-DPYDL_PYTHON_INCLUDE={sysconfig.get_paths()['include']}",
             f"-DPYDL_OUTPUT_DIR={output.parent}",
             f"-DPYDL_EXT_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
@@ -156,7 +160,7 @@ KERNELS = ["", *(f".{name}" for name in find_packages("kernels"))]
 
 setup(
     install_requires=[torch_range.requirement_here(), "numpy", "rich>=13", "typer>=0.15"],
-    ext_modules=[Extension("pydl._C", sources=[])],
+    ext_modules=[Extension("pydl._C", sources=[]), Extension("pydl._torch", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     packages=[*find_packages("src"), *(f"pydl.kernels{name}" for name in KERNELS), "pydl.benchmarks"],
     package_dir={

@@ -200,5 +200,7 @@ PyModuleDef kModule = {PyModuleDef_HEAD_INIT,
 PyMODINIT_FUNC PyInit__C() {
   PyObject* module = PyModule_Create(&kModule);
   if (module && PyModule_AddStringConstant(module, "compiler", PYDL_COMPILER) != 0) Py_CLEAR(module);
+  if (module && PyModule_AddStringConstant(module, "torch_version", PYDL_TORCH_VERSION) != 0)
+    Py_CLEAR(module);
   return module;
 }

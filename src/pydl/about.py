@@ -9,6 +9,7 @@ from rich.table import Table
 
 import pydl
 from pydl import _C, backend, data, models
+from pydl.ops import _nodes
 
 
 def facts():
@@ -19,6 +20,7 @@ def facts():
     rows = [
         ("pydl", f"{pydl.__version__}, compiled by {_C.compiler}"),
         ("torch", torch.__version__),
+        ("calls and gradients", "in C++" if _nodes.why_not is None else f"in Python: {_nodes.why_not}"),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("instruction set", f"{chosen}{forced}; this CPU runs {', '.join(isas)}"),
         ("caches of a core", ", ".join(f"{size >> 10} KB" for size in _C.cpu_caches())),
@@ -33,7 +35,7 @@ def facts():
         ("models", ", ".join(models.names())),
         ("data sets", ", ".join(data.names())),
     ]
-    for name in ("PYDL_BACKEND", "PYDL_CPU_ISA"):
+    for name in ("PYDL_BACKEND", "PYDL_CPU_ISA", "PYDL_NODES"):
         if name in os.environ:
             rows.append((name, os.environ[name]))
     return rows

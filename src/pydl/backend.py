@@ -16,7 +16,7 @@ import torch
 
 from pydl import _C
 from pydl.errors import OptionError
-from pydl.ops import _library, _triton
+from pydl.ops import _library, _nodes, _triton
 
 NAMES = ("torch", "cpu", "cuda", "triton")
 
@@ -174,6 +174,7 @@ class use(_Switch):
     def _set(name):
         global _asked
         _asked = None if name is None else _checked(name)
+        _nodes.serve_cpu(_asked in (None, "cpu"))
 
 
 def _first_on_gpu():

@@ -1,4 +1,4 @@
-"""What a layer asks at each call before it computes (pydl.aside): each thing once.
+"""What a layer asks in Python at each call before it computes (pydl.aside): each thing once; in a plain call, nothing.
 
 Counted, not timed: a question costs 20 to 70 ns, and a machine's moods more than that. What each costs is in
 src/pydl/swapping/NOTES.md.
@@ -16,6 +16,7 @@ from torch.overrides import has_torch_function_variadic
 
 import pydl
 from pydl import _private, aside
+from pydl.ops import _nodes
 from pydl.swapping.rules import RULES
 
 CALLS = {
@@ -56,10 +57,28 @@ def questions(function, *args):
     return dict(asked)
 
 
+@pytest.fixture(params=["in C++", "in Python"])
+def quick(request):
+    """Whether plain calls take the quick way, which asks all in C++ (pydl.ops._nodes)."""
+    on = request.param == "in C++"
+    if on and _nodes.why_not is not None:
+        pytest.skip(f"pydl._torch is not used: {_nodes.why_not}")
+    _nodes.use(on)
+    yield on
+    _nodes.use(True)
+
+
+def has_quick_way(name, training=True):
+    """Whether a plain call of the layer has one."""
+    return name not in ("Dropout1d", "Dropout2d", "Dropout3d", "LinearCrossEntropyLoss", "RMSNorm") and (
+        name != "Dropout" or training
+    )
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "no_grad"])
 @pytest.mark.parametrize("of", ["swapped", "pydl.nn"])
 @pytest.mark.parametrize("name", CALLS)
-def test_a_layer_asks_each_thing_once(name, of, training):
+def test_a_layer_asks_each_thing_once(name, of, training, quick):
     build, (x, *rest) = CALLS[name]
     layer = pydl.swap(build())
     if of == "pydl.nn":
@@ -69,6 +88,9 @@ def test_a_layer_asks_each_thing_once(name, of, training):
     with torch.set_grad_enabled(training):
         layer.forward(x, *rest)
         asked = questions(layer.forward, x, *rest)  # not the call, in which torch asks for itself
+    if quick and has_quick_way(name, training):
+        assert asked == {}
+        return
     parameters = 1 if any(True for _ in layer.parameters()) else 0
     expected = {"steps_aside": 1, "exporting": 1, "tracing": 1, "types and modes": 1 + parameters}
     assert asked.pop("transforms", 0) <= 1
@@ -76,7 +98,7 @@ def test_a_layer_asks_each_thing_once(name, of, training):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_function_asks_each_thing_once(name):
+def test_a_function_asks_each_thing_once(name, quick):
     x, *rest = CALLS[name][1]
     losses = {"CrossEntropyLoss": "cross_entropy", "LinearCrossEntropyLoss": "linear_cross_entropy"}
     function = getattr(pydl.functional, LAYERS[name][2] if name in LAYERS else losses[name])
@@ -95,6 +117,9 @@ def test_a_function_asks_each_thing_once(name):
     elif "Pool" in name:
         rest = [2]
     asked = questions(function, x, *rest)
+    if quick and has_quick_way(name):
+        assert asked == {}
+        return
     assert asked.pop("transforms", 0) <= 1
     assert asked == {"is_torchs": 1, "types and modes": 1}
 

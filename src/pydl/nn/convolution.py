@@ -5,7 +5,9 @@ import torch.nn.functional as F
 
 from pydl.aside import Own, is_special, steps_aside
 from pydl.nn._common import _Eager
+from pydl.ops import _nodes
 from pydl.ops._activations import finished
+from pydl.ops._nodes import is_compiling
 from pydl.ops.conv2d import conv2d_unasked
 
 
@@ -19,11 +21,20 @@ class Conv2d(_Eager, torch.nn.Conv2d):
     own = Own(torch.nn.Conv2d, "conv2d", "_conv_forward")
 
     def forward(self, input, *, activation=None):
+        own = Conv2d.own
+        if "_conv_forward" in self.__dict__ or type(self)._conv_forward is not _CONV_FORWARD:
+            return finished(torch.nn.Conv2d.forward(self, input), activation)
         if (
-            "_conv_forward" in self.__dict__
-            or type(self)._conv_forward is not _CONV_FORWARD
-            or steps_aside(self, Conv2d.own, F.conv2d, input)
+            F.conv2d is own.function
+            and own.cls.forward is own.forward
+            and self.padding_mode == "zeros"
+            and not is_compiling()
         ):
+            options = self.stride, self.padding, self.dilation, self.groups
+            output = _nodes.conv2d(input, self.weight, self.bias, *options, activation)
+            if output is not NotImplemented:
+                return output
+        if steps_aside(self, own, F.conv2d, input):
             return finished(torch.nn.Conv2d.forward(self, input), activation)
         weight, bias, padding = self.weight, self.bias, self.padding
         if is_special(self, weight, bias):

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 
 from pydl.aside import Own, steps_aside
 from pydl.nn._common import _Eager
+from pydl.ops import _nodes
+from pydl.ops._nodes import is_compiling
 from pydl.ops.dropout import dropout_unasked
 
 
@@ -14,7 +16,13 @@ class Dropout(_Eager, torch.nn.Dropout):
     own = Own(torch.nn.Dropout, "dropout")
 
     def forward(self, input):
-        if steps_aside(self, Dropout.own, F.dropout, input):
+        own = Dropout.own
+        is_torchs = F.dropout is own.function and own.cls.forward is own.forward
+        if is_torchs and self.inplace is False and not is_compiling():
+            output = _nodes.dropout(input, self.p, self.training)
+            if output is not NotImplemented:
+                return output
+        if steps_aside(self, own, F.dropout, input):
             return torch.nn.Dropout.forward(self, input)
         return dropout_unasked("dropout", input, self.p, self.training, self.inplace)
 

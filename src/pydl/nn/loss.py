@@ -5,6 +5,8 @@ import torch.nn.functional as F
 
 from pydl.aside import Own, is_special, steps_aside
 from pydl.nn._common import _Eager
+from pydl.ops import _nodes
+from pydl.ops._nodes import is_compiling
 from pydl.ops.linear_cross_entropy import linear_cross_entropy_unasked
 from pydl.ops.softmax_cross_entropy import cross_entropy_unasked
 
@@ -15,12 +17,17 @@ class CrossEntropyLoss(_Eager, torch.nn.CrossEntropyLoss):
     own = Own(torch.nn.CrossEntropyLoss, "cross_entropy")
 
     def forward(self, input, target):
-        if steps_aside(self, CrossEntropyLoss.own, F.cross_entropy, input, target):
+        own, weight = CrossEntropyLoss.own, self.weight
+        options = self.ignore_index, self.reduction, self.label_smoothing
+        if F.cross_entropy is own.function and own.cls.forward is own.forward and weight is None and not is_compiling():
+            output = _nodes.cross_entropy(input, target, *options, 0.0)
+            if output is not NotImplemented:
+                return output
+        if steps_aside(self, own, F.cross_entropy, input, target):
             return torch.nn.CrossEntropyLoss.forward(self, input, target)
-        weight = self.weight
         if weight is not None and is_special(self, weight):
             return torch.nn.CrossEntropyLoss.forward(self, input, target)
-        return cross_entropy_unasked(input, target, weight, self.ignore_index, self.reduction, self.label_smoothing)
+        return cross_entropy_unasked(input, target, weight, *options)
 
 
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 
 from pydl.aside import Own, is_special, steps_aside
 from pydl.nn._common import _Eager
+from pydl.ops import _nodes
 from pydl.ops._activations import finished
+from pydl.ops._nodes import is_compiling
 from pydl.ops.batch_norm import batch_norm_unasked
 from pydl.ops.sync_batch_norm import group_of, sync_batch_norm
 
@@ -20,7 +22,12 @@ class _BatchNorm(_Eager):
     own = Own(torch.nn.modules.batchnorm._BatchNorm, "batch_norm")
 
     def forward(self, input, *, residual=None, activation=None):
-        if steps_aside(self, _BatchNorm.own, F.batch_norm, input, residual):
+        own = _BatchNorm.own
+        if F.batch_norm is own.function and own.cls.forward is own.forward and not is_compiling():
+            output = _quick(self, input, residual, activation)
+            if output is not NotImplemented:
+                return output
+        if steps_aside(self, own, F.batch_norm, input, residual):
             return finished(torch.nn.modules.batchnorm._BatchNorm.forward(self, input), activation, residual)
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
@@ -42,6 +49,23 @@ class _BatchNorm(_Eager):
             return finished(output, activation, residual)
         rest = (by_batch, momentum, self.eps, residual, activation, count)
         return batch_norm_unasked(input, mean, var, weight, bias, *rest)
+
+
+def _quick(layer, input, residual, activation):
+    """A plain call of a layer with running statistics, or NotImplemented: see pydl.ops._nodes."""
+    attributes = layer.__dict__
+    if type(layer)._check_input_dim not in _CHECKS or "_check_input_dim" in attributes:
+        return NotImplemented  # not to be called twice
+    mean, var, training = layer.running_mean, layer.running_var, attributes["training"]
+    if mean is None or var is None or not layer.track_running_stats:
+        return NotImplemented
+    layer._check_input_dim(input)
+    count = layer.num_batches_tracked if training else None
+    rest = training, layer.momentum, layer.eps, residual, activation, count
+    return _nodes.batch_norm(input, mean, var, layer.weight, layer.bias, *rest)
+
+
+_CHECKS = {getattr(torch.nn, f"BatchNorm{rank}d")._check_input_dim for rank in (1, 2, 3)}  # torch's
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 
 from pydl.aside import Own, steps_aside
 from pydl.nn._common import _Eager
+from pydl.ops import _nodes
+from pydl.ops._nodes import is_compiling
 from pydl.ops.softmax import log_softmax_unasked, softmax_unasked
 
 
@@ -14,7 +16,12 @@ class Softmax(_Eager, torch.nn.Softmax):
     own = Own(torch.nn.Softmax, "softmax")
 
     def forward(self, input):
-        if steps_aside(self, Softmax.own, F.softmax, input):
+        own = Softmax.own
+        if F.softmax is own.function and own.cls.forward is own.forward and not is_compiling():
+            output = _nodes.softmax(input, self.dim)
+            if output is not NotImplemented:
+                return output
+        if steps_aside(self, own, F.softmax, input):
             return torch.nn.Softmax.forward(self, input)
         return softmax_unasked(input, self.dim, 5, None)
 
@@ -25,6 +32,11 @@ class LogSoftmax(_Eager, torch.nn.LogSoftmax):
     own = Own(torch.nn.LogSoftmax, "log_softmax")
 
     def forward(self, input):
-        if steps_aside(self, LogSoftmax.own, F.log_softmax, input):
+        own = LogSoftmax.own
+        if F.log_softmax is own.function and own.cls.forward is own.forward and not is_compiling():
+            output = _nodes.log_softmax(input, self.dim)
+            if output is not NotImplemented:
+                return output
+        if steps_aside(self, own, F.log_softmax, input):
             return torch.nn.LogSoftmax.forward(self, input)
         return log_softmax_unasked(input, self.dim, 5, None)

@@ -1,5 +1,7 @@
 """The schemas, fakes and derivatives of softmax_cross_entropy's ops."""
 
+from types import SimpleNamespace
+
 import torch
 
 from pydl.ops import _library
@@ -139,6 +141,14 @@ def differentiable_backward(ctx, grad_output, input, target, weight, needs_input
     if needs_target:
         grad_target = (grad * hit * w * (lse - x)).to(target.dtype)
     return grad_input, grad_target
+
+
+def input_gradient(grad_output, input, target, reduction, ignore_index, label_smoothing, z_loss):
+    """The input's gradient of class indices without weights, for csrc/autograd: see differentiable_backward."""
+    options = SimpleNamespace(
+        reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss
+    )
+    return differentiable_backward(options, grad_output, input, target, None, True, False)[0]
 
 
 _library.autograd("softmax_cross_entropy_forward", _setup_context, backward)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library, _pool2d
+from pydl.ops import _library, _nodes, _pool2d
 from pydl.ops._memory_format import is_channels_last
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, switch
 
 # divisor: what sums are divided by, 0 for the number of pixels. channels_last is the memory format of the result:
@@ -109,9 +110,14 @@ def avg_pool2d(
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
     """
+    options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    if not is_compiling():
+        output = _nodes.avg_pool2d(input, *options)
+        if output is not NotImplemented:
+            return output
     if is_torchs(input):
-        return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return avg_pool2d_unasked(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        return F.avg_pool2d(input, *options)
+    return avg_pool2d_unasked(input, *options)
 
 
 def avg_pool2d_unasked(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):

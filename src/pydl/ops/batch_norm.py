@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active, increment_version
 from pydl.aside import is_torchs
-from pydl.ops import _activations, _library
+from pydl.ops import _activations, _library, _nodes
 from pydl.ops._batch_norm_autograd import TransformedBatchNorm, as_asked, gradients, keeps_output
 from pydl.ops._batch_norm_schema import ACTIVATIONS
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import number, switch
 
 
@@ -144,6 +145,10 @@ def batch_norm(
         RuntimeError: for parameters whose size or dtype does not fit, and for evaluation without running statistics.
     """
     rest = (training, momentum, eps, residual, activation, num_batches_tracked)
+    if not is_compiling():
+        output = _nodes.batch_norm(input, running_mean, running_var, weight, bias, *rest)
+        if output is not NotImplemented:
+            return output
     if is_torchs(input, running_mean, running_var, weight, bias, residual):
         return _by_torch(input, running_mean, running_var, weight, bias, rest)
     return batch_norm_unasked(input, running_mean, running_var, weight, bias, *rest)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _activations, _library
+from pydl.ops import _activations, _library, _nodes
 from pydl.ops._memory_format import is_channels_last, row_major
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, pair
 
 # padding is (top, bottom, left, right): "same" with an even kernel pads one more at the bottom and on the right.
@@ -274,6 +275,10 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         RuntimeError: shapes, dtypes, devices or options that do not fit.
         ValueError: an unknown activation.
     """
+    if not is_compiling():
+        output = _nodes.conv2d(input, weight, bias, stride, padding, dilation, groups, activation)
+        if output is not NotImplemented:
+            return output
     if is_torchs(input, weight, bias):
         return _by_torch(input, weight, bias, stride, padding, dilation, groups, activation)
     return conv2d_unasked(input, weight, bias, stride, padding, dilation, groups, activation)

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, dispatch_modes
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _library, _nodes
 from pydl.ops._memory_format import product_strides, row_major
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import number, switch
 
 # seed is a tensor on the input's device, so that a captured graph draws a new mask at each replay. shared_dims trailing
@@ -183,6 +184,10 @@ def dropout(input, p=0.5, training=True, inplace=False, *, seed=None):
         TypeError: when input or seed is not a tensor.
         RuntimeError: when seed is not one int64 on the input's device.
     """
+    if seed is None and inplace is False and not is_compiling():
+        output = _nodes.dropout(input, p, training)
+        if output is not NotImplemented:
+            return output
     return _ask("dropout", input, p, training, inplace, seed)
 
 

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active, suggest_memory_format
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _library, _nodes
 from pydl.ops._layer_norm_autograd import layer_norm_gradients, rms_norm_gradients
 from pydl.ops._layer_norm_schema import HALF, SUPPORTED, check
 from pydl.ops._memory_format import product_strides, row_major
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, number
 
 
@@ -119,6 +120,10 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
         RuntimeError: shapes or dtypes that do not fit.
         TypeError: ``normalized_shape`` that is no sequence of integers, ``eps`` that is no number.
     """
+    if not is_compiling():
+        output = _nodes.layer_norm(input, normalized_shape, weight, bias, eps)
+        if output is not NotImplemented:
+            return output
     if is_torchs(input, weight, bias):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
     return layer_norm_unasked(input, normalized_shape, weight, bias, eps)

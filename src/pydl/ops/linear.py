@@ -13,7 +13,8 @@ from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl._torch_range import release
 from pydl.aside import is_torchs
-from pydl.ops import _activations, _library
+from pydl.ops import _activations, _library, _nodes
+from pydl.ops._nodes import is_compiling
 
 # column_major: the columns of the result lie one after another in memory, as torch leaves some gradients: decided once,
 # by `layouts` below, so that kernel and fake agree.
@@ -269,6 +270,10 @@ def linear(input, weight, bias=None, *, activation=None):
         RuntimeError: shapes, dtypes or devices that do not fit.
         ValueError: an unknown activation.
     """
+    if not is_compiling():
+        output = _nodes.linear(input, weight, bias, activation)
+        if output is not NotImplemented:
+            return output
     if is_torchs(input, weight, bias):
         return _by_torch(input, weight, bias, activation)
     return linear_unasked(input, weight, bias, activation)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library, _pool2d
+from pydl.ops import _library, _nodes, _pool2d
 from pydl.ops._memory_format import is_channels_last
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import switch
 
 # channels_last is the memory format of the result: decided once, in `max_pool2d` below, so that kernel and fake agree.
@@ -172,6 +173,10 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
     """
+    if return_indices is False and not is_compiling():
+        output = _nodes.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+        if output is not NotImplemented:
+            return output
     if is_torchs(input):
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     return max_pool2d_unasked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)

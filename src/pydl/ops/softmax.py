@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _library, _nodes
+from pydl.ops._nodes import is_compiling
 
 _library.define("softmax_forward", "(Tensor input, Tensor? lengths) -> Tensor")
 _library.define("softmax_backward", "(Tensor grad_output, Tensor output, Tensor? lengths) -> Tensor")
@@ -173,6 +174,10 @@ def softmax(input, dim=None, _stacklevel=3, dtype=None, *, lengths=None):
         RuntimeError: lengths that do not fit.
         ValueError: lengths along another dimension than the last.
     """
+    if lengths is None and dtype is None and not is_compiling():
+        output = _nodes.softmax(input, dim)
+        if output is not NotImplemented:
+            return output
     if is_torchs(input, lengths):
         return _by_torch(input, dim, _stacklevel + 1, dtype, lengths)
     return softmax_unasked(input, dim, _stacklevel + 1, dtype, lengths)
@@ -210,6 +215,10 @@ def _by_torch(input, dim, _stacklevel, dtype, lengths):
 
 def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
     """``x - log(sum of exp(x))`` along a dimension, as :func:`torch.nn.functional.log_softmax`; see :func:`softmax`."""
+    if dtype is None and not is_compiling():
+        output = _nodes.log_softmax(input, dim)
+        if output is not NotImplemented:
+            return output
     if is_torchs(input):
         return F.log_softmax(input, dim, _stacklevel + 1, dtype)
     return log_softmax_unasked(input, dim, _stacklevel + 1, dtype)

@@ -17,7 +17,8 @@ from pydl._private import (
     reduction_names,
 )
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _library, _nodes
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, number, reduction_number
 from pydl.ops._softmax_cross_entropy_autograd import Transformable, backward, kept_dtype
 
@@ -63,6 +64,10 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = reduction_names.legacy_get_string(size_average, reduce)
     options = (ignore_index, reduction, label_smoothing, z_loss)
+    if weight is None and not is_compiling():
+        output = _nodes.cross_entropy(input, target, *options)
+        if output is not NotImplemented:
+            return output
     if is_torchs(input, target, weight):
         return _by_torch(input, target, weight, *options)
     return cross_entropy_unasked(input, target, weight, *options)

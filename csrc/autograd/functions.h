@@ -1,0 +1,19 @@
+// The functions of the module: what each takes is said above its definition. All answer as arguments.h says.
+#pragma once
+
+#include <Python.h>
+
+namespace pydl::autograd {
+
+PyObject* avg_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* batch_norm(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* conv2d(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* cross_entropy(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* dropout(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* layer_norm(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* linear(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* log_softmax(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* max_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* softmax(PyObject*, PyObject* const*, Py_ssize_t);
+
+}  // namespace pydl::autograd

@@ -1,0 +1,38 @@
+// The extension module pydl._torch: calls and C++ autograd nodes for the one version of torch that it was built with.
+#include "csrc/autograd/arguments.h"
+#include "csrc/autograd/functions.h"
+
+namespace pydl::autograd {
+namespace {
+
+// serve_cpu(on): see arguments.h.
+PyObject* python_serve_cpu(PyObject*, PyObject* on) {
+  serve_cpu(on == Py_True);
+  Py_RETURN_NONE;
+}
+
+#define PYDL_FUNCTION(name) \
+  {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(name)), METH_FASTCALL, nullptr}
+PyMethodDef functions[] = {
+    PYDL_FUNCTION(avg_pool2d),
+    PYDL_FUNCTION(batch_norm),
+    PYDL_FUNCTION(conv2d),
+    PYDL_FUNCTION(cross_entropy),
+    PYDL_FUNCTION(dropout),
+    PYDL_FUNCTION(layer_norm),
+    PYDL_FUNCTION(linear),
+    PYDL_FUNCTION(log_softmax),
+    PYDL_FUNCTION(max_pool2d),
+    PYDL_FUNCTION(softmax),
+    {"serve_cpu", python_serve_cpu, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+#undef PYDL_FUNCTION
+
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "pydl._torch", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+}  // namespace pydl::autograd
+
+PyMODINIT_FUNC PyInit__torch() { return PyModule_Create(&pydl::autograd::definition); }

@@ -1,0 +1,65 @@
+"""The quick way of a call in eager mode: ``pydl._torch``, where torch's own checks and autograd nodes are in C++.
+
+``_nodes.linear(input, weight, bias, activation)`` and its like give the result of a plain call, and ``NotImplemented``
+for every other (csrc/autograd/arguments.h says what is plain), whose caller then goes the long way, through Python's
+checks and ``autograd.Function``. Both compute the same, by the same ops; a call by Python costs three to four times as
+much. torch.compile cannot see into the quick way: who asks it asks ``is_compiling()`` first.
+
+The module needs torch's whole C++ interface, so it is loaded only beside the very torch that it was built with;
+elsewhere, and with ``PYDL_NODES=0``, every call is answered with ``NotImplemented``.
+"""
+
+import os
+
+import torch
+
+from pydl import _C
+
+NAMES = (
+    "avg_pool2d",
+    "batch_norm",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "layer_norm",
+    "linear",
+    "log_softmax",
+    "max_pool2d",
+    "softmax",
+)
+
+is_compiling = torch.compiler.is_compiling
+
+
+def _load():
+    """(the module or None, why it is not used, in words, or None)."""
+    if os.environ.get("PYDL_NODES") == "0":
+        return None, "PYDL_NODES=0"
+    if _C.torch_version != torch.__version__:
+        return None, f"built beside torch {_C.torch_version}; reinstall pydl beside this one"
+    from pydl import _torch
+
+    return _torch, None
+
+
+_module, why_not = _load()
+
+
+def _no_call(*args):
+    return NotImplemented
+
+
+def use(on):
+    """Takes the quick way from now on, or no longer; for tests and comparisons."""
+    found = _module if on else None
+    for name in NAMES:
+        globals()[name] = getattr(found, name, _no_call)
+
+
+def serve_cpu(on):
+    """Says whether our CPU kernels are the backend of tensors on the CPU (backend.use)."""
+    if _module is not None:
+        _module.serve_cpu(on)
+
+
+use(True)

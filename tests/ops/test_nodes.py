@@ -1,0 +1,324 @@
+"""The quick way of a call (pydl.ops._nodes): the same numbers as the long way, and no call that is not plain."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import pydl
+from pydl import functional
+from pydl.ops import _nodes
+
+pytestmark = pytest.mark.skipif(_nodes.why_not is not None, reason=f"pydl._torch is not used: {_nodes.why_not}")
+
+TARGET = torch.tensor([1, 0, 2, 1])
+# name -> (arguments of _nodes' function behind the tensors, the same call of pydl.functional, shapes of the tensors)
+CASES = {
+    "linear": ((None,), lambda x, w, b: functional.linear(x, w, b), [(4, 6), (3, 6), (3,)]),
+    "linear_relu": (("relu",), lambda x, w, b: functional.linear(x, w, b, activation="relu"), [(4, 6), (3, 6), (3,)]),
+    "linear_rows": ((None,), lambda x, w, b: functional.linear(x, w, b), [(2, 4, 6), (3, 6), (3,)]),
+    "conv2d": (
+        ((2, 1), 1, 1, 1, None),
+        lambda x, w, b: functional.conv2d(x, w, b, (2, 1), 1),
+        [(2, 3, 7, 6), (4, 3, 3, 3), (4,)],
+    ),
+    "conv2d_sigmoid": (
+        (1, (0, 1), 1, 3, "sigmoid"),
+        lambda x, w, b: functional.conv2d(x, w, b, 1, (0, 1), 1, 3, activation="sigmoid"),
+        [(2, 3, 7, 6), (6, 1, 3, 2), (6,)],
+    ),
+    "max_pool2d": ((2, None, 0, 1, False), lambda x: functional.max_pool2d(x, 2), [(2, 3, 6, 7)]),
+    "avg_pool2d": (
+        ((2, 3), 2, 1, False, True, 5),
+        lambda x: functional.avg_pool2d(x, (2, 3), 2, 1, divisor_override=5),
+        [(2, 3, 6, 7)],
+    ),
+    "softmax": ((-1,), lambda x: functional.softmax(x, -1), [(4, 5)]),
+    "log_softmax": ((1,), lambda x: functional.log_softmax(x, 1), [(4, 5)]),
+    "layer_norm": (None, lambda x, w, b: functional.layer_norm(x, (3, 5), w, b), [(4, 3, 5), (3, 5), (3, 5)]),
+    "batch_norm": (
+        None,
+        lambda x, w, b: functional.batch_norm(x, torch.zeros(3).to(x), torch.ones(3).to(x), w, b, True),
+        [(4, 3, 5), (3,), (3,)],
+    ),
+    "batch_norm_residual": (
+        None,
+        lambda x, w, b, r: functional.batch_norm(
+            x, torch.zeros(3).to(x), torch.ones(3).to(x), w, b, False, residual=r, activation="relu"
+        ),
+        [(4, 3, 5), (3,), (3,), (4, 3, 5)],
+    ),
+    "cross_entropy": (
+        (TARGET, -100, "mean", 0.0, 0.0),
+        lambda x: functional.cross_entropy(x, TARGET),
+        [(4, 5)],
+    ),
+    "cross_entropy_rows": (
+        (TARGET, 2, "none", 0.1, 0.01),
+        lambda x: functional.cross_entropy(
+            x, TARGET, ignore_index=2, reduction="none", label_smoothing=0.1, z_loss=0.01
+        ),
+        [(4, 5)],
+    ),
+    "dropout": ((0.4, True), lambda x: functional.dropout(x, 0.4), [(4, 5)]),
+}
+
+
+def tensors(name, dtype=torch.float32):
+    return [torch.randn(shape).to(dtype).requires_grad_() for shape in CASES[name][2]]
+
+
+@pytest.fixture(autouse=True)
+def _quick_again():
+    yield
+    _nodes.use(True)
+
+
+def results(name, given, quick, want=slice(None)):
+    """The output of the case's function, and gradients of `given[want]` for an upstream gradient that is not 1."""
+    _nodes.use(quick)
+    torch.manual_seed(3)
+    output = CASES[name][1](*given)
+    upstream = torch.linspace(-1, 1, output.numel()).reshape(output.shape).to(output.dtype)
+    return output, *torch.autograd.grad(output, given[want], upstream)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", CASES)
+def test_both_ways_compute_the_same(name, dtype):
+    given = tensors(name, dtype)
+    quick, python = results(name, given, True), results(name, given, False)
+    assert type(quick[0].grad_fn).__name__ == "CppFunction"
+    assert type(python[0].grad_fn).__name__ != "CppFunction"
+    for a, b in zip(quick, python, strict=True):
+        assert torch.equal(a, b)
+        assert (a.dtype, a.stride()) == (b.dtype, b.stride())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_gradient_by_itself(name):
+    given = tensors(name)
+    every = results(name, given, True)[1:]
+    for i, expected in enumerate(every):
+        assert torch.equal(results(name, given, True, slice(i, i + 1))[1], expected)
+        alone = [t.detach().requires_grad_(j == i) for j, t in enumerate(given)]
+        assert torch.equal(results(name, alone, True, slice(i, i + 1))[1], expected)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "dropout"])
+def test_second_derivatives(name):
+    given = tensors(name, torch.float64)
+    assert torch.autograd.gradgradcheck(CASES[name][1], given, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_without_gradients_there_is_no_node(name):
+    given = tensors(name)
+    with torch.no_grad():
+        assert not CASES[name][1](*given).requires_grad
+    output = CASES[name][1](*(t.detach() for t in given))
+    assert output.grad_fn is None
+
+
+class _Subclass(torch.Tensor):
+    pass
+
+
+class _Functions(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+class _Dispatch(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+UNUSUAL_MOMENTS = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "a function mode": _Functions,
+    "a dispatch mode": _Dispatch,
+    "inference": torch.inference_mode,
+    "forward-mode differentiation": forward_ad.dual_level,
+    "torch's backend": lambda: pydl.backend.use("torch"),
+}
+UNUSUAL_TENSORS = {
+    "a subclass": lambda t: t.as_subclass(_Subclass),
+    "on the meta device": lambda t: t.to("meta"),
+    "sparse": lambda t: t.to_sparse(),
+    "of oneDNN's layout": lambda t: t.to_mkldnn(),
+    "complex": lambda t: t.to(torch.complex64),
+    "integers": lambda t: t.to(torch.int32),
+    "conjugated": lambda t: t.to(torch.complex64).conj(),
+    "no tensor": lambda t: t.tolist(),
+}
+
+
+def linear(x):
+    return _nodes.linear(x, torch.ones(3, 6), None, None)
+
+
+@pytest.mark.parametrize("moment", UNUSUAL_MOMENTS)
+def test_moments_that_are_not_plain(moment):
+    x = torch.randn(4, 6)
+    assert linear(x) is not NotImplemented
+    with UNUSUAL_MOMENTS[moment]():
+        assert linear(x) is NotImplemented
+    assert linear(x) is not NotImplemented
+
+
+@pytest.mark.parametrize("kind", UNUSUAL_TENSORS)
+def test_tensors_that_are_not_plain(kind):
+    x = UNUSUAL_TENSORS[kind](torch.randn(4, 6))
+    assert linear(x) is NotImplemented
+    assert _nodes.linear(torch.randn(4, 6), x, None, None) is NotImplemented  # as the weight
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_transforms_are_not_plain(transform):
+    asked = []
+
+    def function(x):
+        asked.append(linear(x))
+        return x.sum()
+
+    getattr(torch.func, transform)(function)(torch.randn(2, 4, 6) if transform == "vmap" else torch.randn(4, 6))
+    assert asked == [NotImplemented]
+
+
+def test_tracing_is_not_plain():
+    asked = []
+
+    def function(x):
+        asked.append(linear(x))
+        return x + 1
+
+    torch.jit.trace(function, torch.randn(4, 6), check_trace=False)
+    assert asked == [NotImplemented]
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("linear", (torch.randn(6), torch.randn(3, 6), None, None)),  # one row
+        ("linear", (torch.randn(4, 6), torch.randn(3, 6), torch.randn(1), None)),  # a bias that broadcasts
+        ("linear", (torch.randn(4, 6), torch.randn(3, 6), None, "tanh")),
+        ("conv2d", (torch.randn(3, 7, 6), torch.randn(4, 3, 3, 3), None, 1, 0, 1, 1, None)),  # unbatched
+        ("conv2d", (torch.randn(2, 3, 7, 6), torch.randn(4, 3, 3, 3), None, 1, "same", 1, 1, None)),
+        ("conv2d", (torch.randn(2, 3, 7, 6), torch.randn(4, 3, 3, 3), None, 1.0, 0, 1, 1, None)),
+        ("conv2d", (torch.randn(2, 3, 7, 6), torch.randn(4, 3, 3, 3), None, (1, 1, 1), 0, 1, 1, None)),
+        ("max_pool2d", (torch.randn(2, 3, 7, 6), [2, 2], None, 0, 1, False)),
+        ("max_pool2d", (torch.randn(2, 3, 7, 6), 2, None, 0, 1, 0)),
+        ("avg_pool2d", (torch.randn(2, 3, 7, 6), 2, None, 0, False, True, 0)),
+        ("softmax", (torch.randn(4, 6), 0)),
+        ("softmax", (torch.randn(4, 6), None)),
+        ("log_softmax", (torch.randn(()), -1)),
+        ("layer_norm", (torch.randn(4, 6), (5,), None, None, 1e-5)),
+        ("layer_norm", (torch.randn(4, 6), (6,), None, None, 1)),
+        ("batch_norm", (torch.randn(1, 6), None, None, None, None, True, 0.1, 1e-5, None, None, None)),
+        ("batch_norm", (torch.randn(4, 6), torch.zeros(6), None, None, None, True, 0.1, 1e-5, None, None, None)),
+        ("batch_norm", (torch.randn(4, 6), None, None, None, None, True, None, 1e-5, None, None, None)),
+        ("cross_entropy", (torch.randn(4, 6), torch.rand(4, 6), -100, "mean", 0.0, 0.0)),  # probabilities
+        ("cross_entropy", (torch.randn(4, 6), TARGET, -100, "median", 0.0, 0.0)),
+        ("dropout", (torch.randn(4, 6), 1.0, True)),
+        ("dropout", (torch.randn(4, 6), 0.5, False)),
+        ("dropout", (torch.randn(4, 1).expand(4, 6), 0.5, True)),
+        ("dropout", (torch.randn(4, 6), 2**70, True)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_arguments_that_are_not_plain(name, arguments):
+    assert getattr(_nodes, name)(*arguments) is NotImplemented
+
+
+def test_a_wrong_number_of_arguments_is_an_error():
+    with pytest.raises(TypeError, match="expected 4 arguments, got 2"):
+        _nodes.linear(torch.randn(4, 6), torch.randn(3, 6))
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_errors_are_those_of_the_op(quick):
+    _nodes.use(quick)
+    with pytest.raises(RuntimeError, match=r"linear: expected input's last dimension to be 5"):
+        functional.linear(torch.randn(4, 6), torch.randn(3, 5))
+    with pytest.raises(IndexError, match=r"cross_entropy: expected"):
+        functional.cross_entropy(torch.randn(2, 3), torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match=r"cross_entropy: expected"):
+        functional.cross_entropy(torch.randn(2, 3), torch.tensor([0]))
+
+
+def test_running_statistics_are_updated_and_seen_to_be():
+    for quick in (True, False):
+        _nodes.use(quick)
+        layer = pydl.nn.BatchNorm1d(6)
+        written = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        before = [t._version for t in written]
+        layer(torch.linspace(-1, 1, 24).view(4, 6))
+        assert [t._version for t in written] == [version + 1 for version in before]
+        assert int(layer.num_batches_tracked) == 1
+        if quick:
+            expected = layer.state_dict()
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, expected[name])
+
+
+def test_a_written_parameter_is_refused():
+    x, w = torch.randn(4, 6, requires_grad=True), torch.randn(3, 6, requires_grad=True)
+    output = functional.linear(x, w)
+    with torch.no_grad():
+        w.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_the_seed_is_torchs_generator():
+    x = torch.ones(100)
+    torch.manual_seed(5)
+    quick = functional.dropout(x, 0.5)
+    after = torch.rand(())
+    _nodes.use(False)
+    torch.manual_seed(5)
+    assert torch.equal(quick, functional.dropout(x, 0.5))
+    assert torch.equal(after, torch.rand(()))
+
+
+def test_checkpoints_and_hooks():
+    net = pydl.swap(torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Dropout(0.5), torch.nn.Linear(5, 2)))
+    x = torch.randn(4, 6, requires_grad=True)
+    found = []
+    for again in (False, True):
+        torch.manual_seed(1)
+        output = checkpoint(net, x, use_reentrant=False) if again else net(x)
+        found.append(torch.autograd.grad(output.sum(), x)[0])
+    assert torch.equal(*found)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.shape) or t, lambda t: t):
+        functional.linear(x, torch.randn(3, 6, requires_grad=True))
+    assert packed == [(4, 6), (3, 6)]
+
+
+@pytest.mark.parametrize(
+    "environment, built, words",
+    [({"PYDL_NODES": "0"}, torch.__version__, "PYDL_NODES=0"), ({}, "1.0", "built beside torch 1.0; reinstall pydl")],
+)
+def test_why_not(monkeypatch, environment, built, words):
+    monkeypatch.setattr(_nodes, "_C", SimpleNamespace(torch_version=built))
+    for name in ("PYDL_NODES", *environment):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    module, why_not = _nodes._load()
+    assert module is None
+    assert words in why_not
+
+
+def test_torch_compile_takes_the_op():
+    w = torch.randn(3, 6)
+    compiled = torch.compile(lambda x: functional.linear(x, w), fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(compiled(x), F.linear(x, w))
