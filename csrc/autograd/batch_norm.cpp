@@ -105,9 +105,10 @@ struct BatchNorm : torch::autograd::Function<BatchNorm> {
 }  // namespace
 
 // batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation,
-// num_batches_tracked): all tensors but the first, and activation, may be None.
+// num_batches_tracked, ranks): all tensors but the first, and activation, may be None. Bit n of ranks: whether an input of
+// n dimensions is let through.
 PyObject* batch_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) {
-  return answer<11>(objects, given, [](const Arguments& arguments) {
+  return answer<12>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = arguments.tensor(0);
     Running running{arguments.optional_tensor(1), arguments.optional_tensor(2), std::nullopt};
     const OptionalTensor weight = arguments.optional_tensor(3), bias = arguments.optional_tensor(4),
@@ -115,6 +116,7 @@ PyObject* batch_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) {
     const BatchNormOptions options{arguments.truth(5), arguments.real(6), arguments.real(7),
                                    activation(arguments, 9)};
     // what is refused, or torch's, is Python's
+    if (!(arguments.integer(11) >> input.dim() & 1)) throw NotPlain();
     if (input.dim() < 2 || input.numel() == 0 || running.mean.has_value() != running.var.has_value())
       throw NotPlain();
     if (options.training ? input.numel() == input.size(1) || options.eps <= 0 : options.eps < 0)

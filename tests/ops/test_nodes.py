@@ -220,9 +220,10 @@ def test_tracing_is_not_plain():
         ("log_softmax", (torch.randn(()), -1)),
         ("layer_norm", (torch.randn(4, 6), (5,), None, None, 1e-5)),
         ("layer_norm", (torch.randn(4, 6), (6,), None, None, 1)),
-        ("batch_norm", (torch.randn(1, 6), None, None, None, None, True, 0.1, 1e-5, None, None, None)),
-        ("batch_norm", (torch.randn(4, 6), torch.zeros(6), None, None, None, True, 0.1, 1e-5, None, None, None)),
-        ("batch_norm", (torch.randn(4, 6), None, None, None, None, True, None, 1e-5, None, None, None)),
+        ("batch_norm", (torch.randn(1, 6), None, None, None, None, True, 0.1, 1e-5, None, None, None, -1)),
+        ("batch_norm", (torch.randn(4, 6), torch.zeros(6), None, None, None, True, 0.1, 1e-5, None, None, None, -1)),
+        ("batch_norm", (torch.randn(4, 6), None, None, None, None, True, None, 1e-5, None, None, None, -1)),
+        ("batch_norm", (torch.randn(4, 6), None, None, None, None, True, 0.1, 1e-5, None, None, None, 1 << 4)),
         ("cross_entropy", (torch.randn(4, 6), torch.rand(4, 6), -100, "mean", 0.0, 0.0)),  # probabilities
         ("cross_entropy", (torch.randn(4, 6), TARGET, -100, "median", 0.0, 0.0)),
         ("dropout", (torch.randn(4, 6), 1.0, True)),

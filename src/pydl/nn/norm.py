@@ -54,18 +54,23 @@ class _BatchNorm(_Eager):
 def _quick(layer, input, residual, activation):
     """A plain call of a layer with running statistics, or NotImplemented: see pydl.ops._nodes."""
     attributes = layer.__dict__
-    if type(layer)._check_input_dim not in _CHECKS or "_check_input_dim" in attributes:
-        return NotImplemented  # not to be called twice
+    ranks = _RANKS.get(type(layer)._check_input_dim)
+    if ranks is None or "_check_input_dim" in attributes:  # not torch's, so it is to be called
+        return NotImplemented
     mean, var, training = layer.running_mean, layer.running_var, attributes["training"]
     if mean is None or var is None or not layer.track_running_stats:
         return NotImplemented
-    layer._check_input_dim(input)
     count = layer.num_batches_tracked if training else None
     rest = training, layer.momentum, layer.eps, residual, activation, count
-    return _nodes.batch_norm(input, mean, var, layer.weight, layer.bias, *rest)
+    return _nodes.batch_norm(input, mean, var, layer.weight, layer.bias, *rest, ranks)
 
 
-_CHECKS = {getattr(torch.nn, f"BatchNorm{rank}d")._check_input_dim for rank in (1, 2, 3)}  # torch's
+# torch's _check_input_dim -> the ranks that it lets through, a bit for each
+_RANKS = {
+    torch.nn.BatchNorm1d._check_input_dim: 1 << 2 | 1 << 3,
+    torch.nn.BatchNorm2d._check_input_dim: 1 << 4,
+    torch.nn.BatchNorm3d._check_input_dim: 1 << 5,
+}
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):

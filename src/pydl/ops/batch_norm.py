@@ -102,6 +102,9 @@ def counts_inside(num_batches_tracked):
     return num_batches_tracked.is_cpu and num_batches_tracked.dtype == torch.int64
 
 
+_ANY_RANK = -1  # all bits: see pydl.nn.norm
+
+
 # ---- public
 
 _SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -146,7 +149,7 @@ def batch_norm(
     """
     rest = (training, momentum, eps, residual, activation, num_batches_tracked)
     if not is_compiling():
-        output = _nodes.batch_norm(input, running_mean, running_var, weight, bias, *rest)
+        output = _nodes.batch_norm(input, running_mean, running_var, weight, bias, *rest, _ANY_RANK)
         if output is not NotImplemented:
             return output
     if is_torchs(input, running_mean, running_var, weight, bias, residual):
