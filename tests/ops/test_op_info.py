@@ -27,10 +27,13 @@ NAMES = [
     "linear",
     "layer_norm",
     "rms_norm",
+    "leaky_relu",
+    "gelu",
 ]
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     NAMES.append("linear_cross_entropy")
 BARE = ["softmax", "log_softmax"]  # in OpInfo under torch's own names
+FEW = ["relu", "silu", "softplus", "sigmoid", "tanh"]  # functions without options have few samples
 PRODUCTS = ["matmul", "mm", "bmm", "addmm", "baddbmm"]  # torch's own, in no module
 DTYPES = [torch.float32, torch.float64]
 
@@ -72,7 +75,7 @@ def call(function, sample):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES + BARE + PRODUCTS)
+@pytest.mark.parametrize("name", NAMES + BARE + FEW + PRODUCTS)
 def test_samples(name, dtype, monkeypatch):
     monkeypatch.setattr(pydl.ops.matmul, "WORTH_A_CALL", 0)
     count = 0
@@ -97,4 +100,4 @@ def test_samples(name, dtype, monkeypatch):
         for p, q in zip(actual[2], expected[2], strict=True):  # running statistics among them
             assert torch.equal(p, q) if p.dtype == torch.int64 else assert_close(p, q) is None
         count += 1
-    assert count > (0 if name in PRODUCTS else 5)
+    assert count > (0 if name in FEW + PRODUCTS else 5)

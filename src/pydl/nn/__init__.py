@@ -1,12 +1,13 @@
 """torch.nn's names for the layers that pydl serves: the same arguments, ``state_dict`` and ``repr``, our kernels.
 
 Each class is a subclass of torch's that replaces ``forward`` alone, and reads nothing but torch's own attributes: so
-``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (ReLU, Embedding,
+``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (Flatten, Embedding,
 Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch`` the functions called here are torch's,
 and where torch would honour what is not its own (:mod:`pydl.aside`), torch's own forward computes.
 """
 
 from pydl.nn import loss
+from pydl.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from pydl.nn.convolution import Conv2d, LazyConv2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from pydl.nn.layer_norm import LayerNorm, RMSNorm
@@ -25,6 +26,7 @@ from pydl.nn.pooling import AvgPool2d, MaxPool2d
 from pydl.nn.softmax import LogSoftmax, Softmax
 
 __all__ = [
+    "GELU",
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -41,12 +43,18 @@ __all__ = [
     "LazyBatchNorm3d",
     "LazyConv2d",
     "LazyLinear",
+    "LeakyReLU",
     "Linear",
     "LogSoftmax",
     "MaxPool2d",
     "RMSNorm",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
     "Softmax",
+    "Softplus",
     "SyncBatchNorm",
+    "Tanh",
 ]
 
 if hasattr(loss, "LinearCrossEntropyLoss"):  # torch has it from 2.13 on
