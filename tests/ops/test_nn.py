@@ -42,8 +42,10 @@ LAYERS = [
     ("LazyBatchNorm2d", {}, (3, 4, 5, 6)),
     ("LazyBatchNorm3d", {}, (3, 4, 2, 5, 3)),
 ]
-# they take a target; torch has the second from 2.13 on, and it is tested beside its function
-LOSSES = {"CrossEntropyLoss"} | ({"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set())
+# they take a target, or numbers of rows: tested beside their functions. LinearCrossEntropyLoss: from torch 2.13 on
+LOSSES = {"CrossEntropyLoss", "Embedding"} | (
+    {"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set()
+)
 
 
 def pair(name, **options):

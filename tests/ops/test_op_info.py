@@ -33,7 +33,7 @@ NAMES = [
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     NAMES.append("linear_cross_entropy")
 BARE = ["softmax", "log_softmax"]  # in OpInfo under torch's own names
-FEW = ["relu", "silu", "softplus", "sigmoid", "tanh"]  # functions without options have few samples
+FEW = ["relu", "silu", "softplus", "sigmoid", "tanh", "embedding"]  # of which there are few samples
 PRODUCTS = ["matmul", "mm", "bmm", "addmm", "baddbmm"]  # torch's own, in no module
 DTYPES = [torch.float32, torch.float64]
 
@@ -45,6 +45,14 @@ def samples(name, dtype):
     # maximum pooling has 1440, the product of its options: each seventh (no option has seven values), and others of
     # them in each dtype
     yield from found[DTYPES.index(dtype) :: 7] if len(found) > 1000 else found
+
+
+def function_of(library, name):
+    """Its function of that name, with its arguments in OpInfo's order."""
+    function = getattr(library, name)
+    if name == "embedding":
+        return lambda weight, ids, **options: function(ids, weight, **options)
+    return function
 
 
 def call(function, sample):
@@ -80,7 +88,7 @@ def test_samples(name, dtype, monkeypatch):
     monkeypatch.setattr(pydl.ops.matmul, "WORTH_A_CALL", 0)
     count = 0
     for sample in samples(name, dtype):
-        expected, actual = (call(getattr(f, name), sample) for f in (torch if name in PRODUCTS else F, PF))
+        expected, actual = (call(function_of(f, name), sample) for f in (torch if name in PRODUCTS else F, PF))
         if isinstance(expected, type):
             assert actual is expected, sample
             continue

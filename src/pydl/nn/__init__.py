@@ -1,7 +1,7 @@
 """torch.nn's names for the layers that pydl serves: the same arguments, ``state_dict`` and ``repr``, our kernels.
 
 Each class is a subclass of torch's that replaces ``forward`` alone, and reads nothing but torch's own attributes: so
-``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (Flatten, Embedding,
+``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (Flatten, Identity,
 Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch`` the functions called here are torch's,
 and where torch would honour what is not its own (:mod:`pydl.aside`), torch's own forward computes.
 """
@@ -10,6 +10,7 @@ from pydl.nn import loss
 from pydl.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from pydl.nn.convolution import Conv2d, LazyConv2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
+from pydl.nn.embedding import Embedding
 from pydl.nn.layer_norm import LayerNorm, RMSNorm
 from pydl.nn.linear import LazyLinear, Linear
 from pydl.nn.loss import CrossEntropyLoss
@@ -37,6 +38,7 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "Embedding",
     "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",

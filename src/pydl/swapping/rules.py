@@ -57,6 +57,7 @@ RULES = (
     Rule(torch.nn.CrossEntropyLoss, nn.CrossEntropyLoss, (F.cross_entropy,)),
     Rule(torch.nn.ReLU, nn.ReLU, (F.relu, torch.relu, torch.Tensor.relu), role="activation"),
     Rule(torch.nn.Sigmoid, nn.Sigmoid, (F.sigmoid, torch.sigmoid, torch.Tensor.sigmoid), role="activation"),
+    Rule(torch.nn.Embedding, nn.Embedding, (F.embedding,)),
     Rule(torch.nn.Tanh, nn.Tanh, (F.tanh, torch.tanh, torch.Tensor.tanh)),
     Rule(torch.nn.LeakyReLU, nn.LeakyReLU, (F.leaky_relu,)),
     Rule(torch.nn.GELU, nn.GELU, (F.gelu,)),
