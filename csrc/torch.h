@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstring>
 #include <initializer_list>
 #include <optional>
@@ -154,17 +155,23 @@ inline std::vector<int64_t> channels_last_strides(const std::vector<int64_t>& si
   return strides;
 }
 
-// Strides of torch.empty_like(t): those of t when it is dense; else dense ones in the order of t's strides,
-// where a stride of 0 says nothing and leaves its dimension in place, as torch does.
-inline std::vector<int64_t> strides_like(const Tensor& t) {
-  const int64_t dims = t.dim();
-  std::vector<int64_t> order, strides(t.strides().begin(), t.strides().end());  // order: innermost first
+// The dimensions of tensors of one shape as torch's iterators walk over them, innermost first: sorted by the strides of
+// the first, and where those say nothing by those of the next. A stride of 0 says nothing and leaves its dimension in
+// place.
+inline std::vector<int64_t> innermost_first(std::initializer_list<const Tensor*> tensors) {
+  const Tensor& shape = **tensors.begin();
+  const int64_t dims = shape.dim();
+  std::vector<int64_t> order;
   for (int64_t d = dims - 1; d >= 0; --d) order.push_back(d);
   // -1: a belongs inside b, 1: outside, 0: no opinion
   const auto compare = [&](int64_t a, int64_t b) {
-    const int64_t x = t.stride(a), y = t.stride(b);
-    if (x == 0 || y == 0) return 0;
-    return x < y ? -1 : x > y || t.size(a) > t.size(b) ? 1 : 0;
+    for (const Tensor* t : tensors) {
+      const int64_t x = t->stride(a), y = t->stride(b);
+      if (x == 0 || y == 0) continue;
+      if (x < y) return -1;
+      if (x > y || shape.size(a) > shape.size(b)) return 1;
+    }
+    return 0;
   };
   for (int64_t i = 1; i < dims; ++i)
     for (int64_t at = i, before = i - 1; before >= 0; --before) {
@@ -175,15 +182,27 @@ inline std::vector<int64_t> strides_like(const Tensor& t) {
         at = before;
       }
     }
-  std::vector<int64_t> dense(strides.size());
+  return order;
+}
+
+// Dense strides in this order of the dimensions of t.
+inline std::vector<int64_t> dense_strides(const Tensor& t, const std::vector<int64_t>& order) {
+  std::vector<int64_t> dense(order.size());
   int64_t stride = 1;
-  bool is_dense = true;
   for (int64_t d : order) {
-    dense[d] = stride;
-    is_dense &= t.size(d) == 1 || t.stride(d) == stride;
+    dense[static_cast<size_t>(d)] = stride;
     stride *= max_of(t.size(d), 1);
   }
-  return is_dense ? strides : dense;
+  return dense;
+}
+
+// Strides of torch.empty_like(t): those of t when it is dense; else dense ones in the order of t's strides.
+inline std::vector<int64_t> strides_like(const Tensor& t) {
+  const std::vector<int64_t> dense = dense_strides(t, innermost_first({&t}));
+  bool is_dense = true;
+  for (int64_t d = 0; d < t.dim(); ++d)
+    is_dense &= t.size(d) == 1 || t.stride(d) == dense[static_cast<size_t>(d)];
+  return is_dense ? std::vector<int64_t>(t.strides().begin(), t.strides().end()) : dense;
 }
 
 // torch.empty_like(t), from the pool where t is large.
@@ -197,6 +216,24 @@ inline bool has_strides(const Tensor& t, const std::vector<int64_t>& strides) {
   for (int64_t d = 0; d < t.dim(); ++d)
     if (t.size(d) > 1 && t.stride(d) != strides[static_cast<size_t>(d)]) return false;
   return true;
+}
+
+// Strides of what torch computes number by number from a and b, which are of one shape; product_strides() of
+// src/pydl/ops/_memory_format.py once more.
+inline std::vector<int64_t> strides_like(const Tensor& a, const Tensor& b) {
+  const std::vector<int64_t> sizes = sizes_of(a);
+  if (a.is_contiguous() && b.is_contiguous()) {
+    std::vector<int64_t> last_first;
+    for (int64_t d = a.dim() - 1; d >= 0; --d) last_first.push_back(d);
+    return dense_strides(a, last_first);
+  }
+  if (a.dim() == 4) {
+    const std::vector<int64_t> last = channels_last_strides(sizes);
+    if (has_strides(a, last) && has_strides(b, last)) return last;
+  }
+  const std::vector<int64_t> own(a.strides().begin(), a.strides().end());
+  if (std::equal(own.begin(), own.end(), b.strides().begin()) && strides_like(a) == own) return own;
+  return dense_strides(a, innermost_first({&a, &b}));
 }
 
 // torch's own thread pool as the plain callable that kernels take.

@@ -12,6 +12,9 @@ import pytest
 import torch
 from testing import BACKENDS, BEST, running
 
+import pydl.ops.elementwise
+import pydl.ops.embedding
+
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     import interpreter
 
@@ -41,6 +44,14 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_too_small(monkeypatch):
+    """Functions of one number and embeddings are ours for the small tensors of tests too."""
+    worth = pydl.ops.elementwise.WORTH_A_CALL
+    monkeypatch.setattr(pydl.ops.elementwise, "WORTH_A_CALL", dict.fromkeys(worth, 0))
+    monkeypatch.setattr(pydl.ops.embedding, "WORTH_A_CALL", 0)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -5,6 +5,8 @@ from pydl.ops.avg_pool2d import avg_pool2d
 from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
+from pydl.ops.elementwise import gelu, leaky_relu, relu, sigmoid, silu, softplus, tanh
+from pydl.ops.embedding import embedding
 from pydl.ops.layer_norm import layer_norm, rms_norm
 from pydl.ops.linear import linear
 from pydl.ops.linear_cross_entropy import linear_cross_entropy
@@ -25,13 +27,21 @@ __all__ = [
     "dropout1d",
     "dropout2d",
     "dropout3d",
+    "embedding",
+    "gelu",
     "layer_norm",
+    "leaky_relu",
     "linear",
     "linear_cross_entropy",
     "log_softmax",
     "matmul",
     "max_pool2d",
     "mm",
+    "relu",
     "rms_norm",
+    "sigmoid",
+    "silu",
     "softmax",
+    "softplus",
+    "tanh",
 ]

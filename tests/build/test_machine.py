@@ -44,6 +44,7 @@ def test_other_sizes():
 CALLS = {
     "dropout": lambda f, x: f.dropout(x, 0.5) if f is F else f.dropout(x, 0.5, seed=torch.tensor(3)),
     "cross_entropy": lambda f, x: f.cross_entropy(x, torch.arange(64) % 3),
+    "gelu": lambda f, x: f.gelu(x),
     "batch_norm": lambda f, x: f.batch_norm(x, None, None, training=True),
     "conv2d": lambda f, x: f.conv2d(x.view(1, 64, 32, 32), torch.ones(64, 64, 1, 1, dtype=x.dtype) / 8),
     "depthwise": lambda f, x: f.conv2d(x.view(1, 64, 32, 32).contiguous(memory_format=torch.channels_last),

@@ -36,6 +36,14 @@ def log_shares(input, weight, bias):
     return PF.log_softmax(input, -1) * bias.sum()
 
 
+def curve(input, weight, bias):
+    return PF.gelu(input) * bias.sum()
+
+
+def bend(input, weight, bias):
+    return PF.relu(input) * bias.sum()
+
+
 def loss(input, weight, bias):
     target = torch.arange(input.shape[0]) % input.shape[1]
     return PF.cross_entropy(input.mean((2, 3)), target) * weight.sum()
@@ -59,7 +67,7 @@ def mean(input, weight, bias):
     return PF.avg_pool2d(input, 2) * bias.sum()
 
 
-OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, loss, last, drop, largest, mean]
+OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, curve, bend, loss, last, drop, largest, mean]
 
 
 def make(op):

@@ -136,6 +136,20 @@ def test_softmax(device, width, dtype):
         compare(lambda x: pf.log_softmax(x, 1), lambda x: F.log_softmax(x, 1), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [1, 5, 8, 17, 33, 70])
+def test_functions_of_one_number(device, size, dtype):
+    for name in ("relu", "tanh", "gelu"):
+        compare(getattr(pf, name), getattr(F, name), torch.randn(size).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 5, 8, 17, 33, 70])
+def test_embedding(device, width, dtype):
+    ids = at_the_end(torch.randint(6, (9,)))
+    compare(lambda w: pf.embedding(ids, w), lambda w: F.embedding(ids, w), torch.randn(6, width).to(dtype))
+
+
 @pytest.mark.parametrize("shape", [(9, 5), (3, 5, 7, 7), (2, 3, 33, 33)], ids=str)
 def test_batch_norm(device, shape):
     compare(

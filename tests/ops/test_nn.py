@@ -19,6 +19,13 @@ LAYERS = [
     ("RMSNorm", {"normalized_shape": 7}, (5, 7)),
     ("Softmax", {"dim": -1}, (5, 7)),
     ("LogSoftmax", {"dim": 1}, (5, 7)),
+    ("ReLU", {}, (5, 7)),
+    ("LeakyReLU", {"negative_slope": 0.3}, (5, 7)),
+    ("Sigmoid", {}, (5, 7)),
+    ("Tanh", {}, (5, 7)),
+    ("GELU", {"approximate": "tanh"}, (5, 7)),
+    ("SiLU", {}, (5, 7)),
+    ("Softplus", {"beta": 2, "threshold": 1}, (5, 7)),
     ("BatchNorm1d", {"num_features": 4}, (8, 4)),
     ("BatchNorm2d", {"num_features": 4}, (3, 4, 5, 6)),
     ("BatchNorm3d", {"num_features": 4}, (3, 4, 2, 5, 3)),
@@ -35,8 +42,10 @@ LAYERS = [
     ("LazyBatchNorm2d", {}, (3, 4, 5, 6)),
     ("LazyBatchNorm3d", {}, (3, 4, 2, 5, 3)),
 ]
-# they take a target; torch has the second from 2.13 on, and it is tested beside its function
-LOSSES = {"CrossEntropyLoss"} | ({"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set())
+# they take a target, or numbers of rows: tested beside their functions. LinearCrossEntropyLoss: from torch 2.13 on
+LOSSES = {"CrossEntropyLoss", "Embedding"} | (
+    {"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set()
+)
 
 
 def pair(name, **options):

@@ -27,10 +27,13 @@ NAMES = [
     "linear",
     "layer_norm",
     "rms_norm",
+    "leaky_relu",
+    "gelu",
 ]
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     NAMES.append("linear_cross_entropy")
 BARE = ["softmax", "log_softmax"]  # in OpInfo under torch's own names
+FEW = ["relu", "silu", "softplus", "sigmoid", "tanh", "embedding"]  # of which there are few samples
 PRODUCTS = ["matmul", "mm", "bmm", "addmm", "baddbmm"]  # torch's own, in no module
 DTYPES = [torch.float32, torch.float64]
 
@@ -42,6 +45,14 @@ def samples(name, dtype):
     # maximum pooling has 1440, the product of its options: each seventh (no option has seven values), and others of
     # them in each dtype
     yield from found[DTYPES.index(dtype) :: 7] if len(found) > 1000 else found
+
+
+def function_of(library, name):
+    """Its function of that name, with its arguments in OpInfo's order."""
+    function = getattr(library, name)
+    if name == "embedding":
+        return lambda weight, ids, **options: function(ids, weight, **options)
+    return function
 
 
 def call(function, sample):
@@ -72,12 +83,12 @@ def call(function, sample):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES + BARE + PRODUCTS)
+@pytest.mark.parametrize("name", NAMES + BARE + FEW + PRODUCTS)
 def test_samples(name, dtype, monkeypatch):
     monkeypatch.setattr(pydl.ops.matmul, "WORTH_A_CALL", 0)
     count = 0
     for sample in samples(name, dtype):
-        expected, actual = (call(getattr(f, name), sample) for f in (torch if name in PRODUCTS else F, PF))
+        expected, actual = (call(function_of(f, name), sample) for f in (torch if name in PRODUCTS else F, PF))
         if isinstance(expected, type):
             assert actual is expected, sample
             continue
@@ -97,4 +108,4 @@ def test_samples(name, dtype, monkeypatch):
         for p, q in zip(actual[2], expected[2], strict=True):  # running statistics among them
             assert torch.equal(p, q) if p.dtype == torch.int64 else assert_close(p, q) is None
         count += 1
-    assert count > (0 if name in PRODUCTS else 5)
+    assert count > (0 if name in FEW + PRODUCTS else 5)

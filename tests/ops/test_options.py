@@ -54,6 +54,11 @@ CALLS = {
         ("normalized_shape", "weight", "eps"),
         lambda f, o: f.rms_norm(LOGITS, **{"normalized_shape": (3,), **o}),
     ),
+    "relu": (("inplace",), lambda f, o: f.relu(LOGITS.clone(), **o)),
+    "leaky_relu": (("negative_slope", "inplace"), lambda f, o: f.leaky_relu(LOGITS.clone(), **o)),
+    "gelu": (("approximate",), lambda f, o: f.gelu(LOGITS, **o)),
+    "silu": (("inplace",), lambda f, o: f.silu(LOGITS.clone(), **o)),
+    "softplus": (("beta", "threshold"), lambda f, o: f.softplus(LOGITS, **o)),
     "softmax": (("dim", "dtype"), lambda f, o: f.softmax(LOGITS, **{"dim": 1, **o})),
     "log_softmax": (("dim", "dtype"), lambda f, o: f.log_softmax(LOGITS, **{"dim": 1, **o})),
     "cross_entropy": (

@@ -41,6 +41,13 @@ OPS = {
     "rms_norm": lambda f, x: f.rms_norm(x, (6,)),
     "softmax": lambda f, x: f.softmax(x, 3),
     "log_softmax": lambda f, x: f.log_softmax(x, -1),
+    "relu": lambda f, x: f.relu(x),
+    "leaky_relu": lambda f, x: f.leaky_relu(x),
+    "sigmoid": lambda f, x: f.sigmoid(x),
+    "tanh": lambda f, x: f.tanh(x),
+    "gelu": lambda f, x: f.gelu(x),
+    "silu": lambda f, x: f.silu(x),
+    "softplus": lambda f, x: f.softplus(x),
     "batch_norm": lambda f, x: f.batch_norm(x, None, None, training=True),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
     "avg_pool2d": lambda f, x: f.avg_pool2d(x, 2),
@@ -57,7 +64,8 @@ def called(op):
 
 
 def extra(op):
-    return {"max_pool2d": {F.max_pool2d, torch.max_pool2d}}.get(op, set())
+    others = {"max_pool2d": {F.max_pool2d, torch.max_pool2d}, "sigmoid": {torch.sigmoid}, "tanh": {torch.tanh}}
+    return others.get(op, set())
 
 
 @pytest.mark.parametrize("op", OPS)

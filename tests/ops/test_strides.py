@@ -71,6 +71,9 @@ OPS = {
     "softmax": lambda f, x: f.softmax(x, 3),
     "softmax of channels": lambda f, x: f.softmax(x, 1),
     "log_softmax": lambda f, x: f.log_softmax(x, -1),
+    "relu": lambda f, x: f.relu(x),
+    "tanh": lambda f, x: f.tanh(x),
+    "gelu": lambda f, x: f.gelu(x),
     "cross_entropy": lambda f, x: f.cross_entropy(x, classes(x)),
     "cross_entropy per row": lambda f, x: f.cross_entropy(x, classes(x), reduction="none", label_smoothing=0.1),
 }
@@ -269,6 +272,8 @@ def test_fakes_predict_them(layout):
             "rms_norm": lambda x: PF.rms_norm(x, x.shape[1:]),
             "softmax": lambda x: PF.softmax(x, -1),
             "log_softmax": lambda x: PF.log_softmax(x, -1),
+            "relu": PF.relu,
+            "gelu": PF.gelu,
             "batch_norm": lambda x: PF.batch_norm(x, None, None, training=True),
             "max_pool2d": lambda x: PF.max_pool2d(x, 1),
             "avg_pool2d": lambda x: PF.avg_pool2d(x, 1),

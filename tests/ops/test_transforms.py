@@ -65,6 +65,13 @@ OPS = {
     "rms_norm": lambda f, x: f.rms_norm(x, (6,), torch.linspace(-1, 1, 6).double()),
     "softmax": lambda f, x: f.softmax(x, -1),
     "log_softmax": lambda f, x: f.log_softmax(x, 3),
+    "relu": lambda f, x: f.relu(x),
+    "leaky_relu": lambda f, x: f.leaky_relu(x),
+    "sigmoid": lambda f, x: f.sigmoid(x),
+    "tanh": lambda f, x: f.tanh(x),
+    "gelu": lambda f, x: f.gelu(x),
+    "silu": lambda f, x: f.silu(x),
+    "softplus": lambda f, x: f.softplus(x),
     "batch_norm in training": lambda f, x: f.batch_norm(x, *statistics(), training=True),
     "batch_norm": lambda f, x: f.batch_norm(x, *statistics(), torch.ones(3).double(), torch.ones(3).double()),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
@@ -189,6 +196,8 @@ def _from_before(name, ours):
         "rms_norm": (lambda x: f.rms_norm(x, (6, 6)), image),
         "softmax": (lambda x: f.softmax(x, -1), image),
         "log_softmax": (lambda x: f.log_softmax(x, -1), image),
+        "gelu": (f.gelu, image),
+        "tanh": (f.tanh, image),
         "batch_norm": (lambda x: f.batch_norm(x, None, None, training=True), image),
         "max_pool2d": (lambda x: f.max_pool2d(x, 2), image),
         "avg_pool2d": (lambda x: f.avg_pool2d(x, 2), image),
@@ -200,7 +209,7 @@ def _from_before(name, ours):
     "name",
     [
         *("conv2d", "linear", "layer_norm", "rms_norm", "batch_norm", "max_pool2d", "avg_pool2d", "cross_entropy"),
-        *("softmax", "log_softmax", "convolution and batch norm"),
+        *("softmax", "log_softmax", "gelu", "tanh", "convolution and batch norm"),
     ],
 )
 def test_a_tangent_given_to_a_graph_from_before_is_carried_or_refused(name):

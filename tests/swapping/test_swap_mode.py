@@ -63,7 +63,7 @@ def test_modules_that_were_not_swapped_are_served_inside_the_block_and_only_ther
         expected = net(x)
         with pydl.swapped(), Ops() as ops:
             actual = net(x)
-        assert sum(name.startswith("pydl") for name in ops.names) == 4
+        assert sum(name.startswith("pydl") for name in ops.names) == 5
         with Ops() as ops:
             net(x)
         assert not any(name.startswith("pydl") for name in ops.names)

@@ -7,7 +7,8 @@
 //   log<float>   1.0e-7                            log(0) = -inf, log(x < 0) = nan, log(inf) = inf, nan
 //   log<double>  2.0e-16                           stays; subnormal arguments are exact
 //
-// exp_nonpositive_group is exp for x <= 0, -inf or nan: what a softmax needs, without the upper clamp.
+// exp_nonpositive_group is exp for x <= 0, -inf or nan: what a softmax needs, without the upper clamp. With
+// kMinusOne it is exp(x) - 1, to the last digits where x is near 0.
 //
 // exp(x) = 2^n e^r with n = round(x / ln 2), r = x - n ln 2: in two steps, so that r keeps its last bits, or
 // for float in one where multiply-add is fused (ln 2 as a float is off by 2e-9, and n is below 152). The
@@ -103,7 +104,7 @@ PYDL_INLINE vec<double> scale_by_power(vec<double> x, vec<double> n) {
 // exp of kCount vectors, x <= 0, -inf or nan, in place. Step by step for all of them: one exp is a chain of
 // 14 dependent instructions, and written one after another eight such chains fill the scheduler before the
 // first is done (8 cycles for each vector; 4 in step, Zen 5).
-template <bool kHalf, class A, int kCount>
+template <bool kHalf, class A, bool kMinusOne = false, int kCount>
 PYDL_INLINE void exp_nonpositive_group(vec<A> (&x)[kCount]) {
   using C = MathConstants<A>;
   using P = ExpPolynomial<A, kHalf>;
@@ -129,12 +130,27 @@ PYDL_INLINE void exp_nonpositive_group(vec<A> (&x)[kCount]) {
 #pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) y[i] = x[i] * P::c[0] + P::c[1];
 #pragma GCC unroll 12
-  for (int k = 2; k < P::terms; ++k) {
+  for (int k = 2; k < P::terms - kMinusOne; ++k) {
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) y[i] = y[i] * x[i] + P::c[k];
   }
+  if constexpr (
+      kMinusOne) {  // 2^n (e^r - 1) + (2^n - 1), and e^r - 1 is the polynomial without its last term
 #pragma GCC unroll 8
-  for (int i = 0; i < kCount; ++i) x[i] = scale_by_power(y[i], n[i]);
+    for (int i = 0; i < kCount; ++i) {
+      const vec<A> power = scale_by_power(broadcast<A>(1), n[i]);
+      x[i] = y[i] * x[i] * power + (power - A(1));
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) x[i] = scale_by_power(y[i], n[i]);
+  }
+}
+
+template <class A>
+PYDL_INLINE vec<A> absolute(vec<A> x) {
+  const mask<A> sign = bit_cast<mask<A>>(-vec<A>{});
+  return bit_cast<vec<A>>(bit_cast<mask<A>>(x) & ~sign);
 }
 
 template <class V>

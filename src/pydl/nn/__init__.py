@@ -1,14 +1,16 @@
 """torch.nn's names for the layers that pydl serves: the same arguments, ``state_dict`` and ``repr``, our kernels.
 
 Each class is a subclass of torch's that replaces ``forward`` alone, and reads nothing but torch's own attributes: so
-``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (ReLU, Embedding,
+``pydl.swap`` can put the same ``forward`` under an instance of torch's class. Every other layer (Flatten, Identity,
 Sequential) is torch's: import it from ``torch.nn``. Under the backend ``torch`` the functions called here are torch's,
 and where torch would honour what is not its own (:mod:`pydl.aside`), torch's own forward computes.
 """
 
 from pydl.nn import loss
+from pydl.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from pydl.nn.convolution import Conv2d, LazyConv2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
+from pydl.nn.embedding import Embedding
 from pydl.nn.layer_norm import LayerNorm, RMSNorm
 from pydl.nn.linear import LazyLinear, Linear
 from pydl.nn.loss import CrossEntropyLoss
@@ -25,6 +27,7 @@ from pydl.nn.pooling import AvgPool2d, MaxPool2d
 from pydl.nn.softmax import LogSoftmax, Softmax
 
 __all__ = [
+    "GELU",
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -35,18 +38,25 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "Embedding",
     "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "LazyConv2d",
     "LazyLinear",
+    "LeakyReLU",
     "Linear",
     "LogSoftmax",
     "MaxPool2d",
     "RMSNorm",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
     "Softmax",
+    "Softplus",
     "SyncBatchNorm",
+    "Tanh",
 ]
 
 if hasattr(loss, "LinearCrossEntropyLoss"):  # torch has it from 2.13 on

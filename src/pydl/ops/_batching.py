@@ -12,6 +12,7 @@ vmap calls it sample by sample.
 import torch
 
 from pydl.ops import (  # noqa: F401  (which define the ops)
+    _elementwise_autograd,
     _library,
     avg_pool2d,
     batch_norm,
@@ -288,17 +289,20 @@ _library.vmap("rms_norm_forward", _rms_norm_forward)
 
 
 def _rows_of_samples(name):
-    """The rule of an op along the last dimension: samples are more rows."""
+    """The rule of an op along the last dimension, or of each number by itself: samples are more rows."""
 
-    def rule(ops, info, in_dims, *tensors):
-        found = (None if t is None else _samples(t, d, info.batch_size) for t, d in zip(tensors, in_dims, strict=True))
+    def rule(ops, info, in_dims, *args):
+        found = (
+            _samples(t, d, info.batch_size) if torch.is_tensor(t) else t for t, d in zip(args, in_dims, strict=True)
+        )
         return getattr(ops, name)(*found), 0
 
     _library.vmap(name, rule)
 
 
-for _name in ("softmax_forward", "softmax_backward", "log_softmax_forward", "log_softmax_backward"):
-    _rows_of_samples(_name)
+for _name in ("softmax", "log_softmax", *_elementwise_autograd.OPTIONS):
+    _rows_of_samples(f"{_name}_forward")
+    _rows_of_samples(f"{_name}_backward")
 _library.vmap("matmul", _matmul)
 _library.vmap("avg_pool2d", _avg_pool2d)
 _library.vmap("avg_pool2d_backward", _avg_pool2d_backward)

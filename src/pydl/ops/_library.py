@@ -36,7 +36,8 @@ def define(name, schema, triton=None):
 
 def on_cpu_alone(name):
     """Whether the op ``name`` has a kernel on the CPU alone: the other backends leave it to torch."""
-    return (_namespaces_of.get(name) or _namespaces_of.get(f"{name}_forward")) == NAMESPACES[:1]
+    found = (_namespaces_of.get(f"{name}{of}") for of in ("", "_forward", "_backward"))
+    return next(filter(None, found), None) == NAMESPACES[:1]
 
 
 def fake(name):

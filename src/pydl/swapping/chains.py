@@ -95,7 +95,6 @@ _STATES = {
     for rule in RULES
     if rule.role
     for cls in (rule.torchs, rule.ours)
-    if cls is not None
 }
 
 
@@ -109,7 +108,7 @@ def why_not_linked(layer):
     rule = rule_of(cls)
     if "_compiled_call_impl" in attributes and attributes["_compiled_call_impl"] is not None:
         return "compiled by itself"
-    if rule.ours is None or cls is rule.ours:
+    if cls is rule.ours:
         if "forward" in attributes:
             return "its forward was replaced on the instance"
     elif not is_swapped(layer):

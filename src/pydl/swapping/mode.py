@@ -29,14 +29,15 @@ def _max_pool2d_with_indices(
     return functional.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
-def _product(name):
-    """Torch's product ``name`` by ours, in the forms that ours has; others (``out_dtype``) are its own.
+def _forms(name, *torchs):
+    """Torch's functions of that name by ours, in the forms that ours has; others (``out_dtype``, ``out``) are torch's.
 
     Args:
-        name: of the function, in torch and in ``pydl.functional``, and of the method of tensors.
+        name: of ours in ``pydl.functional``.
+        torchs: torch's callables.
 
     Returns:
-        A dict of torch's callables and what serves them.
+        A dict of these and what serves them.
     """
     ours = getattr(functional, name)
     code = ours.__code__
@@ -50,15 +51,15 @@ def _product(name):
 
         return served
 
-    return {torchs: serving(torchs) for torchs in (getattr(torch, name), getattr(torch.Tensor, name))}
+    return {call: serving(call) for call in torchs}
 
 
-_OURS = {call: getattr(functional, rule.name) for rule in RULES if rule.ours is not None for call in rule.calls}
+_OURS = {call: getattr(functional, rule.name) for rule in RULES for call in rule.calls}
 # those whose arguments come in another order
 _OURS[torch.layer_norm] = _layer_norm
 _OURS |= {torch.batch_norm: _batch_norm, torch.dropout: _dropout, F.max_pool2d_with_indices: _max_pool2d_with_indices}
-for _name in ("matmul", "mm", "bmm", "addmm", "baddbmm"):
-    _OURS |= _product(_name)
+for _name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "sigmoid", "tanh"):
+    _OURS |= _forms(_name, getattr(torch, _name), getattr(torch.Tensor, _name))
 _OURS[torch.linalg.matmul] = _OURS[torch.matmul]  # X @ W is Tensor.matmul
 
 

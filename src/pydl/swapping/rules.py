@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from pydl import nn
-from pydl.aside import Own
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,16 +18,15 @@ class Rule:
     """What pydl does with one of torch's layers."""
 
     torchs: type
-    ours: type | None  # the class whose forward serves it; None: it is computed in a chain alone
+    ours: type  # the class whose forward serves it
     calls: tuple  # torch's functions that mean the same
     role: str = ""  # in a chain: "convolution", "linear", "norm" or "activation"
     fuses: tuple = ()  # what our forward takes beside torch's arguments
-    alone: Own | None = None  # what torch's forward is made of, where there is no class of ours to say so
 
     @property
     def own(self):
         """What torch's forward is made of."""
-        return self.ours.own if self.ours is not None else self.alone
+        return self.ours.own
 
     @property
     def name(self):
@@ -57,22 +55,22 @@ RULES = (
     Rule(torch.nn.MaxPool2d, nn.MaxPool2d, _MAXIMUM),
     Rule(torch.nn.AvgPool2d, nn.AvgPool2d, (F.avg_pool2d,)),
     Rule(torch.nn.CrossEntropyLoss, nn.CrossEntropyLoss, (F.cross_entropy,)),
-    Rule(torch.nn.ReLU, None, (F.relu, torch.relu), role="activation", alone=Own(torch.nn.ReLU, "relu")),
-    Rule(
-        torch.nn.Sigmoid,
-        None,
-        (F.sigmoid, torch.sigmoid),
-        role="activation",
-        alone=Own(torch.nn.Sigmoid, "sigmoid", namespace=torch),
-    ),
+    Rule(torch.nn.ReLU, nn.ReLU, (F.relu, torch.relu, torch.Tensor.relu), role="activation"),
+    Rule(torch.nn.Sigmoid, nn.Sigmoid, (F.sigmoid, torch.sigmoid, torch.Tensor.sigmoid), role="activation"),
+    Rule(torch.nn.Embedding, nn.Embedding, (F.embedding,)),
+    Rule(torch.nn.Tanh, nn.Tanh, (F.tanh, torch.tanh, torch.Tensor.tanh)),
+    Rule(torch.nn.LeakyReLU, nn.LeakyReLU, (F.leaky_relu,)),
+    Rule(torch.nn.GELU, nn.GELU, (F.gelu,)),
+    Rule(torch.nn.SiLU, nn.SiLU, (F.silu,)),
+    Rule(torch.nn.Softplus, nn.Softplus, (F.softplus,)),
 )
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     RULES += (Rule(torch.nn.LinearCrossEntropyLoss, nn.LinearCrossEntropyLoss, (F.linear_cross_entropy,)),)
 
-_OF = {cls: rule for rule in RULES for cls in (rule.torchs, rule.ours) if cls is not None}
-SERVED = tuple(rule.torchs for rule in RULES if rule.ours is not None)
+_OF = {cls: rule for rule in RULES for cls in (rule.torchs, rule.ours)}
+SERVED = tuple(rule.torchs for rule in RULES)
 _SERVED = frozenset(SERVED)
-OURS = tuple(rule.ours for rule in RULES if rule.ours is not None)
+OURS = tuple(rule.ours for rule in RULES)
 
 
 def rule_of(cls):

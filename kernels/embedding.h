@@ -1,0 +1,28 @@
+// The gradient of a table of vectors of which rows were looked up (d2l "Word Embedding").
+//
+//   grad_weight[r] = sum of grad_output[i] over the i with ids[i] = r, in their order; over their number if scaled
+//
+// and 0 for the row padding_idx. Sums are kept in float32 (float64 for float64) and rounded once.
+#pragma once
+
+#include "kernels/common.h"
+#include "kernels/isa.h"
+
+namespace pydl {
+
+struct EmbeddingParams {
+  DType dtype;  // not f16, which arrives as f32
+  int64_t rows, width, count;
+  int64_t padding_idx;      // -1: none
+  bool scaled;              // by how often the row was looked up
+  const int64_t* ids;       // count, each in [0, rows)
+  const void* grad_output;  // (count, width)
+  void* grad_weight;        // (rows, width)
+  int64_t* scratch;         // rows + count
+};
+
+namespace cpu {
+PYDL_CPU_ENTRY(void embedding_backward(const EmbeddingParams& params, const Parallel& parallel))
+}  // namespace cpu
+
+}  // namespace pydl
