@@ -36,6 +36,10 @@ def log_shares(input, weight, bias):
     return PF.log_softmax(input, -1) * bias.sum()
 
 
+def heads(input, weight, bias):
+    return PF.scaled_dot_product_attention(input, input, input) * bias.sum()
+
+
 def loss(input, weight, bias):
     target = torch.arange(input.shape[0]) % input.shape[1]
     return PF.cross_entropy(input.mean((2, 3)), target) * weight.sum()
@@ -59,7 +63,7 @@ def mean(input, weight, bias):
     return PF.avg_pool2d(input, 2) * bias.sum()
 
 
-OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, loss, last, drop, largest, mean]
+OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, heads, loss, last, drop, largest, mean]
 
 
 def make(op):

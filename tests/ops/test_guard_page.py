@@ -136,6 +136,21 @@ def test_softmax(device, width, dtype):
         compare(lambda x: pf.log_softmax(x, 1), lambda x: F.log_softmax(x, 1), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 5, 8, 16, 17, 33])
+def test_attention(device, width, dtype):
+    for rows, keys in ((1, 1), (7, 9), (70, 70), (3, 33)):
+        q, k, v = (torch.randn(1, 2, n, width).to(dtype) for n in (rows, keys, keys))
+        mask = torch.rand(rows, keys) > 0.3
+        guarded = at_the_end(mask)
+        compare(pf.scaled_dot_product_attention, F.scaled_dot_product_attention, q, k, v)
+        compare(
+            lambda q, k, v, m=guarded: pf.scaled_dot_product_attention(q, k, v, m),
+            lambda q, k, v, m=mask: F.scaled_dot_product_attention(q, k, v, m),
+            *(q, k, v),
+        )
+
+
 @pytest.mark.parametrize("shape", [(9, 5), (3, 5, 7, 7), (2, 3, 33, 33)], ids=str)
 def test_batch_norm(device, shape):
     compare(

@@ -35,8 +35,10 @@ LAYERS = [
     ("LazyBatchNorm2d", {}, (3, 4, 5, 6)),
     ("LazyBatchNorm3d", {}, (3, 4, 2, 5, 3)),
 ]
-# they take a target; torch has the second from 2.13 on, and it is tested beside its function
-LOSSES = {"CrossEntropyLoss"} | ({"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set())
+# they take more than one tensor, and are tested beside their functions; torch has the last from 2.13 on
+OF_SEVERAL = {"CrossEntropyLoss", "MultiheadAttention"} | (
+    {"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set()
+)
 
 
 def pair(name, **options):
@@ -79,7 +81,7 @@ def test_same_face_as_torch(name, options, shape):
 
 
 def test_every_class_is_covered():
-    assert {layer[0] for layer in LAYERS} | LOSSES == set(pydl.nn.__all__)
+    assert {layer[0] for layer in LAYERS} | OF_SEVERAL == set(pydl.nn.__all__)
 
 
 @pytest.mark.best_isa

@@ -41,6 +41,7 @@ OPS = {
     "rms_norm": lambda f, x: f.rms_norm(x, (6,)),
     "softmax": lambda f, x: f.softmax(x, 3),
     "log_softmax": lambda f, x: f.log_softmax(x, -1),
+    "scaled_dot_product_attention": lambda f, x: f.scaled_dot_product_attention(x, x, x),
     "batch_norm": lambda f, x: f.batch_norm(x, None, None, training=True),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
     "avg_pool2d": lambda f, x: f.avg_pool2d(x, 2),

@@ -269,6 +269,7 @@ def test_fakes_predict_them(layout):
             "rms_norm": lambda x: PF.rms_norm(x, x.shape[1:]),
             "softmax": lambda x: PF.softmax(x, -1),
             "log_softmax": lambda x: PF.log_softmax(x, -1),
+            "scaled_dot_product_attention": lambda x: PF.scaled_dot_product_attention(x, x, x),
             "batch_norm": lambda x: PF.batch_norm(x, None, None, training=True),
             "max_pool2d": lambda x: PF.max_pool2d(x, 1),
             "avg_pool2d": lambda x: PF.avg_pool2d(x, 1),

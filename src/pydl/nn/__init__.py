@@ -7,6 +7,7 @@ and where torch would honour what is not its own (:mod:`pydl.aside`), torch's ow
 """
 
 from pydl.nn import loss
+from pydl.nn.attention import MultiheadAttention
 from pydl.nn.convolution import Conv2d, LazyConv2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from pydl.nn.layer_norm import LayerNorm, RMSNorm
@@ -44,6 +45,7 @@ __all__ = [
     "Linear",
     "LogSoftmax",
     "MaxPool2d",
+    "MultiheadAttention",
     "RMSNorm",
     "Softmax",
     "SyncBatchNorm",
