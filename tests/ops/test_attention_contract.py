@@ -240,10 +240,17 @@ def test_compiled_dropout_has_one_mask_in_both_passes():
 
 def test_vmap_and_grad():
     stacks = [torch.stack([t, t * 0.5]).double() for t in (Q, K, V)]
-    assert_close(vmap(attention)(*stacks), vmap(T)(*stacks), scale=10)
+    assert_close(vmap(attention)(*stacks), torch.stack([T(*t) for t in zip(*stacks, strict=True)]), scale=10)
     mixed = vmap(lambda q, k, v: attention(q, k, v, is_causal=True), in_dims=(0, None, 0))
     assert_close(mixed(stacks[0], stacks[1][0], stacks[2]), torch.stack([T(q, stacks[1][0], v, is_causal=True)
                  for q, v in zip(stacks[0], stacks[2], strict=True)]), scale=10)  # fmt: skip
+    masks = torch.rand(2, 5, 7) > 0.3
+    key, value = stacks[1][0], stacks[2][0]
+    masked = vmap(lambda q, m: attention(q, key, value, m))(stacks[0], masks)
+    assert_close(masked, torch.stack([T(q, key, value, m) for q, m in zip(stacks[0], masks, strict=True)]))
+    twice = torch.stack([stacks[0][0]] * 2)
+    dropped = vmap(lambda q: attention(q, key, value, dropout_p=0.5), randomness="same")(twice)
+    assert torch.equal(dropped[0], dropped[1])
     per_sample = vmap(grad(lambda q, k, v: attention(q, k, v).sin().sum(), argnums=(0, 1, 2)))(*stacks)
     expected = vmap(grad(lambda q, k, v: formula(q, k, v).sin().sum(), argnums=(0, 1, 2)))(*stacks)
     for a, e in zip(per_sample, expected, strict=True):

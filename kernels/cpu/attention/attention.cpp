@@ -4,6 +4,7 @@
 // most 1, and the sums divide the finished rows of output. There is no running maximum: a block's scores are there as a
 // whole. Never stored: scores or weights of more than a block, and whether dropout keeps them.
 #include "kernels/cpu/attention/attention.h"
+#include "kernels/cpu/gemm/few_rows.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -89,25 +90,41 @@ void weigh(const AttentionParams& p, const Block& block, int64_t row, const Kept
   }
 }
 
+// Queries so few that keys and values are read once, as they lie.
+constexpr int64_t kFewQueries = 4;
+bool few_queries(const AttentionParams& p) {
+  return p.queries <= kFewQueries && p.key.column == 1 && p.value.column == 1;
+}
+
 template <class T, class A>
 void forward_block(const AttentionParams& p, const Block& block, const RoundKeys& keys, const Rows<A>& values,
                    const Workspace<A>& space) {
-  const int64_t pitch = score_pitch<A>(p.keys);
+  const int64_t pitch = score_pitch<A>(p.keys), key_head = block.head / (p.heads / p.key_heads);
   const Rows<A> queries =
       rows_of<T>(p.query, block.batch, block.head, block.first, block.rows, p.width, false, space.queries);
-  multiply_transposed(block.rows, p.width, queries, space.keys, 0, block.keys, static_cast<A>(p.scale),
-                      space.scores, pitch);
+  if (few_queries(p))
+    for (int64_t r = 0; r < block.rows; ++r)
+      row_times_transposed(queries.data + r * queries.pitch, at<T>(p.key, block.batch, key_head, 0),
+                           p.key.row, block.sees[r], p.width, static_cast<A>(p.scale),
+                           space.scores + r * pitch);
+  else
+    multiply_transposed(block.rows, p.width, queries, space.keys, 0, block.keys, static_cast<A>(p.scale),
+                        space.scores, pitch);
   apply_mask<T>(p, block, 0, block.keys, space.scores, pitch);
   Kept kept;
   kept.fill(p, keys, block, 0, block.keys, space.bits);
   A* lse = static_cast<A*>(p.lse) + (block.batch * p.heads + block.head) * p.queries + block.first;
   int64_t r = 0;
-  if constexpr (kGroup > 1)
-    for (; r + kGroup <= block.rows; r += kGroup)
-      weigh<kGroup>(p, block, r, kept, space.scores + r * pitch, pitch, space.factors + r, lse + r);
+  if constexpr (kGroup<A> > 1)
+    for (; r + kGroup<A> <= block.rows; r += kGroup<A>)
+      weigh<kGroup<A>>(p, block, r, kept, space.scores + r * pitch, pitch, space.factors + r, lse + r);
   for (; r < block.rows; ++r)
     weigh<1>(p, block, r, kept, space.scores + r * pitch, pitch, space.factors + r, lse + r);
-  if (block.keys > 0)
+  if (few_queries(p))
+    for (r = 0; r < block.rows; ++r)
+      row_times(space.scores + r * pitch, at<T>(p.value, block.batch, key_head, 0), p.value.row,
+                block.sees[r], p.value_width, space.output + r * padded<A>(p.value_width));
+  else if (block.keys > 0)
     multiply_rows_of(block.rows, block.keys, {space.scores, pitch}, false, values, p.value_width, A(1), false,
                      space.output);
   else
@@ -120,25 +137,28 @@ template <class T>
 void run(const AttentionPlan& plan, const AttentionParams& p, const Parallel& parallel) {
   using A = acc_t<T>;
   const int64_t shared = p.heads / p.key_heads, blocks = blocks_of(p), items = shared * blocks;
-  run_tasks(
-      {parallel.run, plan.workers}, p.batch * p.key_heads * plan.query_parts,
-      [&](int64_t task, int64_t worker) {
-        const int64_t part = task % plan.query_parts, batch = task / plan.query_parts / p.key_heads,
-                      head = task / plan.query_parts % p.key_heads;
-        const Workspace<A> space =
-            Workspace<A>::of(p, static_cast<char*>(p.scratch) + worker * plan.worker_bytes);
-        const int64_t first = items * part / plan.query_parts, last = items * (part + 1) / plan.query_parts;
-        const auto block_at = [&](int64_t item) {
-          return block_of(p, batch, head * shared + item / blocks, item % blocks);
-        };
-        int64_t keys = 0;  // that any row of the task sees
-        for (int64_t item = first; item < last; ++item) keys = max_of(keys, block_at(item).keys);
-        pack_transposed<T>(p.key, batch, head, 0, keys, p.width, space.keys);
-        const Rows<A> values = rows_of<T>(p.value, batch, head, 0, keys, p.value_width, true, space.values);
-        const RoundKeys round = round_keys(p.seed);
-        for (int64_t item = first; item < last; ++item)
-          forward_block<T>(p, block_at(item), round, values, space);
-      });
+  run_tasks({parallel.run, plan.workers}, p.batch * p.key_heads * plan.query_parts,
+            [&](int64_t task, int64_t worker) {
+              const int64_t part = task % plan.query_parts, batch = task / plan.query_parts / p.key_heads,
+                            head = task / plan.query_parts % p.key_heads;
+              const Workspace<A> space =
+                  Workspace<A>::of(p, static_cast<char*>(p.scratch) + worker * plan.worker_bytes);
+              const int64_t first = items * part / plan.query_parts,
+                            last = items * (part + 1) / plan.query_parts;
+              const auto block_at = [&](int64_t item) {
+                return block_of(p, batch, head * shared + item / blocks, item % blocks);
+              };
+              Rows<A> values{};
+              if (!few_queries(p)) {
+                int64_t keys = 0;  // that any row of the task sees
+                for (int64_t item = first; item < last; ++item) keys = max_of(keys, block_at(item).keys);
+                pack_transposed<T>(p.key, batch, head, 0, keys, p.width, space.keys);
+                values = rows_of<T>(p.value, batch, head, 0, keys, p.value_width, true, space.values);
+              }
+              const RoundKeys round = round_keys(p.seed);
+              for (int64_t item = first; item < last; ++item)
+                forward_block<T>(p, block_at(item), round, values, space);
+            });
 }
 
 }  // namespace

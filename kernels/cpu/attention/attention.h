@@ -21,7 +21,9 @@ constexpr int64_t kQueries = 64;           // of a block
 constexpr int64_t kCausalQueries = 32;     // of few keys, so that blocks above the diagonal are left out
 constexpr int64_t kFewKeys = 128;          // where that pays
 constexpr double kWorthAThread = 1 << 17;  // multiply-adds that outweigh waking a thread
-constexpr int kGroup = kVectorBytes == 16 ? 1 : 4;  // rows in step: as many chains of exponentials
+// Rows in step, as many chains of exponentials; float64 and SSE2, which few train in, do without the text.
+template <class A>
+constexpr int kGroup = kVectorBytes == 16 || sizeof(A) == 8 ? 1 : 4;
 
 inline int64_t block_rows(const AttentionParams& p) {
   return p.causal && p.keys <= kFewKeys ? kCausalQueries : kQueries;
@@ -154,7 +156,8 @@ struct Block {
   int64_t keys;            // the most of them
 };
 
-inline Block block_of(const AttentionParams& p, int64_t batch, int64_t head, int64_t index) {
+[[maybe_unused]] __attribute__((noinline)) Block block_of(const AttentionParams& p, int64_t batch,
+                                                          int64_t head, int64_t index) {
   Block block;
   block.batch = batch;
   block.head = head;

@@ -122,10 +122,10 @@ void backward_block(const AttentionParams& p, const Task& task, const Block& blo
                         space.grad_scores, kTilePitch<A>);
     apply_mask<T>(p, block, key, key + count, space.weights, kTilePitch<A>);
     int64_t r = 0;
-    if constexpr (kGroup > 1)
-      for (; r + kGroup <= rows; r += kGroup)
-        differentiate<kGroup>(p, block, r, key, count, kept, lse, space.along,
-                              space.weights + r * kTilePitch<A>, space.grad_scores + r * kTilePitch<A>);
+    if constexpr (kGroup<A> > 1)
+      for (; r + kGroup<A> <= rows; r += kGroup<A>)
+        differentiate<kGroup<A>>(p, block, r, key, count, kept, lse, space.along,
+                                 space.weights + r * kTilePitch<A>, space.grad_scores + r * kTilePitch<A>);
     for (; r < rows; ++r)
       differentiate<1>(p, block, r, key, count, kept, lse, space.along, space.weights + r * kTilePitch<A>,
                        space.grad_scores + r * kTilePitch<A>);

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _attention_batching, _library  # noqa: F401  (the rules of torch.func.vmap)
 from pydl.ops._attention_autograd import gradients, seen_keys
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
