@@ -1,6 +1,7 @@
 """torch.nn.functional's names and signatures, served by our kernels; what is keyword-only is our addition."""
 
 from pydl.ops import _batching, _flops  # noqa: F401  (rules of torch.func.vmap, formulas of FLOP counters)
+from pydl.ops.attention import scaled_dot_product_attention
 from pydl.ops.avg_pool2d import avg_pool2d
 from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d
@@ -12,6 +13,7 @@ from pydl.ops.linear import linear
 from pydl.ops.linear_cross_entropy import linear_cross_entropy
 from pydl.ops.matmul import addmm, baddbmm, bmm, matmul, mm
 from pydl.ops.max_pool2d import max_pool2d
+from pydl.ops.multi_head_attention import multi_head_attention_forward
 from pydl.ops.softmax import log_softmax, softmax
 from pydl.ops.softmax_cross_entropy import cross_entropy
 
@@ -41,6 +43,9 @@ __all__ = [
     "rms_norm",
     "sigmoid",
     "silu",
+    "multi_head_attention_forward",
+    "rms_norm",
+    "scaled_dot_product_attention",
     "softmax",
     "softplus",
     "tanh",

@@ -42,6 +42,8 @@ def curve(input, weight, bias):
 
 def bend(input, weight, bias):
     return PF.relu(input) * bias.sum()
+def heads(input, weight, bias):
+    return PF.scaled_dot_product_attention(input, input, input) * bias.sum()
 
 
 def loss(input, weight, bias):
@@ -68,6 +70,7 @@ def mean(input, weight, bias):
 
 
 OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, curve, bend, loss, last, drop, largest, mean]
+OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, heads, loss, last, drop, largest, mean]
 
 
 def make(op):

@@ -148,6 +148,18 @@ def test_functions_of_one_number(device, size, dtype):
 def test_embedding(device, width, dtype):
     ids = at_the_end(torch.randint(6, (9,)))
     compare(lambda w: pf.embedding(ids, w), lambda w: F.embedding(ids, w), torch.randn(6, width).to(dtype))
+@pytest.mark.parametrize("width", [1, 5, 8, 16, 17, 33])
+def test_attention(device, width, dtype):
+    for rows, keys in ((1, 1), (7, 9), (70, 70), (3, 33)):
+        q, k, v = (torch.randn(1, 2, n, width).to(dtype) for n in (rows, keys, keys))
+        mask = torch.rand(rows, keys) > 0.3
+        guarded = at_the_end(mask)
+        compare(pf.scaled_dot_product_attention, F.scaled_dot_product_attention, q, k, v)
+        compare(
+            lambda q, k, v, m=guarded: pf.scaled_dot_product_attention(q, k, v, m),
+            lambda q, k, v, m=mask: F.scaled_dot_product_attention(q, k, v, m),
+            *(q, k, v),
+        )
 
 
 @pytest.mark.parametrize("shape", [(9, 5), (3, 5, 7, 7), (2, 3, 33, 33)], ids=str)

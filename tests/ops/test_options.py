@@ -61,6 +61,10 @@ CALLS = {
     "softplus": (("beta", "threshold"), lambda f, o: f.softplus(LOGITS, **o)),
     "softmax": (("dim", "dtype"), lambda f, o: f.softmax(LOGITS, **{"dim": 1, **o})),
     "log_softmax": (("dim", "dtype"), lambda f, o: f.log_softmax(LOGITS, **{"dim": 1, **o})),
+    "scaled_dot_product_attention": (
+        ("attn_mask", "is_causal", "scale", "enable_gqa"),  # masks of dropout differ
+        lambda f, o: f.scaled_dot_product_attention(IMAGE, IMAGE, IMAGE, **o),
+    ),
     "cross_entropy": (
         ("target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"),
         lambda f, o: f.cross_entropy(LOGITS, **{"target": TARGET, **o}),

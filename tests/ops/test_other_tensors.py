@@ -48,6 +48,7 @@ OPS = {
     "gelu": lambda f, x: f.gelu(x),
     "silu": lambda f, x: f.silu(x),
     "softplus": lambda f, x: f.softplus(x),
+    "scaled_dot_product_attention": lambda f, x: f.scaled_dot_product_attention(x, x, x),
     "batch_norm": lambda f, x: f.batch_norm(x, None, None, training=True),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
     "avg_pool2d": lambda f, x: f.avg_pool2d(x, 2),

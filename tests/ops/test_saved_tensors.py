@@ -95,6 +95,11 @@ def cases():
     yield "log_softmax", {"input": torch.randn(4, 3)}, lambda f, t: f.log_softmax(t["input"], 1)
     for name in ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "softplus"):
         yield name, {"input": torch.randn(4, 3)}, lambda f, t, n=name: getattr(f, n)(t["input"])
+    yield (
+        "scaled_dot_product_attention",
+        {"input": torch.randn(2, 1, 4, 3), "weight": torch.randn(2, 1, 5, 3), "bias": torch.randn(2, 1, 5, 3)},
+        lambda f, t: f.scaled_dot_product_attention(t["input"], t["weight"], t["bias"]),
+    )
     yield "max_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.max_pool2d(t["input"], 2)
     yield "avg_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.avg_pool2d(t["input"], 2)
 

@@ -274,6 +274,7 @@ def test_fakes_predict_them(layout):
             "log_softmax": lambda x: PF.log_softmax(x, -1),
             "relu": PF.relu,
             "gelu": PF.gelu,
+            "scaled_dot_product_attention": lambda x: PF.scaled_dot_product_attention(x, x, x),
             "batch_norm": lambda x: PF.batch_norm(x, None, None, training=True),
             "max_pool2d": lambda x: PF.max_pool2d(x, 1),
             "avg_pool2d": lambda x: PF.avg_pool2d(x, 1),

@@ -18,6 +18,7 @@ y = PF.rms_norm(PF.layer_norm(y, (10,)), (10,))
 PF.mm(torch.randn(128, 128), torch.randn(128, 128))
 PF.softmax(PF.log_softmax(torch.randn(3, 4, requires_grad=True), 1), 1).sum().backward()
 PF.gelu(torch.randn(1 << 15, requires_grad=True)).sum().backward()
+PF.scaled_dot_product_attention(x, x, x).sum().backward(retain_graph=True)
 PF.cross_entropy(y, torch.tensor([3, 5])).backward()
 PF.linear_cross_entropy(x[:, 0, 0], torch.randn(5, 12), torch.tensor([3, 1]), reduction="none").sum().backward()
 """
@@ -41,6 +42,7 @@ def test_a_line_for_each_call():
     assert {f"{name}_{of}" for name in ("layer_norm", "rms_norm") for of in ("forward", "backward")} <= set(ops)
     assert {f"{name}_{of}" for name in ("softmax", "log_softmax") for of in ("forward", "backward")} <= set(ops)
     assert {"gelu_forward", "gelu_backward"} <= set(ops)
+    assert {"attention_forward", "attention_backward"} <= set(ops)
     assert ops["matmul"][5] == "128x128 128x128"
     assert any(name.startswith("batch_norm") for name in ops)
     assert any(name.startswith("softmax_cross_entropy") for name in ops)

@@ -165,4 +165,16 @@ PYDL_INLINE uint32_t kept_bits(const RoundKeys& keys, uint64_t first, uint32_t t
   return mask_bits(words[0].low >= limit) | mask_bits(words[0].high >= limit) << (kElements / 2);
 }
 
+// Lane i of v where bit i of bits is set, else 0.
+PYDL_INLINE vec<float> where_lane(vec<float> v, uint32_t bits) {
+  u32v lane;
+  for (int i = 0; i < lanes<float>; ++i) lane[i] = 1u << i;
+  return bit_cast<vec<float>>(((lane & bits) != 0) & bit_cast<i32v>(v));
+}
+PYDL_INLINE vec<double> where_lane(vec<double> v, uint32_t bits) {
+  u64v lane;
+  for (int i = 0; i < lanes<double>; ++i) lane[i] = 1u << i;
+  return bit_cast<vec<double>>(((lane & static_cast<uint64_t>(bits)) != 0) & bit_cast<i64v>(v));
+}
+
 }  // namespace pydl::cpu::PYDL_ISA

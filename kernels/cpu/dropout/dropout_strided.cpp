@@ -80,18 +80,6 @@ PYDL_INLINE vec<double> where_bit(vec<double> v, const uint32_t* words, uint32_t
   return bit_cast<vec<double>>((__builtin_convertvector(word & bit, u64v) != 0) & bit_cast<i64v>(v));
 }
 
-// Lane i of v where bit i of bits is set, else 0.
-PYDL_INLINE vec<float> where_lane(vec<float> v, uint32_t bits) {
-  u32v lane;
-  for (int i = 0; i < lanes<float>; ++i) lane[i] = 1u << i;
-  return bit_cast<vec<float>>(((lane & bits) != 0) & bit_cast<i32v>(v));
-}
-PYDL_INLINE vec<double> where_lane(vec<double> v, uint32_t bits) {
-  u64v lane;
-  for (int i = 0; i < lanes<double>; ++i) lane[i] = 1u << i;
-  return bit_cast<vec<double>>(((lane & static_cast<uint64_t>(bits)) != 0) & bit_cast<i64v>(v));
-}
-
 // n <= lanes elements of x, `stride` apart.
 template <class T>
 PYDL_INLINE vec<acc_t<T>> gather(const T* x, int64_t stride, int64_t n) {

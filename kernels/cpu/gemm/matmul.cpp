@@ -128,7 +128,7 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, int64_t row, int64_
     product.depth = depth;
     product.alpha = static_cast<A>(p.alpha);
     product.left = space.left;
-    product.left_pitch = kPitch;
+    product.left_pitch = plan.strips ? kMr : kPitch;
     product.strips = plan.strips;
     if (plan.strips)
       pack_strips<T>(p.left, row, rows, p.rows, k, depth, space.left);

@@ -6,7 +6,7 @@
 // element a row. kMr * 2 sums, two vectors and one broadcast fill the register file, and so many independent sums hide
 // the latency of the multiply-add.
 //
-// What differs from caller to caller is a policy: how `left` is read (Pitched, Groups, Adjacent, Strip) and what is
+// What differs from caller to caller is a policy: how `left` is read (Pitched, Groups, Adjacent) and what is
 // prefetched on the way (NoPrefetch, or the caller's own). What the sums begin with and where they go, callers write
 // around accumulate(): linear layers and implicit GEMM over panels in panel.cpp, implicit GEMM over slabs in windows.cpp,
 // weight gradients in outer.cpp, Winograd's frequencies in conv2d/winograd/gemm.h.
@@ -121,13 +121,6 @@ class Adjacent {
  private:
   const E* data_;
   int64_t pitch_;
-};
-
-// A packed strip: left(m, k) = data[k * kMr + m].
-template <class E, int rows>
-class Strip : public Adjacent<E, rows> {
- public:
-  PYDL_INLINE Strip(const E* data, int64_t) : Adjacent<E, rows>(data, kMr) {}
 };
 
 // Prefetch policies are asked before each turn of the loop: of so many steps, that begin at left and right.

@@ -61,31 +61,31 @@ struct Blocks {
 };
 
 template <class A, int vectors>
-const Block<A>* blocks(bool strips) {
+const Block<A>* blocks(bool columns) {
   static constexpr Blocks<A, vectors, Pitched> pitched;
-  static constexpr Blocks<A, vectors, Strip> in_strips;
-  return strips ? in_strips.of : pitched.of;
+  static constexpr Blocks<A, vectors, Adjacent> adjacent;
+  return columns ? adjacent.of : pitched.of;
 }
 
 // One vector where that is all that is wanted; of float64, which is for checks more than for speed, always two.
 template <class A>
-const Block<A>* blocks_for(int64_t columns, bool strips) {
+const Block<A>* blocks_for(int64_t columns, bool left_columns) {
   if constexpr (__is_same(A, float))
-    if (columns <= lanes<A>) return blocks<A, 1>(strips);
-  return blocks<A, 2>(strips);
+    if (columns <= lanes<A>) return blocks<A, 1>(left_columns);
+  return blocks<A, 2>(left_columns);
 }
 
 }  // namespace
 
 template <class A>
 void multiply_panel(const PanelProduct<A>& p) {
-  const Block<A>* of = blocks_for<A>(p.columns, p.strips);
+  const Block<A>* of = blocks_for<A>(p.columns, p.left_columns || p.strips);
   const A* left = p.left;
   A* result = p.result;
   for (int64_t rows = p.rows, blocks = ceil_div(rows, kMr); blocks > 0; --blocks) {
     const int64_t n = ceil_div(rows, blocks);
     of[n - 1](p, left, result);
-    left += p.strips ? strip_numbers<A>(p.depth) : n * p.left_pitch;
+    left += p.strips ? strip_numbers<A>(p.depth) : p.left_columns ? n : n * p.left_pitch;
     result += n * p.result_pitch;
     rows -= n;
   }

@@ -21,7 +21,8 @@ struct PanelProduct {
   int64_t rows, columns, depth;
   const A* left;
   int64_t left_pitch;  // left(i, k) at left[i * left_pitch + k]
-  bool strips;         // or left is in strips
+  bool left_columns;   // or at left[k * left_pitch + i]
+  bool strips;         // such, where each register block has its own: left_pitch is kMr
   const A* right;      // kNr numbers for each k, right_pitch apart
   int64_t right_pitch;
   const A* bias;  // kNr numbers, or null

@@ -8,6 +8,7 @@ and where torch would honour what is not its own (:mod:`pydl.aside`), torch's ow
 
 from pydl.nn import loss
 from pydl.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
+from pydl.nn.attention import MultiheadAttention
 from pydl.nn.convolution import Conv2d, LazyConv2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from pydl.nn.embedding import Embedding
@@ -49,6 +50,7 @@ __all__ = [
     "Linear",
     "LogSoftmax",
     "MaxPool2d",
+    "MultiheadAttention",
     "RMSNorm",
     "ReLU",
     "SiLU",

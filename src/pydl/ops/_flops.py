@@ -1,4 +1,4 @@
-"""Floating-point operations of our convolutions, linear layers and matrix products, for torch.utils.flop_counter.
+"""Floating-point operations of convolutions, linear layers, attention, matrix products, for torch's flop_counter.
 
 By torch's rule: a multiply-add counts as two, bias and activation as nothing. The other ops have no matrix product in
 them; torch counts nothing for theirs either.
@@ -9,7 +9,7 @@ from math import prod
 import torch
 
 from pydl._importing import when_imported
-from pydl.ops import _library, conv2d, linear, linear_cross_entropy, matmul  # noqa: F401  (which define the ops)
+from pydl.ops import _library, attention, conv2d, linear, linear_cross_entropy, matmul  # noqa: F401  (which define the ops)
 
 
 def _forward(input_shape, weight_shape, *_, out_shape=None, **__):
@@ -52,6 +52,16 @@ def _matmul(left_shape, right_shape, *_, out_shape=None, **__):
     return 2 * prod(out_shape) * left_shape[-1]
 
 
+def _attention(query_shape, key_shape, value_shape, *_, out_shape=None, **__):
+    """2 N H L S (E + Ev)."""
+    return 2 * prod(query_shape[:3]) * key_shape[2] * (query_shape[3] + value_shape[3])
+
+
+def _attention_backward(grad_output_shape, query_shape, key_shape, value_shape, *_, out_shape=None, **__):
+    """2 N H L S (3 E + 2 Ev)."""
+    return 2 * prod(query_shape[:3]) * key_shape[2] * (3 * query_shape[3] + 2 * value_shape[3])
+
+
 def _register(counter):
     """With ``counter``, the module torch.utils.flop_counter."""
     formula = counter.register_flop_formula
@@ -70,6 +80,8 @@ def _register(counter):
     formula(ops.linear_cross_entropy_forward_backward)(_linear_cross_entropy_with_gradients)
     formula(ops.linear_cross_entropy_backward)(_linear_cross_entropy_backward)
     formula(ops.matmul)(_matmul)
+    formula(ops.attention_forward)(_attention)
+    formula(ops.attention_backward)(_attention_backward)
 
 
 # torch's counter imports Triton where that is installed, which takes longer than all of pydl; a FlopCounterMode copies

@@ -48,6 +48,7 @@ RULES = (
     Rule(torch.nn.RMSNorm, nn.RMSNorm, (F.rms_norm, torch.rms_norm)),
     Rule(torch.nn.Softmax, nn.Softmax, (F.softmax,)),
     Rule(torch.nn.LogSoftmax, nn.LogSoftmax, (F.log_softmax,)),
+    Rule(torch.nn.MultiheadAttention, nn.MultiheadAttention, (F.multi_head_attention_forward,)),
     Rule(torch.nn.Dropout, nn.Dropout, (F.dropout, torch.dropout)),
     Rule(torch.nn.Dropout1d, nn.Dropout1d, (F.dropout1d,)),
     Rule(torch.nn.Dropout2d, nn.Dropout2d, (F.dropout2d,)),

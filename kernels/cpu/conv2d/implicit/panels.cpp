@@ -147,6 +147,7 @@ void run_task(const WindowProduct<T>& g, const Plan<A>& plan, const A* packed, i
           product.rows = channels;
           product.columns = pixels;
           product.left = weights;
+          product.left_pitch = kMr;
           product.strips = true;
           product.right = panel;
         }

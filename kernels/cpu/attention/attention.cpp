@@ -1,0 +1,183 @@
+// Attention's forward: a block of queries at a time, whose scores with all keys stay in the second cache.
+//
+// The keys are transposed once a task, so that scores are a product whose lanes are keys; weights stay unnormalised, at
+// most 1, and the sums divide the finished rows of output. There is no running maximum: a block's scores are there as a
+// whole. Never stored: scores or weights of more than a block, and whether dropout keeps them.
+#include "kernels/cpu/attention/attention.h"
+#include "kernels/cpu/gemm/few_rows.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+using namespace attention;
+
+// What one worker has to itself.
+template <class A>
+struct Workspace {
+  A *keys, *values, *scores, *queries, *output, *factors;
+  uint8_t* bits;
+  int64_t bytes;
+
+  static Workspace of(const AttentionParams& p, char* scratch) {
+    Pieces pieces{scratch};
+    Workspace space{};
+    space.keys = pieces.take<A>(padded<A>(p.keys) * p.width);
+    space.values = pieces.take<A>(p.keys * padded<A>(p.value_width));
+    space.scores = pieces.take<A>(kQueries * score_pitch<A>(p.keys));
+    space.queries = pieces.take<A>(kQueries * padded<A>(p.width));
+    space.output = pieces.take<A>(kQueries * padded<A>(p.value_width));
+    space.factors = pieces.take<A>(kQueries);
+    space.bits = pieces.take<uint8_t>(Kept::bytes(p, p.keys));
+    space.bytes = pieces.next - scratch;
+    return space;
+  }
+};
+
+// Of kRows rows from `row` on: scores become exp(score - max), with 0 where dropout drops, for the block's keys;
+// factors[r] = keep_scale / sum, lse[r] = max + log(sum).
+template <int kRows, class A>
+void weigh(const AttentionParams& p, const Block& block, int64_t row, const Kept& kept, A* scores,
+           int64_t pitch, A* factors, A* lse) {
+  constexpr A kLowest = -__builtin_inf();
+  const int64_t* sees = block.sees + row;
+  int64_t least = sees[0], most = sees[0];
+  for (int r = 1; r < kRows; ++r) {
+    least = min_of(least, sees[r]);
+    most = max_of(most, sees[r]);
+  }
+  // the scores of vector j, -inf where a row has ended
+  const auto seen = [&](int64_t j, vec<A>(&x)[kRows]) PYDL_INLINE_LAMBDA {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) x[r] = load(scores + r * pitch + j);
+    if (j + lanes<A> > least) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) x[r] = fill_outside<A>(x[r], 0, sees[r] - j, kLowest);
+    }
+  };
+  vec<A> highest[kRows], sum[kRows] = {}, x[kRows];
+  for (int r = 0; r < kRows; ++r) highest[r] = broadcast(kLowest);
+  for (int64_t j = 0; j < most; j += lanes<A>) {
+    seen(j, x);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r)
+      highest[r] = max(x[r], highest[r]);  // a nan is passed over, and spoils the sum
+  }
+  A top[kRows], total[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    top[r] = maximum_of(highest[r]);
+    if (top[r] == kLowest) top[r] = 0;
+  }
+  int64_t j = 0;
+  for (; j < most; j += lanes<A>) {
+    seen(j, x);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) x[r] -= top[r];
+    exp_nonpositive_group<false, A>(x);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      sum[r] += x[r];
+      if (kept.bits) x[r] = where_lane(x[r], kept.of(row + r, j));
+      store(scores + r * pitch + j, x[r]);
+    }
+  }
+  for (; j < block.keys; j += lanes<A>)
+    for (int r = 0; r < kRows; ++r) store(scores + r * pitch + j, vec<A>{});
+  reduce_add_each(sum, total);
+  for (int r = 0; r < kRows; ++r) {
+    const bool none = total[r] == 0;
+    factors[r] = none ? 0 : static_cast<A>(p.keep_scale) / total[r];
+    lse[r] = none ? static_cast<A>(__builtin_inf()) : top[r] + log_one(total[r]);
+  }
+}
+
+// Queries so few that keys and values are read once, as they lie.
+constexpr int64_t kFewQueries = 4;
+bool few_queries(const AttentionParams& p) {
+  return p.queries <= kFewQueries && p.key.column == 1 && p.value.column == 1;
+}
+
+template <class T, class A>
+void forward_block(const AttentionParams& p, const Block& block, const RoundKeys& keys, const Rows<A>& values,
+                   const Workspace<A>& space) {
+  const int64_t pitch = score_pitch<A>(p.keys), key_head = block.head / (p.heads / p.key_heads);
+  const Rows<A> queries =
+      rows_of<T>(p.query, block.batch, block.head, block.first, block.rows, p.width, false, space.queries);
+  if (few_queries(p))
+    for (int64_t r = 0; r < block.rows; ++r)
+      row_times_transposed(queries.data + r * queries.pitch, at<T>(p.key, block.batch, key_head, 0),
+                           p.key.row, block.sees[r], p.width, static_cast<A>(p.scale),
+                           space.scores + r * pitch);
+  else
+    multiply_transposed(block.rows, p.width, queries, space.keys, 0, block.keys, static_cast<A>(p.scale),
+                        space.scores, pitch);
+  apply_mask<T>(p, block, 0, block.keys, space.scores, pitch);
+  Kept kept;
+  kept.fill(p, keys, block, 0, block.keys, space.bits);
+  A* lse = static_cast<A*>(p.lse) + (block.batch * p.heads + block.head) * p.queries + block.first;
+  int64_t r = 0;
+  if constexpr (kGroup<A> > 1)
+    for (; r + kGroup<A> <= block.rows; r += kGroup<A>)
+      weigh<kGroup<A>>(p, block, r, kept, space.scores + r * pitch, pitch, space.factors + r, lse + r);
+  for (; r < block.rows; ++r)
+    weigh<1>(p, block, r, kept, space.scores + r * pitch, pitch, space.factors + r, lse + r);
+  if (few_queries(p))
+    for (r = 0; r < block.rows; ++r)
+      row_times(space.scores + r * pitch, at<T>(p.value, block.batch, key_head, 0), p.value.row,
+                block.sees[r], p.value_width, space.output + r * padded<A>(p.value_width));
+  else if (block.keys > 0)
+    multiply_rows_of(block.rows, block.keys, {space.scores, pitch}, false, values, p.value_width, A(1), false,
+                     space.output);
+  else
+    memset(space.output, 0, static_cast<size_t>(block.rows * padded<A>(p.value_width)) * sizeof(A));
+  write_rows(space.output, space.factors, block.rows, p.value_width,
+             at<T>(p.output, block.batch, block.head, block.first), p.output.row);
+}
+
+template <class T>
+void run(const AttentionPlan& plan, const AttentionParams& p, const Parallel& parallel) {
+  using A = acc_t<T>;
+  const int64_t shared = p.heads / p.key_heads, blocks = blocks_of(p), items = shared * blocks;
+  run_tasks({parallel.run, plan.workers}, p.batch * p.key_heads * plan.query_parts,
+            [&](int64_t task, int64_t worker) {
+              const int64_t part = task % plan.query_parts, batch = task / plan.query_parts / p.key_heads,
+                            head = task / plan.query_parts % p.key_heads;
+              const Workspace<A> space =
+                  Workspace<A>::of(p, static_cast<char*>(p.scratch) + worker * plan.worker_bytes);
+              const int64_t first = items * part / plan.query_parts,
+                            last = items * (part + 1) / plan.query_parts;
+              const auto block_at = [&](int64_t item) {
+                return block_of(p, batch, head * shared + item / blocks, item % blocks);
+              };
+              Rows<A> values{};
+              if (!few_queries(p)) {
+                int64_t keys = 0;  // that any row of the task sees
+                for (int64_t item = first; item < last; ++item) keys = max_of(keys, block_at(item).keys);
+                pack_transposed<T>(p.key, batch, head, 0, keys, p.width, space.keys);
+                values = rows_of<T>(p.value, batch, head, 0, keys, p.value_width, true, space.values);
+              }
+              const RoundKeys round = round_keys(p.seed);
+              for (int64_t item = first; item < last; ++item)
+                forward_block<T>(p, block_at(item), round, values, space);
+            });
+}
+
+}  // namespace
+
+AttentionPlan attention_forward_plan(const AttentionParams& p, int64_t threads) {
+  AttentionPlan plan{};
+  const int64_t heads = p.batch * p.key_heads, items = p.heads / p.key_heads * blocks_of(p);
+  plan.query_parts = heads >= 2 * threads ? 1 : min_of(items, ceil_div(4 * threads, heads));
+  plan.key_parts = 1;
+  plan.span = p.keys;
+  plan.workers = workers_of(p, heads * plan.query_parts, threads);
+  plan.worker_bytes = p.dtype == DType::f64 ? Workspace<double>::of(p, nullptr).bytes
+                                            : Workspace<float>::of(p, nullptr).bytes;
+  plan.scratch = plan.workers * plan.worker_bytes;
+  return plan;
+}
+
+void attention_forward(const AttentionPlan& plan, const AttentionParams& p, const Parallel& parallel) {
+  dispatch_rows(p.dtype, [&](auto type) { run<decltype(type)>(plan, p, parallel); });
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

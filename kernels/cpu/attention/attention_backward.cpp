@@ -1,0 +1,229 @@
+// Attention's backward (derivation: NOTES.md): scores and weights are made again, a tile of queries and keys at a time.
+//
+//   dropped_weight[i][j] = keep(exp(score[i][j] - lse[i]))
+//   grad_value[j]   += sum_i dropped_weight[i][j] * grad_output[i]
+//   grad_score[i][j] = weight[i][j] * (keep(sum_c grad_output[i][c] * value[j][c]) - sum_c grad_output[i][c] * output[i][c])
+//   grad_query[i]   += scale * sum_j grad_score[i][j] * key[j]
+//   grad_key[j]     += scale * sum_i grad_score[i][j] * query[i]
+//
+// Five products; the tiles are read as they lie, in rows for grad_query and in columns for the other two. Where there are
+// key heads enough, a task is one of them and sums its gradients over all queries. Else tasks of some keys make the
+// gradients of keys and values, and others, of some queries, those of queries: two products more, and the same sums in
+// the same order.
+#include "kernels/cpu/attention/attention.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+using namespace attention;
+
+constexpr int64_t kKeys = 64;  // of a tile
+
+template <class A>
+constexpr int64_t kTilePitch = kKeys + 64 / static_cast<int64_t>(sizeof(A));
+
+template <class A>
+struct Workspace {
+  A *keys, *values, *key_rows, *grad_keys, *grad_values;                    // of the task's keys
+  A *queries, *grad_output, *grad_queries, *along, *weights, *grad_scores;  // of a block
+  uint8_t* bits;
+  int64_t bytes;
+
+  static Workspace of(const AttentionParams& p, int64_t span, char* scratch) {
+    Pieces pieces{scratch};
+    Workspace space{};
+    const int64_t width = padded<A>(p.width), value_width = padded<A>(p.value_width);
+    space.keys = pieces.take<A>(padded<A>(span) * p.width);
+    space.values = pieces.take<A>(padded<A>(span) * p.value_width);
+    space.key_rows = pieces.take<A>(span * width);
+    space.grad_keys = pieces.take<A>(span * width);
+    space.grad_values = pieces.take<A>(span * value_width);
+    space.queries = pieces.take<A>(kQueries * width);
+    space.grad_output = pieces.take<A>(kQueries * value_width);
+    space.grad_queries = pieces.take<A>(kQueries * width);
+    space.along = pieces.take<A>(kQueries);
+    space.weights = pieces.take<A>(kQueries * kTilePitch<A>);
+    space.grad_scores = pieces.take<A>(kQueries * kTilePitch<A>);
+    space.bits = pieces.take<uint8_t>(Kept::bytes(p, span));
+    space.bytes = pieces.next - scratch;
+    return space;
+  }
+};
+
+// What a task makes: the gradients of keys [first, last) and of their values, or of queries, or of all.
+struct Task {
+  int64_t batch, key_head;
+  int64_t first, last;
+  bool queries, keys, values;
+};
+
+// Of kRows rows from `row` on, of `count` keys from `key` on: scores become weights as dropout leaves them, and
+// the gradients of weights become those of scores.
+template <int kRows, class A>
+void differentiate(const AttentionParams& p, const Block& block, int64_t row, int64_t key, int64_t count,
+                   const Kept& kept, const A* lse, const A* along, A* weights, A* grad_scores) {
+  constexpr A kLowest = -__builtin_inf();
+  const A keep_scale = static_cast<A>(p.keep_scale);
+  int64_t least = block.sees[row];
+  for (int r = 1; r < kRows; ++r) least = min_of(least, block.sees[row + r]);
+  for (int64_t j = 0; j < count; j += lanes<A>) {
+    vec<A> x[kRows], g[kRows];
+    const bool whole = key + j + lanes<A> <= least;
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      x[r] = load(weights + r * kTilePitch<A> + j) - lse[row + r];
+      if (!whole) x[r] = fill_outside<A>(x[r], 0, block.sees[row + r] - key - j, kLowest);
+    }
+    exp_nonpositive_group<false, A>(x);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      vec<A> dropped = x[r];
+      g[r] = load(grad_scores + r * kTilePitch<A> + j);
+      if (kept.bits) {
+        const uint32_t bits = kept.of(row + r, key + j);
+        dropped = where_lane(dropped * keep_scale, bits);
+        g[r] = where_lane(g[r] * keep_scale, bits);
+      }
+      g[r] = x[r] * (g[r] - along[row + r]);
+      if (!whole) g[r] = fill_outside<A>(g[r], 0, block.sees[row + r] - key - j, A(0));
+      store(weights + r * kTilePitch<A> + j, dropped);
+      store(grad_scores + r * kTilePitch<A> + j, g[r]);
+    }
+  }
+}
+
+template <class T, class A>
+void backward_block(const AttentionParams& p, const Task& task, const Block& block, const RoundKeys& keys,
+                    const Rows<A>& key_rows, const Workspace<A>& space) {
+  const int64_t rows = block.rows, last = min_of(task.last, block.keys);
+  const A scale = static_cast<A>(p.scale);
+  const Rows<A> queries =
+      rows_of<T>(p.query, block.batch, block.head, block.first, rows, p.width, task.keys, space.queries);
+  const Rows<A> grad = rows_of<T>(p.grad_output, block.batch, block.head, block.first, rows, p.value_width,
+                                  task.values, space.grad_output);
+  const A* lse =
+      static_cast<const A*>(p.lse) + (block.batch * p.heads + block.head) * p.queries + block.first;
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* output = at<T>(p.output, block.batch, block.head, block.first + r);
+    vec<A> sum{};
+    along<A>(0, p.value_width, [&](int64_t c, auto part) PYDL_INLINE_LAMBDA {
+      sum += load_part(grad.data + r * grad.pitch + c, part) * load_part(output + c, part);
+    });
+    space.along[r] = reduce_add(sum);
+  }
+  Kept kept;
+  kept.fill(p, keys, block, task.first, last, space.bits);
+  const Rows<A> weights{space.weights, kTilePitch<A>}, grad_scores{space.grad_scores, kTilePitch<A>};
+  for (int64_t key = task.first; key < last; key += kKeys) {
+    const int64_t count = min_of(kKeys, last - key), local = key - task.first;
+    multiply_transposed(rows, p.width, queries, space.keys, local, local + count, scale, space.weights,
+                        kTilePitch<A>);
+    multiply_transposed(rows, p.value_width, grad, space.values, local, local + count, A(1),
+                        space.grad_scores, kTilePitch<A>);
+    apply_mask<T>(p, block, key, key + count, space.weights, kTilePitch<A>);
+    int64_t r = 0;
+    if constexpr (kGroup<A> > 1)
+      for (; r + kGroup<A> <= rows; r += kGroup<A>)
+        differentiate<kGroup<A>>(p, block, r, key, count, kept, lse, space.along,
+                                 space.weights + r * kTilePitch<A>, space.grad_scores + r * kTilePitch<A>);
+    for (; r < rows; ++r)
+      differentiate<1>(p, block, r, key, count, kept, lse, space.along, space.weights + r * kTilePitch<A>,
+                       space.grad_scores + r * kTilePitch<A>);
+    if (task.values)
+      multiply_rows_of(count, rows, weights, true, grad, p.value_width, A(1), true,
+                       space.grad_values + local * padded<A>(p.value_width));
+    if (task.keys)
+      multiply_rows_of(count, rows, grad_scores, true, queries, p.width, scale, true,
+                       space.grad_keys + local * padded<A>(p.width));
+    if (task.queries)
+      multiply_rows_of(rows, count, grad_scores, false,
+                       {key_rows.data + local * key_rows.pitch, key_rows.pitch}, p.width, scale, key > 0,
+                       space.grad_queries);
+  }
+  if (!task.queries) return;
+  if (last == 0) memset(space.grad_queries, 0, static_cast<size_t>(rows * padded<A>(p.width)) * sizeof(A));
+  write_rows<T, A>(space.grad_queries, nullptr, rows, p.width,
+                   at<T>(p.grad_query, block.batch, block.head, block.first), p.grad_query.row);
+}
+
+// The blocks [first, last) of those of all the query heads that share the task's key head.
+template <class T>
+void run_task(const AttentionParams& p, const Task& task, int64_t first, int64_t last,
+              const Workspace<acc_t<T>>& space) {
+  using A = acc_t<T>;
+  const int64_t shared = p.heads / p.key_heads, blocks = blocks_of(p), span = task.last - task.first;
+  const auto block_at = [&](int64_t item) {
+    return block_of(p, task.batch, task.key_head * shared + item / blocks, item % blocks);
+  };
+  int64_t seen = 0;  // keys of the task that any of its rows sees
+  for (int64_t item = first; item < last; ++item) seen = max_of(seen, block_at(item).keys - task.first);
+  seen = min_of(seen, span);
+  pack_transposed<T>(p.key, task.batch, task.key_head, task.first, seen, p.width, space.keys);
+  pack_transposed<T>(p.value, task.batch, task.key_head, task.first, seen, p.value_width, space.values);
+  const Rows<A> key_rows =
+      rows_of<T>(p.key, task.batch, task.key_head, task.first, seen, p.width, true, space.key_rows);
+  if (task.keys) memset(space.grad_keys, 0, static_cast<size_t>(span * padded<A>(p.width)) * sizeof(A));
+  if (task.values)
+    memset(space.grad_values, 0, static_cast<size_t>(span * padded<A>(p.value_width)) * sizeof(A));
+  const RoundKeys round = round_keys(p.seed);
+  for (int64_t item = first; item < last; ++item)
+    backward_block<T>(p, task, block_at(item), round, key_rows, space);
+  if (task.keys)
+    write_rows<T, A>(space.grad_keys, nullptr, span, p.width,
+                     at<T>(p.grad_key, task.batch, task.key_head, task.first), p.grad_key.row);
+  if (task.values)
+    write_rows<T, A>(space.grad_values, nullptr, span, p.value_width,
+                     at<T>(p.grad_value, task.batch, task.key_head, task.first), p.grad_value.row);
+}
+
+template <class T>
+void run(const AttentionPlan& plan, const AttentionParams& p, const Parallel& parallel) {
+  using A = acc_t<T>;
+  const bool queries = p.grad_query.data != nullptr, keys = p.grad_key.data != nullptr,
+             values = p.grad_value.data != nullptr;
+  const bool together = plan.query_parts == 1 && plan.key_parts == 1;
+  const int64_t items = p.heads / p.key_heads * blocks_of(p), tiles = ceil_div(p.keys, kKeys);
+  const int64_t of_queries = together || !queries ? 0 : plan.query_parts,
+                of_keys = together || keys || values ? plan.key_parts : 0, parts = of_queries + of_keys;
+  run_tasks({parallel.run, plan.workers}, p.batch * p.key_heads * parts, [&](int64_t index, int64_t worker) {
+    const int64_t part = index % parts - of_queries, head = index / parts;
+    char* scratch = static_cast<char*>(p.scratch) + worker * plan.worker_bytes;
+    const Workspace<A> space = Workspace<A>::of(p, plan.span, scratch);
+    Task task{head / p.key_heads, head % p.key_heads, 0, p.keys, queries,
+              keys && together,   values && together};
+    if (part < 0) {
+      const int64_t query_part = part + of_queries;
+      return run_task<T>(p, task, items * query_part / plan.query_parts,
+                         items * (query_part + 1) / plan.query_parts, space);
+    }
+    task.first = tiles * part / plan.key_parts * kKeys;
+    task.last = min_of(tiles * (part + 1) / plan.key_parts * kKeys, p.keys);
+    task.queries = queries && together;
+    task.keys = keys;
+    task.values = values;
+    run_task<T>(p, task, 0, items, space);
+  });
+}
+
+}  // namespace
+
+AttentionPlan attention_backward_plan(const AttentionParams& p, int64_t threads) {
+  AttentionPlan plan{};
+  const int64_t heads = p.batch * p.key_heads, items = p.heads / p.key_heads * blocks_of(p);
+  const int64_t parts = heads >= threads ? 1 : ceil_div(4 * threads, heads);
+  plan.query_parts = min_of(parts, items);
+  plan.key_parts = min_of(parts, ceil_div(p.keys, kKeys));
+  const bool queries = p.grad_query.data != nullptr && (plan.query_parts > 1 || plan.key_parts > 1);
+  plan.span = queries ? p.keys : min_of(p.keys, ceil_div(ceil_div(p.keys, kKeys), plan.key_parts) * kKeys);
+  plan.workers = workers_of(p, heads * (plan.query_parts + plan.key_parts), threads);
+  plan.worker_bytes = p.dtype == DType::f64 ? Workspace<double>::of(p, plan.span, nullptr).bytes
+                                            : Workspace<float>::of(p, plan.span, nullptr).bytes;
+  plan.scratch = plan.workers * plan.worker_bytes;
+  return plan;
+}
+
+void attention_backward(const AttentionPlan& plan, const AttentionParams& p, const Parallel& parallel) {
+  dispatch_rows(p.dtype, [&](auto type) { run<decltype(type)>(plan, p, parallel); });
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

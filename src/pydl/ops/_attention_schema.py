@@ -1,0 +1,49 @@
+"""The ops of attention: schemas, and what they return, for tracing."""
+
+import torch
+
+from pydl.ops import _library
+
+# mask: broadcasts to (N, H, L, S). like_query: the output is laid out as query, as torch's flash attention has it, else
+# contiguous: decided once in attention.py, for the kernel and for tracing. A gradient that is not needed is empty.
+_library.define(
+    "attention_forward",
+    "(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? lengths, Tensor? seed, float dropout_p, "
+    "bool is_causal, float scale, bool like_query) -> (Tensor, Tensor)",
+)
+_library.define(
+    "attention_backward",
+    "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, Tensor? mask, "
+    "Tensor? lengths, Tensor? seed, float dropout_p, bool is_causal, float scale, bool needs_query, bool needs_key, "
+    "bool needs_value) -> (Tensor, Tensor, Tensor)",
+)
+
+
+def _like(query):
+    """torch.empty_like, which for tensors without data forgets the strides of dimensions of size 1."""
+    sizes, strides = query.shape, query.stride()
+    if 1 in sizes:
+        expected = 1
+        for d in sorted((d for d in range(4) if sizes[d] != 1), key=lambda d: strides[d]):
+            if strides[d] != expected:
+                return torch.empty_like(query)
+            expected *= sizes[d]
+        return query.new_empty_strided(sizes, strides)
+    return torch.empty_like(query)
+
+
+@_library.fake("attention_forward")
+def _(query, key, value, mask, lengths, seed, dropout_p, is_causal, scale, like_query):
+    shape = (*query.shape[:3], value.shape[3])
+    output = _like(query) if like_query else query.new_empty(shape)
+    accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return output, query.new_empty(query.shape[:3], dtype=accumulate)
+
+
+@_library.fake("attention_backward")
+def _(grad_output, query, key, value, *rest):
+    def empty(of, needed):
+        n, heads, rows, width = of.shape
+        return of.new_empty((n, rows, heads, width)).transpose(1, 2) if needed else of.new_empty(0)
+
+    return tuple(empty(of, needed) for of, needed in zip((query, key, value), rest[-3:], strict=True))

@@ -1,0 +1,219 @@
+"""nn.MultiheadAttention and what is made of it, swapped, beside torch's in float64."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from testing import assert_close
+from torch import nn
+
+import pydl
+from pydl import backend
+
+N, L, S, E, HEADS = 2, 4, 6, 12, 3
+AFTER = torch.arange(S) >= torch.tensor([[S], [4]])  # keys that a sample does not have
+FUTURE = torch.ones(L, S, dtype=torch.bool).triu(1)
+
+
+def ops_called(function):
+    """What function() returns, and the names of pydl's ops that it calls."""
+    with torch.autograd.profiler.profile() as profiler:
+        output = function()
+    return output, {event.key for event in profiler.key_averages() if event.key.startswith("pydl::")}
+
+
+def pair(**options):
+    layer = nn.MultiheadAttention(E, HEADS, **options)
+    return pydl.swap(copy.deepcopy(layer)), layer.double()
+
+
+def assert_same(ours, exact, tensors, ops=frozenset({"pydl::attention_forward"}), **options):
+    """Output, weights and all gradients. Equal tensors in a row stay one tensor, as in self-attention."""
+
+    def leaves(double):
+        made = {}
+        return [made.setdefault(id(t), (t.double() if double else t.clone()).requires_grad_()) for t in tensors]
+
+    actual_leaves, expected_leaves = leaves(False), leaves(True)
+    wide = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in options.items()}
+    (actual, weights), called = ops_called(lambda: ours(*actual_leaves, **options))
+    assert called >= ops
+    expected, expected_weights = exact(*expected_leaves, **wide)
+    assert_close(actual, expected, scale=10)
+    assert (weights is None) == (expected_weights is None)
+    if weights is not None:
+        assert_close(weights, expected_weights, scale=10)
+    grad = torch.randn(actual.shape)
+    ours.zero_grad()
+    exact.zero_grad()
+    actual.backward(grad)
+    expected.backward(grad.double())
+    for p, q in zip((*actual_leaves, *ours.parameters()), (*expected_leaves, *exact.parameters()), strict=True):
+        assert_close(p.grad, q.grad, scale=20)
+
+
+CALLS = {
+    "no weights": {"need_weights": False},
+    "a boolean mask": {"need_weights": False, "attn_mask": FUTURE},
+    "an additive mask": {"need_weights": False, "attn_mask": torch.randn(L, S)},
+    "a mask for each head": {"need_weights": False, "attn_mask": torch.randn(N * HEADS, L, S)},
+    "padding": {"need_weights": False, "key_padding_mask": AFTER},
+    "both": {"need_weights": False, "key_padding_mask": AFTER, "attn_mask": FUTURE},
+    "causal": {"need_weights": False, "attn_mask": FUTURE, "is_causal": True},
+    "causal and padding": {"need_weights": False, "attn_mask": FUTURE, "is_causal": True, "key_padding_mask": AFTER},
+}
+WITH_WEIGHTS = {
+    "weights": {},
+    "of each head": {"average_attn_weights": False},
+    "masked": {"key_padding_mask": AFTER, "attn_mask": FUTURE},
+}
+
+
+@pytest.mark.parametrize("case", CALLS | WITH_WEIGHTS)
+def test_beside_torch(case):
+    options = (CALLS | WITH_WEIGHTS)[case]
+    ops = {"pydl::attention_forward"} if case in CALLS else {"pydl::softmax_forward", "pydl::linear_forward"}
+    for batch_first, other_widths, bias in itertools.product((True, False), (True, False), (True, False)):
+        widths = {"kdim": 5, "vdim": 7} if other_widths else {}
+        ours, exact = pair(batch_first=batch_first, bias=bias, **widths)
+        tensors = (
+            torch.randn(N, L, E),
+            torch.randn(N, S, widths.get("kdim", E)),
+            torch.randn(N, S, widths.get("vdim", E)),
+        )
+        if not batch_first:
+            tensors = [t.transpose(0, 1).contiguous() for t in tensors]
+        assert_same(ours, exact, tensors, ops, **options)
+
+
+def test_of_one_tensor_and_of_two():
+    ours, exact = pair(batch_first=True)
+    x, y = torch.randn(N, L, E), torch.randn(N, S, E)
+    assert_same(ours, exact, (x, x, x), need_weights=False)
+    assert_same(ours, exact, (x, y, y), need_weights=False)
+
+
+def test_unbatched():
+    ours, exact = pair()
+    tensors = torch.randn(L, E), torch.randn(S, E), torch.randn(S, E)
+    for options in ({}, {"attn_mask": FUTURE}, {"attn_mask": torch.randn(HEADS, L, S)}, {"key_padding_mask": AFTER[1]}):
+        assert_same(ours, exact, tensors, need_weights=False, **options)
+        assert_same(ours, exact, tensors, {"pydl::softmax_forward"}, average_attn_weights=False, **options)
+
+
+LEFT = {
+    "a bias of keys": ({"add_bias_kv": True}, {}),
+    "a key of zeros": ({"add_zero_attn": True}, {}),
+    "masks of two kinds": ({}, {"key_padding_mask": AFTER, "attn_mask": torch.zeros(L, S)}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched")
+@pytest.mark.parametrize("case", LEFT)
+def test_left_to_torch(case):
+    made, options = LEFT[case]
+    ours, exact = pair(batch_first=True, **made)
+    assert_same(ours, exact, (torch.randn(N, L, E), torch.randn(N, S, E), torch.randn(N, S, E)), set(), **options)
+
+
+REFUSED = {
+    "width": lambda m: m(torch.randn(N, L, 5), torch.randn(N, S, E), torch.randn(N, S, E)),
+    "samples": lambda m: m(torch.randn(N, L, E), torch.randn(3, S, E), torch.randn(3, S, E)),
+    "keys and values": lambda m: m(torch.randn(N, L, E), torch.randn(N, S, E), torch.randn(N, 5, E)),
+    "mask": lambda m: m(torch.randn(N, L, E), *[torch.randn(N, S, E)] * 2, attn_mask=torch.ones(L, 5)),
+    "mask of integers": lambda m: m(
+        torch.randn(N, L, E), *[torch.randn(N, S, E)] * 2, attn_mask=torch.ones(L, S).int()
+    ),
+    "causal without a mask": lambda m: m(torch.randn(N, L, E), *[torch.randn(N, S, E)] * 2, is_causal=True),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_as_torch_does(case):
+    layer = nn.MultiheadAttention(E, HEADS, batch_first=True)
+    found = []
+    for module in (pydl.swap(copy.deepcopy(layer)), layer):
+        with pytest.raises(Exception) as error:  # noqa: PT011 (torch's own type, whichever it is)
+            REFUSED[case](module)
+        found.append((error.type, str(error.value)))
+    assert found[0] == found[1]
+
+
+def test_dropout_of_weights():
+    ours, _ = pair(batch_first=True, dropout=0.5)
+    x = torch.randn(N, L, E)
+    torch.manual_seed(0)
+    first = ours(x, x, x, need_weights=False)[0]
+    torch.manual_seed(0)
+    assert torch.equal(first, ours(x, x, x, need_weights=False)[0])
+    assert not torch.equal(first, ours(x, x, x, need_weights=False)[0])
+    torch.manual_seed(0)
+    assert_close(ours(x, x, x)[0], first, scale=10)  # one mask, whether weights are stored or not
+    ours.eval()
+    assert torch.equal(ours(x, x, x, need_weights=False)[0], ours(x, x, x, need_weights=False)[0])
+
+
+def test_steps_aside():
+    layer = pydl.swap(nn.MultiheadAttention(E, HEADS, batch_first=True))
+    x = torch.randn(N, L, E)
+
+    def served():
+        return "pydl::attention_forward" in ops_called(lambda: layer(x, x, x, need_weights=False))[1]
+
+    assert served()
+    with backend.use("torch"):
+        assert not served()
+    replaced = F.multi_head_attention_forward
+    try:
+        F.multi_head_attention_forward = lambda *args, **kwargs: replaced(*args, **kwargs)
+        assert not served()
+    finally:
+        F.multi_head_attention_forward = replaced
+    layer.forward = lambda *args, **kwargs: (x, None)
+    assert layer(x, x, x)[0] is x
+
+
+def test_exported_programs_are_of_torchs_ops():
+    layer = pydl.swap(nn.MultiheadAttention(E, HEADS, batch_first=True)).eval()
+    x = torch.randn(N, L, E)
+    program = torch.export.export(layer, (x, x, x), {"need_weights": False})
+    assert not any("pydl" in str(node.target) for node in program.graph.nodes)
+    assert_close(program.module()(x, x, x, need_weights=False)[0], layer(x, x, x, need_weights=False)[0])
+
+
+def test_by_name_and_under_swapped():
+    layer = nn.MultiheadAttention(E, HEADS)
+    tensors = torch.randn(L, N, E), torch.randn(S, N, E), torch.randn(S, N, E)
+    with pydl.swapped():
+        (actual, _), called = ops_called(lambda: layer(*tensors, need_weights=False))
+    assert "pydl::attention_forward" in called
+    assert_close(actual, layer(*tensors, need_weights=False)[0], scale=10)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_transformer(training):
+    """In evaluation torch's encoder layer takes its own fast path over all of the layer, where it needs no gradient."""
+    net = nn.Transformer(E, 2, 1, 1, 20, dropout=0.0, batch_first=True).train(training)
+    ours, exact = pydl.swap(copy.deepcopy(net)), copy.deepcopy(net).double()
+    served = {
+        row.name for row in pydl.report(ours).rows if row.layer == "MultiheadAttention" and row.served_by != "torch"
+    }
+    assert served == {"encoder.layers.0.self_attn", "decoder.layers.0.self_attn", "decoder.layers.0.multihead_attn"}
+    source, target, future = torch.randn(N, S, E), torch.randn(N, L, E), FUTURE[:, :L]
+    options = {
+        "tgt_mask": future,
+        "tgt_is_causal": True,
+        "src_key_padding_mask": AFTER,
+        "memory_key_padding_mask": AFTER,
+    }
+    actual = ours(source, target, **options)
+    expected = exact(source.double(), target.double(), **options)
+    assert_close(actual, expected, scale=20)
+    actual.sin().sum().backward()
+    expected.sin().sum().backward()
+    for p, q in zip(ours.parameters(), exact.parameters(), strict=True):
+        assert_close(p.grad, q.grad, scale=50)
+    with torch.no_grad():  # the padded tokens of torch's fast path are 0
+        assert_close(ours(source, target, **options), expected, scale=20)
