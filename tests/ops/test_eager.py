@@ -42,6 +42,8 @@ def curve(input, weight, bias):
 
 def bend(input, weight, bias):
     return PF.relu(input) * bias.sum()
+
+
 def heads(input, weight, bias):
     return PF.scaled_dot_product_attention(input, input, input) * bias.sum()
 
@@ -69,8 +71,8 @@ def mean(input, weight, bias):
     return PF.avg_pool2d(input, 2) * bias.sum()
 
 
-OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, curve, bend, loss, last, drop, largest, mean]
-OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, heads, loss, last, drop, largest, mean]
+OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, curve, bend, heads]
+OPS += [loss, last, drop, largest, mean]
 
 
 def make(op):

@@ -148,6 +148,9 @@ def test_functions_of_one_number(device, size, dtype):
 def test_embedding(device, width, dtype):
     ids = at_the_end(torch.randint(6, (9,)))
     compare(lambda w: pf.embedding(ids, w), lambda w: F.embedding(ids, w), torch.randn(6, width).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("width", [1, 5, 8, 16, 17, 33])
 def test_attention(device, width, dtype):
     for rows, keys in ((1, 1), (7, 9), (70, 70), (3, 33)):

@@ -42,10 +42,8 @@ LAYERS = [
     ("LazyBatchNorm2d", {}, (3, 4, 5, 6)),
     ("LazyBatchNorm3d", {}, (3, 4, 2, 5, 3)),
 ]
-# they take a target, or numbers of rows: tested beside their functions. LinearCrossEntropyLoss: from torch 2.13 on
-LOSSES = {"CrossEntropyLoss", "Embedding"} | (
-# they take more than one tensor, and are tested beside their functions; torch has the last from 2.13 on
-OF_SEVERAL = {"CrossEntropyLoss", "MultiheadAttention"} | (
+# tested beside their functions: they take a target, several tensors or numbers of rows; torch has the last from 2.13 on
+ELSEWHERE = {"CrossEntropyLoss", "Embedding", "MultiheadAttention"} | (
     {"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set()
 )
 
@@ -90,7 +88,7 @@ def test_same_face_as_torch(name, options, shape):
 
 
 def test_every_class_is_covered():
-    assert {layer[0] for layer in LAYERS} | OF_SEVERAL == set(pydl.nn.__all__)
+    assert {layer[0] for layer in LAYERS} | ELSEWHERE == set(pydl.nn.__all__)
 
 
 @pytest.mark.best_isa

@@ -60,8 +60,6 @@ _OURS[torch.layer_norm] = _layer_norm
 _OURS |= {torch.batch_norm: _batch_norm, torch.dropout: _dropout, F.max_pool2d_with_indices: _max_pool2d_with_indices}
 for _name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "sigmoid", "tanh"):
     _OURS |= _forms(_name, getattr(torch, _name), getattr(torch.Tensor, _name))
-for _name in ("matmul", "mm", "bmm", "addmm", "baddbmm"):
-    _OURS |= _product(_name)
 _OURS[F.scaled_dot_product_attention] = functional.scaled_dot_product_attention
 _OURS[torch.linalg.matmul] = _OURS[torch.matmul]  # X @ W is Tensor.matmul
 
