@@ -10,6 +10,7 @@ from pydl.ops.linear import linear
 from pydl.ops.linear_cross_entropy import linear_cross_entropy
 from pydl.ops.matmul import addmm, baddbmm, bmm, matmul, mm
 from pydl.ops.max_pool2d import max_pool2d
+from pydl.ops.recurrent import gru, lstm, rnn_relu, rnn_tanh
 from pydl.ops.softmax import log_softmax, softmax
 from pydl.ops.softmax_cross_entropy import cross_entropy
 
@@ -25,13 +26,17 @@ __all__ = [
     "dropout1d",
     "dropout2d",
     "dropout3d",
+    "gru",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
     "log_softmax",
+    "lstm",
     "matmul",
     "max_pool2d",
     "mm",
     "rms_norm",
+    "rnn_relu",
+    "rnn_tanh",
     "softmax",
 ]

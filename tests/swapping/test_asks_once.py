@@ -9,7 +9,6 @@ from collections import Counter
 
 import pytest
 import torch
-import torch.nn.functional as F
 from swap_models import LAYERS
 from torch import nn
 from torch.overrides import has_torch_function_variadic
@@ -106,4 +105,4 @@ def test_a_forward_names_each_part_of_torchs(rule):
     codes = [forward.__code__ for forward in forwards if forward.__module__.startswith("pydl.nn")]
     named = {name for code in codes for name in (*code.co_names, *code.co_consts) if isinstance(name, str)}
     assert {own.name, *dict(own.methods)} <= named
-    assert getattr(F, own.name) is own.function
+    assert getattr(own.namespace, own.name) is own.function

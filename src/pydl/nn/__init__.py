@@ -22,9 +22,13 @@ from pydl.nn.norm import (
     SyncBatchNorm,
 )
 from pydl.nn.pooling import AvgPool2d, MaxPool2d
+from pydl.nn.recurrent import GRU, LSTM, RNN
 from pydl.nn.softmax import LogSoftmax, Softmax
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
