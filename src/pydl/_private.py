@@ -4,6 +4,8 @@ tests/build/test_private_names.py holds each to what it must do, and the rest of
 itself. Attributes of torch's objects that have no public name are read through the functions at the end.
 """
 
+from types import FunctionType
+
 import torch
 from torch._C import (
     _are_functorch_transforms_active as functorch_active,  # whether torch.func is at work
@@ -61,6 +63,7 @@ __all__ = [
     "tracing_state",
     "tree_leaves",
     "will_engine_execute_node",
+    "with_functions",
 ]
 
 disable_dynamo = torch._disable_dynamo  # torch.compiler.disable, which imports the compiler at once
@@ -77,6 +80,12 @@ CALL = torch.nn.Module.__call__, torch.nn.Module._call_impl
 def op_under(overload):
     """The callable under an ``OpOverload``: a Python frame less for each call."""
     return overload._op
+
+
+def with_functions(forward, namespace):
+    """``forward`` of one of torch's recurrent layers, with ``namespace``'s functions (``gru``, ...) for torch's own."""
+    names = forward.__globals__ | {"_VF": namespace}
+    return FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
 
 
 def set_backward(function):

@@ -14,6 +14,7 @@ from pydl.ops.linear_cross_entropy import linear_cross_entropy
 from pydl.ops.matmul import addmm, baddbmm, bmm, matmul, mm
 from pydl.ops.max_pool2d import max_pool2d
 from pydl.ops.multi_head_attention import multi_head_attention_forward
+from pydl.ops.recurrent import gru, lstm, rnn_relu, rnn_tanh
 from pydl.ops.softmax import log_softmax, softmax
 from pydl.ops.softmax_cross_entropy import cross_entropy
 
@@ -31,17 +32,21 @@ __all__ = [
     "dropout3d",
     "embedding",
     "gelu",
+    "gru",
     "layer_norm",
     "leaky_relu",
     "linear",
     "linear_cross_entropy",
     "log_softmax",
+    "lstm",
     "matmul",
     "max_pool2d",
     "mm",
     "multi_head_attention_forward",
     "relu",
     "rms_norm",
+    "rnn_relu",
+    "rnn_tanh",
     "scaled_dot_product_attention",
     "sigmoid",
     "silu",

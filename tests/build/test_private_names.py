@@ -240,6 +240,28 @@ def test_batched_gradients_come_in_legacy_tensors():
 PRIVATE = re.compile(r"\b(?:torch(?:\.\w+)*?\.(_[a-zA-Z]\w*)|\w+\.(_backward_cls|_op)\b)")
 
 
+def test_with_functions_replaces_what_the_forward_of_a_recurrent_layer_calls():
+    calls = []
+
+    class Functions:
+        @staticmethod
+        def gru(*args):
+            calls.append(args)
+            return args[0]
+
+        rnn_tanh = lstm = gru
+
+    for cls in (torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM):
+        forward = _private.with_functions(cls.forward, Functions)
+        x = torch.ones(2, 3, 4)
+        output, _ = forward(cls(4, 5), x)
+        assert torch.equal(output, x[0])  # the first of what the function returns
+        input, _, params, *rest = calls.pop()
+        assert input is x
+        assert len(params) == 4
+        assert rest == [True, 1, 0.0, True, False, False]  # biases, layers, dropout, training, directions, batch first
+
+
 def test_private_names_stand_in_one_file():
     found = {}
     for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parents[1] / "kernels").rglob("*.py")]:

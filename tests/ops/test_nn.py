@@ -43,7 +43,7 @@ LAYERS = [
     ("LazyBatchNorm3d", {}, (3, 4, 2, 5, 3)),
 ]
 # tested beside their functions: they take a target, several tensors or numbers of rows; torch has the last from 2.13 on
-ELSEWHERE = {"CrossEntropyLoss", "Embedding", "MultiheadAttention"} | (
+ELSEWHERE = {"CrossEntropyLoss", "Embedding", "GRU", "LSTM", "MultiheadAttention", "RNN"} | (
     {"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set()
 )
 

@@ -67,11 +67,15 @@ def quick(request):
     _nodes.use(True)
 
 
+QUICK = {
+    *("AvgPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Conv2d", "CrossEntropyLoss", "Dropout"),
+    *("LayerNorm", "Linear", "LogSoftmax", "MaxPool2d", "Softmax"),
+}
+
+
 def has_quick_way(name, training=True):
     """Whether a plain call of the layer has one."""
-    return name not in ("Dropout1d", "Dropout2d", "Dropout3d", "LinearCrossEntropyLoss", "RMSNorm") and (
-        name != "Dropout" or training
-    )
+    return name in QUICK and (name != "Dropout" or training)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "no_grad"])

@@ -6,6 +6,7 @@
 //   kHalf        5e-7                              for what is rounded to half types or summed up
 //   log<float>   1.0e-7                            log(0) = -inf, log(x < 0) = nan, log(inf) = inf, nan
 //   log<double>  2.0e-16                           stays; subnormal arguments are exact
+//   tanh, sigmoid  2e-7, 4e-16                     exact at the ends; nan stays
 //
 // exp_nonpositive_group is exp for x <= 0, -inf or nan: what a softmax needs, without the upper clamp. With
 // kMinusOne it is exp(x) - 1, to the last digits where x is near 0.
@@ -163,6 +164,47 @@ PYDL_INLINE V exp_vector(V x) {
 }
 PYDL_INLINE vec<float> exp(vec<float> x) { return exp_vector(x); }
 PYDL_INLINE vec<double> exp(vec<double> x) { return exp_vector(x); }
+
+// tanh x = x + x z p(z) with z = x^2 below 5/8, p by Chebyshev nodes, and (1 - e) / (1 + e) with e = exp(-2 |x|) beyond;
+// sigmoid x = 1 / (1 + e) or e / (1 + e) with e = exp(-|x|). The exponents of a caller's group are taken in step.
+template <class A>
+struct TanhPolynomial;
+template <>
+struct TanhPolynomial<float> {
+  static constexpr int terms = 5;
+  static constexpr float c[terms] = {-0.00609671418f, 0.0209971797f, -0.0538509078f, 0.133327693f,
+                                     -0.333333284f};
+};
+template <>
+struct TanhPolynomial<double> {
+  static constexpr int terms = 12;
+  static constexpr double c[terms] = {6.485163482793113e-06,  -3.12011014257974e-05, 9.257116129556769e-05,
+                                      -0.0002375906496055562, 0.0005896606577757043, -0.0014557754120478055,
+                                      0.0035921217511549622,  -0.008863235103240878, 0.021869488519008305,
+                                      -0.05396825396789699,   0.13333333333333042,   -0.3333333333333333};
+};
+
+template <class A>
+PYDL_INLINE vec<A> absolute(vec<A> x) {
+  const mask<A> sign = bit_cast<mask<A>>(broadcast<A>(0) * A(-1));
+  return bit_cast<vec<A>>(bit_cast<mask<A>>(x) & ~sign);
+}
+// e = exp(-|x|)
+template <class A>
+PYDL_INLINE vec<A> sigmoid_of(vec<A> x, vec<A> e) {
+  return (x < vec<A>{} ? e : broadcast<A>(1)) / (A(1) + e);
+}
+// e = exp(-2 |x|)
+template <class A>
+PYDL_INLINE vec<A> tanh_of(vec<A> x, vec<A> e) {
+  using P = TanhPolynomial<A>;
+  const vec<A> z = x * x;
+  vec<A> y = z * P::c[0] + P::c[1];
+#pragma GCC unroll 12
+  for (int k = 2; k < P::terms; ++k) y = y * z + P::c[k];
+  const vec<A> large = (A(1) - e) / (A(1) + e);
+  return absolute<A>(x) < A(0.625) ? x + x * z * y : (x < vec<A>{} ? -large : large);
+}
 
 // log x = k ln 2 + log(1 + f), 1 + f in [sqrt(1/2), sqrt(2)); with s = f / (2 + f), log(1 + f) = 2 atanh(s),
 // written as f - f^2/2 + s (f^2/2 + R(s^2)), whose first term is exact.

@@ -9,7 +9,7 @@
 // What differs from caller to caller is a policy: how `left` is read (Pitched, Groups, Adjacent) and what is
 // prefetched on the way (NoPrefetch, or the caller's own). What the sums begin with and where they go, callers write
 // around accumulate(): linear layers and implicit GEMM over panels in panel.cpp, implicit GEMM over slabs in windows.cpp,
-// weight gradients in outer.cpp, Winograd's frequencies in conv2d/winograd/gemm.h.
+// weight gradients in outer.cpp, Winograd's frequencies in conv2d/winograd/gemm.h, gates in recurrent/tile.h.
 //
 // An element E is float, double, or a pair of bf16 that lie side by side and are multiplied with another pair and summed
 // in float32 by one instruction.
@@ -134,23 +134,42 @@ PYDL_INLINE void multiply_rows(const Left& left, const vec_of<E> (&right)[vector
                                vec<acc_of<E>> (&sum)[rows][vectors]) {
   if constexpr (m < rows) {
     const vec_of<E> a = left.template broadcast<m>();
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) sum[m][v] = multiply_add(a, right[v], sum[m][v]);
     multiply_rows<E, m + 1>(left, right, sum);
   }
 }
 
-// One turn of the loop, of kCount steps.
+template <class E, int m = 0, int rows, class Left>
+PYDL_INLINE void broadcast_rows(const Left& left, vec_of<E> (&a)[rows]) {
+  if constexpr (m < rows) {
+    a[m] = left.template broadcast<m>();
+    broadcast_rows<E, m + 1>(left, a);
+  }
+}
+
+// One turn of the loop, of kCount steps. Where a block is wider than high, the fewer broadcasts wait in registers.
 template <int kCount, class E, int rows, int vectors, class Left, class Prefetch>
 PYDL_INLINE void turn(Left& left, const E*& right, int64_t pitch, Prefetch& prefetch,
                       vec<acc_of<E>> (&sum)[rows][vectors]) {
   prefetch.turn(kCount, left, right);
 #pragma GCC unroll 8
   for (int k = 0; k < kCount; ++k, right += pitch, left.next()) {
-    vec_of<E> b[vectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) b[v] = load_elements(right + v * lanes<acc_of<E>>);
-    multiply_rows<E>(left, b, sum);
+    if constexpr (vectors > 2 && rows < vectors) {
+      vec_of<E> a[rows];
+      broadcast_rows<E>(left, a);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) {
+        const vec_of<E> b = load_elements(right + v * lanes<acc_of<E>>);
+#pragma GCC unroll 14
+        for (int m = 0; m < rows; ++m) sum[m][v] = multiply_add(a[m], b, sum[m][v]);
+      }
+    } else {
+      vec_of<E> b[vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) b[v] = load_elements(right + v * lanes<acc_of<E>>);
+      multiply_rows<E>(left, b, sum);
+    }
   }
 }
 

@@ -25,10 +25,14 @@ from pydl.nn.norm import (
     SyncBatchNorm,
 )
 from pydl.nn.pooling import AvgPool2d, MaxPool2d
+from pydl.nn.recurrent import GRU, LSTM, RNN
 from pydl.nn.softmax import LogSoftmax, Softmax
 
 __all__ = [
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",

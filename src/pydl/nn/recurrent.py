@@ -1,0 +1,49 @@
+"""Recurrent layers: RNN, GRU and LSTM."""
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from pydl import functional
+from pydl._private import with_functions
+from pydl.aside import Own, steps_aside
+from pydl.nn._common import _Eager
+
+# torch's own forwards, which check, sort and unpack, with our functions where they call torch's
+_forward_of = {cls: with_functions(cls.forward, functional) for cls in (torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM)}
+
+
+def _data(input):
+    return input.data if isinstance(input, PackedSequence) else input
+
+
+class RNN(_Eager, torch.nn.RNN):
+    """``torch.nn.RNN`` over :func:`pydl.functional.rnn_tanh` and ``rnn_relu``; on the CPU."""
+
+    own = Own(torch.nn.RNN, "rnn_tanh", namespace=torch)
+
+    def forward(self, input, hx=None):
+        if steps_aside(self, RNN.own, torch.rnn_tanh, _data(input)):
+            return torch.nn.RNN.forward(self, input, hx)
+        return _forward_of[torch.nn.RNN](self, input, hx)
+
+
+class GRU(_Eager, torch.nn.GRU):
+    """``torch.nn.GRU`` over :func:`pydl.functional.gru`; on the CPU."""
+
+    own = Own(torch.nn.GRU, "gru", namespace=torch)
+
+    def forward(self, input, hx=None):
+        if steps_aside(self, GRU.own, torch.gru, _data(input)):
+            return torch.nn.GRU.forward(self, input, hx)
+        return _forward_of[torch.nn.GRU](self, input, hx)
+
+
+class LSTM(_Eager, torch.nn.LSTM):
+    """``torch.nn.LSTM`` over :func:`pydl.functional.lstm`; on the CPU. Projections (``proj_size``) are torch's."""
+
+    own = Own(torch.nn.LSTM, "lstm", namespace=torch)
+
+    def forward(self, input, hx=None):
+        if steps_aside(self, LSTM.own, torch.lstm, _data(input)):
+            return torch.nn.LSTM.forward(self, input, hx)
+        return _forward_of[torch.nn.LSTM](self, input, hx)

@@ -1,0 +1,317 @@
+"""Recurrent layers (d2l chapters "Recurrent Neural Networks" and "Modern Recurrent Neural Networks").
+
+    rnn_tanh, rnn_relu, gru, lstm        kernels/recurrent.h has the formulas
+
+The op is one layer in one direction over all steps, on the CPU alone; layers, directions and dropout between the layers
+are put together here. A gradient that is to be differentiated again, and a batch of gradients, go by torch's cells.
+"""
+
+import torch
+
+from pydl import backend
+from pydl._private import alive, below_autograd, functorch_active
+from pydl.aside import is_torchs
+from pydl.ops import _library, _recurrent_steps
+from pydl.ops.dropout import dropout_unasked
+
+# input: (steps, batch, features), or with batch_sizes the rows of all steps, (rows, features), as in a PackedSequence.
+# saved: what the backward needs beside output; empty without `save`.
+_library.define(
+    "recurrent_forward",
+    "(Tensor input, Tensor hidden, Tensor? cell, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
+    "Tensor? batch_sizes, str kind, bool reverse, bool save) "
+    "-> (Tensor output, Tensor hidden_n, Tensor cell_n, Tensor saved)",
+)
+# Gradients that are not needed come back empty.
+_library.define(
+    "recurrent_backward",
+    "(Tensor? grad_output, Tensor? grad_hidden_n, Tensor? grad_cell_n, Tensor input, Tensor hidden, Tensor? cell, "
+    "Tensor weight_ih, Tensor weight_hh, Tensor output, Tensor saved, Tensor? batch_sizes, str kind, bool reverse, "
+    "bool need_input, bool need_state, bool need_weight_ih, bool need_weight_hh, bool need_bias) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+_SAVED = {"gru": 4, "lstm": 5}  # numbers for each unit and step
+
+
+@_library.fake("recurrent_forward")
+def _(input, hidden, cell, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, kind, reverse, save):
+    units = weight_hh.shape[1]
+    saved = (input.numel() // input.shape[-1], _SAVED[kind], units) if save and kind in _SAVED else (0,)
+    output = input.new_empty((*input.shape[:-1], units))
+    states = hidden.new_empty(hidden.shape), hidden.new_empty(hidden.shape if kind == "lstm" else (0,))
+    return output, *states, input.new_empty(saved)
+
+
+@_library.fake("recurrent_backward")
+def _(
+    grad_output, grad_hidden_n, grad_cell_n, input, hidden, cell, weight_ih, weight_hh, output, saved, batch_sizes,
+    kind, reverse, need_input, need_state, need_weight_ih, need_weight_hh, need_bias,
+):  # fmt: skip
+    bias = weight_ih.shape[:1]
+    shapes = (
+        (need_input, input.shape),
+        (need_state, hidden.shape),
+        (need_state and kind == "lstm", hidden.shape),
+        (need_weight_ih, weight_ih.shape),
+        (need_weight_hh, weight_hh.shape),
+        (need_bias, bias),
+        (need_bias, bias),
+    )
+    return tuple(input.new_empty(shape if need else (0,)) for need, shape in shapes)
+
+
+def _flags(needs):
+    """What recurrent_backward is asked for, by whether input, hidden, cell, both weights and both biases need it."""
+    input, hidden, cell, weight_ih, weight_hh, bias_ih, bias_hh = needs
+    return input, hidden or cell, weight_ih, weight_hh, bias_ih or bias_hh
+
+
+def _context(ctx, inputs, output):
+    input, hidden, cell, weight_ih, weight_hh, _, _, batch_sizes, ctx.kind, ctx.reverse, _ = inputs
+    ctx.save_for_backward(input, hidden, cell, weight_ih, weight_hh, output[0], output[3], batch_sizes)
+
+
+def _backward(ops, ctx, grad_output, grad_hidden_n, grad_cell_n, _):
+    *tensors, batch_sizes = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:7]
+    grad_cell_n = grad_cell_n if ctx.kind == "lstm" else None
+    found = ops.recurrent_backward(
+        grad_output, grad_hidden_n, grad_cell_n, *tensors, batch_sizes, ctx.kind, ctx.reverse, *_flags(needs)
+    )
+    return *(g if need else None for g, need in zip(found, needs, strict=True)), None, None, None, None
+
+
+_library.autograd("recurrent_forward", _context, _backward)
+
+
+def _again_context(ctx, inputs, output):
+    pass
+
+
+def _again(ops, ctx, *grads):
+    raise NotImplementedError(
+        "recurrent_backward: expected to be differentiated in eager mode, by torch's cells, got a compiled call"
+    )
+
+
+_library.autograd("recurrent_backward", _again_context, _again)
+
+
+class _Eager(torch.autograd.Function):
+    """One layer in one direction in eager mode: each op is called below the autograd layer of the dispatcher.
+
+    The output is kept unchecked, since torch lets one write to it (``output += x``): its version is noted, and what was
+    written to is computed once more. So it passes hooks of saved tensors by. Saved is what torch saves too: the input
+    where the weight needs a gradient, that weight where the input does.
+    """
+
+    @staticmethod
+    def forward(ctx, input, hidden, cell, weight_ih, weight_hh, bias_ih, bias_hh, rest):
+        ctx.ops, ctx.kind, ctx.reverse, batch_sizes = rest
+        tensors = input, hidden, cell, weight_ih, weight_hh, bias_ih, bias_hh
+        with below_autograd():
+            output, hidden_n, cell_n, saved = _library.quick(ctx.ops).recurrent_forward(
+                *tensors, batch_sizes, ctx.kind, ctx.reverse, True
+            )
+        ctx.to_save = (  # what ctx.save_for_backward sets
+            input if weight_ih.requires_grad else None,
+            hidden,
+            cell,
+            weight_ih if input.requires_grad else None,
+            weight_hh,
+            saved,
+            batch_sizes,
+        )
+        unchecked = (
+            None if weight_ih.requires_grad else input,
+            None if input.requires_grad else weight_ih,
+            bias_ih,
+            bias_hh,
+        )
+        ctx.unchecked = [(t, None if t is None else t._version) for t in unchecked]
+        ctx.output, ctx.version = output.detach(), output._version
+        ctx.set_materialize_grads(False)
+        return (output, hidden_n, cell_n) if ctx.kind == "lstm" else (output, hidden_n)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        needs = ctx.needs_input_grad[:7]
+        if all(g is None for g in grads):
+            return (None,) * 8
+        input, hidden, cell, weight_ih, weight_hh, saved, batch_sizes = ctx.saved_tensors
+        (own_input, _), (own_weight, _), (bias_ih, _), (bias_hh, _) = ctx.unchecked
+        input, weight_ih = own_input if input is None else input, own_weight if weight_ih is None else weight_ih
+        tensors = input, hidden, cell, weight_ih, weight_hh, bias_ih, bias_hh
+        if torch.is_grad_enabled() or _library.transforms_active():
+            _check_unwritten(ctx)
+            found = _recurrent_steps.gradients(ctx.kind, tensors, batch_sizes, ctx.reverse, needs, grads)
+            return *found, None
+        ops, output = _library.quick(ctx.ops), ctx.output
+        with below_autograd():
+            if output._version != ctx.version:
+                _check_unwritten(ctx)
+                output = ops.recurrent_forward(*tensors, batch_sizes, ctx.kind, ctx.reverse, False)[0]
+            found = ops.recurrent_backward(
+                grads[0], grads[1], grads[2] if ctx.kind == "lstm" else None, *tensors[:5], output, saved, batch_sizes,
+                ctx.kind, ctx.reverse, *_flags(needs),
+            )  # fmt: skip
+        return *(g if need else None for g, need in zip(found, needs, strict=True)), None
+
+
+def _check_unwritten(ctx):
+    for tensor, version in ctx.unchecked:
+        if tensor is not None and tensor._version != version:
+            raise RuntimeError(
+                f"{ctx.kind}: expected no tensor that the forward is repeated from to be modified by an inplace "
+                f"operation, got one of shape {tuple(tensor.shape)} at version {tensor._version} instead of {version}"
+            )
+
+
+_apply = _library.eager(_Eager)
+
+SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Steps times sequences from which on the weights are packed for enough products: below, torch's calls are quicker.
+LEAST_ROWS = 8
+
+
+def _run(ops, kind, tensors, batch_sizes, reverse):
+    """(output, states after the last step) of one layer in one direction; ``tensors`` as the op takes them."""
+    if torch.compiler.is_compiling():
+        found = ops.recurrent_forward(*tensors, batch_sizes, kind, reverse, True)
+        return found[: 3 if kind == "lstm" else 2]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _apply(*(None if t is None else alive(t) for t in tensors), (ops, kind, reverse, batch_sizes))
+    with below_autograd():
+        found = _library.quick(ops).recurrent_forward(*tensors, batch_sizes, kind, reverse, False)
+    return found[: 3 if kind == "lstm" else 2]
+
+
+class _Call:
+    """The arguments of one of torch's functions, in either form: of a tensor, or of the data of a PackedSequence."""
+
+    def __init__(self, kind, args, kwargs):
+        names = _NAMES if not kwargs or "batch_first" in kwargs else _PACKED_NAMES
+        values = (*args, *(kwargs[name] for name in names[len(args) :])) if kwargs else args
+        packed = isinstance(values[1], torch.Tensor) and (kind == "lstm" or isinstance(values[2], torch.Tensor))
+        if packed:
+            self.input, self.batch_sizes, hx, *rest = values
+            rest.append(False)
+        else:
+            self.input, hx, *rest = values
+            self.batch_sizes = None
+        self.params, self.has_biases, self.layers, self.dropout, self.train, bidirectional, self.batch_first = rest
+        self.states = tuple(hx) if kind == "lstm" else (hx,)
+        self.kind, self.directions, self.each = kind, 2 if bidirectional else 1, 4 if self.has_biases else 2
+
+    def weights(self, i):
+        """weight_ih, weight_hh, bias_ih, bias_hh of one layer in one direction, by number."""
+        own = self.params[i * self.each : (i + 1) * self.each]
+        return own if self.has_biases else (*own, None, None)
+
+    def is_served(self):
+        """Whether the call is ours; what torch would refuse, it refuses in its own words."""
+        input, states, count = self.input, self.states, self.layers * self.directions
+        packed = self.batch_sizes is not None
+        dtype, features = input.dtype, input.shape[-1]
+        rows = input.numel() // max(features, 1)
+        if dtype not in SUPPORTED or input.dim() != (2 if packed else 3) or rows < LEAST_ROWS or features == 0:
+            return False
+        if len(self.params) != count * self.each or len(states) != (2 if self.kind == "lstm" else 1):
+            return False  # projections have a fifth weight
+        batch = int(self.batch_sizes[0]) if packed else input.shape[0 if self.batch_first else 1]
+        units = self.params[1].shape[-1]
+        gates = {"gru": 3, "lstm": 4}.get(self.kind, 1) * units
+        for i in range(count):
+            weight_ih, weight_hh, *biases = self.weights(i)
+            if weight_ih.shape != (gates, features) or weight_hh.shape != (gates, units):
+                return False
+            if any(b is not None and b.shape != (gates,) for b in biases):
+                return False
+            if (i + 1) % self.directions == 0:
+                features = units * self.directions
+        tensors = *states, *self.params
+        return (
+            units > 0
+            and all(s.shape == (count, batch, units) for s in states)
+            and all(t.dtype == dtype and t.is_cpu for t in tensors)
+        )
+
+    def is_torchs(self):
+        """Whether torch's own function is to get these tensors, or sees this moment (aside.py)."""
+        if functorch_active() or torch.is_autocast_enabled("cpu"):
+            return True
+        groups = range(self.layers * self.directions)
+        return is_torchs(self.input, *self.states) or any(is_torchs(self.input, *self.weights(i)) for i in groups)
+
+    def run(self, ops):
+        """What torch's function returns."""
+        input = self.input.transpose(0, 1) if self.batch_first else self.input
+        initial = list(zip(*(s.unbind(0) for s in self.states), strict=True))
+        final = []
+        for layer in range(self.layers):
+            outputs = []
+            for direction in range(self.directions):
+                i = layer * self.directions + direction
+                states = initial[i] if self.kind == "lstm" else (*initial[i], None)
+                output, *ended = _run(
+                    ops, self.kind, (input, *states, *self.weights(i)), self.batch_sizes, direction == 1
+                )
+                outputs.append(output)
+                final.append(ended)
+            input = outputs[0] if self.directions == 1 else torch.cat(outputs, -1)
+            if self.dropout and self.train and layer + 1 < self.layers:
+                input = dropout_unasked("dropout", input, self.dropout, True, False)
+        output = input.transpose(0, 1) if self.batch_first else input
+        return output, *(torch.stack(states) for states in zip(*final, strict=True))
+
+
+_NAMES = ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
+_PACKED_NAMES = ("data", "batch_sizes", *_NAMES[1:-1])
+
+
+def _serve(kind, torchs, args, kwargs):
+    try:
+        call = _Call(kind, args, kwargs)
+        ops = None if call.is_torchs() or not call.is_served() else backend.ops_for(call.input, "recurrent")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # torch says so in its own words
+        ops = None
+    return torchs(*args, **kwargs) if ops is None else call.run(ops)
+
+
+def rnn_tanh(*args, **kwargs):
+    """``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)`` over all steps, as ``torch.rnn_tanh``.
+
+    ``rnn_tanh(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)``, or of a
+    PackedSequence ``rnn_tanh(data, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)``.
+
+    Args:
+        input: (steps, batch, features), or (batch, steps, features) with batch_first; float32, float64, bfloat16 or
+            float16, with any strides. float16 is copied to float32 and back.
+        hx: (layers * directions, batch, units), the states before the first step; of :func:`lstm` a pair, h and c.
+        params: for each layer and direction weight_ih, weight_hh and, with has_biases, bias_ih and bias_hh.
+        dropout: the probability with which the outputs of all layers but the last are dropped, if train says so.
+
+    Returns:
+        (output, states after the last step), of :func:`lstm` (output, h, c); output is (steps, batch, directions *
+        units), or (batch, steps, ...) with batch_first. Nothing depends on the number of threads.
+
+    Torch's own function serves other devices and dtypes, projections, fewer than 8 steps times sequences, empty
+    tensors, calls under autocast and under transforms of torch.func, and whatever it refuses.
+    """
+    return _serve("rnn_tanh", torch.rnn_tanh, args, kwargs)
+
+
+def rnn_relu(*args, **kwargs):
+    """``h' = relu(W_ih x + b_ih + W_hh h + b_hh)`` over all steps, as ``torch.rnn_relu``; see :func:`rnn_tanh`."""
+    return _serve("rnn_relu", torch.rnn_relu, args, kwargs)
+
+
+def gru(*args, **kwargs):
+    """Gated recurrent units over all steps, as ``torch.gru``; see :func:`rnn_tanh`."""
+    return _serve("gru", torch.gru, args, kwargs)
+
+
+def lstm(*args, **kwargs):
+    """Long short-term memory over all steps, as ``torch.lstm``; see :func:`rnn_tanh`."""
+    return _serve("lstm", torch.lstm, args, kwargs)
