@@ -26,7 +26,9 @@ struct Rows {
   int64_t count = 1, width = 1, stride = 0;
 };
 
-// False where t does not lie so. output: the strides of the output, which is dense.
+constexpr int64_t kShortestRow = 64;  // of shorter ones a copy costs less than the calls
+
+// False where t does not lie so, or in rows too short. output: the strides of the output, which is dense.
 bool as_rows(const Tensor& t, const std::vector<int64_t>& output, Rows& rows) {
   std::vector<int64_t> order;  // innermost first
   for (int64_t d = 0; d < t.dim(); ++d)
@@ -38,7 +40,7 @@ bool as_rows(const Tensor& t, const std::vector<int64_t>& output, Rows& rows) {
   if (at < order.size()) rows.stride = t.stride(order[at]);
   for (; at < order.size() && t.stride(order[at]) == rows.stride * rows.count; ++at)
     rows.count *= t.size(order[at]);
-  return at == order.size();
+  return at == order.size() && (rows.count == 1 || rows.width >= kShortestRow);
 }
 
 // t, or a copy of it in the output's strides.

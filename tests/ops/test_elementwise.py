@@ -109,6 +109,7 @@ def test_any_strides(name, of_grad, device):
     for dtype, layout in itertools.product(ALL_DTYPES, [None, *LAYOUTS]):
         x, g = (torch.randn(9, 37) if of is None else LAYOUTS[of](9, 37) for of in (layout, of_grad))
         compare(name, x.to(dtype), g.to(dtype))
+    compare(name, torch.randn(9, 105)[:, 2:102], torch.randn(9, 104)[:, :100])  # rows that are walked where they lie
     images = torch.randn(2, 5, 6, 7).to(memory_format=torch.channels_last)
     compare(name, images[:, 1:4], torch.randn(2, 3, 6, 7))
 
