@@ -184,11 +184,6 @@ struct TanhPolynomial<double> {
                                       -0.05396825396789699,   0.13333333333333042,   -0.3333333333333333};
 };
 
-template <class A>
-PYDL_INLINE vec<A> absolute(vec<A> x) {
-  const mask<A> sign = bit_cast<mask<A>>(broadcast<A>(0) * A(-1));
-  return bit_cast<vec<A>>(bit_cast<mask<A>>(x) & ~sign);
-}
 // e = exp(-|x|)
 template <class A>
 PYDL_INLINE vec<A> sigmoid_of(vec<A> x, vec<A> e) {
