@@ -36,6 +36,11 @@ def log_shares(input, weight, bias):
     return PF.log_softmax(input, -1) * bias.sum()
 
 
+def gated(input, weight, bias):
+    weights = [weight, torch.eye(36, 12).double(), bias, bias]
+    return PF.gru(input.mean(3), torch.zeros(1, 16, 12).double(), weights, True, 1, 0.0, True, False, False)[0]
+
+
 def loss(input, weight, bias):
     target = torch.arange(input.shape[0]) % input.shape[1]
     return PF.cross_entropy(input.mean((2, 3)), target) * weight.sum()
@@ -59,12 +64,12 @@ def mean(input, weight, bias):
     return PF.avg_pool2d(input, 2) * bias.sum()
 
 
-OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, loss, last, drop, largest, mean]
+OPS = [conv, dense, gated, norm, row_norm, row_rms, shares, log_shares, loss, last, drop, largest, mean]
 
 
 def make(op):
     generator = torch.Generator().manual_seed(3)
-    weight = {conv: (16, 16, 3, 3), dense: (160, 12), last: (12, 16)}.get(op, (16,))
+    weight = {conv: (16, 16, 3, 3), dense: (160, 12), gated: (36, 12), last: (12, 16)}.get(op, (16,))
     shapes = (4, 16, 12, 12), weight, weight[:1]  # 1.3 M multiplications: enough to ask what is wanted
     return [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
