@@ -322,18 +322,20 @@ Backward backward(const Optional& grad_output, const Optional& grad_hidden_n, co
   PYDL_CPU_CALL(recurrent_backward)(p, threads);
 
   const Products products(p, input);
-  if (need_input) products.input(w_ih, grad_input);
   const Optional before = need_weight_hh && steps.packed ? Optional(states_before(p, y, h)) : std::nullopt;
-  if (PYDL_CPU_CALL(recurrent_weights_serves)(p)) {
+  if (PYDL_CPU_CALL(recurrent_products_serves)(p)) {
     p.input = x.const_data_ptr();
+    p.weight_ih = w_ih.const_data_ptr();
+    p.grad_input = need_input ? grad_input.mutable_data_ptr() : nullptr;
     p.before = data_of(before);
     p.grad_weight_ih = need_weight_ih ? grad_weight_ih.mutable_data_ptr() : nullptr;
     p.grad_weight_hh = need_weight_hh ? grad_weight_hh.mutable_data_ptr() : nullptr;
     p.grad_bias_ih = need_bias ? grad_bias_ih.mutable_data_ptr() : nullptr;
     p.grad_bias_hh = need_bias ? grad_bias_hh.mutable_data_ptr() : nullptr;
-    p.scratch = Scratch::of_at_least(PYDL_CPU_CALL(recurrent_weights_scratch)(p, threads.threads));
-    if (need_weight_ih || need_weight_hh || need_bias) PYDL_CPU_CALL(recurrent_weights)(p, threads);
+    p.scratch = Scratch::of_at_least(PYDL_CPU_CALL(recurrent_products_scratch)(p, threads.threads));
+    PYDL_CPU_CALL(recurrent_products)(p, threads);
   } else {
+    if (need_input) products.input(w_ih, grad_input);
     if (need_weight_ih) products.weight_ih(x, grad_weight_ih);
     if (need_weight_hh)
       before ? products.weight_hh(*before, grad_weight_hh) : products.weight_hh(y, h, grad_weight_hh);

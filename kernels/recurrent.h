@@ -17,7 +17,7 @@
 //   dh of the step before += W_hh^T (the gradients of b)
 //
 // The gradients of the input and of the weights are products with them, over all steps at once: of small weights by
-// recurrent_weights, else kernels/matmul.h's.
+// recurrent_products, else kernels/matmul.h's.
 #pragma once
 
 #include "kernels/common.h"
@@ -56,10 +56,10 @@ struct RecurrentParams {
   int64_t pitch;
   void *grad_hidden, *grad_cell;  // batch x units; null where not wanted, both or none
 
-  const void*
-      before;  // rows x units: the state before each step; null: that of the output, `batch` rows away
-  void *grad_weight_ih, *grad_weight_hh, *grad_bias_ih,
-      *grad_bias_hh;  // null where not wanted, of the last both
+  // Of recurrent_products; null where not wanted, of the biases both or none.
+  const void* before;  // rows x units: the state before each step; null: the output's, a step away
+  void* grad_input;    // rows x features
+  void *grad_weight_ih, *grad_weight_hh, *grad_bias_ih, *grad_bias_hh;
 };
 
 namespace cpu {
@@ -67,9 +67,9 @@ PYDL_CPU_ENTRY(int64_t recurrent_forward_scratch(const RecurrentParams& params, 
 PYDL_CPU_ENTRY(int64_t recurrent_backward_scratch(const RecurrentParams& params, int64_t threads))
 PYDL_CPU_ENTRY(void recurrent_forward(const RecurrentParams& params, const Parallel& parallel))
 PYDL_CPU_ENTRY(void recurrent_backward(const RecurrentParams& params, const Parallel& parallel))
-PYDL_CPU_ENTRY(bool recurrent_weights_serves(const RecurrentParams& params))
-PYDL_CPU_ENTRY(int64_t recurrent_weights_scratch(const RecurrentParams& params, int64_t threads))
-PYDL_CPU_ENTRY(void recurrent_weights(const RecurrentParams& params, const Parallel& parallel))
+PYDL_CPU_ENTRY(bool recurrent_products_serves(const RecurrentParams& params))
+PYDL_CPU_ENTRY(int64_t recurrent_products_scratch(const RecurrentParams& params, int64_t threads))
+PYDL_CPU_ENTRY(void recurrent_products(const RecurrentParams& params, const Parallel& parallel))
 }  // namespace cpu
 
 }  // namespace pydl

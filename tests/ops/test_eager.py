@@ -46,6 +46,9 @@ def bend(input, weight, bias):
 
 def heads(input, weight, bias):
     return PF.scaled_dot_product_attention(input, input, input) * bias.sum()
+def gated(input, weight, bias):
+    weights = [weight, torch.eye(36, 12).double(), bias, bias]
+    return PF.gru(input.mean(3), torch.zeros(1, 16, 12).double(), weights, True, 1, 0.0, True, False, False)[0]
 
 
 def loss(input, weight, bias):
@@ -73,11 +76,12 @@ def mean(input, weight, bias):
 
 OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, curve, bend, heads]
 OPS += [loss, last, drop, largest, mean]
+OPS = [conv, dense, gated, norm, row_norm, row_rms, shares, log_shares, loss, last, drop, largest, mean]
 
 
 def make(op):
     generator = torch.Generator().manual_seed(3)
-    weight = {conv: (16, 16, 3, 3), dense: (160, 12), last: (12, 16)}.get(op, (16,))
+    weight = {conv: (16, 16, 3, 3), dense: (160, 12), gated: (36, 12), last: (12, 16)}.get(op, (16,))
     shapes = (4, 16, 12, 12), weight, weight[:1]  # 1.3 M multiplications: enough to ask what is wanted
     return [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
 

@@ -163,6 +163,20 @@ def test_attention(device, width, dtype):
             lambda q, k, v, m=mask: F.scaled_dot_product_attention(q, k, v, m),
             *(q, k, v),
         )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("units", [1, 7, 8, 9, 17, 33])
+def test_recurrent(device, units, dtype):
+    for kind, batch, features in (("rnn_tanh", 7, 8), ("gru", 5, 1), ("lstm", 1, 9)):
+        gates, states = {"rnn_tanh": 1, "gru": 3, "lstm": 4}[kind] * units, 2 if kind == "lstm" else 1
+        shapes = [(8, batch, features)] + [(1, batch, units)] * states
+        shapes += [(gates, features), (gates, units), (gates,), (gates,)]
+
+        def call(library, x, *tensors, kind=kind, states=states):
+            hx = tensors[:2] if states == 2 else tensors[0]
+            return getattr(library, kind)(x, hx, tensors[states:], True, 1, 0.0, False, False, False)[0]
+
+        tensors = [(torch.randn(shape) / 3).to(dtype) for shape in shapes]
+        compare(lambda *t, c=call: c(pf, *t), lambda *t, c=call: c(torch, *t), *tensors)
 
 
 @pytest.mark.parametrize("shape", [(9, 5), (3, 5, 7, 7), (2, 3, 33, 33)], ids=str)

@@ -56,11 +56,21 @@ def statistics():
 
 
 CLASSES = torch.arange(2 * 5 * 6).view(2, 5, 6) % 3
+GATES = [torch.linspace(-1, 1, 36).double().view(6, 6), torch.linspace(-1, 1, 12).double().view(6, 2)]
+
+
+def gated(f, x):
+    options = False, 1, 0.0, False, False, False
+    x = x.flatten(1, 2)
+    return (torch if f is F else f).gru(x, torch.zeros(1, x.shape[1], 2).double(), GATES, *options)[0]
+
+
 # each op on an input (2, 3, 5, 6), by torch.nn.functional or ours
 OPS = {
     "conv2d": lambda f, x: f.conv2d(x, torch.linspace(-1, 1, 108).double().view(4, 3, 3, 3), padding=1),
     "linear": lambda f, x: f.linear(x, torch.linspace(-1, 1, 24).double().view(4, 6), torch.ones(4).double()),
     "matmul": lambda f, x: (torch if f is F else f).matmul(x, torch.linspace(-1, 1, 24).double().view(6, 4)),
+    "gru": gated,
     "layer_norm": lambda f, x: f.layer_norm(x, (5, 6), torch.linspace(-1, 1, 30).double().view(5, 6)),
     "rms_norm": lambda f, x: f.rms_norm(x, (6,), torch.linspace(-1, 1, 6).double()),
     "softmax": lambda f, x: f.softmax(x, -1),
@@ -192,6 +202,7 @@ def _from_before(name, ours):
     return {
         "conv2d": (lambda x: f.conv2d(x, weight), image),
         "linear": (lambda x: f.linear(x, weight.view(18, 6)), image),
+        "gru": (lambda x: gated(f, x), image),
         "layer_norm": (lambda x: f.layer_norm(x, (6,)), image),
         "rms_norm": (lambda x: f.rms_norm(x, (6, 6)), image),
         "softmax": (lambda x: f.softmax(x, -1), image),
@@ -210,6 +221,7 @@ def _from_before(name, ours):
     [
         *("conv2d", "linear", "layer_norm", "rms_norm", "batch_norm", "max_pool2d", "avg_pool2d", "cross_entropy"),
         *("softmax", "log_softmax", "gelu", "tanh", "convolution and batch norm"),
+        *("softmax", "log_softmax", "gru", "convolution and batch norm"),
     ],
 )
 def test_a_tangent_given_to_a_graph_from_before_is_carried_or_refused(name):

@@ -16,6 +16,8 @@ y = PF.dropout(PF.avg_pool2d(PF.max_pool2d(y, 2), 2), 0.5)
 y = PF.linear(y.flatten(1), torch.randn(10, 288, requires_grad=True), torch.zeros(10, requires_grad=True))
 y = PF.rms_norm(PF.layer_norm(y, (10,)), (10,))
 PF.mm(torch.randn(128, 128), torch.randn(128, 128))
+w = [torch.randn(15, 3, requires_grad=True), torch.randn(15, 5)]
+PF.gru(torch.randn(4, 2, 3), torch.zeros(1, 2, 5), w, False, 1, 0.0, False, False, False)[0].sum().backward()
 PF.softmax(PF.log_softmax(torch.randn(3, 4, requires_grad=True), 1), 1).sum().backward()
 PF.gelu(torch.randn(1 << 15, requires_grad=True)).sum().backward()
 PF.scaled_dot_product_attention(x, x, x).sum().backward(retain_graph=True)
@@ -43,6 +45,7 @@ def test_a_line_for_each_call():
     assert {f"{name}_{of}" for name in ("softmax", "log_softmax") for of in ("forward", "backward")} <= set(ops)
     assert {"gelu_forward", "gelu_backward"} <= set(ops)
     assert {"attention_forward", "attention_backward"} <= set(ops)
+    assert ops["recurrent_forward"][2] == ops["recurrent_backward"][2] == "gru"
     assert ops["matmul"][5] == "128x128 128x128"
     assert any(name.startswith("batch_norm") for name in ops)
     assert any(name.startswith("softmax_cross_entropy") for name in ops)

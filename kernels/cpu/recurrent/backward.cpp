@@ -3,7 +3,7 @@
 // Each step is a walk along its sequences, which turns dh into the gradients of the sums, and a product of those with
 // W_hh, packed once a call in panels, which gives dh of the step before.
 #include "kernels/cpu/gemm/pack.h"
-#include "kernels/cpu/gemm/panel.h"
+#include "kernels/cpu/gemm/parts.h"
 #include "kernels/cpu/recurrent/cells.h"
 #include "kernels/cpu/recurrent/steps.h"
 
@@ -105,23 +105,19 @@ template <class T, Cell cell>
 void multiply_state(const RecurrentParams& p, const Workspace<T, cell>& space, const acc_t<T>* gradients,
                     int64_t rows) {
   using A = acc_t<T>;
-  const int64_t parts = ceil_div(space.depth, gemm::kDepth);
   for (int64_t panel = 0; panel < space.count; ++panel) {
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t k = space.depth * part / parts;
-      gemm::PanelProduct<A> product{};
-      product.rows = rows;
-      product.columns = min_of(gemm::kNr<A>, p.units - panel * gemm::kNr<A>);
-      product.depth = space.depth * (part + 1) / parts - k;
-      product.left = gradients + k;
-      product.left_pitch = p.pitch;
-      product.right = space.panels + panel * space.panel_numbers + k * gemm::kNr<A>;
-      product.right_pitch = gemm::kNr<A>;
-      product.add = cell == Cell::gru || part > 0;
-      product.result = space.dh + panel * gemm::kNr<A>;
-      product.result_pitch = space.pitch;
-      gemm::multiply_panel(product);
-    }
+    gemm::PanelProduct<A> product{};
+    product.rows = rows;
+    product.columns = min_of(gemm::kNr<A>, p.units - panel * gemm::kNr<A>);
+    product.depth = space.depth;
+    product.left = gradients;
+    product.left_pitch = p.pitch;
+    product.right = space.panels + panel * space.panel_numbers;
+    product.right_pitch = gemm::kNr<A>;
+    product.add = cell == Cell::gru;
+    product.result = space.dh + panel * gemm::kNr<A>;
+    product.result_pitch = space.pitch;
+    gemm::multiply_in_parts(product);
   }
 }
 

@@ -41,14 +41,10 @@ def gradients(kind, tensors, batch_sizes, reverse, needs, grads):
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # each a node of its own: one tensor may have been made from another
-        own = [t if t is None else _leaf(t, need) for t, need in zip(tensors, needs, strict=True)]
+        own = [t.view_as(t) if need else t for t, need in zip(tensors, needs, strict=True)]
         outputs = forward(kind, *own, batch_sizes, reverse)
         used = [(y, g) for y, g in zip(outputs, grads, strict=False) if g is not None and y.requires_grad]
         wanted = [t for t, need in zip(own, needs, strict=True) if need]
         outputs, grads = zip(*used, strict=True)
         found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=again, allow_unused=True))
     return [next(found) if need else None for need in needs]
-
-
-def _leaf(tensor, need):
-    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_(need)

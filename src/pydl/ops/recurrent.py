@@ -209,13 +209,16 @@ class _Call:
         own = self.params[i * self.each : (i + 1) * self.each]
         return own if self.has_biases else (*own, None, None)
 
+    def is_small(self):
+        """Whether it has too few steps and sequences; asked first, since such calls have no time to lose."""
+        return self.input.shape[:-1].numel() < LEAST_ROWS
+
     def is_served(self):
         """Whether the call is ours; what torch would refuse, it refuses in its own words."""
         input, states, count = self.input, self.states, self.layers * self.directions
         packed = self.batch_sizes is not None
         dtype, features = input.dtype, input.shape[-1]
-        rows = input.numel() // max(features, 1)
-        if dtype not in SUPPORTED or input.dim() != (2 if packed else 3) or rows < LEAST_ROWS or features == 0:
+        if dtype not in SUPPORTED or input.dim() != (2 if packed else 3) or input.numel() == 0:
             return False
         if len(self.params) != count * self.each or len(states) != (2 if self.kind == "lstm" else 1):
             return False  # projections have a fifth weight
@@ -273,7 +276,8 @@ _PACKED_NAMES = ("data", "batch_sizes", *_NAMES[1:-1])
 def _serve(kind, torchs, args, kwargs):
     try:
         call = _Call(kind, args, kwargs)
-        ops = None if call.is_torchs() or not call.is_served() else backend.ops_for(call.input, "recurrent")
+        theirs = call.is_small() or call.is_torchs() or not call.is_served()
+        ops = None if theirs else backend.ops_for(call.input, "recurrent")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # torch says so in its own words
         ops = None
     return torchs(*args, **kwargs) if ops is None else call.run(ops)

@@ -1,12 +1,14 @@
-// recurrent_weights of kernels/recurrent.h: the gradients of small weights, whose products have few columns.
+// recurrent_products of kernels/recurrent.h: what follows the loop over steps, where the weights are small.
 //
+//   grad_input     = gradients of a · weight_ih
 //   grad_weight_ih = gradients of a, transposed · input        grad_weight_hh = gradients of b, transposed · states
 //   grad_bias      = sums of the gradients
 //
-// A matrix product would read the gradients of all steps for each of these, and copy them to do so. Here a chunk of rows
-// is read once into the second cache, and all products and sums take it from there, in place. Each group of chunks has
-// sums of its own, which are added in order: the groups are a matter of sizes, not of threads.
+// As matrix products of their own each would read the gradients of all steps, and most would copy them. Here a chunk of
+// rows comes into the second cache once, row by row for the first product, and the others take it from there in place.
+// Each group of chunks has sums of its own, which are added in order: the groups are a matter of sizes, not of threads.
 #include "kernels/cpu/gemm/pack.h"
+#include "kernels/cpu/gemm/parts.h"
 #include "kernels/cpu/gemm/windows.h"
 #include "kernels/cpu/recurrent/cells.h"
 #include "kernels/cpu/recurrent/steps.h"
@@ -26,25 +28,28 @@ struct Sums {
   int64_t input_panels, state_panels;
   int64_t chunks, groups;
   A *input, *state, *bias;  // of one group: panels x own x kNr, the same, width
-  A* right;                 // of one worker: a panel of a chunk
+  A* weights;               // of all: weight_ih in input_panels x own x kNr, if its product is wanted
+  A* right;                 // of one worker: a panel of a chunk, of an operand or of a result
   int64_t group_bytes, worker_bytes, bytes;
 
   Sums(const RecurrentParams& p, int64_t group, int64_t workers, int64_t worker) {
     own = gates_of(p.cell) * p.units;
     width = gradients_of(p.cell) * p.units;
-    input_panels = p.grad_weight_ih ? ceil_div(p.features, gemm::kNr<A>) : 0;
-    state_panels = p.grad_weight_hh ? ceil_div(p.units, gemm::kNr<A>) : 0;
+    input_panels = ceil_div(p.features, gemm::kNr<A>);
+    state_panels = ceil_div(p.units, gemm::kNr<A>);
     chunks = ceil_div(p.rows, kChunk);
     groups = min_of(chunks, kMostGroups);
     Pieces pieces{static_cast<char*>(p.scratch)};
+    weights = pieces.take<A>(p.grad_input ? input_panels * own * gemm::kNr<A> : 0);
+    char* const first = pieces.next;
     input = pieces.take<A>(input_panels * own * gemm::kNr<A>);
     state = pieces.take<A>(state_panels * own * gemm::kNr<A>);
     bias = pieces.take<A>(width + lanes<A>);
-    group_bytes = pieces.next - static_cast<char*>(p.scratch);
+    group_bytes = pieces.next - first;
     worker_bytes = Pieces::bytes<A>(kChunk * gemm::kNr<A> + lanes<A>);
-    bytes = groups * group_bytes + workers * worker_bytes;
-    right =
-        reinterpret_cast<A*>(static_cast<char*>(p.scratch) + groups * group_bytes + worker * worker_bytes);
+    char* const of_workers = first + groups * group_bytes;
+    bytes = of_workers - static_cast<char*>(p.scratch) + workers * worker_bytes;
+    right = reinterpret_cast<A*>(of_workers + worker * worker_bytes);
     A** const of_group[] = {&input, &state, &bias};
     for (A** piece : of_group)
       *piece = reinterpret_cast<A*>(reinterpret_cast<char*>(*piece) + group * group_bytes);
@@ -87,6 +92,29 @@ void multiply(const RecurrentParams& p, const A* left, int64_t rows, const A* pa
   }
 }
 
+// grad_input of the rows of a chunk
+template <class A>
+void multiply_input(const RecurrentParams& p, const Sums<A>& sums, const A* gradients, int64_t rows,
+                    A* grad_input) {
+  for (int64_t panel = 0; panel < sums.input_panels; ++panel) {
+    const int64_t column = panel * gemm::kNr<A>, columns = min_of(gemm::kNr<A>, p.features - column);
+    gemm::PanelProduct<A> product{};
+    product.rows = rows;
+    product.columns = columns;
+    product.depth = sums.own;
+    product.left = gradients;
+    product.left_pitch = p.pitch;
+    product.right = sums.weights + panel * sums.own * gemm::kNr<A>;
+    product.right_pitch = product.result_pitch = gemm::kNr<A>;
+    product.result = sums.right;
+    gemm::multiply_in_parts(product);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; j += lanes<A>)
+        store_n(grad_input + i * p.features + column + j, load(sums.right + i * gemm::kNr<A> + j),
+                min_of(lanes<A>, columns - j));
+  }
+}
+
 template <class A>
 void add_rows(const A* from, int64_t pitch, int64_t rows, int64_t columns, bool accumulate, A* sums) {
   constexpr int64_t L = lanes<A>;
@@ -105,14 +133,16 @@ void run_group(const RecurrentParams& p, const Sums<A>& sums, int64_t group) {
     const int64_t first = chunk * kChunk, end = min_of(first + kChunk, p.rows), rows = end - first;
     const A* gradients = static_cast<const A*>(p.gradients) + first * p.pitch;
     const bool add = chunk > begin;
+    if (p.grad_input)
+      multiply_input(p, sums, gradients + of_input, rows, static_cast<A*>(p.grad_input) + first * p.features);
     const Matrix input{const_cast<void*>(p.input), p.features, 1};
-    for (int64_t panel = 0; panel < sums.input_panels; ++panel) {
+    for (int64_t panel = 0; p.grad_weight_ih && panel < sums.input_panels; ++panel) {
       const int64_t column = panel * gemm::kNr<A>, columns = min_of(gemm::kNr<A>, p.features - column);
       gemm::pack_panel<A>(input, first, rows, column, columns, sums.right);
       multiply(p, gradients + of_input, rows, sums.right, columns, sums.own, add,
                sums.input + panel * sums.own * gemm::kNr<A>);
     }
-    for (int64_t panel = 0; panel < sums.state_panels; ++panel) {
+    for (int64_t panel = 0; p.grad_weight_hh && panel < sums.state_panels; ++panel) {
       const int64_t column = panel * gemm::kNr<A>, columns = min_of(gemm::kNr<A>, p.units - column);
       for_states<A>(p, first, end, [&](const A* states, int64_t row, int64_t count) {
         gemm::pack_panel<A>({const_cast<A*>(states), p.units, 1}, 0, count, column, columns,
@@ -151,13 +181,17 @@ template <class A>
 void run(const RecurrentParams& p, const Parallel& parallel) {
   const Cut cut(p, parallel.threads);
   const Sums<A> all(p, 0, cut.threads, 0);
+  for (int64_t panel = 0; p.grad_input && panel < all.input_panels; ++panel)
+    gemm::pack_panel<A>({const_cast<void*>(p.weight_ih), p.features, 1}, 0, all.own, panel * gemm::kNr<A>,
+                        min_of(gemm::kNr<A>, p.features - panel * gemm::kNr<A>),
+                        all.weights + panel * all.own * gemm::kNr<A>);
   run_tasks({parallel.run, cut.threads}, all.groups, [&](int64_t group, int64_t worker) {
     run_group(p, Sums<A>(p, group, cut.threads, worker), group);
   });
   // of the gradients of b those of gru's n come first, and their weights last
   const int64_t last = all.width - all.own, others = all.own - last;
-  add_panels(all.input, all, all.input_panels, p.features, 0, p.grad_weight_ih);
-  add_panels(all.state, all, all.state_panels, p.units, others, p.grad_weight_hh);
+  if (p.grad_weight_ih) add_panels(all.input, all, all.input_panels, p.features, 0, p.grad_weight_ih);
+  if (p.grad_weight_hh) add_panels(all.state, all, all.state_panels, p.units, others, p.grad_weight_hh);
   if (p.grad_bias_ih) {
     A *of_input = static_cast<A*>(p.grad_bias_ih), *of_state = static_cast<A*>(p.grad_bias_hh);
     add_groups(all.bias + last, all, all.own, of_input);
@@ -168,18 +202,18 @@ void run(const RecurrentParams& p, const Parallel& parallel) {
 
 }  // namespace
 
-bool recurrent_weights_serves(const RecurrentParams& p) {
+bool recurrent_products_serves(const RecurrentParams& p) {
   return p.dtype != DType::bf16 && gates_of(p.cell) * p.units * (p.features + p.units) <= kMostNumbers;
 }
 
-int64_t recurrent_weights_scratch(const RecurrentParams& params, int64_t threads) {
+int64_t recurrent_products_scratch(const RecurrentParams& params, int64_t threads) {
   RecurrentParams p = params;
   p.scratch = nullptr;
   const int64_t workers = Cut(p, threads).threads;
   return p.dtype == DType::f64 ? Sums<double>(p, 0, workers, 0).bytes : Sums<float>(p, 0, workers, 0).bytes;
 }
 
-void recurrent_weights(const RecurrentParams& p, const Parallel& parallel) {
+void recurrent_products(const RecurrentParams& p, const Parallel& parallel) {
   p.dtype == DType::f64 ? run<double>(p, parallel) : run<float>(p, parallel);
 }
 
