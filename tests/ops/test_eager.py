@@ -46,6 +46,8 @@ def bend(input, weight, bias):
 
 def heads(input, weight, bias):
     return PF.scaled_dot_product_attention(input, input, input) * bias.sum()
+
+
 def gated(input, weight, bias):
     weights = [weight, torch.eye(36, 12).double(), bias, bias]
     return PF.gru(input.mean(3), torch.zeros(1, 16, 12).double(), weights, True, 1, 0.0, True, False, False)[0]
@@ -74,9 +76,8 @@ def mean(input, weight, bias):
     return PF.avg_pool2d(input, 2) * bias.sum()
 
 
-OPS = [conv, dense, norm, row_norm, row_rms, shares, log_shares, curve, bend, heads]
+OPS = [conv, dense, gated, heads, norm, row_norm, row_rms, shares, log_shares, curve, bend]
 OPS += [loss, last, drop, largest, mean]
-OPS = [conv, dense, gated, norm, row_norm, row_rms, shares, log_shares, loss, last, drop, largest, mean]
 
 
 def make(op):

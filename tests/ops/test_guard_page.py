@@ -163,6 +163,8 @@ def test_attention(device, width, dtype):
             lambda q, k, v, m=mask: F.scaled_dot_product_attention(q, k, v, m),
             *(q, k, v),
         )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("units", [1, 7, 8, 9, 17, 33])
 def test_recurrent(device, units, dtype):
