@@ -54,6 +54,7 @@ __all__ = [
     "function_modes",
     "functorch_active",
     "increment_version",
+    "is_exporting",
     "is_legacy_batchedtensor",
     "no_torch_function",
     "op_under",
@@ -75,6 +76,11 @@ GLOBAL_HOOKS = tuple(
 )
 # What a module's call is made of.
 CALL = torch.nn.Module.__call__, torch.nn.Module._call_impl
+
+
+def is_exporting():
+    """``torch.compiler.is_exporting``, which under torch 2.11's ``torch.compile`` is True without any export."""
+    return torch.compiler._is_exporting_flag
 
 
 def op_under(overload):

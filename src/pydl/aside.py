@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import has_torch_function_variadic
 
-from pydl._private import DeviceContext, forward_ad, function_modes, no_torch_function, tracing_state
+from pydl._private import DeviceContext, forward_ad, function_modes, is_exporting, no_torch_function, tracing_state
 
-_is_exporting = torch.compiler.is_exporting
 _strided = torch.strided
 
 of_tensors = weakref.WeakKeyDictionary()  # module -> why it last stepped aside because of the tensors of a call
@@ -58,7 +57,7 @@ def steps_aside(module, own, function, input, other=None):
             or input.layout is not _strided
             or input.is_nested
             or forward_ad._current_level >= 0
-            or _is_exporting()
+            or is_exporting()
             or tracing_state() is not None
         ) and _is_so(module, input, other)
     except AttributeError:  # no tensor: torch says so in its own words
@@ -72,7 +71,7 @@ def is_unusual(module, input):
         or input.layout is not _strided
         or input.is_nested
         or forward_ad._current_level >= 0
-        or _is_exporting()
+        or is_exporting()
         or tracing_state() is not None
     ) and _is_so(module, input)
 
@@ -157,7 +156,7 @@ def why_now():
     reason = _why_mode()
     if reason is not None:
         return reason
-    if _is_exporting():
+    if is_exporting():
         return "exported programs are of torch's ops"
     return None if tracing_state() is None else "torch.jit.trace records torch's ops"
 

@@ -23,7 +23,7 @@ def command(ops=None, quick=False, json=None, against=None):
 
     Args:
         ops: names of ops, e.g. ``["dropout"]``; all when not given.
-        quick: a few cases of each op, in under two minutes.
+        quick: a few cases of each op, in a few minutes.
         json: file that keeps the run's figures.
         against: a file that an earlier run kept; each case is then shown beside what it took there.
 

@@ -174,7 +174,7 @@ def info():
 @app.command()
 def bench(
     ops: Annotated[list[str] | None, typer.Option("--ops", help="An op to time; repeat it for more. All ops.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few cases of each op, in under two minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few cases of each op, in a few minutes.")] = False,
     json: Annotated[Path | None, typer.Option(help="File that keeps the figures.")] = None,
     against: Annotated[Path | None, typer.Option(help="A file of --json to compare with, case by case.")] = None,
 ):

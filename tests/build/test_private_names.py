@@ -181,6 +181,17 @@ def test_disable_dynamo_breaks_the_graph():
         torch.compile(lambda x: outside(x) * 2, backend="eager", fullgraph=True)(torch.ones(1))
 
 
+def test_is_exporting_flag_is_set_by_exports_alone():
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return x + 1 if _private.is_exporting() else x - 1
+
+    layer, x = Layer(), torch.zeros(1)
+    programs = [torch.export.export(layer, (x,), strict=strict).module() for strict in (True, False)]
+    programs += [layer, torch.compile(layer, backend="eager", fullgraph=True)]
+    assert [program(x).item() for program in programs] == [1, 1, -1, -1]
+
+
 def test_dynamo_marked_constant_is_not_traced():
     def constant():
         return len([None for _ in zip(iter([1]), {object(): 1}, strict=True)]) + torch.tensor(1).item()

@@ -32,7 +32,7 @@ FUNCTIONS = {
     aside.steps_aside.__code__: "steps_aside",
     aside.is_special.__code__: "is_special",
     aside.is_torchs.__code__: "is_torchs",
-    torch.compiler.is_exporting.__code__: "exporting",
+    _private.is_exporting.__code__: "exporting",
 }
 
 
