@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+import torch.utils.flop_counter
 from testing import assert_close
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -531,3 +532,21 @@ def test_a_character_model_learns_as_torchs(kind):
         losses.append(found)
     assert losses[0][-1] < 0.9 * losses[0][0]
     torch.testing.assert_close(losses[1], losses[0], rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("reverse_too", [False, True])
+def test_flops_are_torchs(reverse_too):
+    """Of a GRU, which torch counts by its products; its LSTM is one op that it has no formula for."""
+    counts = []
+    for swap in (False, True):
+        layer = nn.GRU(6, 5, num_layers=2, bidirectional=reverse_too)
+        if swap:
+            pydl.swap(layer)
+        x, state = (
+            torch.randn(4, 3, 6, requires_grad=True),
+            torch.randn(4 if reverse_too else 2, 3, 5, requires_grad=True),
+        )
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+            layer(x, state)[0].sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0

@@ -1,7 +1,7 @@
-"""Floating-point operations of convolutions, linear layers, attention, matrix products, for torch's flop_counter.
+"""Floating-point operations of convolutions, linear and recurrent layers, attention and products, for flop_counter.
 
-By torch's rule: a multiply-add counts as two, bias and activation as nothing. The other ops have no matrix product in
-them; torch counts nothing for theirs either.
+By the rule of torch.utils.flop_counter: a multiply-add counts as two, bias and activation as nothing. The other ops
+have no matrix product in them; torch counts nothing for theirs either.
 """
 
 from math import prod
@@ -9,7 +9,15 @@ from math import prod
 import torch
 
 from pydl._importing import when_imported
-from pydl.ops import _library, attention, conv2d, linear, linear_cross_entropy, matmul  # noqa: F401  (which define the ops)
+from pydl.ops import (  # noqa: F401  (which define the ops)
+    _library,
+    attention,
+    conv2d,
+    linear,
+    linear_cross_entropy,
+    matmul,
+    recurrent,
+)
 
 
 def _forward(input_shape, weight_shape, *_, out_shape=None, **__):
@@ -62,6 +70,18 @@ def _attention_backward(grad_output_shape, query_shape, key_shape, value_shape, 
     return 2 * prod(query_shape[:3]) * key_shape[2] * (3 * query_shape[3] + 2 * value_shape[3])
 
 
+def _recurrent(input_shape, _hidden, _cell, weight_ih_shape, weight_hh_shape, *_, out_shape=None, **__):
+    """2 R G (I + H), of R rows of all steps."""
+    return 2 * prod(input_shape[:-1]) * (prod(weight_ih_shape) + prod(weight_hh_shape))
+
+
+def _recurrent_backward(*args, out_shape=None, **__):
+    input_shape, (weight_ih_shape, weight_hh_shape) = args[3], args[6:8]
+    need_input, _, need_weight_ih, need_weight_hh, _ = args[-5:]
+    of_input, of_state = (prod(input_shape[:-1]) * prod(shape) for shape in (weight_ih_shape, weight_hh_shape))
+    return 2 * (of_input * (need_input + need_weight_ih) + of_state * (1 + need_weight_hh))  # 1: through the steps
+
+
 def _register(counter):
     """With ``counter``, the module torch.utils.flop_counter."""
     formula = counter.register_flop_formula
@@ -82,6 +102,8 @@ def _register(counter):
     formula(ops.matmul)(_matmul)
     formula(ops.attention_forward)(_attention)
     formula(ops.attention_backward)(_attention_backward)
+    formula(ops.recurrent_forward)(_recurrent)
+    formula(ops.recurrent_backward)(_recurrent_backward)
 
 
 # torch's counter imports Triton where that is installed, which takes longer than all of pydl; a FlopCounterMode copies
