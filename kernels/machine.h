@@ -17,13 +17,14 @@ void machine_set(Machine caches);  // for tests, and for who tunes
 // core has the use.
 constexpr int64_t kMostOfLastLevel = 32 << 20;
 
-inline int64_t last_level_bytes() {
+// static: each instruction set has its own, so that none is shared with code for a better CPU (tests/build/test_build.py)
+static inline int64_t last_level_bytes() {
   const int64_t bytes = machine().level3;
   return bytes < kMostOfLastLevel ? bytes : kMostOfLastLevel;
 }
 
 // A result of so many bytes has left the caches before anyone reads it: it is written past them (stream() in
 // cpu/base/simd.h). Half of the last level, since the inputs pass through it too.
-inline int64_t least_streamed_bytes() { return last_level_bytes() / 2; }
+static inline int64_t least_streamed_bytes() { return last_level_bytes() / 2; }
 
 }  // namespace pydl
