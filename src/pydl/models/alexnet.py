@@ -2,10 +2,10 @@
 
 from collections import OrderedDict
 
-from torch.nn import AdaptiveAvgPool2d, Flatten, ReLU, Sequential
+from torch.nn import AdaptiveAvgPool2d, Flatten, Sequential
 
 from pydl.models._registry import check_variant, register
-from pydl.nn import Conv2d, Dropout, Linear, MaxPool2d
+from pydl.nn import Conv2d, Dropout, Linear, MaxPool2d, ReLU
 
 
 @register("classifier")

@@ -1,9 +1,9 @@
 """The small network for CIFAR-10."""
 
-from torch.nn import Flatten, ReLU, Sequential
+from torch.nn import Flatten, Sequential
 
 from pydl.models._registry import check_input_size, register
-from pydl.nn import Conv2d, Linear, MaxPool2d
+from pydl.nn import Conv2d, Linear, MaxPool2d, ReLU
 
 
 @register("classifier")

@@ -1,9 +1,9 @@
 """LeNet-5 as the book has it, without and with batch normalisation."""
 
-from torch.nn import Flatten, Sequential, Sigmoid
+from torch.nn import Flatten, Sequential
 
 from pydl.models._registry import check_input_size, register
-from pydl.nn import AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Linear
+from pydl.nn import AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Linear, Sigmoid
 
 
 @register("classifier")

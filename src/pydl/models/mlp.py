@@ -1,9 +1,9 @@
 """The multilayer perceptron with dropout."""
 
-from torch.nn import Flatten, ReLU, Sequential
+from torch.nn import Flatten, Sequential
 
 from pydl.models._registry import register
-from pydl.nn import Dropout, Linear
+from pydl.nn import Dropout, Linear, ReLU
 
 
 @register("classifier")

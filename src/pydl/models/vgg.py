@@ -2,10 +2,10 @@
 
 from collections import OrderedDict
 
-from torch.nn import Flatten, ReLU, Sequential
+from torch.nn import Flatten, Sequential
 
 from pydl.models._registry import register
-from pydl.nn import Conv2d, Dropout, Linear, MaxPool2d
+from pydl.nn import Conv2d, Dropout, Linear, MaxPool2d, ReLU
 
 # (convolutions, channels) of each block
 VGG11 = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
