@@ -52,10 +52,10 @@ def layers_of(module):
         return [[kind, module.kernel_size, module.stride, module.padding]]
     if isinstance(module, nn.Dropout):
         return [["dropout", module.p]]
-    words = {nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.Flatten: "flatten"}
-    if type(module) not in words:
-        raise TypeError(f"peers: expected layers that peers have a word for, got {type(module).__name__}")
-    return [[words[type(module)]]]
+    for kind, word in ((nn.ReLU, "relu"), (nn.Sigmoid, "sigmoid"), (nn.Flatten, "flatten")):
+        if isinstance(module, kind):
+            return [[word]]
+    raise TypeError(f"peers: expected layers that peers have a word for, got {type(module).__name__}")
 
 
 class Peer:

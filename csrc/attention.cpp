@@ -1,8 +1,7 @@
 // pydl::attention_forward, attention_backward: on the CPU alone
 //
 // query (N, H, L, E), key (N, Hk, S, E), value (N, Hk, S, Ev), H a multiple of Hk; mask (N or 1, H or 1, L or 1, S or 1);
-// lengths (N) or (N, L). like_query: the output is laid out as query is, as torch's flash attention has it, else
-// contiguous; gradients have their heads side by side in memory, as there.
+// lengths (N) or (N, L). layout: how torch lays out the output and the gradients, see Layout.
 #include "kernels/attention.h"
 
 #include <cmath>
@@ -20,6 +19,12 @@ using Optional = std::optional<Tensor>;
 Heads heads_of(const Tensor& t) {
   return {const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
+
+enum class Layout : int64_t {
+  flash,  // torch's flash attention: the output as query, gradients with their heads side by side in memory
+  contiguous,      // all of them
+  transposed_key,  // the same, but for the gradient of key, whose columns are
+};
 
 struct Options {
   const Optional &mask, &lengths, &seed;
@@ -117,21 +122,30 @@ Tensor empty_heads(const Tensor& like) {
   return empty_strided(like, like.scalar_type(), {sizes, 4}, {strides, 4});
 }
 
+// (N, H, E, L) in memory, seen as (N, H, L, E).
+Tensor empty_columns(const Tensor& like) {
+  const int64_t heads = like.size(1), rows = like.size(2), width = like.size(3);
+  const int64_t sizes[4] = {like.size(0), heads, rows, width}, matrix = max_of(rows, 1) * max_of(width, 1);
+  const int64_t strides[4] = {max_of(heads, 1) * matrix, matrix, 1, max_of(rows, 1)};
+  return empty_strided(like, like.scalar_type(), {sizes, 4}, {strides, 4});
+}
+
 Optional wide_mask(const Optional& mask) {
   return mask && mask->scalar_type() == ScalarType::Half ? Optional(widened(*mask)) : mask;
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                    const Optional& mask, const Optional& lengths, const Optional& seed,
-                                   double dropout_p, bool causal, double scale, bool like_query) {
+                                   double dropout_p, bool causal, double scale, int64_t layout) {
   check_shapes(query, key, value);
   if (query.scalar_type() == ScalarType::Half) {
     auto [output, lse] = forward(widened(query), widened(key), widened(value), wide_mask(mask), lengths, seed,
-                                 dropout_p, causal, scale, like_query);
+                                 dropout_p, causal, scale, layout);
     return {rounded(output), lse};
   }
   AttentionParams p = params_of(query, key, value, {mask, lengths, seed, dropout_p, causal, scale});
   const std::vector<int64_t> sizes{p.batch, p.heads, p.queries, p.value_width};
+  const bool like_query = Layout(layout) == Layout::flash;
   PYDL_CHECK(!like_query || p.width == p.value_width,
              "scaled_dot_product_attention: expected value's width to be query's for an output laid out as "
              "query, got ",
@@ -161,7 +175,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
                                             const Tensor& value, const Tensor& output, const Tensor& lse,
                                             const Optional& mask, const Optional& lengths,
                                             const Optional& seed, double dropout_p, bool causal, double scale,
-                                            bool needs_query, bool needs_key, bool needs_value) {
+                                            int64_t layout, bool needs_query, bool needs_key,
+                                            bool needs_value) {
   check_shapes(query, key, value);
   PYDL_CHECK(sizes_of(grad_output) == sizes_of(output),
              "scaled_dot_product_attention: expected grad_output to be of shape ", shape_of(output), ", got ",
@@ -169,20 +184,27 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   if (query.scalar_type() == ScalarType::Half) {
     auto [q, k, v] = backward(widened(grad_output), widened(query), widened(key), widened(value),
                               widened(output), lse, wide_mask(mask), lengths, seed, dropout_p, causal, scale,
-                              needs_query, needs_key, needs_value);
+                              layout, needs_query, needs_key, needs_value);
     return {rounded(q), rounded(k), rounded(v)};
   }
   check_same_dtype("scaled_dot_product_attention", "grad_output", grad_output, "query", query);
   const ScalarType type = query.scalar_type();
   const auto gradient = [&](const Tensor& of, bool needed) {
-    return needed ? empty_heads(of) : empty(of, type, {0});
+    if (!needed) return empty(of, type, {0});
+    return Layout(layout) == Layout::flash ? empty_heads(of) : empty(of, type, sizes_of(of));
+  };
+  const auto columns_of = [&](const Tensor& grad) {
+    if (!needs_key || Layout(layout) != Layout::transposed_key) return grad;
+    Tensor columns = empty_columns(grad);
+    torch::stable::copy_(columns, grad);
+    return columns;
   };
   Tensor grad_query = gradient(query, needs_query), grad_key = gradient(key, needs_key),
          grad_value = gradient(value, needs_value);
   AttentionParams p = params_of(query, key, value, {mask, lengths, seed, dropout_p, causal, scale});
   if (p.batch * p.heads * p.queries * p.keys == 0) {
     for (Tensor* t : {&grad_query, &grad_key, &grad_value}) torch::stable::fill_(*t, 0);
-    return {grad_query, grad_key, grad_value};
+    return {grad_query, columns_of(grad_key), grad_value};
   }
   const Verbose line("attention_backward", grad_output, &key);
   const Tensor rows =
@@ -197,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const AttentionPlan plan = PYDL_CPU_CALL(attention_backward_plan)(p, threads.threads);
   p.scratch = Scratch::of_at_least(plan.scratch);
   PYDL_CPU_CALL(attention_backward)(plan, p, threads);
-  return {grad_query, grad_key, grad_value};
+  return {grad_query, columns_of(grad_key), grad_value};
 }
 
 }  // namespace

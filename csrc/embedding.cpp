@@ -11,8 +11,6 @@
 namespace pydl {
 namespace {
 
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
 Tensor embedding_backward(const Tensor& grad_output, const Tensor& ids, int64_t num_weights,
                           int64_t padding_idx, bool scale_grad_by_freq) {
   EmbeddingParams p{};

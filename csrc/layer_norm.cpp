@@ -14,8 +14,6 @@ namespace {
 using Sizes = std::vector<int64_t>;
 using Optional = std::optional<Tensor>;
 
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-Optional dense(const Optional& t) { return t ? Optional(dense(*t)) : t; }
 Optional without_half(const Optional& t) {
   return t && t->scalar_type() == ScalarType::Half ? Optional(widened(*t)) : t;
 }

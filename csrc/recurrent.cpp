@@ -17,8 +17,6 @@ namespace {
 using Sizes = std::vector<int64_t>;
 using Optional = std::optional<Tensor>;
 
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-Optional dense(const Optional& t) { return t ? Optional(dense(*t)) : t; }
 Optional without_half(const Optional& t) { return t ? Optional(widened(*t)) : t; }
 const void* data_of(const Optional& t) { return t ? t->const_data_ptr() : nullptr; }
 Tensor none(const Tensor& like) { return empty(like, like.scalar_type(), {0}); }

@@ -12,8 +12,6 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
 SoftmaxParams params_of(const Tensor& t, const Optional& lengths, bool logarithm) {
   SoftmaxParams p{};
   p.dtype = dtype_of("softmax", t);

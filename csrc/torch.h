@@ -236,6 +236,12 @@ inline std::vector<int64_t> strides_like(const Tensor& a, const Tensor& b) {
   return dense_strides(a, innermost_first({&a, &b}));
 }
 
+// t, or a contiguous copy of it.
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline std::optional<Tensor> dense(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(dense(*t)) : t;
+}
+
 // torch's own thread pool as the plain callable that kernels take.
 inline Parallel torch_threads() {
   return {[](int64_t n, int64_t grain, Parallel::Body body, void* context) {

@@ -34,10 +34,10 @@ struct Softmax : torch::autograd::Function<Softmax> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    InBackward guard("softmax", grads[0]);
+    const bool logarithm = context->saved_data["logarithm"].toBool();
+    InBackward guard(logarithm ? "log_softmax" : "softmax", grads[0]);
     const Tensor output = context->get_saved_variables()[0];
-    return {context->saved_data["logarithm"].toBool() ? log_softmax_backward(grads[0], output)
-                                                      : softmax_backward(grads[0], output),
+    return {logarithm ? log_softmax_backward(grads[0], output) : softmax_backward(grads[0], output),
             Tensor()};
   }
 };

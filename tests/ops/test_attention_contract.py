@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import pydl
 from pydl import backend
 from pydl.functional import scaled_dot_product_attention as attention
+from pydl.ops._attention_schema import CONTIGUOUS, FLASH, TRANSPOSED_KEY
 
 Q, K, V = make(2, 3, 5, 7, 8)
 T = F.scaled_dot_product_attention
@@ -81,8 +82,8 @@ OP_REFUSED = {
 }
 
 
-def op(query, key, value, mask=None, lengths=None, seed=None, p=0.0, causal=False, scale=0.4, like_query=False):
-    return torch.ops.pydl.attention_forward(query, key, value, mask, lengths, seed, p, causal, scale, like_query)
+def op(query, key, value, mask=None, lengths=None, seed=None, p=0.0, causal=False, scale=0.4, layout=CONTIGUOUS):
+    return torch.ops.pydl.attention_forward(query, key, value, mask, lengths, seed, p, causal, scale, layout)
 
 
 @pytest.mark.parametrize("case", OP_REFUSED)
@@ -118,18 +119,24 @@ STRIDES = {
 
 
 @pytest.mark.parametrize("case", STRIDES)
-def test_strides_of_the_output_are_torchs(case):
-    tensors = STRIDES[case]
-    masks = [None, torch.randn(1, tensors[1].shape[2]), torch.ones(1, 1, 1, tensors[1].shape[2]).bool()]
+def test_strides_are_torchs(case):
+    """Of the output and of all gradients."""
+    masks = [None, torch.randn(1, STRIDES[case][1].shape[2]), torch.ones(1, 1, 1, STRIDES[case][1].shape[2]).bool()]
     for mask in masks:
         for p in (0.0, 0.5):
-            assert attention(*tensors, mask, p).stride() == T(*tensors, mask, p).stride()
+            found = []
+            for function in (attention, T):
+                leaves = [t.detach().requires_grad_() for t in STRIDES[case]]
+                output = function(*leaves, mask, p)
+                grads = torch.autograd.grad(output, leaves, torch.ones(output.shape))
+                found.append([t.stride() for t in (output, *grads)])
+            assert found[0] == found[1]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_torchs_own_samples(dtype):
-    """OpInfo's: without dropout their values, and with it their shapes. Strides of gradients are ours (NOTES.md)."""
+    """OpInfo's: without dropout their values, and with it their shapes; strides of all."""
     reason = "torch's OpInfo database needs its test packages"
     op_db = pytest.importorskip("torch.testing._internal.common_methods_invocations", reason=reason).op_db
     (info,) = (o for o in op_db if o.name == "nn.functional.scaled_dot_product_attention")
@@ -140,9 +147,8 @@ def test_torchs_own_samples(dtype):
             leaves = [t.detach().requires_grad_() for t in (sample.input, *sample.args[:2])]
             output = function(*leaves, *sample.args[2:], **sample.kwargs)
             results.append((output, *torch.autograd.grad(output.sum(), leaves)))
-        assert results[0][0].stride() == results[1][0].stride(), sample
         for a, e in zip(*results, strict=True):
-            assert a.shape == e.shape
+            assert (a.shape, a.stride()) == (e.shape, e.stride()), sample
             if not sample.kwargs.get("dropout_p"):
                 assert_close(a, e, scale=20)
         count += 1
@@ -200,13 +206,14 @@ def test_opcheck():
     seed = torch.tensor([7])
     leaves = [t.detach().requires_grad_() for t in (Q, K, V)]
     options = [
-        (None, None, None, 0.0, False, 0.4, True),
-        (torch.ones(1, 3, 5, 1).bool(), torch.tensor([2, 7]), seed, 0.3, True, 0.4, False),
+        (None, None, None, 0.0, False, 0.4, FLASH),
+        (torch.ones(1, 3, 5, 1).bool(), torch.tensor([2, 7]), seed, 0.3, True, 0.4, TRANSPOSED_KEY),
+        (None, None, None, 0.0, False, 0.4, CONTIGUOUS),
     ]
-    for rest, needs in zip(options, ((True, True, True), (False, True, False)), strict=True):
+    for rest, needs in zip(options, ((True, True, True), (False, True, False), (True, False, True)), strict=True):
         torch.library.opcheck(torch.ops.pydl.attention_forward, (*leaves, *rest))
         output, lse = torch.ops.pydl.attention_forward(*(t.detach() for t in leaves), *rest)
-        args = (torch.randn(output.shape, requires_grad=True), *leaves, output, lse, *rest[:-1])
+        args = (torch.randn(output.shape, requires_grad=True), *leaves, output, lse, *rest)
         torch.library.opcheck(torch.ops.pydl.attention_backward, (*args, *needs))
 
 
@@ -323,3 +330,12 @@ def test_lengths_by_torch():
     with backend.use("torch"):
         expected = attention(Q[0], K[0], V[0], lengths=torch.tensor([3, 0, 7]))
     assert_close(attention(Q[0], K[0], V[0], lengths=torch.tensor([3, 0, 7])), expected, scale=10)
+
+
+def test_who_takes_flash_attention_away_gets_torchs():
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        with torch.autograd.profiler.profile() as profiler:
+            output = attention(Q, K, V)
+        expected = T(Q, K, V)
+    assert not any(event.key.startswith("pydl::") for event in profiler.key_averages())
+    assert torch.equal(output, expected)

@@ -1,5 +1,6 @@
 """The quick way of a call (pydl.ops._nodes): the same numbers as the long way, and no call that is not plain."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -316,6 +317,15 @@ def test_why_not(monkeypatch, environment, built, words):
     module, why_not = _nodes._load()
     assert module is None
     assert words in why_not
+
+
+def test_a_module_that_cannot_be_loaded_is_done_without(monkeypatch):
+    monkeypatch.delenv("PYDL_NODES", raising=False)
+    monkeypatch.delattr(pydl, "_torch")
+    monkeypatch.setitem(sys.modules, "pydl._torch", None)  # which makes its import an ImportError
+    module, why_not = _nodes._load()
+    assert module is None
+    assert why_not.startswith("pydl._torch cannot be loaded: ")
 
 
 def test_torch_compile_takes_the_op():

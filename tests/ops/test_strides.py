@@ -8,6 +8,7 @@ row-major and channels_last at once, and which strides torch writes for it depen
 for float32, its own code for bfloat16).
 """
 
+import copy
 import itertools
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import pydl
 import pydl.functional as PF
 
 CL = torch.channels_last
@@ -239,6 +241,36 @@ def test_linear_of_other_ranks(layout, of_weight):
             for needs in NEEDS:
                 compare_linear((input, w, torch.randn(4)), needs, GRADS[:2])
                 compare_linear((input, w), needs[:2], GRADS[:1])
+
+
+@pytest.mark.parametrize("of_key", ["row-major", "transposed", "channels first", "permuted from NHWC"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_attention(layout, of_key):
+    for n, heads, rows, width in (*SHAPES, (2, 4, 1, 3)):
+        tensors = [LAYOUTS[layout](n, heads, rows, width)]
+        tensors += [LAYOUTS[name](n, heads, 7, width) for name in (of_key, layout)]
+        for p in (0.0, 0.5):
+            compare(lambda f, q, k, v, p=p: f.scaled_dot_product_attention(q, k, v, dropout_p=p), tensors)
+        compare(lambda f, q, k, v: f.scaled_dot_product_attention(q[0], k[0], v[0], is_causal=True), tensors)
+
+
+@pytest.mark.parametrize("layout", STACKS)
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_recurrent(kind, layout):
+    """torch.nn.functional has no such functions: both are reached through torch's layer."""
+    for batch_first in (False, True):
+        layer = getattr(torch.nn, "RNN" if kind == "rnn_tanh" else kind.upper())(3, 5, batch_first=batch_first)
+        ours = pydl.swap(copy.deepcopy(layer))
+        for steps, batch in ((4, 6), (1, 9), (9, 1)):
+            input = STACKS[layout](*((batch, steps) if batch_first else (steps, batch)), 3)
+            found = []
+            for net in (layer, ours):
+                x = input.detach().requires_grad_()
+                output, state = net(x)
+                grads = torch.autograd.grad(output, [x, *net.parameters()], torch.ones(output.shape))
+                states = state if kind == "lstm" else (state,)
+                found.append([t.stride() for t in (output, *states, *grads)])
+            assert found[0] == found[1], (steps, batch, batch_first)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -141,6 +141,23 @@ def test_refused_as_torch_does(case):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_strides_are_torchs(batch_first, dims):
+    layer = nn.MultiheadAttention(E, HEADS, batch_first=batch_first)
+    for options in ({"need_weights": False}, {}, {"average_attn_weights": False}):
+        found = []
+        for net in (layer, pydl.swap(copy.deepcopy(layer))):
+            sizes = (
+                [(N, count, E) if batch_first else (count, N, E) for count in (L, S)] if dims == 3 else [(L, E), (S, E)]
+            )
+            leaves = query, key = [torch.randn(size).requires_grad_() for size in sizes]
+            output, weights = net(query, key, key, **options)
+            grads = torch.autograd.grad(output, leaves, torch.ones(output.shape))
+            found.append([None if t is None else t.stride() for t in (output, weights, *grads)])
+        assert found[0] == found[1], options
+
+
 def test_dropout_of_weights():
     ours, _ = pair(batch_first=True, dropout=0.5)
     x = torch.randn(N, L, E)

@@ -6,14 +6,15 @@ from pydl.ops import _attention_schema, _library  # noqa: F401  (the former defi
 
 
 def _forward_context(ctx, inputs, output):
-    query, key, value, mask, lengths, seed, ctx.dropout_p, ctx.is_causal, ctx.scale, _ = inputs
+    query, key, value, mask, lengths, seed, ctx.dropout_p, ctx.is_causal, ctx.scale, ctx.layout = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(query, key, value, *output, mask, lengths, seed)
 
 
 def gradients(ops, ctx, grad, needs):
     """The gradients of query, key and value, or None."""
-    found = ops.attention_backward(grad, *ctx.saved_tensors, ctx.dropout_p, ctx.is_causal, ctx.scale, *needs)
+    options = ctx.dropout_p, ctx.is_causal, ctx.scale, ctx.layout
+    found = ops.attention_backward(grad, *ctx.saved_tensors, *options, *needs)
     return tuple(gradient if need else None for gradient, need in zip(found, needs, strict=True))
 
 
@@ -108,7 +109,7 @@ def _second_derivatives(ops, ctx, to_query, to_key, to_value):
 
 
 def _backward_context(ctx, inputs, output):
-    grad, query, key, value, _, _, mask, lengths, seed, ctx.dropout_p, ctx.is_causal, ctx.scale, *ctx.needs = inputs
+    grad, query, key, value, _, _, mask, lengths, seed, ctx.dropout_p, ctx.is_causal, ctx.scale, _, *ctx.needs = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(grad, query, key, value, mask, lengths, seed)
 
@@ -117,8 +118,8 @@ def _backward_backward(ops, ctx, *grads):
     # output and lse are functions of the rest, through which their share is counted
     grads = [grad if need else None for grad, need in zip(grads, ctx.needs, strict=True)]
     if all(grad is None for grad in grads):
-        return (None,) * 15
-    return *_second_derivatives(ops, ctx, *grads), *(None,) * 11
+        return (None,) * 16
+    return *_second_derivatives(ops, ctx, *grads), *(None,) * 12
 
 
 _library.autograd("attention_backward", _backward_context, _backward_backward)

@@ -4,18 +4,21 @@ import torch
 
 from pydl.ops import _library
 
-# mask: broadcasts to (N, H, L, S). like_query: the output is laid out as query, as torch's flash attention has it, else
-# contiguous: decided once in attention.py, for the kernel and for tracing. A gradient that is not needed is empty.
+# mask: broadcasts to (N, H, L, S). layout: how torch lays out the output and the gradients, decided once in
+# attention.py, for the kernel and for tracing. A gradient that is not needed is empty.
+FLASH = 0  # as torch's flash attention: the output as query, gradients with their heads side by side in memory
+CONTIGUOUS = 1
+TRANSPOSED_KEY = 2  # contiguous, but for the gradient of key, whose columns are
 _library.define(
     "attention_forward",
     "(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? lengths, Tensor? seed, float dropout_p, "
-    "bool is_causal, float scale, bool like_query) -> (Tensor, Tensor)",
+    "bool is_causal, float scale, int layout) -> (Tensor, Tensor)",
 )
 _library.define(
     "attention_backward",
     "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, Tensor? mask, "
-    "Tensor? lengths, Tensor? seed, float dropout_p, bool is_causal, float scale, bool needs_query, bool needs_key, "
-    "bool needs_value) -> (Tensor, Tensor, Tensor)",
+    "Tensor? lengths, Tensor? seed, float dropout_p, bool is_causal, float scale, int layout, bool needs_query, "
+    "bool needs_key, bool needs_value) -> (Tensor, Tensor, Tensor)",
 )
 
 
@@ -33,17 +36,25 @@ def _like(query):
 
 
 @_library.fake("attention_forward")
-def _(query, key, value, mask, lengths, seed, dropout_p, is_causal, scale, like_query):
+def _(query, key, value, mask, lengths, seed, dropout_p, is_causal, scale, layout):
     shape = (*query.shape[:3], value.shape[3])
-    output = _like(query) if like_query else query.new_empty(shape)
+    output = _like(query) if layout == FLASH else query.new_empty(shape)
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
     return output, query.new_empty(query.shape[:3], dtype=accumulate)
 
 
 @_library.fake("attention_backward")
 def _(grad_output, query, key, value, *rest):
+    *_, layout, needs_query, needs_key, needs_value = rest
+
     def empty(of, needed):
         n, heads, rows, width = of.shape
-        return of.new_empty((n, rows, heads, width)).transpose(1, 2) if needed else of.new_empty(0)
+        if not needed:
+            return of.new_empty(0)
+        if layout == FLASH:
+            return of.new_empty((n, rows, heads, width)).transpose(1, 2)
+        if layout == TRANSPOSED_KEY and of is key:
+            return of.new_empty((n, heads, width, rows)).mT
+        return of.new_empty(of.shape)
 
-    return tuple(empty(of, needed) for of, needed in zip((query, key, value), rest[-3:], strict=True))
+    return empty(query, needs_query), empty(key, needs_key), empty(value, needs_value)

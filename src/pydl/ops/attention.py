@@ -3,17 +3,20 @@
     softmax(query @ key.mT * scale + mask) @ value
 
 forward and backward in one op each, on the CPU alone: scores are never stored, dropout is the one of ``dropout`` on the
-weights, and is made again in the backward.
+weights, and is made again in the backward. Who takes torch's flash attention away (``torch.nn.attention.sdpa_kernel``)
+gets torch's own way (torch.compile does not see the choice).
 """
 
 import torch
 import torch.nn.functional as F
+from torch.backends.cuda import flash_sdp_enabled  # of the CPU too
 
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
 from pydl.ops import _attention_batching, _library  # noqa: F401  (the rules of torch.func.vmap)
 from pydl.ops._attention_autograd import gradients, seen_keys
+from pydl.ops._attention_schema import CONTIGUOUS, FLASH, TRANSPOSED_KEY
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 WIDEST = 256  # numbers of a head
@@ -25,7 +28,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, rest):
         # what needs no gradient comes as one tuple: each argument of its own costs on the way in and out
-        ops, (mask, lengths, seed, ctx.dropout_p, ctx.is_causal, ctx.scale, _) = rest
+        ops, (mask, lengths, seed, ctx.dropout_p, ctx.is_causal, ctx.scale, ctx.layout) = rest
         ctx.ops = ops
         with below_autograd():
             output, lse = _library.quick(ops).attention_forward(query, key, value, *rest[1])
@@ -95,12 +98,18 @@ def _is_served(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa)
         return False
 
 
-def _laid_out_as_query(query, key, value, mask, dropout_p):
-    """Whether torch lays the output out as query: where its flash attention serves the call."""
+def _layout(query, key, value, mask, dropout_p, gqa):
+    """How torch lays out the output and the gradients: by which of its own ways serves the call."""
+    if _is_flashs(query, key, value, mask, dropout_p):
+        return FLASH
+    return CONTIGUOUS if gqa or query.dim() == 2 else TRANSPOSED_KEY
+
+
+def _is_flashs(query, key, value, mask, dropout_p):
     width = query.shape[-1]
     if dropout_p > 0 or query.dim() != 4 or value.shape[-1] != width or query.shape[2] == 0 or key.shape[2] == 0:
         return False
-    if width != 1 and not query.stride(3) == key.stride(3) == value.stride(3) == 1:
+    if not query.stride(3) == key.stride(3) == value.stride(3) == 1:
         return False
     return mask is None or mask.dim() in (2, 4)
 
@@ -122,9 +131,8 @@ def scaled_dot_product_attention(
             at most 256; wider heads, other ranks, dtypes and devices, and samples that broadcast, are served by torch.
         key: (N, Hk, S, E), alike. Hk is H, or divides it where ``enable_gqa``.
         value: (N, Hk, S, Ev), alike.
-        attn_mask: boolean (True: is seen) or additive, of two dimensions or more
-            that broadcast to (N, H, L, S). One that requires
-            a gradient is served by torch.
+        attn_mask: boolean (True: is seen) or additive, of two dimensions or more that broadcast to (N, H, L, S). One
+            that requires a gradient is served by torch.
         dropout_p: probability to drop a weight; the weights that are kept are those that :func:`dropout` keeps of a
             tensor (N, H, L, S).
         is_causal: row i sees the keys up to i alone.
@@ -146,22 +154,24 @@ def scaled_dot_product_attention(
 
 
 def attention_unasked(
-    query, key, value, mask, dropout_p=0.0, is_causal=False, scale=None, gqa=False, lengths=None, like_query=False
+    query, key, value, mask, dropout_p=0.0, is_causal=False, scale=None, gqa=False, lengths=None, layout=None
 ):
     """:func:`scaled_dot_product_attention` for who has asked whether it is torch's (aside.py).
 
-    ``like_query`` asks for an output that is laid out as query, (N, H, L, E), is.
+    ``layout`` is torch's where it is None (_attention_schema.py).
     """
     if lengths is not None:
         _check_lengths(query, lengths)
     if torch.is_autocast_enabled("cpu") and query.is_cpu:
         query, key, value, mask = map(_cast, (query, key, value, mask))
     served = _is_served(query, key, value, mask, dropout_p, is_causal, scale, gqa)
+    served = served and (torch.compiler.is_compiling() or flash_sdp_enabled())
     ops = backend.ops_for(query, "attention") if served else None
     if ops is None:
         return _by_torch(query, key, value, mask, dropout_p, is_causal, scale, gqa, lengths)
     dims = query.dim()
-    like_query = like_query or _laid_out_as_query(query, key, value, mask, dropout_p)
+    if layout is None:
+        layout = _layout(query, key, value, mask, dropout_p, gqa)
     if mask is not None:
         if query.dtype == torch.float64 and mask.dtype == torch.float32:
             mask = mask.double()
@@ -171,7 +181,7 @@ def attention_unasked(
     if dropout_p > 0:
         # torch.randint even under compile: see dropout.py
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=query.device)
-    rest = (mask, lengths, seed, float(dropout_p), is_causal, scale, like_query)
+    rest = (mask, lengths, seed, float(dropout_p), is_causal, scale, layout)
     output = _call(ops, _four(query), _four(key), _four(value), rest)
     return output if dims == 4 else output.squeeze(1) if dims == 3 else output[0, 0]
 

@@ -47,6 +47,8 @@ _library.autograd("embedding_backward", _backward_context, _backward_again)
 
 
 class _Eager(torch.autograd.Function):
+    """torch's forward and our gradient; with create_graph it goes through the formula above, to be differentiated."""
+
     @staticmethod
     def forward(ctx, weight, rest):
         ops, ids, padding_idx, scaled = rest

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from pydl import backend
 from pydl.aside import is_torchs
+from pydl.ops._attention_schema import FLASH
 from pydl.ops.attention import attention_unasked
 from pydl.ops.dropout import dropout
 from pydl.ops.linear import linear_unasked
@@ -68,11 +69,17 @@ def multi_head_attention_forward(
     masks = (key_padding_mask, attn_mask, is_causal)
     drops = dropout_p if training else 0.0
     return multi_head_attention_unasked(
-        query, key, value, False, num_heads, projections, drops, masks, need_weights, average_attn_weights
+        query, key, value, num_heads, projections, drops, masks, need_weights, average_attn_weights
     )
 
 
-def fits(query, key, value, embed_dim, num_heads, weights, key_padding_mask, attn_mask, is_causal, batch_first=False):
+def batch_second(tensors):
+    """(N, L, E) as (L, N, E), which torch's layer makes of its inputs with batch_first; one tensor stays one."""
+    made = {id(t): t.transpose(0, 1) for t in tensors}
+    return [made[id(t)] for t in tensors]
+
+
+def fits(query, key, value, embed_dim, num_heads, weights, key_padding_mask, attn_mask, is_causal):
     """Whether the call is one that ours serves: of tensors and masks that torch takes."""
     try:
         dims, separate = query.dim(), isinstance(weights, tuple)
@@ -82,11 +89,8 @@ def fits(query, key, value, embed_dim, num_heads, weights, key_padding_mask, att
             return False
         if weights is None or (separate and None in [None if w is None else 0 for w in weights]):
             return False
-        first = batch_first and dims == 3
-        batch, rows, keys = (query.shape[0], *query.shape[1:2], key.shape[1]) if first else (
-            query.shape[1] if dims == 3 else 1, query.shape[0], key.shape[0]
-        )  # fmt: skip
-        if dims == 3 and key.shape[0 if first else 1] != batch:
+        batch, rows, keys = query.shape[1] if dims == 3 else 1, query.shape[0], key.shape[0]
+        if dims == 3 and key.shape[1] != batch:
             return False
         masks = [mask for mask in (key_padding_mask, attn_mask) if mask is not None]
         if any(mask.dtype not in (torch.bool, query.dtype) for mask in masks) or len({m.dtype for m in masks}) > 1:
@@ -126,18 +130,16 @@ def _merged(key_padding_mask, attn_mask, heads):
     return padding | attn_mask if padding.dtype == torch.bool else padding + attn_mask
 
 
-def multi_head_attention_unasked(
-    query, key, value, batch_first, heads, projections, dropout_p, masks, need_weights, average
-):
-    """:func:`multi_head_attention_forward` for who has asked whether it is torch's, of either order of dimensions.
+def multi_head_attention_unasked(query, key, value, heads, projections, dropout_p, masks, need_weights, average):
+    """:func:`multi_head_attention_forward` for who has asked whether it is torch's.
 
     Args:
-        query, key, value: (N, L, E) if ``batch_first``, else (L, N, E); or (L, E).
+        query, key, value: (L, N, E) or (L, E).
         projections: weight (3 E, E), or three of them; bias (3 E,) or None; the last layer's weight and bias.
         masks: key_padding_mask, attn_mask and is_causal, as torch has them.
 
     Returns:
-        The output, laid out as query is, contiguous; and the weights (N, L, S), (N, H, L, S), or None.
+        The output, contiguous, and the weights (N, L, S), (N, H, L, S), or None.
     """
     weights, bias, out_weight, out_bias = projections
     key_padding_mask, attn_mask, is_causal = masks
@@ -145,11 +147,10 @@ def multi_head_attention_unasked(
     is_causal = bool(is_causal and key_padding_mask is None and not need_weights)
     # torch takes the hint for the mask
     mask = _merged(key_padding_mask, None if is_causal else attn_mask, heads)
-    order = (0, 2, 1, 3) if batch_first else (1, 2, 0, 3)  # of (first, second, head, number), to (N, H, L, D)
 
-    def cut(t):
+    def cut(t):  # to (N, H, L, D)
         t = t.unflatten(-1, (heads, -1))
-        return t.permute(order) if batched else t.transpose(0, 1)[None]
+        return t.permute(1, 2, 0, 3) if batched else t.transpose(0, 1)[None]
 
     q, k, v = map(cut, _projected(query, key, value, weights, bias))
     found = None
@@ -165,7 +166,6 @@ def multi_head_attention_unasked(
             found = found[0]
     else:
         seen = ~mask if mask is not None and mask.dtype == torch.bool else mask
-        output = attention_unasked(q, k, v, seen, dropout_p, is_causal, like_query=True)
-    back = (0, 2, 1, 3) if batch_first else (2, 0, 1, 3)
-    output = (output.permute(back) if batched else output[0].transpose(0, 1)).flatten(-2)
+        output = attention_unasked(q, k, v, seen, dropout_p, is_causal, layout=FLASH)
+    output = (output.permute(2, 0, 1, 3) if batched else output[0].transpose(0, 1)).flatten(-2)
     return linear_unasked(output, out_weight, out_bias), found

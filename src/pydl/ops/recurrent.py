@@ -13,6 +13,7 @@ from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
 from pydl.ops import _library, _recurrent_steps
 from pydl.ops.dropout import dropout_unasked
+from pydl.ops.linear import lies_in_columns
 
 # input: (steps, batch, features), or with batch_sizes the rows of all steps, (rows, features), as in a PackedSequence.
 # saved: what the backward needs beside output; empty without `save`.
@@ -79,7 +80,17 @@ def _backward(ops, ctx, grad_output, grad_hidden_n, grad_cell_n, _):
     found = ops.recurrent_backward(
         grad_output, grad_hidden_n, grad_cell_n, *tensors, batch_sizes, ctx.kind, ctx.reverse, *_flags(needs)
     )
+    found = _as_torchs(found, ctx.kind, tensors[0], tensors[3], needs)
     return *(g if need else None for g, need in zip(found, needs, strict=True)), None, None, None, None
+
+
+def _as_torchs(found, kind, input, weight_ih, needs):
+    """The gradients with the input's laid out as torch's, whose first op is a linear layer, but for an LSTM's."""
+    if kind == "lstm" or not needs[0] or not lies_in_columns(input, weight_ih, None):
+        return found
+    rows = found[0].flatten(0, -2)
+    columns = rows.new_empty((rows.shape[1], rows.shape[0])).t().copy_(rows)
+    return columns.view(found[0].shape), *found[1:]
 
 
 _library.autograd("recurrent_forward", _context, _backward)
@@ -156,6 +167,7 @@ class _Eager(torch.autograd.Function):
                 grads[0], grads[1], grads[2] if ctx.kind == "lstm" else None, *tensors[:5], output, saved, batch_sizes,
                 ctx.kind, ctx.reverse, *_flags(needs),
             )  # fmt: skip
+            found = _as_torchs(found, ctx.kind, input, weight_ih, needs)
         return *(g if need else None for g, need in zip(found, needs, strict=True)), None
 
 
