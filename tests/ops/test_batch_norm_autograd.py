@@ -13,6 +13,7 @@ import pydl.functional as PF
 # ---- torch's machinery
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize("memory_format", [ROWS, COLUMNS])
 @pytest.mark.parametrize("training", [True, False])
 def test_opcheck(device, memory_format, training):

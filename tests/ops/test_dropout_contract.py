@@ -163,6 +163,7 @@ def test_no_graph_without_gradient(device):
         assert PF.dropout(torch.randn(4, device=device, requires_grad=True), 0.5).grad_fn is None
 
 
+@pytest.mark.best_isa
 @pytest.mark.parametrize("shared_dims", [0, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(device, dtype, shared_dims):
