@@ -187,6 +187,16 @@ PYDL_DEVICE A warp_sum(A x) {
   return x;
 }
 
+// Blocks of 256 that a multiprocessor shall hold at least. Not asked (0), ptxas takes registers to the next step of
+// occupancy and keeps what is over in memory: one or two in float64, and inside of loops on sm_100.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <class T>
+constexpr int kLeastBlocks = 2;
+#else
+template <class T>
+constexpr int kLeastBlocks = sizeof(acc_t<T>) == 8 ? 2 : 0;
+#endif
+
 // The sum over a block of kThreads, for every thread; `shared` holds kThreads / kWarp numbers and may be used
 // again after the next barrier.
 template <int kThreads, class A>

@@ -50,9 +50,13 @@ PYDL_INLINE u32v narrow_pair(const bf16*, vec<float> a, vec<float> b) {
 PYDL_INLINE u32v narrow_pair(const f16*, vec<float> a, vec<float> b) {
   return join_halves(narrow_f16(a), narrow_f16(b));
 }
+PYDL_INLINE u32v narrow_pair(const bf16_fast*, vec<float> a, vec<float> b) {
 #if defined(__AVX512BF16__)
-PYDL_INLINE u32v narrow_pair(const bf16_fast*, vec<float> a, vec<float> b) { return narrow_bf16_fast(a, b); }
+  return narrow_bf16_fast(a, b);
+#else
+  return join_halves(narrow_bf16(a), narrow_bf16(b));
 #endif
+}
 template <class T>
 PYDL_INLINE void stream_half_pair(T* p, vec<float> a, vec<float> b) {
   stream_bytes(p, narrow_pair(p, a, b));

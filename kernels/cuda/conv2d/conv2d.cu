@@ -1,7 +1,7 @@
 // conv2d as an implicit matrix product on plain cores (fused multiply-add), for every dtype and every option: what
 // serves where nothing else does.
 //
-// A block of 256 threads makes a tile of 64 x 64 results, a thread 4 x 4 of them, from slices of 16 terms
+// A block of 256 threads makes a tile of 64 x 64 results, a thread 4 x 4 of them, from slices of 16 terms (8 of float64)
 // that go through shared memory, in two buffers: while one slice is multiplied, the next is on its way in
 // registers. Operands are read from the tensors where they lie (kernels/cuda/conv2d/conv2d.h); lanes go along
 // whichever direction is contiguous. Half types are widened as they are read and summed in float, where
@@ -16,8 +16,7 @@
 namespace pydl::cuda {
 namespace {
 
-constexpr int kThreads = 256, kTile = 64, kDepth = 16, kMine = 4, kPad = 4;
-constexpr int kLoads = kTile * kDepth / kThreads;
+constexpr int kThreads = 256, kTile = 64, kMine = 4, kPad = 4;
 
 // ---- the passes: operands a(row, k) and b(column, k), and where a result goes
 
@@ -124,6 +123,8 @@ template <class T, template <class> class Pass>
 __global__ void __launch_bounds__(kThreads, 2)
     conv2d_gemm_kernel(PYDL_CONSTANT Geometry g, PYDL_CONSTANT Tiles tiles) {
   using A = acc_t<T>;
+  // terms of a slice; of float64 half as many, or the registers of two blocks do not hold what is on its way
+  constexpr int kDepth = sizeof(A) == 8 ? 8 : 16, kLoads = kTile * kDepth / kThreads;
   PYDL_SHARED(A, shared_a, 2 * kDepth * (kTile + kPad));
   PYDL_SHARED(A, shared_b, 2 * kDepth * (kTile + kPad));
   unsigned block = blockIdx.x;

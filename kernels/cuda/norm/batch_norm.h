@@ -87,15 +87,15 @@ inline Walk walk_of(const Params& p, int64_t reads, int64_t most_splits) {
   return w;
 }
 
-// Where a thread starts, and how it goes on: for (i = at.begin; i < at.end; i += at.step).
+// Where a thread starts, and how it goes on: for (i = at.begin; i < at.end; i += at.step). Reads are counted within the
+// split, by 32 bits: each register of a thread counts, and with 64 ptxas kept one in memory.
 struct Place {
   int64_t channel;  // the first of the thread's channels
   int64_t split;
   bool inside;  // columns: the thread has channels
-  int64_t begin, end, step;
-  // rows: reads are counted from `origin`, the first read of batch entry `entry`
+  int32_t begin, end, step;
+  int64_t origin;  // columns: the split's first row; rows: its first read within batch entry `entry`
   int64_t entry;
-  int64_t origin_skip;
 };
 
 template <bool kColumns>
@@ -107,8 +107,9 @@ PYDL_DEVICE Place place_of(const Params& p, const Walk& w) {
     at.channel = (static_cast<int64_t>(tile) * w.lanes + threadIdx.x % w.lanes) * w.width;
     at.inside = at.channel < p.channels;
     at.step = kThreads / w.lanes;
-    at.begin = at.split * w.split_items + threadIdx.x / w.lanes;
-    at.end = min_of((at.split + 1) * w.split_items, w.items);
+    at.origin = at.split * w.split_items;
+    at.begin = static_cast<int32_t>(threadIdx.x) / w.lanes;
+    at.end = static_cast<int32_t>(min_of(w.split_items, w.items - at.origin));
   } else {
     const unsigned splits = static_cast<unsigned>(w.splits);
     at.channel = blockIdx.x / splits;
@@ -118,27 +119,27 @@ PYDL_DEVICE Place place_of(const Params& p, const Walk& w) {
     const int64_t first = at.split * w.split_items;
     if (first > 0) {
       at.entry = first / w.per_entry;
-      at.origin_skip = first - at.entry * w.per_entry;
+      at.origin = first - at.entry * w.per_entry;
     }
-    at.begin = threadIdx.x;
-    at.end = min_of(w.split_items, w.items - first);
+    at.begin = static_cast<int32_t>(threadIdx.x);
+    at.end = static_cast<int32_t>(min_of(w.split_items, w.items - first));
   }
   return at;
 }
 
 // The offset of read i in a tensor.
 template <bool kColumns>
-PYDL_DEVICE int64_t offset_of(const Walk& w, const Place& at, int64_t i, const BatchNormView& view) {
+PYDL_DEVICE int64_t offset_of(const Walk& w, const Place& at, int32_t i, const BatchNormView& view) {
   if constexpr (kColumns) {
-    return i * view.row_stride + at.channel;
+    return (at.origin + i) * view.row_stride + at.channel;
   } else {
     if (w.entry.divisor == 0) {  // entries so large that a split meets the end of one at most
-      const int64_t from = i + at.origin_skip;
+      const int64_t from = i + at.origin;
       const bool next = from >= w.per_entry;
       return (at.entry + next) * view.row_stride + at.channel * view.channel_stride +
              (next ? from - w.per_entry : from) * w.width;
     }
-    const uint32_t from_entry = static_cast<uint32_t>(i + at.origin_skip);
+    const uint32_t from_entry = static_cast<uint32_t>(i + at.origin);
     const uint32_t n = w.entry.quotient(from_entry);
     return (at.entry + n) * view.row_stride + at.channel * view.channel_stride +
            static_cast<int64_t>(from_entry - n * w.entry.divisor) * w.width;

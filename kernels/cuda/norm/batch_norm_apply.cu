@@ -11,7 +11,7 @@ namespace pydl::cuda {
 namespace {
 
 template <class T, bool kColumns, int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kColumns || kWidth < 8 ? kLeastBlocks<T> : 2)
     batch_norm_apply_kernel(PYDL_CONSTANT Params p, PYDL_CONSTANT Walk w) {
   using A = acc_t<T>;
   constexpr int kChannels = kColumns ? kWidth : 1;  // of a thread
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int j = 0; j < kChannels; ++j) k[j] = shared[at.channel - first + j];
   const bool has_residual = p.residual.data != nullptr;
-  auto finish = [&](A(&x)[kWidth], const A(&residual)[kWidth], int64_t i) {
+  auto finish = [&](A(&x)[kWidth], const A(&residual)[kWidth], int32_t i) {
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) x[j] = affine(k[kColumns ? j : 0], x[j]) + residual[j];
     if (p.activation == Activation::relu) {
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     store_values<T, kWidth>(p.output.data, offset_of<kColumns>(w, at, i, p.output), x);
   };
-  auto batch = [&](int64_t i, auto reads_) {
+  auto batch = [&](int32_t i, auto reads_) {
     constexpr int reads = decltype(reads_)::value;
     A x[reads][kWidth], residual[reads][kWidth] = {};
 #pragma unroll
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int r = 0; r < reads; ++r) finish(x[r], residual[r], i + r * at.step);
   };
-  int64_t i = at.begin;
+  int32_t i = at.begin;
   for (; i + (kReads - 1) * at.step < at.end; i += kReads * at.step) batch(i, Constant<kReads>{});
   for (; i < at.end; i += at.step) batch(i, Constant<1>{});
 }

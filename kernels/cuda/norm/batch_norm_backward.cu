@@ -34,7 +34,7 @@ PYDL_DEVICE void share_coefficients(const Params& p, const Walk& w, const Place&
 
 // x and gz of read i.
 template <class T, bool kColumns, int kWidth>
-PYDL_DEVICE void read(const Params& p, const Walk& w, const Place& at, int64_t i,
+PYDL_DEVICE void read(const Params& p, const Walk& w, const Place& at, int32_t i,
                       const Coefficients<acc_t<T>> (&k)[kColumns ? kWidth : 1], acc_t<T> (&x)[kWidth],
                       acc_t<T> (&g)[kWidth]) {
   using A = acc_t<T>;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
   A sum[kChannels] = {}, shifted[kChannels] = {};
   if (at.inside) {
 #pragma unroll 2
-    for (int64_t i = at.begin; i < at.end; i += at.step) {
+    for (int32_t i = at.begin; i < at.end; i += at.step) {
       A x[kWidth], g[kWidth];
       read<T, kColumns, kWidth>(p, w, at, i, k, x, g);
 #pragma unroll
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, bool kColumns, int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T>)
     batch_norm_backward_apply_kernel(PYDL_CONSTANT Params p, PYDL_CONSTANT Walk w) {
   using A = acc_t<T>;
   PYDL_SHARED(Coefficients<A>, coefficients, kColumns ? kWarp * kWidth : 1);
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads)
   share_coefficients<A, kColumns, kWidth, true>(p, w, at, coefficients, k);
   if (!at.inside) return;
 #pragma unroll 2
-  for (int64_t i = at.begin; i < at.end; i += at.step) {
+  for (int32_t i = at.begin; i < at.end; i += at.step) {
     A x[kWidth], g[kWidth];
     read<T, kColumns, kWidth>(p, w, at, i, k, x, g);
     if (p.grad_residual.data)

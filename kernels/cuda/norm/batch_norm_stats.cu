@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
     PYDL_SHARED(double, shared, 3 * kThreads / kWarp + 1);
     constexpr int kReads = 16 / kWidth;  // a batch of 16 values
     Moments m{};
-    int64_t i = at.begin;
+    int32_t i = at.begin;
     for (; i + (kReads - 1) * kThreads < at.end; i += kReads * kThreads) {
       A x[kReads][kWidth];
 #pragma unroll
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
     constexpr int kReads = sizeof(T) == 2 ? 4 : 8;
     Moments m[kWidth] = {};
     if (at.inside) {
-      int64_t i = at.begin;
+      int32_t i = at.begin;
       for (; i + (kReads - 1) * at.step < at.end; i += kReads * at.step) {
         A x[kReads][kWidth];
 #pragma unroll

@@ -99,7 +99,7 @@ PYDL_DEVICE void put(const Params& p, int64_t at, acc_t<T> y) {
 // ---- classes side by side: `group` threads for a row, or for one of its `splits` segments
 
 template <class T, Mode kMode>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T>)
     softmax_cross_entropy_gradient_kernel(PYDL_CONSTANT Params p, int group, int64_t splits, int64_t totals) {
   using A = acc_t<T>;
   constexpr int V = kPack<T>;
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kThreads)
 constexpr int64_t kChunk = 128;
 
 template <class T, Mode kMode>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T>)
     softmax_cross_entropy_strided_gradient_kernel(PYDL_CONSTANT Params p, int64_t chunks, int64_t totals) {
   using A = acc_t<T>;
   const int64_t block = blockIdx.x / chunks, begin = blockIdx.x % chunks * kChunk;

@@ -110,7 +110,7 @@ PYDL_DEVICE State<acc_t<T>> sum_classes(const Params& p, const Constants<acc_t<T
 }
 
 template <class T, bool kDense>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T>)
     softmax_cross_entropy_warps_kernel(PYDL_CONSTANT Params p, int64_t losses) {
   const int64_t position = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (position >= p.rows) return;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // A block takes segment blockIdx.x % splits of a row, and leaves its state where the row is split.
 template <class T, bool kDense>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T>)
     softmax_cross_entropy_blocks_kernel(PYDL_CONSTANT Params p, int64_t losses, int64_t splits,
                                         int64_t states) {
   using A = acc_t<T>;
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Merges the states of split rows: a warp for a row.
 template <class T, bool kDense>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T>)
     softmax_cross_entropy_join_kernel(PYDL_CONSTANT Params p, int64_t losses, int64_t splits,
                                       int64_t states) {
   using A = acc_t<T>;
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads)
 // ---- rows side by side: lane by lane, and a warp for every eighth class
 
 template <class T, bool kDense>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T>)
     softmax_cross_entropy_strided_kernel(PYDL_CONSTANT Params p, int64_t losses) {
   using A = acc_t<T>;
   constexpr int kWarps = kThreads / kWarp, kUnroll = kDense ? 2 : 4;
