@@ -23,7 +23,7 @@ def check_dropout(timed, *tensors):
 
 def case(n, heads, tokens, width, mode, target=None, dtype=torch.float32, quick=False):
     shape = (n, heads, tokens, width)
-    lengths = torch.arange(n) * 7 % tokens + 1
+    lengths = torch.arange(n) * 5 % n * tokens // n + 1  # in no order, half of the tokens on average
     within = (torch.arange(tokens) < lengths[:, None])[:, None, None]
 
     def ours(query, key, value):

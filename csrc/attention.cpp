@@ -1,4 +1,4 @@
-// pydl::attention_forward, attention_backward: on the CPU alone
+// pydl::attention_forward, attention_backward, attention_backward_mask: on the CPU alone
 //
 // query (N, H, L, E), key (N, Hk, S, E), value (N, Hk, S, Ev), H a multiple of Hk; mask (N or 1, H or 1, L or 1, S or 1);
 // lengths (N) or (N, L). layout: how torch lays out the output and the gradients, see Layout.
@@ -222,11 +222,49 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   return {grad_query, columns_of(grad_key), grad_value};
 }
 
+// Contiguous. Summed in the accumulate type, and rounded once.
+Tensor backward_mask(const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value,
+                     const Tensor& output, const Tensor& lse, const Tensor& mask, const Optional& lengths,
+                     const Optional& seed, double dropout_p, bool causal, double scale) {
+  check_shapes(query, key, value);
+  PYDL_CHECK(sizes_of(grad_output) == sizes_of(output),
+             "scaled_dot_product_attention: expected grad_output to be of shape ", shape_of(output), ", got ",
+             shape_of(grad_output));
+  PYDL_CHECK(mask.scalar_type() != ScalarType::Bool,
+             "scaled_dot_product_attention: expected attn_mask to be additive for a gradient, got bool");
+  if (query.scalar_type() == ScalarType::Half) {
+    const Tensor found =
+        backward_mask(widened(grad_output), widened(query), widened(key), widened(value), widened(output),
+                      lse, *wide_mask(mask), lengths, seed, dropout_p, causal, scale);
+    return mask.scalar_type() == ScalarType::Half ? rounded(found) : found;
+  }
+  check_same_dtype("scaled_dot_product_attention", "grad_output", grad_output, "query", query);
+  AttentionParams p = params_of(query, key, value, {mask, lengths, seed, dropout_p, causal, scale});
+  Tensor sums = empty(mask, accumulate_type(query.scalar_type()), sizes_of(mask));
+  torch::stable::fill_(sums, 0);
+  if (p.batch * p.heads * p.queries * p.keys > 0) {
+    const Verbose line("attention_backward_mask", grad_output, &key);
+    const Tensor rows =
+        output.stride(3) == 1 || p.value_width <= 1 ? output : torch::stable::contiguous(output);
+    p.output = heads_of(rows);
+    p.grad_output = heads_of(grad_output);
+    p.lse = const_cast<void*>(lse.const_data_ptr());
+    const auto stride = [&](int64_t d) { return sums.size(d) == 1 ? 0 : sums.stride(d); };
+    p.grad_mask = {sums.mutable_data_ptr(), stride(0), stride(1), stride(2), stride(3)};
+    const Parallel threads = torch_threads();
+    const AttentionPlan plan = PYDL_CPU_CALL(attention_backward_mask_plan)(p, threads.threads);
+    p.scratch = Scratch::of_at_least(plan.scratch);
+    PYDL_CPU_CALL(attention_backward_mask)(plan, p, threads);
+  }
+  return sums.scalar_type() == mask.scalar_type() ? sums : converted(sums, mask.scalar_type());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
   m.impl("attention_forward", TORCH_BOX(&forward));
   m.impl("attention_backward", TORCH_BOX(&backward));
+  m.impl("attention_backward_mask", TORCH_BOX(&backward_mask));
 }
 
 }  // namespace pydl

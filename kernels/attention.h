@@ -9,7 +9,8 @@
 // Row i sees the first lengths[i] keys, and of those the first i + 1 where `causal`. A row that sees none, or whose scores
 // are all -inf, gives zeros, and its lse is +inf, which makes its weights 0 in the backward too.
 //
-// Neither scores nor weights are stored: the backward makes them again from lse.
+// Neither scores nor weights are stored: the backward makes them again from lse. So does attention_backward_mask, the
+// gradient of an additive mask: those of the scores (kernels/cpu/attention/NOTES.md), summed over what the mask broadcasts.
 #pragma once
 
 #include "kernels/common.h"
@@ -35,7 +36,8 @@ struct AttentionParams {
   Heads grad_query, grad_key, grad_value;  // columns side by side; null: not wanted
   void* lse;                               // (batch, heads, queries), contiguous; float, double for f64
   AttentionMask masked;
-  Heads mask;                          // strides of 0 where it broadcasts; bool, the dtype, or float
+  Heads mask;       // strides of 0 where it broadcasts; bool, the dtype, or float
+  Heads grad_mask;  // accumulate type, laid out like mask and 0 on entry: attention_backward_mask alone
   const int64_t* lengths;              // null: all keys
   int64_t lengths_batch, lengths_row;  // strides
   bool causal;
@@ -55,10 +57,13 @@ struct AttentionPlan {
 namespace cpu {
 PYDL_CPU_ENTRY(AttentionPlan attention_forward_plan(const AttentionParams& params, int64_t threads))
 PYDL_CPU_ENTRY(AttentionPlan attention_backward_plan(const AttentionParams& params, int64_t threads))
+PYDL_CPU_ENTRY(AttentionPlan attention_backward_mask_plan(const AttentionParams& params, int64_t threads))
 PYDL_CPU_ENTRY(void attention_forward(const AttentionPlan& plan, const AttentionParams& params,
                                       const Parallel& parallel))
 PYDL_CPU_ENTRY(void attention_backward(const AttentionPlan& plan, const AttentionParams& params,
                                        const Parallel& parallel))
+PYDL_CPU_ENTRY(void attention_backward_mask(const AttentionPlan& plan, const AttentionParams& params,
+                                            const Parallel& parallel))
 }  // namespace cpu
 
 }  // namespace pydl

@@ -39,20 +39,27 @@ def make(n, heads, rows, keys, width, value_width=None, key_heads=None):
     return [torch.randn(n, *size) for size in sizes]
 
 
-def compare(tensors, dtype=torch.float32, mask=None, within=8, **options):
-    """Output and gradients, beside the formula on the same numbers in float64."""
+def compare(tensors, dtype=torch.float32, mask=None, within=8, learns=False, **options):
+    """Output and gradients, that of the mask if it ``learns``, beside the formula on the same numbers in float64."""
     leaves = [t.to(dtype).requires_grad_() for t in tensors]
     exact = [t.detach().double().requires_grad_() for t in leaves]
     wide = mask.double() if mask is not None and mask.is_floating_point() else mask
+    if learns:
+        mask, wide = mask.detach().requires_grad_(), wide.detach().requires_grad_()
     actual = scaled_dot_product_attention(*leaves, mask, **options, enable_gqa=len(tensors[0][0]) != len(tensors[1][0]))
     expected = formula(*exact, wide, **options)
     grad = torch.randn(expected.shape).to(dtype)
     assert actual.dtype == dtype
     assert_close(actual, expected, dtype, within)
+    if learns:
+        leaves.append(mask)
+        exact.append(wide)
     for one, other in zip(
         torch.autograd.grad(actual, leaves, grad), torch.autograd.grad(expected, exact, grad.double()), strict=True
     ):
-        assert_close(one, other, dtype, within)
+        assert one.shape == other.shape
+        # that of a mask in float32, or of another's tensors in two bytes
+        assert_close(one, other, max(dtype, one.dtype, key=lambda t: torch.finfo(t).eps), within)
 
 
 def everything(n, heads, rows, keys):
@@ -94,6 +101,48 @@ def test_dtypes(dtype, device):
                 masks += [mask.to(dtype)]
             for mask in masks:
                 compare(make(*shape), dtype, mask=mask, within=2 if dtype.itemsize == 2 else 8, **options)
+
+
+def broadcasts(*sizes):
+    """Masks of every shape that broadcasts to these sizes, with a part that is not seen."""
+    for whole in itertools.product((True, False), repeat=len(sizes)):
+        mask = torch.randn([size if whole else 1 for size, whole in zip(sizes, whole, strict=True)])
+        yield mask.masked_fill(mask < -1.5, -torch.inf) if mask.numel() > 4 else mask
+
+
+def test_gradient_of_a_mask(device):
+    lengths = torch.tensor([17, 0])
+    for mask in broadcasts(2, 3, 5, 17):
+        compare(make(2, 3, 5, 17, 8), mask=mask, learns=True, within=20)
+        compare(make(2, 3, 5, 17, 8), mask=mask, learns=True, within=20, lengths=lengths)
+    for sizes in ((1, 2, 70, 300), (70, 1), (1, 300), (1, 1)):  # several blocks, and several tasks along the keys
+        compare(make(1, 2, 70, 300, 20), mask=torch.randn(sizes), learns=True, within=40)
+
+
+@pytest.mark.best_isa
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_gradient_of_a_mask_in_other_dtypes(dtype, device):
+    for mask in ([2, 3, 5, 17], [3, 1, 17], [5, 1]):
+        for of in {dtype, torch.float32}:
+            compare(make(2, 3, 5, 17, 8), dtype, torch.randn(mask).to(of), 4 if dtype.itemsize == 2 else 8, learns=True)
+
+
+@pytest.mark.best_isa
+def test_gradient_of_a_mask_with_shared_keys_and_dropout(device):
+    for mask in broadcasts(2, 4, 6, 9):
+        leaves = [*make(2, 4, 6, 9, 8, key_heads=2), mask]
+        leaves = [t.requires_grad_() for t in leaves]
+        exact = [t.detach().double().requires_grad_() for t in leaves]
+        torch.manual_seed(5)
+        actual = scaled_dot_product_attention(*leaves, dropout_p=0.3, enable_gqa=True)
+        torch.manual_seed(5)
+        seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
+        expected = formula(*exact, dropped=keep_mask((2, 4, 6, 9), 0.3, seed.item()) / 0.7)
+        grad = torch.randn(actual.shape)
+        for one, other in zip(
+            torch.autograd.grad(actual, leaves, grad), torch.autograd.grad(expected, exact, grad.double()), strict=True
+        ):
+            assert_close(one, other, scale=20)
 
 
 def test_remainders(device):
@@ -231,7 +280,8 @@ def test_thread_count_changes_no_bit(device):
     before = torch.get_num_threads()
     for n, heads, rows, keys in ((1, 1, 200, 300), (1, 2, 130, 65), (3, 2, 40, 90)):
         tensors = make(n, heads, rows, keys, 32)
-        for options in ({}, {"is_causal": True, "dropout_p": 0.2}):
+        mask = torch.randn(rows, 1).requires_grad_()
+        for options in ({}, {"is_causal": True, "dropout_p": 0.2}, {"attn_mask": mask}):
             results = []
             try:
                 for threads in (1, 2, 3, 8):
@@ -239,7 +289,8 @@ def test_thread_count_changes_no_bit(device):
                     torch.manual_seed(0)
                     leaves = [t.detach().requires_grad_() for t in tensors]
                     output = scaled_dot_product_attention(*leaves, **options)
-                    grads = torch.autograd.grad(output, leaves, torch.ones_like(output))
+                    of = [*leaves, mask] if "attn_mask" in options else leaves
+                    grads = torch.autograd.grad(output, of, torch.ones_like(output))
                     (alone,) = torch.autograd.grad(
                         scaled_dot_product_attention(leaves[0], *tensors[1:]), leaves[0], torch.ones_like(output)
                     )

@@ -82,6 +82,12 @@ OP_REFUSED = {
 }
 
 
+def test_a_boolean_mask_has_no_gradient():
+    output, lse = op(Q, K, V, mask := torch.ones(1, 1, 5, 7).bool())
+    with pytest.raises(RuntimeError, match="scaled_dot_product_attention: expected attn_mask to be additive"):
+        torch.ops.pydl.attention_backward_mask(output, Q, K, V, output, lse, mask, None, None, 0.0, False, 0.4)
+
+
 def op(query, key, value, mask=None, lengths=None, seed=None, p=0.0, causal=False, scale=0.4, layout=CONTIGUOUS):
     return torch.ops.pydl.attention_forward(query, key, value, mask, lengths, seed, p, causal, scale, layout)
 
@@ -194,12 +200,44 @@ def test_a_gradient_of_one_alone():
         assert all(t.grad is None for j, t in enumerate(leaves) if j != i)
 
 
-def test_a_mask_that_learns_is_torchs():
-    mask, expected = (torch.randn(5, 7).requires_grad_() for _ in range(2))
-    expected.data.copy_(mask.detach())
-    attention(Q, K, V, mask).sin().sum().backward()
-    T(Q, K, V, expected).sin().sum().backward()
-    assert_close(mask.grad, expected.grad)
+LEARNT = [(5, 7), (2, 3, 5, 7), (2, 1, 1, 7), (3, 5, 1)]
+
+
+@pytest.mark.parametrize("shape", LEARNT, ids=str)
+def test_a_mask_that_learns(shape):
+    """Values and strides beside torch; ours alone runs, whoever else learns."""
+    masks = torch.randn(shape), torch.randn(shape[::-1]).permute(*range(len(shape))[::-1])
+    for mask, others, p in (
+        (masks[0], True, 0.0),
+        (masks[1], True, 0.0),
+        (masks[0], False, 0.0),
+        (masks[0], True, 0.5),
+    ):
+        found = []
+        for function in (attention, T):
+            leaves = [t.detach().requires_grad_(others) for t in (Q, K, V)] + [mask.detach().requires_grad_()]
+            with torch.autograd.profiler.profile() as profiler:
+                output = function(*leaves, p)
+                of = leaves if others else leaves[3:]
+                grads = torch.autograd.grad(output.sum(), of)
+            names = {event.key for event in profiler.key_averages()}
+            assert ("pydl::attention_backward_mask" in names) == (function is attention)
+            assert ("pydl::attention_backward" in names) == (function is attention and others)
+            found.append((output, *grads))
+        for a, e in zip(*found, strict=True):
+            assert (a.shape, a.stride()) == (e.shape, e.stride())
+            if p == 0:
+                assert_close(a, e, scale=20)
+    with torch.no_grad():
+        mask = masks[0].requires_grad_()
+        assert attention(Q, K, V, mask).stride() == T(Q, K, V, mask).stride()
+
+
+@pytest.mark.parametrize("shape", LEARNT, ids=str)
+def test_gradcheck_of_a_mask(shape):
+    leaves = [t.double().requires_grad_() for t in (*make(2, 3, 5, 7, 3), torch.randn(shape))]
+    assert torch.autograd.gradcheck(attention, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(attention, leaves, fast_mode=True)
 
 
 def test_opcheck():
@@ -215,16 +253,20 @@ def test_opcheck():
         output, lse = torch.ops.pydl.attention_forward(*(t.detach() for t in leaves), *rest)
         args = (torch.randn(output.shape, requires_grad=True), *leaves, output, lse, *rest)
         torch.library.opcheck(torch.ops.pydl.attention_backward, (*args, *needs))
+    mask = torch.randn(1, 3, 5, 1, requires_grad=True)
+    output, lse = torch.ops.pydl.attention_forward(*(t.detach() for t in leaves), mask.detach(), *options[0][1:])
+    args = torch.randn(output.shape, requires_grad=True), *leaves, output, lse, mask, None, seed, 0.3, False, 0.4
+    torch.library.opcheck(torch.ops.pydl.attention_backward_mask, args)
 
 
 @pytest.mark.parametrize("by, dynamic", [("inductor", True), ("aot_eager", False)])
 def test_compile(by, dynamic):
-    def step(q, k, v):
-        return attention(q, k, v, is_causal=True) * 2
+    def step(q, k, v, mask):
+        return attention(q, k, v, is_causal=True) * 2 + attention(q, k, v, mask)
 
     compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=by)
     for rows in (4, 6) if dynamic else (4,):
-        tensors = make(2, 3, rows, 7, 8)
+        tensors = *make(2, 3, rows, 7, 8), torch.randn(3, 1, 7)
         found = []
         for function in (step, compiled):
             leaves = [t.clone().requires_grad_() for t in tensors]
@@ -262,6 +304,9 @@ def test_vmap_and_grad():
     expected = vmap(grad(lambda q, k, v: formula(q, k, v).sin().sum(), argnums=(0, 1, 2)))(*stacks)
     for a, e in zip(per_sample, expected, strict=True):
         assert_close(a, e, scale=10)
+    biases = torch.randn(2, 5, 7).double()
+    of_masks = vmap(grad(lambda m: attention(stacks[0][0], key, value, m).sin().sum()))(biases)
+    assert_close(of_masks, vmap(grad(lambda m: formula(stacks[0][0], key, value, m).sin().sum()))(biases), scale=10)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,6 +1,7 @@
 """nn.MultiheadAttention and what is made of it, swapped, beside torch's in float64."""
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -214,10 +215,11 @@ def test_transformer(training):
     """In evaluation torch's encoder layer takes its own fast path over all of the layer, where it needs no gradient."""
     net = nn.Transformer(E, 2, 1, 1, 20, dropout=0.0, batch_first=True).train(training)
     ours, exact = pydl.swap(copy.deepcopy(net)), copy.deepcopy(net).double()
-    served = {
-        row.name for row in pydl.report(ours).rows if row.layer == "MultiheadAttention" and row.served_by != "torch"
-    }
-    assert served == {"encoder.layers.0.self_attn", "decoder.layers.0.self_attn", "decoder.layers.0.multihead_attn"}
+    rows = {row.name: row for row in pydl.report(ours).rows}
+    attentions = "encoder.layers.0.self_attn", "decoder.layers.0.self_attn", "decoder.layers.0.multihead_attn"
+    assert {name for name, row in rows.items() if row.layer == "MultiheadAttention"} == set(attentions)
+    # whose last projections are read by their owners
+    assert {name for name, row in rows.items() if row.served_by == "torch"} == {f"{a}.out_proj" for a in attentions}
     source, target, future = torch.randn(N, S, E), torch.randn(N, L, E), FUTURE[:, :L]
     options = {
         "tgt_mask": future,
@@ -234,3 +236,97 @@ def test_transformer(training):
         assert_close(p.grad, q.grad, scale=50)
     with torch.no_grad():  # the padded tokens of torch's fast path are 0
         assert_close(ours(source, target, **options), expected, scale=20)
+
+
+# ---- attention as the book writes it: bmm and a masked softmax
+
+
+def masked_softmax(scores, lengths):
+    """Of the first keys alone. The others get a large negative score, so that a row without keys has their mean."""
+    if lengths is None:
+        return F.softmax(scores, dim=-1)
+    limit = lengths[:, None, None] if lengths.dim() == 1 else lengths[:, :, None]
+    return F.softmax(scores.masked_fill(torch.arange(scores.shape[-1]) >= limit, -1e6), dim=-1)
+
+
+class DotProductAttention(nn.Module):
+    def __init__(self, dropout):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, query, key, value, lengths=None):
+        self.weights = masked_softmax(torch.bmm(query, key.transpose(1, 2)) / query.shape[-1] ** 0.5, lengths)
+        return torch.bmm(self.dropout(self.weights), value)
+
+
+class AdditiveAttention(nn.Module):
+    def __init__(self, hidden, dropout):
+        super().__init__()
+        self.of_query, self.of_key, self.of_both = (nn.LazyLinear(n, bias=False) for n in (hidden, hidden, 1))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, query, key, value, lengths=None):
+        both = torch.tanh(self.of_query(query).unsqueeze(2) + self.of_key(key).unsqueeze(1))
+        self.weights = masked_softmax(self.of_both(both).squeeze(-1), lengths)
+        return torch.bmm(self.dropout(self.weights), value)
+
+
+class MultiHeadAttention(nn.Module):
+    def __init__(self, width, heads, dropout):
+        super().__init__()
+        self.heads, self.attention = heads, DotProductAttention(dropout)
+        self.of_query, self.of_key, self.of_value, self.last = (nn.LazyLinear(width, bias=False) for _ in range(4))
+
+    def forward(self, query, key, value, lengths=None):
+        def cut(x):
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
+
+        if lengths is not None:
+            lengths = lengths.repeat_interleave(self.heads, 0)
+        parts = cut(self.of_query(query)), cut(self.of_key(key)), cut(self.of_value(value))
+        output = self.attention(*parts, lengths)
+        return self.last(output.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2))
+
+
+BOOKS = {
+    "dot product": (lambda p: DotProductAttention(p), {"matmul", "softmax_forward"}),
+    "additive": (lambda p: AdditiveAttention(8, p), {"matmul", "softmax_forward", "linear_forward"}),
+    "multi-head": (lambda p: MultiHeadAttention(E, HEADS, p), {"matmul", "softmax_forward", "linear_forward"}),
+}
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_the_books_classes(name, monkeypatch):
+    monkeypatch.setattr(pydl.ops.matmul, "WORTH_A_CALL", 0)
+    build, ops = BOOKS[name]
+    net = build(0.0)
+    tensors = torch.randn(N, L, E), torch.randn(N, S, E), torch.randn(N, S, E)
+    with torch.no_grad():
+        net(*tensors)
+    exact = copy.deepcopy(net).double()
+    for lengths in (None, torch.tensor([S, 2]), torch.tensor([0, 3]), torch.arange(N * L).view(N, L) % (S + 1)):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        wide = [t.double().requires_grad_() for t in tensors]
+        with pydl.swapped():
+            actual, called = ops_called(functools.partial(net, *leaves, lengths))
+            assert called >= {f"pydl::{op}" for op in ops}
+            actual.sin().sum().backward()
+        expected = exact(*wide, lengths)
+        expected.sin().sum().backward()
+        assert_close(actual, expected, scale=10)
+        for p, q in zip((*leaves, *net.parameters()), (*wide, *exact.parameters()), strict=True):
+            assert_close(p.grad, q.grad, scale=20)
+        net.zero_grad()
+        exact.zero_grad()
+
+
+def test_the_books_dropout_is_ours():
+    net, x = DotProductAttention(0.5), torch.randn(N, S, E)
+    with pydl.swapped():
+        torch.manual_seed(0)
+        first, called = ops_called(lambda: net(x, x, x))
+        torch.manual_seed(0)
+        assert torch.equal(first, net(x, x, x))
+        assert "pydl::dropout" in called
+        net.eval()
+        assert_close(net(x, x, x), F.scaled_dot_product_attention(*[x.double()] * 3), scale=10)

@@ -98,7 +98,7 @@ bool few_queries(const AttentionParams& p) {
 
 template <class T, class A>
 void forward_block(const AttentionParams& p, const Block& block, const RoundKeys& keys, const Rows<A>& values,
-                   const Workspace<A>& space) {
+                   Ahead ahead, const Workspace<A>& space) {
   const int64_t pitch = score_pitch<A>(p.keys), key_head = block.head / (p.heads / p.key_heads);
   const Rows<A> queries =
       rows_of<T>(p.query, block.batch, block.head, block.first, block.rows, p.width, false, space.queries);
@@ -109,7 +109,7 @@ void forward_block(const AttentionParams& p, const Block& block, const RoundKeys
                            space.scores + r * pitch);
   else
     multiply_transposed(block.rows, p.width, queries, space.keys, 0, block.keys, static_cast<A>(p.scale),
-                        space.scores, pitch);
+                        space.scores, pitch, ahead);
   apply_mask<T>(p, block, 0, block.keys, space.scores, pitch);
   Kept kept;
   kept.fill(p, keys, block, 0, block.keys, space.bits);
@@ -126,7 +126,7 @@ void forward_block(const AttentionParams& p, const Block& block, const RoundKeys
                 block.sees[r], p.value_width, space.output + r * padded<A>(p.value_width));
   else if (block.keys > 0)
     multiply_rows_of(block.rows, block.keys, {space.scores, pitch}, false, values, p.value_width, A(1), false,
-                     space.output);
+                     space.output, ahead);
   else
     memset(space.output, 0, static_cast<size_t>(block.rows * padded<A>(p.value_width)) * sizeof(A));
   write_rows(space.output, space.factors, block.rows, p.value_width,
@@ -157,7 +157,8 @@ void run(const AttentionPlan& plan, const AttentionParams& p, const Parallel& pa
               }
               const RoundKeys round = round_keys(p.seed);
               for (int64_t item = first; item < last; ++item)
-                forward_block<T>(p, block_at(item), round, values, space);
+                forward_block<T>(p, block_at(item), round, values,
+                                 ahead_of<T>(p, batch, head, item, last, plan.query_parts == 1), space);
             });
 }
 

@@ -95,8 +95,9 @@ void pack_transposed(const Heads& t, int64_t batch, int64_t head, int64_t row, i
 // to[i][j] = alpha * sum_c left[i][c] * panels[c][j] for keys [first, last) of the panels; first begins one.
 template <class A>
 void multiply_transposed(int64_t rows, int64_t numbers, const Rows<A>& left, const A* panels, int64_t first,
-                         int64_t last, A alpha, A* to, int64_t pitch) {
+                         int64_t last, A alpha, A* to, int64_t pitch, Ahead& ahead) {
   PanelProduct<A> product{};
+  product.ahead = &ahead;
   product.rows = rows;
   product.depth = numbers;
   product.left = left.data;
@@ -115,8 +116,9 @@ void multiply_transposed(int64_t rows, int64_t numbers, const Rows<A>& left, con
 // to[i][c] (+)= alpha * sum_j left(i, j) * right[j][c], c < numbers; left in rows, or in columns.
 template <class A>
 void multiply_rows_of(int64_t rows, int64_t depth, const Rows<A>& left, bool left_columns,
-                      const Rows<A>& right, int64_t numbers, A alpha, bool add, A* to) {
+                      const Rows<A>& right, int64_t numbers, A alpha, bool add, A* to, Ahead& ahead) {
   PanelProduct<A> product{};
+  product.ahead = &ahead;
   product.rows = rows;
   product.left_pitch = left.pitch;
   product.left_columns = left_columns;
@@ -214,6 +216,40 @@ void apply_mask(const AttentionParams& p, const Block& block, int64_t first, int
     else if constexpr (sizeof(A) == 4)
       add_mask(at<float>(p.mask, block.batch, block.head, i) + offset, p.mask.column, count, scores);
   }
+}
+
+// ---- what comes next
+
+constexpr int64_t kKeysAhead = 256;
+
+// Behind block `item` of those before `last` of a key head: the rows of the next block, or, where there is none, of the
+// next key head's first and its keys and values, if that is likely to be the same worker's.
+template <class T>
+Ahead ahead_of(const AttentionParams& p, int64_t batch, int64_t key_head, int64_t item, int64_t last,
+               bool next_head) {
+  Ahead ahead;
+  const auto add = [&](const Heads& t, int64_t head, int64_t row, int64_t count, int64_t numbers) {
+    constexpr int64_t size = sizeof(T);
+    if (t.data && t.column == 1) ahead.add(at<T>(t, batch, head, row), t.row * size, numbers * size, count);
+  };
+  const int64_t shared = p.heads / p.key_heads, blocks = blocks_of(p);
+  int64_t head = key_head * shared + ++item / blocks, first = item % blocks * block_rows(p);
+  if (item == last) {
+    if (!next_head) return ahead;
+    if (++key_head == p.key_heads) {
+      key_head = 0;
+      if (++batch == p.batch) return ahead;
+    }
+    head = key_head * shared;
+    first = 0;
+    add(p.key, key_head, 0, min_of(p.keys, kKeysAhead), p.width);
+    add(p.value, key_head, 0, min_of(p.keys, kKeysAhead), p.value_width);
+  }
+  const int64_t rows = min_of(block_rows(p), p.queries - first);
+  add(p.query, head, first, rows, p.width);
+  add(p.grad_output, head, first, rows, p.value_width);
+  add(p.output, head, first, rows, p.value_width);
+  return ahead;
 }
 
 // ---- dropout

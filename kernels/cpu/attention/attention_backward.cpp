@@ -10,6 +10,11 @@
 // key heads enough, a task is one of them and sums its gradients over all queries. Else tasks of some keys make the
 // gradients of keys and values, and others, of some queries, those of queries: two products more, and the same sums in
 // the same order.
+//
+//   grad_mask[.][.] += sum grad_score[i][j]    over the samples, heads, rows and keys that the mask broadcasts
+//
+// is a pass of its own, of two products: a task owns a part of the mask and goes through what it broadcasts in order, so
+// that nothing but the mask's own gradient is as large as the scores.
 #include "kernels/cpu/attention/attention.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -17,7 +22,8 @@ namespace {
 
 using namespace attention;
 
-constexpr int64_t kKeys = 64;  // of a tile
+constexpr int64_t kKeys = 64;       // of a tile
+constexpr int64_t kMaskKeys = 256;  // of a task of the mask's gradient: whole tiles
 
 template <class A>
 constexpr int64_t kTilePitch = kKeys + 64 / static_cast<int64_t>(sizeof(A));
@@ -54,7 +60,8 @@ struct Workspace {
 struct Task {
   int64_t batch, key_head;
   int64_t first, last;
-  bool queries, keys, values;
+  bool queries, keys, values, mask;
+  bool whole;  // key heads one after the other
 };
 
 // Of kRows rows from `row` on, of `count` keys from `key` on: scores become weights as dropout leaves them, and
@@ -92,9 +99,41 @@ void differentiate(const AttentionParams& p, const Block& block, int64_t row, in
   }
 }
 
+// Of a block and `count` keys from `key` on. A tile is summed before it is added where the mask broadcasts: a sum over
+// all rows of all samples is one of tiles.
+template <class A>
+void add_to_mask(const AttentionParams& p, const Block& block, int64_t key, int64_t count,
+                 const A* grad_scores) {
+  const bool of_rows = p.grad_mask.row != 0, of_keys = p.grad_mask.column != 0;
+  A* to = at<A>(p.grad_mask, block.batch, block.head, block.first) + key * p.grad_mask.column;
+  if (of_keys && of_rows) {
+    for (int64_t r = 0; r < block.rows; ++r, to += p.grad_mask.row, grad_scores += kTilePitch<A>)
+      along<A>(0, count, [&](int64_t j, auto part) PYDL_INLINE_LAMBDA {
+        store_part(to + j, load_part(to + j, part) + load(grad_scores + j), part);
+      });
+  } else if (of_keys) {
+    along<A>(0, count, [&](int64_t j, auto part) PYDL_INLINE_LAMBDA {
+      vec<A> sum{};
+      for (int64_t r = 0; r < block.rows; ++r) sum += load(grad_scores + r * kTilePitch<A> + j);
+      store_part(to + j, load_part(to + j, part) + sum, part);
+    });
+  } else {
+    A total = 0;
+    for (int64_t r = 0; r < block.rows; ++r, grad_scores += kTilePitch<A>) {
+      vec<A> sum{};
+      for (int64_t j = 0; j < count; j += lanes<A>) sum += load(grad_scores + j);  // 0 beyond the last key
+      if (of_rows)
+        to[r * p.grad_mask.row] += reduce_add(sum);
+      else
+        total += reduce_add(sum);
+    }
+    if (!of_rows) *to += total;
+  }
+}
+
 template <class T, class A>
 void backward_block(const AttentionParams& p, const Task& task, const Block& block, const RoundKeys& keys,
-                    const Rows<A>& key_rows, const Workspace<A>& space) {
+                    const Rows<A>& key_rows, Ahead ahead, const Workspace<A>& space) {
   const int64_t rows = block.rows, last = min_of(task.last, block.keys);
   const A scale = static_cast<A>(p.scale);
   const Rows<A> queries =
@@ -117,9 +156,9 @@ void backward_block(const AttentionParams& p, const Task& task, const Block& blo
   for (int64_t key = task.first; key < last; key += kKeys) {
     const int64_t count = min_of(kKeys, last - key), local = key - task.first;
     multiply_transposed(rows, p.width, queries, space.keys, local, local + count, scale, space.weights,
-                        kTilePitch<A>);
+                        kTilePitch<A>, ahead);
     multiply_transposed(rows, p.value_width, grad, space.values, local, local + count, A(1),
-                        space.grad_scores, kTilePitch<A>);
+                        space.grad_scores, kTilePitch<A>, ahead);
     apply_mask<T>(p, block, key, key + count, space.weights, kTilePitch<A>);
     int64_t r = 0;
     if constexpr (kGroup<A> > 1)
@@ -129,16 +168,17 @@ void backward_block(const AttentionParams& p, const Task& task, const Block& blo
     for (; r < rows; ++r)
       differentiate<1>(p, block, r, key, count, kept, lse, space.along, space.weights + r * kTilePitch<A>,
                        space.grad_scores + r * kTilePitch<A>);
+    if (task.mask) add_to_mask(p, block, key, count, space.grad_scores);
     if (task.values)
       multiply_rows_of(count, rows, weights, true, grad, p.value_width, A(1), true,
-                       space.grad_values + local * padded<A>(p.value_width));
+                       space.grad_values + local * padded<A>(p.value_width), ahead);
     if (task.keys)
       multiply_rows_of(count, rows, grad_scores, true, queries, p.width, scale, true,
-                       space.grad_keys + local * padded<A>(p.width));
+                       space.grad_keys + local * padded<A>(p.width), ahead);
     if (task.queries)
       multiply_rows_of(rows, count, grad_scores, false,
                        {key_rows.data + local * key_rows.pitch, key_rows.pitch}, p.width, scale, key > 0,
-                       space.grad_queries);
+                       space.grad_queries, ahead);
   }
   if (!task.queries) return;
   if (last == 0) memset(space.grad_queries, 0, static_cast<size_t>(rows * padded<A>(p.width)) * sizeof(A));
@@ -160,14 +200,16 @@ void run_task(const AttentionParams& p, const Task& task, int64_t first, int64_t
   seen = min_of(seen, span);
   pack_transposed<T>(p.key, task.batch, task.key_head, task.first, seen, p.width, space.keys);
   pack_transposed<T>(p.value, task.batch, task.key_head, task.first, seen, p.value_width, space.values);
-  const Rows<A> key_rows =
-      rows_of<T>(p.key, task.batch, task.key_head, task.first, seen, p.width, true, space.key_rows);
+  Rows<A> key_rows{};
+  if (task.queries)
+    key_rows = rows_of<T>(p.key, task.batch, task.key_head, task.first, seen, p.width, true, space.key_rows);
   if (task.keys) memset(space.grad_keys, 0, static_cast<size_t>(span * padded<A>(p.width)) * sizeof(A));
   if (task.values)
     memset(space.grad_values, 0, static_cast<size_t>(span * padded<A>(p.value_width)) * sizeof(A));
   const RoundKeys round = round_keys(p.seed);
   for (int64_t item = first; item < last; ++item)
-    backward_block<T>(p, task, block_at(item), round, key_rows, space);
+    backward_block<T>(p, task, block_at(item), round, key_rows,
+                      ahead_of<T>(p, task.batch, task.key_head, item, last, task.whole), space);
   if (task.keys)
     write_rows<T, A>(space.grad_keys, nullptr, span, p.width,
                      at<T>(p.grad_key, task.batch, task.key_head, task.first), p.grad_key.row);
@@ -189,8 +231,8 @@ void run(const AttentionPlan& plan, const AttentionParams& p, const Parallel& pa
     const int64_t part = index % parts - of_queries, head = index / parts;
     char* scratch = static_cast<char*>(p.scratch) + worker * plan.worker_bytes;
     const Workspace<A> space = Workspace<A>::of(p, plan.span, scratch);
-    Task task{head / p.key_heads, head % p.key_heads, 0, p.keys, queries,
-              keys && together,   values && together};
+    Task task{head / p.key_heads, head % p.key_heads, 0,     p.keys,  queries,
+              keys && together,   values && together, false, together};
     if (part < 0) {
       const int64_t query_part = part + of_queries;
       return run_task<T>(p, task, items * query_part / plan.query_parts,
@@ -205,7 +247,61 @@ void run(const AttentionPlan& plan, const AttentionParams& p, const Parallel& pa
   });
 }
 
+// What a task of attention_backward_mask owns: of each dimension of the mask one part, or all where it broadcasts.
+struct MaskParts {
+  int64_t batch, heads, blocks, keys;  // how many
+  static MaskParts of(const AttentionParams& p) {
+    const auto parts = [](int64_t stride, int64_t count) { return stride == 0 ? 1 : count; };
+    return {parts(p.grad_mask.batch, p.batch), parts(p.grad_mask.head, p.heads),
+            parts(p.grad_mask.row, blocks_of(p)), parts(p.grad_mask.column, ceil_div(p.keys, kMaskKeys))};
+  }
+  int64_t count() const { return batch * heads * blocks * keys; }
+};
+
+template <class T>
+void run_mask(const AttentionPlan& plan, const AttentionParams& p, const Parallel& parallel) {
+  using A = acc_t<T>;
+  const MaskParts parts = MaskParts::of(p);
+  const int64_t shared = p.heads / p.key_heads, blocks = blocks_of(p);
+  const auto range = [](int64_t index, int64_t parts, int64_t count, int64_t (&of)[2]) {
+    of[0] = count * index / parts;  // one, or all
+    of[1] = count * (index + 1) / parts;
+  };
+  run_tasks({parallel.run, plan.workers}, parts.count(), [&](int64_t index, int64_t worker) {
+    char* scratch = static_cast<char*>(p.scratch) + worker * plan.worker_bytes;
+    const Workspace<A> space = Workspace<A>::of(p, plan.span, scratch);
+    int64_t batch[2], heads[2], of_blocks[2];
+    const int64_t key = index % parts.keys;
+    range(index / parts.keys % parts.blocks, parts.blocks, blocks, of_blocks);
+    range(index / parts.keys / parts.blocks % parts.heads, parts.heads, p.heads, heads);
+    range(index / parts.keys / parts.blocks / parts.heads, parts.batch, p.batch, batch);
+    Task task{0, 0, parts.keys == 1 ? 0 : key * kMaskKeys, 0, false, false, false, true, false};
+    task.last = parts.keys == 1 ? p.keys : min_of(task.first + kMaskKeys, p.keys);
+    for (task.batch = batch[0]; task.batch < batch[1]; ++task.batch)
+      for (int64_t head = heads[0]; head < heads[1]; ++head) {
+        task.key_head = head / shared;
+        const int64_t first = head % shared * blocks;
+        run_task<T>(p, task, first + of_blocks[0], first + of_blocks[1], space);
+      }
+  });
+}
+
 }  // namespace
+
+AttentionPlan attention_backward_mask_plan(const AttentionParams& p, int64_t threads) {
+  AttentionPlan plan{};
+  const MaskParts parts = MaskParts::of(p);
+  plan.span = parts.keys == 1 ? p.keys : min_of(p.keys, kMaskKeys);
+  plan.workers = workers_of(p, parts.count(), threads);
+  plan.worker_bytes = p.dtype == DType::f64 ? Workspace<double>::of(p, plan.span, nullptr).bytes
+                                            : Workspace<float>::of(p, plan.span, nullptr).bytes;
+  plan.scratch = plan.workers * plan.worker_bytes;
+  return plan;
+}
+
+void attention_backward_mask(const AttentionPlan& plan, const AttentionParams& p, const Parallel& parallel) {
+  dispatch_rows(p.dtype, [&](auto type) { run_mask<decltype(type)>(plan, p, parallel); });
+}
 
 AttentionPlan attention_backward_plan(const AttentionParams& p, int64_t threads) {
   AttentionPlan plan{};

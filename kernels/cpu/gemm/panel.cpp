@@ -84,6 +84,7 @@ void multiply_panel(const PanelProduct<A>& p) {
   A* result = p.result;
   for (int64_t rows = p.rows, blocks = ceil_div(rows, kMr); blocks > 0; --blocks) {
     const int64_t n = ceil_div(rows, blocks);
+    if (p.ahead) p.ahead->fetch();
     of[n - 1](p, left, result);
     left += p.strips ? strip_numbers<A>(p.depth) : p.left_columns ? n : n * p.left_pitch;
     result += n * p.result_pitch;

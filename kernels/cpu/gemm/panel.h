@@ -16,6 +16,30 @@ static constexpr int64_t kDepth = 256;
 // Elements between packed rows of left: more than kDepth, and no power of two, so that rows fall into different sets.
 static constexpr int64_t kPitch = 272;
 
+// Rows that are read next, fetched into the second cache two for each register block: its multiply-adds hide them.
+class Ahead {
+ public:
+  void add(const void* data, int64_t pitch, int64_t bytes, int64_t count) {  // pitch in bytes
+    if (count > 0) of_[count_++] = {static_cast<const char*>(data), pitch, bytes, count};
+  }
+  PYDL_INLINE void fetch() {
+    for (int i = 0; i < 2 && at_ < count_; ++i) {
+      Rows& rows = of_[at_];
+      for (int64_t byte = 0; byte < rows.bytes; byte += 64) prefetch_l2(rows.data + byte);
+      rows.data += rows.pitch;
+      if (--rows.count == 0) ++at_;
+    }
+  }
+
+ private:
+  struct Rows {
+    const char* data;
+    int64_t pitch, bytes, count;
+  };
+  Rows of_[5];
+  int at_ = 0, count_ = 0;
+};
+
 template <class A>
 struct PanelProduct {
   int64_t rows, columns, depth;
@@ -31,6 +55,7 @@ struct PanelProduct {
   bool relu;
   A* result;  // one vector a row is written where columns <= lanes, else two
   int64_t result_pitch;
+  Ahead* ahead;  // or null
 };
 
 // Rows are cut into register blocks of equal size, as far as that goes: the first rows % blocks have one more.

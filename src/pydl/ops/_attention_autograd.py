@@ -18,10 +18,16 @@ def gradients(ops, ctx, grad, needs):
     return tuple(gradient if need else None for gradient, need in zip(found, needs, strict=True))
 
 
+def gradient_of_mask(ops, ctx, grad):
+    return ops.attention_backward_mask(grad, *ctx.saved_tensors, ctx.dropout_p, ctx.is_causal, ctx.scale)
+
+
 def _forward_backward(ops, ctx, grad, _grad_lse):
     if grad is None:
         return (None,) * 10
-    return *gradients(ops, ctx, grad, ctx.needs_input_grad[:3]), *(None,) * 7
+    *needs, needs_mask = ctx.needs_input_grad[:4]
+    found = gradients(ops, ctx, grad, needs) if any(needs) else (None,) * 3
+    return *found, gradient_of_mask(ops, ctx, grad) if needs_mask else None, *(None,) * 6
 
 
 _library.autograd("attention_forward", _forward_context, _forward_backward)
@@ -54,8 +60,8 @@ def _weights(query, key, mask, lengths, is_causal, scale):
     return terms / total.masked_fill(total == 0, 1)
 
 
-def _second_derivatives(ops, ctx, to_query, to_key, to_value):
-    """Of grad_output, query, key and value: the derivation is in kernels/cpu/attention/NOTES.md."""
+def _second_derivatives(ops, ctx, to_query, to_key, to_value, to_mask=None):
+    """Of grad_output, query, key, value and an additive mask: the derivation is in kernels/cpu/attention/NOTES.md."""
     grad, query, key, value, mask, lengths, seed = ctx.saved_tensors
     dtype = query.dtype
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
@@ -81,7 +87,7 @@ def _second_derivatives(ops, ctx, to_query, to_key, to_value):
     of_weight = kept(g @ v.mT)
     centered = of_weight - rows(weight * of_weight)
     bar_weight = bar_grad = bar_query = bar_key = bar_value = 0
-    if to_query is not None or to_key is not None:
+    if to_query is not None or to_key is not None or to_mask is not None:
         of_score = weight * centered
         bar_score = 0
         if to_query is not None:
@@ -93,6 +99,8 @@ def _second_derivatives(ops, ctx, to_query, to_key, to_value):
             bar_score = bar_score + q @ w.mT
             bar_query = of_score @ w * ctx.scale
         bar_score = bar_score * ctx.scale
+        if to_mask is not None:
+            bar_score = bar_score + to_mask
         along = rows(bar_score * weight)
         bar_weight = bar_score * centered - along * of_weight
         through = kept(weight * (bar_score - along))
@@ -101,11 +109,13 @@ def _second_derivatives(ops, ctx, to_query, to_key, to_value):
         z = each(to_value.to(accumulate))
         bar_weight = bar_weight + kept(g @ z.mT)
         bar_grad = bar_grad + kept(weight) @ z
-    bar_score = weight * (bar_weight - rows(bar_weight * weight)) * ctx.scale
+    bar_score = weight * (bar_weight - rows(bar_weight * weight))
+    bar_mask = bar_score.sum_to_size(mask.shape).to(mask.dtype) if ctx.needs_input_grad[6] else None
+    bar_score = bar_score * ctx.scale
     bar_query = bar_query + bar_score @ k
     bar_key = bar_key + bar_score.mT @ q
     bar_value = None if isinstance(bar_value, int) else total(bar_value).to(dtype)
-    return bar_grad.to(dtype), bar_query.to(dtype), total(bar_key).to(dtype), bar_value
+    return bar_grad.to(dtype), bar_query.to(dtype), total(bar_key).to(dtype), bar_value, None, None, bar_mask
 
 
 def _backward_context(ctx, inputs, output):
@@ -119,7 +129,19 @@ def _backward_backward(ops, ctx, *grads):
     grads = [grad if need else None for grad, need in zip(grads, ctx.needs, strict=True)]
     if all(grad is None for grad in grads):
         return (None,) * 16
-    return *_second_derivatives(ops, ctx, *grads), *(None,) * 12
+    return *_second_derivatives(ops, ctx, *grads), *(None,) * 9
 
 
 _library.autograd("attention_backward", _backward_context, _backward_backward)
+
+
+def _backward_mask_context(ctx, inputs, output):
+    grad, query, key, value, _, _, mask, lengths, seed, ctx.dropout_p, ctx.is_causal, ctx.scale = inputs
+    ctx.save_for_backward(grad, query, key, value, mask, lengths, seed)
+
+
+def _backward_mask_backward(ops, ctx, to_mask):
+    return *_second_derivatives(ops, ctx, None, None, None, to_mask), *(None,) * 5
+
+
+_library.autograd("attention_backward_mask", _backward_mask_context, _backward_mask_backward)

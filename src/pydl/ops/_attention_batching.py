@@ -14,7 +14,7 @@ def _folded(tensor, dim, size, batch):
 
 
 def _one_by_one(op, info, in_dims, args):
-    """Where dropout counts the elements of each sample from 0."""
+    """Where dropout counts the elements of each sample from 0, or a sample's mask has a gradient of its own."""
     calls = [
         op(*(arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)))
         for i in range(info.batch_size)
@@ -41,5 +41,11 @@ def _rule(name, tensors):
     _library.vmap(name, rule)
 
 
+def _mask_rule(ops, info, in_dims, *args):
+    found, dims = _one_by_one(lambda *each: (ops.attention_backward_mask(*each),), info, in_dims, args)
+    return found[0], dims[0]
+
+
+_library.vmap("attention_backward_mask", _mask_rule)
 _rule("attention_forward", 6)
 _rule("attention_backward", 9)

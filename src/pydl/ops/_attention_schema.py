@@ -20,6 +20,12 @@ _library.define(
     "Tensor? lengths, Tensor? seed, float dropout_p, bool is_causal, float scale, int layout, bool needs_query, "
     "bool needs_key, bool needs_value) -> (Tensor, Tensor, Tensor)",
 )
+# Of an additive mask, contiguous. An op of its own: two more products, for those few who train a mask.
+_library.define(
+    "attention_backward_mask",
+    "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, Tensor mask, "
+    "Tensor? lengths, Tensor? seed, float dropout_p, bool is_causal, float scale) -> Tensor",
+)
 
 
 def _like(query):
@@ -58,3 +64,8 @@ def _(grad_output, query, key, value, *rest):
         return of.new_empty(of.shape)
 
     return empty(query, needs_query), empty(key, needs_key), empty(value, needs_value)
+
+
+@_library.fake("attention_backward_mask")
+def _(grad_output, query, key, value, output, lse, mask, *rest):
+    return mask.new_empty(mask.shape)

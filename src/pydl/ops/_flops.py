@@ -102,6 +102,7 @@ def _register(counter):
     formula(ops.matmul)(_matmul)
     formula(ops.attention_forward)(_attention)
     formula(ops.attention_backward)(_attention_backward)
+    formula(ops.attention_backward_mask)(lambda grad, *shapes, **_: _attention(*shapes[:3]))
     formula(ops.recurrent_forward)(_recurrent)
     formula(ops.recurrent_backward)(_recurrent_backward)
 

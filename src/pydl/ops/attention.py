@@ -15,7 +15,7 @@ from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
 from pydl.ops import _attention_batching, _library  # noqa: F401  (the rules of torch.func.vmap)
-from pydl.ops._attention_autograd import gradients, seen_keys
+from pydl.ops._attention_autograd import gradient_of_mask, gradients, seen_keys
 from pydl.ops._attention_schema import CONTIGUOUS, FLASH, TRANSPOSED_KEY
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -37,18 +37,34 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        return *_in_eager(gradients, ctx, grad, ctx.needs_input_grad[:3]), None
+
+
+class _EagerWithMask(torch.autograd.Function):
+    """The same where an additive mask has a gradient too."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask, rest):
+        return _Eager.forward(ctx, query, key, value, rest)
+
+    @staticmethod
+    def backward(ctx, grad):
         needs = ctx.needs_input_grad[:3]
-        if _library.transforms_active():  # torch.func.vmap over the gradient
-            found = gradients(_library.transformed(ctx.ops), ctx, grad, needs)
-        elif torch.is_grad_enabled():
-            found = gradients(ctx.ops, ctx, grad, needs)
-        else:
-            with below_autograd():
-                found = gradients(_library.quick(ctx.ops), ctx, grad, needs)
-        return *found, None
+        found = _in_eager(gradients, ctx, grad, needs) if any(needs) else (None,) * 3
+        return *found, _in_eager(gradient_of_mask, ctx, grad), None
+
+
+def _in_eager(function, ctx, *args):
+    if _library.transforms_active():  # torch.func.vmap over the gradient
+        return function(_library.transformed(ctx.ops), ctx, *args)
+    if torch.is_grad_enabled():
+        return function(ctx.ops, ctx, *args)
+    with below_autograd():
+        return function(_library.quick(ctx.ops), ctx, *args)
 
 
 _apply = _library.eager(_Eager)
+_apply_with_mask = _library.eager(_EagerWithMask)
 
 
 def _fits(query, key, value, enable_gqa):
@@ -68,8 +84,6 @@ def _fits(query, key, value, enable_gqa):
 
 
 def _mask_fits(query, key, mask):
-    if mask.requires_grad and torch.is_grad_enabled():  # torch's: its gradient is as large as the scores
-        return False
     if mask.dtype not in (torch.bool, torch.float32, query.dtype) or not 2 <= mask.dim() <= query.dim():
         return False
     if mask.device != query.device or mask.layout is not torch.strided:
@@ -111,7 +125,7 @@ def _is_flashs(query, key, value, mask, dropout_p):
         return False
     if not query.stride(3) == key.stride(3) == value.stride(3) == 1:
         return False
-    return mask is None or mask.dim() in (2, 4)
+    return mask is None or (mask.dim() in (2, 4) and not mask.requires_grad)
 
 
 def _four(tensor):
@@ -131,8 +145,8 @@ def scaled_dot_product_attention(
             at most 256; wider heads, other ranks, dtypes and devices, and samples that broadcast, are served by torch.
         key: (N, Hk, S, E), alike. Hk is H, or divides it where ``enable_gqa``.
         value: (N, Hk, S, Ev), alike.
-        attn_mask: boolean (True: is seen) or additive, of two dimensions or more that broadcast to (N, H, L, S). One
-            that requires a gradient is served by torch.
+        attn_mask: boolean (True: is seen) or additive, of two dimensions or more that broadcast to (N, H, L, S). The
+            gradient of an additive one is summed over what it broadcasts, and is all that is as large as the mask.
         dropout_p: probability to drop a weight; the weights that are kept are those that :func:`dropout` keeps of a
             tensor (N, H, L, S).
         is_causal: row i sees the keys up to i alone.
@@ -200,6 +214,8 @@ def _call(ops, query, key, value, rest):
     if transforms or torch.compiler.is_compiling():
         return ops.attention_forward(query, key, value, *rest)[0]
     if torch.is_grad_enabled():
+        if rest[0] is not None and rest[0].requires_grad:
+            return _apply_with_mask(alive(query), alive(key), alive(value), alive(rest[0]), (ops, rest))
         return _apply(alive(query), alive(key), alive(value), (ops, rest))
     with below_autograd():
         return _library.quick(ops).attention_forward(query, key, value, *rest)[0]
