@@ -2,6 +2,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -339,3 +341,10 @@ def test_a_report_says_what_takes_the_next_step():
     run(torchs, 0, 1)
     assert pydl.report(torchs).rows[0].reason == "not swapped"
     assert served(pydl.swap(torchs))
+
+
+def test_the_first_step_of_a_process_may_be_a_large_one():
+    """For which Python is unlocked: what the kernel needs of Python is fetched before."""
+    code = "import torch, pydl\np = torch.nn.Parameter(torch.ones(200_000))\np.grad = torch.ones(200_000)\n"
+    code += "pydl.optim.SGD([p], lr=0.5).step()\nassert (p == 0.5).all()"
+    subprocess.run([sys.executable, "-c", code], check=True)
