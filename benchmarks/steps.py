@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 
+import pydl
+from pydl.swapping import is_swapped
+
 LEARNING_RATE = 0.01
 
 
@@ -29,6 +32,8 @@ def trained(step, learning_rate=LEARNING_RATE):
     """The timed function: one step of ``step``, which returns the loss."""
     # a compiled module shares its parameters with the one that it was made from, which is trained on
     optimizer = torch.optim.SGD(step.parameters(), lr=learning_rate)
+    if any(map(is_swapped, step.modules())):
+        pydl.swap(optimizer)
 
     def run(x, target):
         optimizer.zero_grad()

@@ -10,6 +10,7 @@
 
 #include "csrc/cuda.h"
 #include "csrc/memory.h"
+#include "csrc/optim.h"
 #include "csrc/selection.h"
 #include "kernels/isa.h"
 #include "kernels/machine.h"
@@ -202,5 +203,9 @@ PyMODINIT_FUNC PyInit__C() {
   if (module && PyModule_AddStringConstant(module, "compiler", PYDL_COMPILER) != 0) Py_CLEAR(module);
   if (module && PyModule_AddStringConstant(module, "torch_version", PYDL_TORCH_VERSION) != 0)
     Py_CLEAR(module);
+  PyObject* optim =
+      PyCapsule_New(const_cast<pydl::OptimLaunchers*>(&pydl::optim_launchers), pydl::kOptimCapsule, nullptr);
+  if (module && PyModule_AddObjectRef(module, "optim", optim) != 0) Py_CLEAR(module);
+  Py_XDECREF(optim);
   return module;
 }

@@ -7,6 +7,7 @@ namespace pydl::autograd {
 
 PyObject* avg_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* batch_norm(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* clip_grad_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* conv2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* cross_entropy(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* dropout(PyObject*, PyObject* const*, Py_ssize_t);
@@ -14,6 +15,7 @@ PyObject* layer_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* linear(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* log_softmax(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* max_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* optimizer_step(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* softmax(PyObject*, PyObject* const*, Py_ssize_t);
 
 }  // namespace pydl::autograd

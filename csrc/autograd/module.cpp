@@ -16,6 +16,7 @@ PyObject* python_serve_cpu(PyObject*, PyObject* on) {
 PyMethodDef functions[] = {
     PYDL_FUNCTION(avg_pool2d),
     PYDL_FUNCTION(batch_norm),
+    PYDL_FUNCTION(clip_grad_norm),
     PYDL_FUNCTION(conv2d),
     PYDL_FUNCTION(cross_entropy),
     PYDL_FUNCTION(dropout),
@@ -23,6 +24,7 @@ PyMethodDef functions[] = {
     PYDL_FUNCTION(linear),
     PYDL_FUNCTION(log_softmax),
     PYDL_FUNCTION(max_pool2d),
+    PYDL_FUNCTION(optimizer_step),
     PYDL_FUNCTION(softmax),
     {"serve_cpu", python_serve_cpu, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},

@@ -23,8 +23,8 @@ with _importing.in_words():
             "take that folder off Python's path, or install with: pip install -e ."
         )
 
-    from pydl import backend, functional, memory, models, nn
+    from pydl import backend, functional, memory, models, nn, optim
     from pydl.swapping import freeze, report, swap, swapped, unswap
 
 __version__ = "0.1.0"
-__all__ = ["backend", "freeze", "functional", "memory", "models", "nn", "report", "swap", "swapped", "unswap"]
+__all__ = ["backend", "freeze", "functional", "memory", "models", "nn", "optim", "report", "swap", "swapped", "unswap"]

@@ -38,6 +38,7 @@ from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad  # its _current_level, -1 outside of forward-mode AD, is read at each call
 from torch.nn import _reduction as reduction_names  # of the arguments size_average and reduce
 from torch.nn.modules import module as _module
+from torch.optim import optimizer as _optimizer
 from torch.overrides import _get_current_function_mode_stack as function_modes
 from torch.utils._device import DeviceContext  # the mode of torch.set_default_device
 from torch.utils._pytree import tree_leaves
@@ -58,6 +59,7 @@ __all__ = [
     "is_legacy_batchedtensor",
     "no_torch_function",
     "op_under",
+    "optimizer_hooks",
     "reduction_names",
     "set_backward",
     "suggest_memory_format",
@@ -65,6 +67,7 @@ __all__ = [
     "tree_leaves",
     "will_engine_execute_node",
     "with_functions",
+    "without_dynamo",
 ]
 
 disable_dynamo = torch._disable_dynamo  # torch.compiler.disable, which imports the compiler at once
@@ -94,6 +97,21 @@ def with_functions(forward, namespace):
     return FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
 
 
+def optimizer_hooks(optimizer):
+    """Whether a step of the optimizer has hooks, of its own or of all optimizers."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _optimizer._global_optimizer_pre_hooks
+        or _optimizer._global_optimizer_post_hooks
+    )
+
+
 def set_backward(function):
     """The node of an ``autograd.Function`` calls its ``backward`` at once, without looking for other forms of it."""
     function._backward_cls.apply = function.backward
+
+
+def without_dynamo(function):
+    """What ``torch.compile``, at its first use in a process, has hidden from itself by a wrapper; else ``function``."""
+    return getattr(function, "_torchdynamo_orig_callable", function)

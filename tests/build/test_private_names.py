@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import pydl
 from pydl import _private
@@ -245,6 +246,29 @@ def test_batched_gradients_come_in_legacy_tensors():
     torch.autograd.grad(y, x, torch.eye(2), is_grads_batched=True, retain_graph=True)
     torch.autograd.grad(y, x, torch.ones(2))
     assert seen == [True, False]
+
+
+def test_optimizer_hooks_are_those_of_one_optimizer_and_of_all():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    assert not _private.optimizer_hooks(optimizer)
+    for register in (
+        optimizer.register_step_pre_hook,
+        optimizer.register_step_post_hook,
+        register_optimizer_step_pre_hook,
+        register_optimizer_step_post_hook,
+    ):
+        handle = register(lambda *args: None)
+        assert _private.optimizer_hooks(optimizer)
+        handle.remove()
+        assert not _private.optimizer_hooks(optimizer)
+
+
+def test_without_dynamo_finds_what_is_hidden_from_the_compiler():
+    def function():
+        pass
+
+    assert _private.without_dynamo(function) is function
+    assert _private.without_dynamo(torch.compiler.disable(function)) is function
 
 
 # a part of the path that begins with an underscore, or a private attribute of what autograd and functions have

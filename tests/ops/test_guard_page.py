@@ -7,10 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from algorithms import forced
+from optimizers import KERNELS, name_of
 from testing import assert_close
 
 import pydl.functional as pf
 import pydl.ops.matmul
+from pydl.ops import _nodes
 
 pytestmark = pytest.mark.cpu_kernels
 _C = ctypes.CDLL(None, use_errno=True)
@@ -188,3 +190,20 @@ def test_batch_norm(device, shape):
         lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True),
         *(torch.randn(s) for s in (shape, shape[1:2], shape[1:2])),
     )
+
+
+@pytest.mark.skipif(_nodes.why_not is not None, reason=f"pydl._torch is not loaded: {_nodes.why_not}")
+@pytest.mark.parametrize("name, options", KERNELS, ids=name_of)
+def test_optimizers(device, name, options):
+    for dtype in (torch.float32, torch.float64):
+        params = [torch.nn.Parameter(at_the_end(torch.randn(n, dtype=dtype))) for n in (1, 3, 8, 21, 4099)]
+        optimizer = getattr(pydl.optim, name)(params, **options)
+        for _ in range(3):
+            for p in params:
+                p.grad = at_the_end(torch.randn(p.shape, dtype=dtype))
+            optimizer.step()
+            pydl.optim.clip_grad_norm_(params, 0.1)
+            for p, state in optimizer.state.items():
+                found = {key: value if value is None else at_the_end(value) for key, value in state.items()}
+                optimizer.state[p] = found
+        assert pydl.optim.why_torch(optimizer) is None

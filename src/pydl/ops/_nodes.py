@@ -19,6 +19,7 @@ from pydl import _C
 NAMES = (
     "avg_pool2d",
     "batch_norm",
+    "clip_grad_norm",
     "conv2d",
     "cross_entropy",
     "dropout",
@@ -26,6 +27,7 @@ NAMES = (
     "linear",
     "log_softmax",
     "max_pool2d",
+    "optimizer_step",
     "softmax",
 )
 

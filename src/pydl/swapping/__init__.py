@@ -21,7 +21,7 @@ from pydl.swapping.container import FusedForward
 from pydl.swapping.layer import SwappedForward, is_swapped
 from pydl.swapping.mode import swapped
 from pydl.swapping.model import freeze, swap, unswap
-from pydl.swapping.table import Report, Row, make_report
+from pydl.swapping.table import Report, Row, make_report, report_optimizer
 
 __all__ = [
     "FusedForward",
@@ -44,7 +44,8 @@ def report(module, *example, compile=False):
     """A table of the layers of ``module``: what serves each now and what is fused into it, or why torch does.
 
     Args:
-        module: a ``torch.nn.Module``, swapped, built from ``pydl.nn``, or neither.
+        module: a ``torch.nn.Module``, swapped, built from ``pydl.nn``, or neither; or an optimizer, of which one row
+            says what takes its next step.
         example: tensors to call the model with. With them a step (forward, and backward in training mode) is timed on
             copies of the model, swapped and not, for a second or two; the last lines say what share of it pydl's
             kernels take, and which of torch's ops hold the rest.
@@ -53,6 +54,8 @@ def report(module, *example, compile=False):
     Returns:
         A :class:`Report` with ``rows`` of (name, layer, served_by, reason, fused), and ``timing``.
     """
+    if isinstance(module, torch.optim.Optimizer):
+        return report_optimizer(module)
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"report: expected module to be a torch.nn.Module, got {type(module).__name__}")
     for tensor in example:

@@ -4,6 +4,7 @@ import warnings
 
 import torch
 
+from pydl import optim
 from pydl.swapping.bind import bind, unbind
 from pydl.swapping.bound import is_bound
 from pydl.swapping.container import FusedForward, could_fuse
@@ -17,8 +18,10 @@ def swap(module, fuse=True):
     replicas work. Layers that are left alone are named, with the reason, by :func:`report`. A second call changes
     nothing but to serve layers that were added or changed since.
 
+    An optimizer of torch's becomes one of :mod:`pydl.optim`, with its state.
+
     Args:
-        module: a ``torch.nn.Module``: a model, one layer, or a loss.
+        module: a ``torch.nn.Module``: a model, one layer, or a loss; or a ``torch.optim.Optimizer``.
         fuse: also computes chains of layers, such as batch norm and ReLU, by one kernel, between the neighbours of a
             ``Sequential``. A layer that is called by itself, or that has hooks, still gives its own output.
 
@@ -28,6 +31,8 @@ def swap(module, fuse=True):
     Raises:
         TypeError: when it is no module, or one compiled by TorchScript.
     """
+    if isinstance(module, torch.optim.Optimizer):
+        return optim.swap(module)
     _check("swap", module)
     for layer in module.modules():
         if not is_swapped(layer) and why_left(layer) is None:
@@ -45,6 +50,8 @@ def swap(module, fuse=True):
 
 def unswap(module):
     """Undoes :func:`swap` completely, in place: no attribute is left behind. Returns the same ``module``."""
+    if isinstance(module, torch.optim.Optimizer):
+        return optim.unswap(module)
     _check("unswap", module)
     for layer in module.modules():
         unbind(layer)

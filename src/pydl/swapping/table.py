@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pydl import aside, backend
+from pydl import aside, backend, optim
 from pydl.ops import _library
 from pydl.swapping.bound import is_bound
 from pydl.swapping.container import FusedForward, could_fuse, why_layer_by_layer
@@ -36,6 +36,7 @@ class Report:
     rows: list
     left: dict = field(default_factory=dict)  # module -> what else is to be said of it, "is called layer by layer: ..."
     timing: Timing | None = None  # where the report was given an example
+    unit: str = "layers"  # what a row is
 
     HEAD = ("name", "layer", "served by", "fused, or why not by pydl")
 
@@ -80,7 +81,7 @@ class Report:
         lines = [f"{name or 'the model'} {why}" for name, why in self.left.items()]
         if self.timing is not None:
             lines.append(str(self.timing))
-        return "\n".join([*lines, f"pydl serves {ours} of {len(self.rows)} layers"])
+        return "\n".join([*lines, f"pydl serves {ours} of {len(self.rows)} {self.unit}"])
 
 
 def make_report(module):
@@ -103,6 +104,13 @@ def make_report(module):
                 left[name] = f"has stepped aside for its input: {aside.of_tensors[layer]}"
             rows.append(Row(name, cls.__name__, served_by, reason, fused.get(name, "")))
     return Report(rows, left)
+
+
+def report_optimizer(optimizer):
+    """The :class:`Report` of an optimizer: one row."""
+    reason = optim.why_torch(optimizer)
+    served_by = _serving(torch.device("cpu"))[0] if reason is None else "torch"
+    return Report([Row("", type(optimizer).__name__, served_by, reason or "")], unit="optimizers")
 
 
 def _fusing(module):

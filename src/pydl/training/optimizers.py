@@ -2,15 +2,18 @@
 
 import torch
 
+from pydl import optim
+
 
 def make_optimizer(config, parameters):
-    """torch's optimizer in its fused form: one call for all parameters, so that small models are not held up by it."""
+    """Our optimizer, whose steps that are torch's (on a GPU, under the backend ``torch``) take torch's fused form.
+
+    Either way one call serves all parameters, so that small models are not held up by it.
+    """
     if config.optimizer in ("sgd", "momentum"):
         momentum = 0.9 if config.optimizer == "momentum" else 0.0
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay, fused=True
-        )
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return optim.SGD(parameters, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay, fused=True)
+    kind = optim.Adam if config.optimizer == "adam" else optim.AdamW
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
@@ -45,7 +48,7 @@ class Stepper:
         The gradient of l1 · Σ |w| is l1 · sign(w), and 0 at 0.
         """
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+            optim.clip_grad_norm_(self.parameters, self.clip)
         if self.l1:
             with torch.no_grad():
                 for parameter in self.parameters:

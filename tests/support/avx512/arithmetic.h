@@ -150,6 +150,14 @@ PYDL_EMULATED __m512d _mm512_mask_add_pd(__m512d clear, __mmask8 mask, __m512d a
 PYDL_EMULATED __m512 _mm512_maskz_mul_ps(__mmask16 mask, __m512 a, __m512 b) {
   return _mm512_mask_mov_ps(__m512{}, mask, a * b);
 }
+PYDL_EMULATED __m512 _mm512_sqrt_ps(__m512 a) {
+  const emulation::HalfFloats x(a);
+  return emulation::HalfFloats(_mm256_sqrt_ps(x.low), _mm256_sqrt_ps(x.high));
+}
+PYDL_EMULATED __m512d _mm512_sqrt_pd(__m512d a) {
+  const emulation::HalfDoubles x(a);
+  return emulation::HalfDoubles(_mm256_sqrt_pd(x.low), _mm256_sqrt_pd(x.high));
+}
 PYDL_EMULATED __m512 _mm512_max_ps(__m512 a, __m512 b) {  // b where either is nan, in these as in those
   const emulation::HalfFloats x(a), y(b);
   return emulation::HalfFloats(_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high));

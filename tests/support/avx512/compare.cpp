@@ -74,6 +74,8 @@ void arithmetic() {
   const __m256i halves = _mm512_castsi512_si256(i);
   const __m128i bytes = _mm512_castsi512_si128(j);
 
+  EXPECT(float, _mm512_sqrt_ps, a);
+  EXPECT(double, _mm512_sqrt_pd, p);
   EXPECT(float, _mm512_max_ps, a, b);
   EXPECT(double, _mm512_max_pd, p, q);
   EXPECT(float, _mm512_mask_add_ps, c, m, a, b);

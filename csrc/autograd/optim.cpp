@@ -1,0 +1,402 @@
+// The step of an optimizer, and the norm of gradients: what is asked of each tensor, and the table that the kernels get.
+//
+// A step is served as a whole or not at all, and before anything is written: else torch's own step takes it from the
+// start. State is made, and checked in words, by torch: what is not there or lies otherwise is a reason to leave it.
+#include "csrc/optim.h"
+#include "csrc/autograd/arguments.h"
+#include "csrc/autograd/functions.h"
+
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/record_function.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace pydl::autograd {
+namespace {
+
+using at::Tensor;
+
+struct Reason {
+  const char* text;
+};
+
+const OptimLaunchers& launchers() {
+  static const auto* const found = static_cast<const OptimLaunchers*>(PyCapsule_Import(kOptimCapsule, 0));
+  if (found == nullptr) throw python_error();
+  return *found;
+}
+
+PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
+#define PYDL_KEY(name)                            \
+  [] {                                            \
+    static PyObject* const key = interned(#name); \
+    return key;                                   \
+  }()
+
+// Memory that a call reads or writes.
+struct Extent {
+  uintptr_t begin, end;
+  bool written;
+};
+
+Extent extent_of(const Tensor& t, bool written) {
+  const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  return {begin, begin + t.nbytes(), written};
+}
+
+// Whether what is written overlaps anything else: torch's loops take such tensors one after another.
+bool overlap(std::vector<Extent>& extents) {
+  std::sort(extents.begin(), extents.end(),
+            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+  uintptr_t written = 0, read = 0;  // where the farthest of those before ends
+  for (const Extent& e : extents) {
+    if (e.begin == e.end) continue;
+    if (e.begin < written || (e.written && e.begin < read)) return true;
+    uintptr_t& farthest = e.written ? written : read;
+    farthest = std::max(farthest, e.end);
+  }
+  return false;
+}
+
+bool lies_as(const Tensor& t, const Tensor& other) {
+  if (t.sizes() != other.sizes()) return false;
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) > 1 && t.stride(d) != other.stride(d)) return false;
+  return true;
+}
+
+// Where the chunks of each tensor begin, and their number.
+std::vector<int64_t> chunks(size_t tensors, const auto& count) {
+  std::vector<int64_t> first(tensors + 1);
+  for (size_t t = 0; t < tensors; ++t) first[t + 1] = first[t] + ceil_div(count(t), kOptimChunk);
+  return first;
+}
+
+// Below, the lock of Python is kept: giving it back and taking it again costs as much as the step.
+constexpr int64_t kWorthUnlocking = 16;  // chunks
+
+// Calls compute(the kernels), which are looked up under the lock.
+template <class Compute>
+void unlocked_if_long(int64_t chunks, const Compute& compute) {
+  const OptimLaunchers& kernels = launchers();
+  if (chunks < kWorthUnlocking) return compute(kernels);
+  pybind11::gil_scoped_release release;
+  compute(kernels);
+}
+
+DType dtype_of(const Tensor& t) { return t.scalar_type() == at::kDouble ? DType::f64 : DType::f32; }
+
+// The tensors of a step whose kernel is the same.
+struct Batch {
+  DType dtype;
+  Optimizer optimizer;
+  std::vector<OptimTensor> tensors;
+};
+
+class Group {
+  PyObject* dict_;
+
+ public:
+  explicit Group(PyObject* dict) : dict_(dict) {
+    if (!PyDict_Check(dict)) throw Reason{"a parameter group is no dict"};
+  }
+  PyObject* get(PyObject* key) const {
+    PyObject* found = PyDict_GetItemWithError(dict_, key);
+    if (found == nullptr) throw Reason{"a parameter group lacks an option"};
+    return found;
+  }
+  bool truth(PyObject* key) const {
+    const int found = PyObject_IsTrue(get(key));
+    if (found < 0) throw python_error();
+    return found == 1;
+  }
+  double real(PyObject* key) const { return real_of(get(key)); }
+  static double real_of(PyObject* value) {
+    if (PyFloat_Check(value)) return PyFloat_AS_DOUBLE(value);
+    if (!PyLong_Check(value)) throw Reason{"an option is no number of Python's"};
+    const double found = PyLong_AsDouble(value);
+    if (found == -1 && PyErr_Occurred()) throw python_error();
+    return found;
+  }
+};
+
+class Step {
+  std::vector<OptimOptions> options_;
+  std::vector<Batch> batches_;
+  std::vector<Tensor> written_, grads_, counters_;  // kept alive while Python is not locked
+  std::vector<Extent> extents_;
+  PyObject* state_;
+
+ public:
+  Step(PyObject* groups, PyObject* state, std::string_view name) : state_(state) {
+    if (!PyList_Check(groups) || !PyDict_Check(state))
+      throw Reason{"its groups are no list, or its state is no dict"};
+    const Py_ssize_t count = PyList_GET_SIZE(groups);
+    options_.reserve(count);  // whose addresses are kept
+    for (Py_ssize_t i = 0; i < count; ++i) add(Group(PyList_GET_ITEM(groups, i)), name);
+    for (const Tensor& t : written_) extents_.push_back(extent_of(t, true));
+    for (const Tensor& t : counters_) extents_.push_back(extent_of(t, true));
+    for (const Tensor& t : grads_) extents_.push_back(extent_of(t, false));
+    if (overlap(extents_)) throw Reason{"tensors share memory"};
+  }
+
+  void run() {
+    for (Tensor& t : counters_) {
+      if (t.scalar_type() == at::kDouble)
+        *t.mutable_data_ptr<double>() += 1;
+      else
+        *t.mutable_data_ptr<float>() += 1;
+      t.unsafeGetTensorImpl()->bump_version();
+    }
+    for (const Tensor& t : written_) t.unsafeGetTensorImpl()->bump_version();
+    for (const Batch& batch : batches_) {
+      const std::vector<int64_t> first =
+          chunks(batch.tensors.size(), [&](size_t t) { return batch.tensors[t].count; });
+      if (first.back() == 0) continue;
+      const OptimParams params{batch.dtype, batch.optimizer, static_cast<int64_t>(batch.tensors.size()),
+                               batch.tensors.data(), first.data()};
+      unlocked_if_long(first.back(), [&](const OptimLaunchers& kernels) { kernels.step(params); });
+    }
+  }
+
+ private:
+  // What the state of one parameter is, by torch's keys.
+  struct Kind {
+    Optimizer optimizer;
+    bool counts = true;  // whether there is a number of steps
+    std::vector<PyObject*> keys;
+  };
+
+  static Kind read_options(const Group& group, std::string_view name, OptimOptions& o) {
+    if (group.truth(PYDL_KEY(differentiable))) throw Reason{"differentiable"};
+    o.lr = group.real(PYDL_KEY(lr));
+    o.weight_decay = group.real(PYDL_KEY(weight_decay));
+    o.maximize = group.truth(PYDL_KEY(maximize));
+    o.decay = 1;
+    if (name == "sgd") {
+      o.momentum = group.real(PYDL_KEY(momentum));
+      o.dampening = group.real(PYDL_KEY(dampening));
+      o.nesterov = group.truth(PYDL_KEY(nesterov));
+      if (o.momentum == 0) return {Optimizer::sgd, false, {}};
+      return {Optimizer::sgd_momentum, false, {PYDL_KEY(momentum_buffer)}};
+    }
+    if (group.truth(PYDL_KEY(capturable))) throw Reason{"capturable"};
+    o.eps = group.real(PYDL_KEY(eps));
+    if (name == "adadelta") {
+      o.beta2 = group.real(PYDL_KEY(rho));
+      return {Optimizer::adadelta, true, {PYDL_KEY(square_avg), PYDL_KEY(acc_delta)}};
+    }
+    if (name == "rmsprop") {
+      o.beta2 = group.real(PYDL_KEY(alpha));
+      o.momentum = group.real(PYDL_KEY(momentum));
+      Kind kind{Optimizer::rmsprop, true, {PYDL_KEY(square_avg)}};
+      const bool centered = group.truth(PYDL_KEY(centered));
+      if (centered) kind.keys.push_back(PYDL_KEY(grad_avg));
+      if (o.momentum > 0) kind.keys.push_back(PYDL_KEY(momentum_buffer));
+      if (o.momentum > 0)
+        kind.optimizer = centered ? Optimizer::rmsprop_centered_momentum : Optimizer::rmsprop_momentum;
+      else if (centered)
+        kind.optimizer = Optimizer::rmsprop_centered;
+      return kind;
+    }
+    TORCH_CHECK(name == "adam", "optimizer_step: expected the name to be one of the optimizers', got ", name);
+    PyObject* const betas = group.get(PYDL_KEY(betas));
+    if ((!PyTuple_Check(betas) && !PyList_Check(betas)) || PySequence_Fast_GET_SIZE(betas) != 2)
+      throw Reason{"betas are no pair"};
+    o.beta1 = Group::real_of(PySequence_Fast_GET_ITEM(betas, 0));
+    o.beta2 = Group::real_of(PySequence_Fast_GET_ITEM(betas, 1));
+    if (o.weight_decay != 0 && group.truth(PYDL_KEY(decoupled_weight_decay))) {
+      o.decay = 1 - o.lr * o.weight_decay;
+      o.weight_decay = 0;
+    }
+    if (group.truth(PYDL_KEY(amsgrad)))
+      return {
+          Optimizer::adam_amsgrad, true, {PYDL_KEY(exp_avg), PYDL_KEY(exp_avg_sq), PYDL_KEY(max_exp_avg_sq)}};
+    return {Optimizer::adam, true, {PYDL_KEY(exp_avg), PYDL_KEY(exp_avg_sq)}};
+  }
+
+  void add(const Group& group, std::string_view name) {
+    OptimOptions& o = options_.emplace_back();
+    const Kind kind = read_options(group, name, o);
+    PyObject* const params = group.get(PYDL_KEY(params));
+    if (!PyList_Check(params)) throw Reason{"the parameters of a group are no list"};
+    double last = std::numeric_limits<double>::quiet_NaN(), step_size = 0, root = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
+      PyObject* const object = PyList_GET_ITEM(params, i);
+      if (!is_plain(object)) throw Reason{"a parameter is no plain tensor of the CPU"};
+      const Tensor& param = THPVariable_Unpack(object);
+      if (!param.grad().defined()) continue;
+      if (param.scalar_type() != at::kFloat && param.scalar_type() != at::kDouble)
+        throw Reason{"parameters of a dtype other than float32 and float64"};
+      if (!param.is_non_overlapping_and_dense()) throw Reason{"a parameter does not fill its memory"};
+      OptimTensor t{};
+      t.options = &o;
+      t.count = param.numel();
+      t.grad = grad_of(param).const_data_ptr();
+      t.param = written(param);
+      if (!kind.keys.empty()) read_state(kind, object, param, t);
+      if (kind.optimizer == Optimizer::adam || kind.optimizer == Optimizer::adam_amsgrad) {
+        const double step = next(counters_.back());
+        if (step != last) {
+          last = step;
+          step_size = o.lr / (1 - std::pow(o.beta1, step));
+          root = 1 / std::sqrt(1 - std::pow(o.beta2, step));
+        }
+        t.step_size = step_size;
+        t.root = root;
+      }
+      batch(dtype_of(param), kind.optimizer).tensors.push_back(t);
+    }
+  }
+
+  const Tensor& grad_of(const Tensor& param) {
+    const pybind11::object object =
+        pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(param.grad()));
+    if (!is_plain(object.ptr())) throw Reason{"a gradient is no plain tensor of the CPU"};
+    const Tensor& grad = THPVariable_Unpack(object.ptr());
+    if (grad.scalar_type() != param.scalar_type()) throw Reason{"a gradient of another dtype"};
+    if (!lies_as(grad, param)) throw Reason{"a gradient with other strides"};
+    return grads_.emplace_back(grad);
+  }
+
+  void* written(const Tensor& t) { return written_.emplace_back(t).mutable_data_ptr(); }
+
+  void read_state(const Kind& kind, PyObject* object, const Tensor& param, OptimTensor& t) {
+    PyObject* const state = PyDict_GetItemWithError(state_, object);
+    if (state == nullptr && PyErr_Occurred()) throw python_error();
+    const auto find = [&](PyObject* key) {
+      PyObject* const found = state && PyDict_Check(state) ? PyDict_GetItemWithError(state, key) : nullptr;
+      if (found == nullptr || found == Py_None) throw Reason{"the step that makes the state is torch's"};
+      if (!is_plain(found)) throw Reason{"state that is no plain tensor of the CPU"};
+      return found;
+    };
+    for (size_t k = 0; k < kind.keys.size(); ++k) {
+      const Tensor& found = THPVariable_Unpack(find(kind.keys[k]));
+      if (found.scalar_type() != param.scalar_type() || !lies_as(found, param))
+        throw Reason{"state with another dtype or other strides"};
+      t.state[k] = written(found);
+    }
+    if (!kind.counts) return;
+    const Tensor& counter = THPVariable_Unpack(find(PYDL_KEY(step)));
+    if (counter.numel() != 1 || (counter.scalar_type() != at::kFloat && counter.scalar_type() != at::kDouble))
+      throw Reason{"a number of steps that is no number"};
+    counters_.push_back(counter);
+  }
+
+  static double next(const Tensor& counter) {
+    if (counter.scalar_type() == at::kDouble) return *counter.const_data_ptr<double>() + 1;
+    return *counter.const_data_ptr<float>() + 1.0f;
+  }
+
+  Batch& batch(DType dtype, Optimizer optimizer) {
+    for (Batch& b : batches_)
+      if (b.dtype == dtype && b.optimizer == optimizer) return b;
+    return batches_.emplace_back(Batch{dtype, optimizer, {}});
+  }
+};
+
+struct Grads {
+  std::vector<Tensor> grads;
+  std::vector<void*> data;
+  std::vector<int64_t> count, first;
+  DType dtype = DType::f32;
+
+  explicit Grads(PyObject* parameters) {
+    std::vector<Extent> extents;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(parameters); ++i) {
+      PyObject* const object = PyList_GET_ITEM(parameters, i);
+      if (!is_plain(object)) throw NotPlain();
+      if (!THPVariable_Unpack(object).grad().defined()) continue;
+      const pybind11::object wrapped =
+          pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(THPVariable_Unpack(object).grad()));
+      if (!is_plain(wrapped.ptr())) throw NotPlain();
+      const Tensor& grad = grads.emplace_back(THPVariable_Unpack(wrapped.ptr()));
+      if (grad.scalar_type() != grads[0].scalar_type() || !grad.is_non_overlapping_and_dense() ||
+          (grad.scalar_type() != at::kFloat && grad.scalar_type() != at::kDouble))
+        throw NotPlain();
+      extents.push_back(extent_of(grad, true));
+      count.push_back(grad.numel());
+      data.push_back(grad.mutable_data_ptr());
+    }
+    if (grads.empty() || overlap(extents)) throw NotPlain();
+    dtype = dtype_of(grads[0]);
+    first = chunks(grads.size(), [&](size_t t) { return count[t]; });
+  }
+};
+
+// The factor that torch multiplies by, in the dtype A of the gradients, as its own ops round it.
+template <class A>
+double factor_of(double square_sum, double max_norm, double& norm) {
+  const A total = std::sqrt(static_cast<A>(square_sum));  // infinite where torch's is
+  norm = total;
+  const A factor = A(1) / (total + static_cast<A>(1e-6)) * static_cast<A>(max_norm);
+  return factor > 1 ? A(1) : factor;
+}
+
+// Scales the gradients in place; returns their norm.
+double clip(Grads& g, double max_norm, bool refuse_nonfinite) {
+  std::vector<double> sums(g.first.back());
+  GradsParams params{g.dtype,
+                     static_cast<int64_t>(g.grads.size()),
+                     g.data.data(),
+                     g.count.data(),
+                     g.first.data(),
+                     sums.data(),
+                     1.0};
+  double norm = 0;
+  unlocked_if_long(g.first.back(), [&](const OptimLaunchers& kernels) {
+    if (!sums.empty()) kernels.square_sums(params);
+    double total = 0;
+    for (double sum : sums) total += sum;
+    params.factor = g.dtype == DType::f64 ? factor_of<double>(total, max_norm, norm)
+                                          : factor_of<float>(total, max_norm, norm);
+    if (refuse_nonfinite && !std::isfinite(norm)) return;
+    if (params.factor != 1 && !sums.empty()) kernels.scale(params);  // nan too
+  });
+  if (refuse_nonfinite && !std::isfinite(norm)) throw NotPlain();  // for torch to say it
+  for (const Tensor& t : g.grads) t.unsafeGetTensorImpl()->bump_version();
+  return norm;
+}
+
+}  // namespace
+
+// optimizer_step(name, param_groups, state, launch, observed) -> None where it is done, or would be without `launch`;
+// else why it is left to torch. observed: False to be told of callbacks, such as a profiler's, that want to see a range.
+PyObject* optimizer_step(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+  HANDLE_TH_ERRORS
+  try {
+    TORCH_CHECK_TYPE(given == 5, "expected 5 arguments, got ", given);
+    if (objects[4] == Py_False && at::hasCallbacks()) throw Reason{"a profiler is at work"};
+    if (!is_plain_moment()) throw Reason{"autocast, a mode, a transform or another backend is at work"};
+    const char* name = PyUnicode_AsUTF8(objects[0]);
+    if (name == nullptr) throw python_error();
+    Step step(objects[1], objects[2], name);
+    if (objects[3] == Py_True) step.run();
+    Py_RETURN_NONE;
+  } catch (const Reason& reason) {
+    if (PyErr_Occurred()) throw python_error();
+    return PyUnicode_FromString(reason.text);
+  }
+  END_HANDLE_TH_ERRORS
+}
+
+// clip_grad_norm(list of parameters, max_norm, error_if_nonfinite) -> the norm, or NotImplemented
+PyObject* clip_grad_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+  HANDLE_TH_ERRORS
+  try {
+    TORCH_CHECK_TYPE(given == 3 && PyList_Check(objects[0]), "expected a list, a float and a bool");
+    if (!is_plain_moment()) throw NotPlain();
+    const Arguments arguments(objects);
+    Grads grads(objects[0]);
+    const double norm = clip(grads, arguments.real(1), arguments.truth(2));
+    return THPVariable_Wrap(at::scalar_tensor(norm, grads.grads[0].options()));
+  } catch (const NotPlain&) {
+    Py_RETURN_NOTIMPLEMENTED;
+  }
+  END_HANDLE_TH_ERRORS
+}
+
+}  // namespace pydl::autograd
