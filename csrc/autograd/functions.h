@@ -5,6 +5,7 @@
 
 namespace pydl::autograd {
 
+PyObject* attention(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* avg_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* batch_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* conv2d(PyObject*, PyObject* const*, Py_ssize_t);
@@ -14,6 +15,8 @@ PyObject* layer_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* linear(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* log_softmax(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* max_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* rms_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* softmax(PyObject*, PyObject* const*, Py_ssize_t);
+
 
 }  // namespace pydl::autograd

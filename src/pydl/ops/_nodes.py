@@ -17,6 +17,7 @@ import torch
 from pydl import _C
 
 NAMES = (
+    "attention",
     "avg_pool2d",
     "batch_norm",
     "conv2d",
@@ -26,6 +27,7 @@ NAMES = (
     "linear",
     "log_softmax",
     "max_pool2d",
+    "rms_norm",
     "softmax",
 )
 
