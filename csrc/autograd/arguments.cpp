@@ -12,32 +12,50 @@ bool is_plain(PyObject* object) {
   using c10::DispatchKey;
   constexpr c10::DispatchKeySet plain(
       {DispatchKey::CPU, DispatchKey::ADInplaceOrView, DispatchKey::AutogradCPU, DispatchKey::AutocastCPU});
-  return THPVariable_CheckExact(object) && THPVariable_Unpack(object).key_set() == plain;
+  constexpr c10::DispatchKeySet of_inference({DispatchKey::CPU, DispatchKey::AutocastCPU});
+  if (!THPVariable_CheckExact(object)) return false;
+  const c10::DispatchKeySet keys = THPVariable_Unpack(object).key_set();
+  return keys == plain || keys == of_inference;
 }
 
 static std::atomic<bool> cpu_is_served{true};
 
 void serve_cpu(bool on) { cpu_is_served.store(on, std::memory_order_relaxed); }
 
-bool is_plain_moment() {
+// Whether the thread's dispatch keys are those of no mode, or of inference mode alone.
+static bool keys_are_plain() {
   const c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
-  return keys.included_ == c10::default_included_set && keys.excluded_ == c10::default_excluded_set &&
-         cpu_is_served.load(std::memory_order_relaxed) && at::impl::torch_function_mode_enabled() == false &&
+  if (keys.included_ == c10::default_included_set) return keys.excluded_ == c10::default_excluded_set;
+  return keys.included_ == c10::default_included_set.remove(c10::DispatchKey::ADInplaceOrView) &&
+         keys.excluded_ == (c10::default_excluded_set | c10::autograd_dispatch_keyset);
+}
+
+bool is_plain_moment() {
+  return keys_are_plain() && cpu_is_served.load(std::memory_order_relaxed) &&
+         at::impl::torch_function_mode_enabled() == false &&
          torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr;
 }
 
-const at::Tensor& Arguments::tensor(int i) const {
+const at::Tensor& Arguments::any_tensor(int i) const {
   if (!is_plain(objects_[i])) throw NotPlain();
-  const at::Tensor& found = THPVariable_Unpack(objects_[i]);
+  return THPVariable_Unpack(objects_[i]);
+}
+
+const at::Tensor& Arguments::tensor(int i) const {
+  const at::Tensor& found = any_tensor(i);
   const c10::ScalarType dtype = found.scalar_type();
   if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kHalf && dtype != at::kDouble)
     throw NotPlain();
   return found;
 }
 
+const at::Tensor& Arguments::optional_tensor(int i) const {
+  static const at::Tensor none;
+  return is_none(i) ? none : tensor(i);
+}
+
 const at::Tensor& Arguments::indices(int i) const {
-  if (!is_plain(objects_[i])) throw NotPlain();
-  const at::Tensor& found = THPVariable_Unpack(objects_[i]);
+  const at::Tensor& found = any_tensor(i);
   if (found.scalar_type() != at::kLong) throw NotPlain();
   return found;
 }

@@ -8,7 +8,6 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +15,7 @@ namespace pydl::autograd {
 
 // Whether the moment is a plain one: our CPU kernels are the backend, no autocast, no transform, no trace or dispatch
 // mode (each of which changes the dispatch keys of the thread), no function mode, no forward-mode differentiation.
+// Inference mode is one.
 bool is_plain_moment();
 bool is_plain(
     PyObject* object);    // torch's own class (no subclass), dense memory of the CPU, no wrapper of any kind
@@ -32,11 +32,11 @@ class Arguments {
 
   bool is_none(int i) const { return objects_[i] == Py_None; }
 
-  // A plain tensor in one of our dtypes.
+  const at::Tensor& any_tensor(int i) const;  // a plain one
+  // The same in one of our dtypes.
   const at::Tensor& tensor(int i) const;
-  std::optional<at::Tensor> optional_tensor(int i) const {
-    return is_none(i) ? std::nullopt : std::optional<at::Tensor>(tensor(i));
-  }
+  // The same, or one that is not defined for None.
+  const at::Tensor& optional_tensor(int i) const;
   // The same of int64 instead of our dtypes.
   const at::Tensor& indices(int i) const;
 

@@ -13,6 +13,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <utility>
 
 namespace pydl::autograd {
 namespace {
@@ -23,30 +24,6 @@ struct LossOptions {
   int64_t reduction, ignore_index;
   double label_smoothing, z_loss;
 };
-
-using Forward = std::tuple<Tensor, Tensor, Tensor>;
-Forward loss_forward(const Tensor& input, const Tensor& target, const LossOptions& o) {
-  static const auto call = op<Forward(const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t,
-                                      double, double, bool)>("pydl::softmax_cross_entropy_forward");
-  return call.call(input, target, std::nullopt, o.reduction, o.ignore_index, o.label_smoothing, o.z_loss,
-                   false);
-}
-using ForwardBackward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-ForwardBackward loss_forward_backward(const Tensor& input, const Tensor& target, const LossOptions& o) {
-  static const auto call =
-      op<ForwardBackward(const Tensor&, const Tensor&, const OptionalTensor&, int64_t, int64_t, double,
-                         double, bool)>("pydl::softmax_cross_entropy_forward_backward");
-  return call.call(input, target, std::nullopt, o.reduction, o.ignore_index, o.label_smoothing, o.z_loss,
-                   false);
-}
-Tensor loss_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const Tensor& norm,
-                     const Tensor& denominator, const LossOptions& o) {
-  static const auto call =
-      op<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
-                const Tensor&, int64_t, int64_t, double, double)>("pydl::softmax_cross_entropy_backward");
-  return call.call(grad, input, target, std::nullopt, norm, denominator, o.reduction, o.ignore_index,
-                   o.label_smoothing, o.z_loss);
-}
 
 // The same in torch's own functions, which can be differentiated or batched further: Python's formula.
 Tensor differentiable_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
@@ -64,58 +41,67 @@ Tensor differentiable_backward(const Tensor& grad, const Tensor& input, const Te
 
 bool is_one(const Tensor& grad) { return grad.item().toDouble() == 1.0; }
 
-// Whether logits or target were written to since the forward, as torch's own loss allows for the logits.
-bool is_written(AutogradContext* context) {
-  try {
-    context->get_saved_variables();
-  } catch (const c10::Error&) {
-    return true;
-  }
-  return false;
-}
+class CrossEntropy : public Node {
+  const LossOptions options_;
+  Tensor grad_input_;  // for an upstream gradient of 1
 
-struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
-  static Tensor forward(AutogradContext* context, const Tensor& input, const Tensor& target,
-                        const LossOptions& options) {
-    BelowAutograd guard;
-    Tensor output, norm, denominator, grad_input;
-    if (options.reduction != 0 && early && input.requires_grad()) {
-      std::tie(output, norm, denominator, grad_input) = loss_forward_backward(input, target, options);
-    } else {
-      std::tie(output, norm, denominator) = loss_forward(input, target, options);
+  // Whether logits or target were written to since the forward, as torch's own loss allows for the logits.
+  bool is_written() {
+    try {
+      unpacked();
+    } catch (const c10::Error&) {
+      return true;
     }
-    context->saved_data["grad_input"] = grad_input;
-    context->saved_data["integers"] = Integers{options.reduction, options.ignore_index};
-    context->saved_data["reals"] = std::vector<double>{options.label_smoothing, options.z_loss};
-    context->save_for_backward({input, target, norm, denominator});
-    return output;
+    return false;
   }
 
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const Tensor& grad = grads[0];
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        !grad._fw_grad(0).defined(),
-        "cross_entropy: expected gradients in reverse mode, got a forward-mode tangent");
-    Tensor grad_input = context->saved_data["grad_input"].toTensor();
-    context->saved_data["grad_input"] = Tensor();
-    const Integers integers = context->saved_data["integers"].toIntVector();
-    const std::vector<double> reals = context->saved_data["reals"].toDoubleVector();
-    const LossOptions options{integers[0], integers[1], reals[0], reals[1]};
-    const bool again = at::GradMode::is_enabled() || under_transform();
-    if (options.reduction != 0 && !again &&
-        !grad.key_set().has(c10::DispatchKey::Batched)) {  // is_grads_batched
-      early = is_one(grad);
-      if (grad_input.defined() && (early || is_written(context))) {
-        return {early ? grad_input : at::mul(grad_input, grad).to(grad_input.scalar_type()), Tensor(),
-                Tensor()};
+ public:
+  CrossEntropy(const LossOptions& options, const Tensor& grad_input)
+      : Node("cross_entropy"), options_(options), grad_input_(grad_input) {}
+
+  variable_list apply(variable_list&& grads) override {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const Tensor& grad = grads[0];
+      if (!grad.defined()) return variable_list(1);
+      expect_no_tangent(grad);
+      const Tensor grad_input = std::exchange(grad_input_, Tensor());
+      if (at::GradMode::is_enabled() || under_transform()) {
+        const variable_list saved = unpacked();
+        return {differentiable_backward(grad, saved[0], saved[1], options_)};
+      }
+      if (options_.reduction != 0 && !grad.key_set().has(c10::DispatchKey::Batched)) {  // is_grads_batched
+        early = is_one(grad);
+        if (grad_input.defined() && (early || is_written())) {
+          return {early ? grad_input : at::mul(grad_input, grad).to(grad_input.scalar_type())};
+        }
       }
     }
-    const variable_list saved = context->get_saved_variables();
-    if (again) return {differentiable_backward(grad, saved[0], saved[1], options), Tensor(), Tensor()};
-    BelowAutograd guard;
-    return {loss_backward(grad, saved[0], saved[1], saved[2], saved[3], options), Tensor(), Tensor()};
+    return Node::apply(std::move(grads));
+  }
+
+  variable_list backward(const Tensor& grad, const variable_list& saved) override {
+    static const Op op("pydl::softmax_cross_entropy_backward");
+    const LossOptions& o = options_;
+    return {op(grad, saved[0], saved[1], no_tensor(), saved[2], saved[3], o.reduction, o.ignore_index,
+               o.label_smoothing, o.z_loss)};
   }
 };
+
+Tensor cross_entropy_call(const Tensor& input, const Tensor& target, const LossOptions& o) {
+  static const Op forward("pydl::softmax_cross_entropy_forward"),
+      forward_backward("pydl::softmax_cross_entropy_forward_backward");
+  BelowAutograd guard;
+  const bool is_recorded = records({&input});
+  const Op& op = is_recorded && o.reduction != 0 && early ? forward_backward : forward;
+  const variable_list made =
+      op.all(input, target, no_tensor(), o.reduction, o.ignore_index, o.label_smoothing, o.z_loss, false);
+  if (is_recorded) {
+    record(std::make_unique<CrossEntropy>(o, made.size() > 3 ? made[3] : Tensor()), made[0], {&input},
+           {input, target, made[1], made[2]});
+  }
+  return made[0];
+}
 
 int64_t reduction(const char* name) {
   constexpr const char* names[] = {"none", "mean", "sum"};
@@ -133,7 +119,7 @@ PyObject* cross_entropy(PyObject*, PyObject* const* objects, Py_ssize_t given) {
     const Tensor &input = arguments.tensor(0), &target = arguments.indices(1);
     const LossOptions options{reduction(arguments.text(3)), arguments.integer(2), arguments.real(4),
                               arguments.real(5)};
-    return unlocked([&] { return CrossEntropy::apply(input, target, options); });
+    return unlocked([&] { return cross_entropy_call(input, target, options); });
   });
 }
 

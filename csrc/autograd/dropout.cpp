@@ -12,11 +12,6 @@
 namespace pydl::autograd {
 namespace {
 
-Tensor dropout_op(const Tensor& input, double p, const Tensor& seed) {
-  static const auto call = op<Tensor(const Tensor&, double, const Tensor&, int64_t)>("pydl::dropout");
-  return call.call(input, p, seed, 0);
-}
-
 // Whether torch's product of `t` and factors that lie as `strides` say lies as the op's result does.
 bool lies_as_product(const Tensor& t, at::IntArrayRef strides) {
   if (!t.is_non_overlapping_and_dense() || t.strides() != strides) return false;
@@ -33,26 +28,35 @@ Tensor laid_out(const Tensor& output, const Tensor& like, const Integers& stride
       .cast<Tensor>();
 }
 
-struct Dropout : torch::autograd::Function<Dropout> {
-  static Tensor forward(AutogradContext* context, const Tensor& input, double p, const Tensor& seed) {
-    BelowAutograd guard;
-    context->saved_data["p"] = p;
-    context->saved_data["strides"] = input.strides();
-    context->save_for_backward({seed});
-    return dropout_op(input, p, seed);
-  }
+const Op& dropout_op() {
+  static const Op op("pydl::dropout");
+  return op;
+}
 
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    InBackward guard("dropout", grads[0]);
-    const Tensor seed = context->get_saved_variables()[0];
-    const Integers strides = context->saved_data["strides"].toIntVector();
-    Tensor grad_input = dropout_op(grads[0], context->saved_data["p"].toDouble(), seed);
-    if (!at::GradMode::is_enabled() && !lies_as_product(grads[0], strides)) {
-      grad_input = laid_out(grad_input, grads[0], strides);
+class Dropout : public Node {
+  const double p_;
+  const Integers strides_;
+
+ public:
+  Dropout(double p, const Tensor& input) : Node("dropout"), p_(p), strides_(input.strides().vec()) {}
+
+  variable_list backward(const Tensor& grad, const variable_list& saved) override {
+    Tensor grad_input = dropout_op()(grad, p_, saved[0], int64_t(0));
+    if (!at::GradMode::is_enabled() && !lies_as_product(grad, strides_)) {
+      grad_input = laid_out(grad_input, grad, strides_);
     }
-    return {grad_input, Tensor(), Tensor()};
+    return {grad_input};
   }
 };
+
+Tensor dropout_call(const Tensor& input, double p) {
+  constexpr int64_t low = std::numeric_limits<int64_t>::min(), high = std::numeric_limits<int64_t>::max();
+  BelowAutograd guard;
+  const Tensor seed = at::randint(low, high, {1}, at::TensorOptions(at::kLong));
+  Tensor output = dropout_op()(input, p, seed, int64_t(0));
+  if (records({&input})) record(std::make_unique<Dropout>(p, input), output, {&input}, {seed});
+  return output;
+}
 
 }  // namespace
 
@@ -63,10 +67,7 @@ PyObject* dropout(PyObject*, PyObject* const* objects, Py_ssize_t given) {
     const double p = arguments.real(1);
     if (!arguments.truth(2) || !(p > 0.0 && p < 1.0) || input.numel() == 0) throw NotPlain();
     if (!lies_as_product(input, input.strides())) throw NotPlain();
-    return unlocked([&] {
-      constexpr int64_t low = std::numeric_limits<int64_t>::min(), high = std::numeric_limits<int64_t>::max();
-      return Dropout::apply(input, p, at::randint(low, high, {1}, at::TensorOptions(at::kLong)));
-    });
+    return unlocked([&] { return dropout_call(input, p); });
   });
 }
 

@@ -5,6 +5,7 @@
 
 namespace pydl::autograd {
 
+PyObject* attention(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* avg_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* batch_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* clip_grad_norm(PyObject*, PyObject* const*, Py_ssize_t);
@@ -16,6 +17,7 @@ PyObject* linear(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* log_softmax(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* max_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* optimizer_step(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* rms_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* softmax(PyObject*, PyObject* const*, Py_ssize_t);
 
 }  // namespace pydl::autograd

@@ -14,6 +14,7 @@ PyObject* python_serve_cpu(PyObject*, PyObject* on) {
 #define PYDL_FUNCTION(name) \
   {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(name)), METH_FASTCALL, nullptr}
 PyMethodDef functions[] = {
+    PYDL_FUNCTION(attention),
     PYDL_FUNCTION(avg_pool2d),
     PYDL_FUNCTION(batch_norm),
     PYDL_FUNCTION(clip_grad_norm),
@@ -25,6 +26,7 @@ PyMethodDef functions[] = {
     PYDL_FUNCTION(log_softmax),
     PYDL_FUNCTION(max_pool2d),
     PYDL_FUNCTION(optimizer_step),
+    PYDL_FUNCTION(rms_norm),
     PYDL_FUNCTION(softmax),
     {"serve_cpu", python_serve_cpu, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},

@@ -4,63 +4,101 @@
 // arithmetic is in the same ops. It needs torch's whole C++ interface, whose ABI is that of one version, so that this is
 // a module of its own, loaded only beside the torch that it was built with (src/pydl/ops/_nodes.py). Nothing depends on
 // it: without it the autograd.Functions serve.
+//
+// Nodes derive from torch's own, as its generated ones do, rather than from its Function template, which is ten times
+// the code for each op and looks its saved data up by name. An undefined tensor is one that was not given.
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function.h>
 
-#include <optional>
+#include <initializer_list>
+#include <memory>
 #include <string>
 #include <vector>
 
 namespace pydl::autograd {
 
 using at::Tensor;
-using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using OptionalTensor = std::optional<Tensor>;
 using Integers = std::vector<int64_t>;
 
-// The op `name`, which Python has declared. To be kept in a static variable, since it is looked up by name.
-template <class Signature>
-c10::TypedOperatorHandle<Signature> op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
+// What arguments of an op become: the kernels take them boxed (torch's stable ABI), so that all share one call.
+c10::IValue boxed(const Tensor& tensor);  // None where it is not defined
+c10::IValue boxed(bool value);
+c10::IValue boxed(int64_t value);
+c10::IValue boxed(double value);
+c10::IValue boxed(at::IntArrayRef values);
+c10::IValue boxed(const Integers& values);
+c10::IValue boxed(const char* text);
 
-// In a forward ops record nothing; in a backward they do where it is to be differentiated itself: each op has a formula
-// in Python for that. A tangent that came with the gradient, after a forward without one, is refused: it would be lost.
-using BelowAutograd = at::AutoDispatchBelowAutograd;
-class InBackward {
-  std::optional<BelowAutograd> guard_;
+// An op, which Python has declared. To be kept in a static variable, since it is looked up by name.
+class Op {
+  c10::OperatorHandle handle_;
+  variable_list results(torch::jit::Stack&& stack) const;
+  Tensor result(torch::jit::Stack&& stack) const;
+
+  template <class... Arguments>
+  static torch::jit::Stack stack(const Arguments&... arguments) {
+    torch::jit::Stack made;
+    made.reserve(sizeof...(arguments));
+    (made.push_back(boxed(arguments)), ...);
+    return made;
+  }
 
  public:
-  InBackward(const char* op, const Tensor& grad) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!grad._fw_grad(0).defined(), op,
-                                ": expected gradients in reverse mode, got a forward-mode tangent");
-    if (!at::GradMode::is_enabled()) guard_.emplace();
+  explicit Op(const char* name);
+
+  template <class... Arguments>
+  Tensor operator()(const Arguments&... arguments) const {
+    return result(stack(arguments...));
+  }
+  template <class... Arguments>
+  variable_list all(const Arguments&... arguments) const {
+    return results(stack(arguments...));
   }
 };
 
+// In a forward ops record nothing; in a backward they do where it is to be differentiated itself: each op has a formula
+// in Python for that.
+using BelowAutograd = at::AutoDispatchBelowAutograd;
+
 // Whether a transform of torch.func is at work.
-inline bool under_transform() {
-  return c10::impl::tls_local_dispatch_key_set().included_.has(
-      c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
-}
+bool under_transform();
 
-inline OptionalTensor if_defined(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
+// A tensor that is not defined, for one that was not given.
+const Tensor& no_tensor();
 
-// Which gradients the running backward wants: of the tensor arguments that were given, counted without the absent ones.
-class Wanted {
-  AutogradContext* context_;
-  size_t edge_ = 0;
+class Node : public torch::autograd::Node {
+  const char* op_;
+  std::vector<torch::autograd::SavedVariable> saved_;
+  friend void record(std::unique_ptr<Node> node, const Tensor& output,
+                     std::initializer_list<const Tensor*> inputs, std::initializer_list<Tensor> saved);
 
  public:
-  explicit Wanted(AutogradContext* context) : context_(context) {}
-  bool next(bool given = true) { return given && context_->needs_input_grad(edge_++); }
+  explicit Node(const char* op) : op_(op) {}
+
+  variable_list apply(variable_list&& grads) override;
+  void release_variables() override;
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override;
+
+ protected:
+  // The gradients of the inputs, in their order; undefined where they are not wanted.
+  virtual variable_list backward(const Tensor& grad, const variable_list& saved) = 0;
+
+  // Whether the running backward wants the gradient of this input.
+  bool wants(size_t input) const { return task_should_compute_output(input); }
+  variable_list unpacked();
+  // A tangent that came with the gradient, after a forward without one, is refused: it would be lost.
+  void expect_no_tangent(const Tensor& grad) const;
 };
+
+// Whether a result of these is to have a node. Without one nothing is kept.
+bool records(std::initializer_list<const Tensor*> inputs);
+
+// Makes `output` the result of `node`: its gradients go to `inputs`, and it is given `saved` again.
+void record(std::unique_ptr<Node> node, const Tensor& output, std::initializer_list<const Tensor*> inputs,
+            std::initializer_list<Tensor> saved);
 
 }  // namespace pydl::autograd

@@ -7,106 +7,69 @@
 namespace pydl::autograd {
 namespace {
 
-// What both keep: the sizes of the input, the numbers of the window two by two, and whether it is channels_last.
-Integers kept(const Tensor& input, std::initializer_list<Integers> window,
-              std::initializer_list<int64_t> rest) {
-  Integers all = input.sizes().vec();
-  for (const Integers& pair : window) all.insert(all.end(), pair.begin(), pair.end());
-  all.insert(all.end(), rest);
-  return all;
-}
+struct MaxPoolOptions {
+  Integers kernel, stride, padding, dilation;
+  bool ceil_mode, channels_last;
+};
 
-using Pair = at::IntArrayRef;
+class MaxPool2d : public Node {
+  const MaxPoolOptions options_;
+  const Integers size_;
 
-std::tuple<Tensor, Tensor> max_pool2d_forward(const Tensor& input, Pair kernel, Pair stride, Pair padding,
-                                              Pair dilation, bool ceil_mode, bool channels_last,
-                                              bool wants_places) {
-  static const auto call =
-      op<std::tuple<Tensor, Tensor>(const Tensor&, Pair, Pair, Pair, Pair, bool, bool, bool)>(
-          "pydl::max_pool2d");
-  return call.call(input, kernel, stride, padding, dilation, ceil_mode, channels_last, wants_places);
-}
-Tensor max_pool2d_backward(const Tensor& grad, const Tensor& places, Pair size, Pair kernel, Pair stride,
-                           Pair padding, Pair dilation, bool channels_last) {
-  static const auto call =
-      op<Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, Pair, Pair, Pair, Pair, bool)>(
-          "pydl::max_pool2d_backward");
-  return call.call(grad, places, c10::fromIntArrayRefSlow(size), kernel, stride, padding, dilation,
-                   channels_last);
-}
+ public:
+  MaxPool2d(MaxPoolOptions&& options, const Tensor& input)
+      : Node("max_pool2d"), options_(std::move(options)), size_(input.sizes().vec()) {}
 
-struct MaxPool2d : torch::autograd::Function<MaxPool2d> {
-  static Tensor forward(AutogradContext* context, const Tensor& input, const Integers& kernel,
-                        const Integers& stride, const Integers& padding, const Integers& dilation,
-                        bool ceil_mode, bool channels_last, bool needs_grad) {
-    BelowAutograd guard;
-    auto [output, places] =
-        max_pool2d_forward(input, kernel, stride, padding, dilation, ceil_mode, channels_last, needs_grad);
-    if (needs_grad) {
-      context->saved_data["options"] = kept(input, {kernel, stride, padding, dilation}, {channels_last});
-      context->save_for_backward({places});
-    }
-    return output;
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    InBackward guard("max_pool2d", grads[0]);
-    const Tensor places = context->get_saved_variables()[0];
-    const Integers options = context->saved_data["options"].toIntVector();
-    const Pair all(options);
-    return {max_pool2d_backward(grads[0], places, all.slice(0, 4), all.slice(4, 2), all.slice(6, 2),
-                                all.slice(8, 2), all.slice(10, 2), all[12]),
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor()};
+  variable_list backward(const Tensor& grad, const variable_list& saved) override {
+    static const Op op("pydl::max_pool2d_backward");
+    const MaxPoolOptions& o = options_;
+    return {op(grad, saved[0], size_, o.kernel, o.stride, o.padding, o.dilation, o.channels_last)};
   }
 };
 
-Tensor avg_pool2d_forward(const Tensor& input, Pair kernel, Pair stride, Pair padding, bool ceil_mode,
-                          bool count_include_pad, int64_t divisor, bool channels_last) {
-  static const auto call =
-      op<Tensor(const Tensor&, Pair, Pair, Pair, bool, bool, int64_t, bool)>("pydl::avg_pool2d");
-  return call.call(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor, channels_last);
-}
-Tensor avg_pool2d_backward(const Tensor& grad, Pair size, Pair kernel, Pair stride, Pair padding,
-                           bool ceil_mode, bool count_include_pad, int64_t divisor, bool channels_last) {
-  static const auto call =
-      op<Tensor(const Tensor&, c10::SymIntArrayRef, Pair, Pair, Pair, bool, bool, int64_t, bool)>(
-          "pydl::avg_pool2d_backward");
-  return call.call(grad, c10::fromIntArrayRefSlow(size), kernel, stride, padding, ceil_mode,
-                   count_include_pad, divisor, channels_last);
-}
-
-struct AvgPool2d : torch::autograd::Function<AvgPool2d> {
-  static Tensor forward(AutogradContext* context, const Tensor& input, const Integers& kernel,
-                        const Integers& stride, const Integers& padding, bool ceil_mode,
-                        bool count_include_pad, int64_t divisor, bool channels_last) {
-    BelowAutograd guard;
-    context->saved_data["options"] =
-        kept(input, {kernel, stride, padding}, {ceil_mode, count_include_pad, divisor, channels_last});
-    return avg_pool2d_forward(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor,
-                              channels_last);
+Tensor max_pool2d_call(const Tensor& input, MaxPoolOptions&& o) {
+  static const Op forward("pydl::max_pool2d");
+  BelowAutograd guard;
+  const bool wants_places = records({&input});
+  const variable_list made = forward.all(input, o.kernel, o.stride, o.padding, o.dilation, o.ceil_mode,
+                                         o.channels_last, wants_places);
+  if (wants_places) {
+    record(std::make_unique<MaxPool2d>(std::move(o), input), made[0], {&input}, {made[1]});
   }
+  return made[0];
+}
 
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    InBackward guard("avg_pool2d", grads[0]);
-    const Integers options = context->saved_data["options"].toIntVector();
-    const Pair all(options);
-    return {avg_pool2d_backward(grads[0], all.slice(0, 4), all.slice(4, 2), all.slice(6, 2), all.slice(8, 2),
-                                all[10], all[11], all[12], all[13]),
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor()};
+struct AvgPoolOptions {
+  Integers kernel, stride, padding;
+  bool ceil_mode, count_include_pad;
+  int64_t divisor;
+  bool channels_last;
+};
+
+class AvgPool2d : public Node {
+  const AvgPoolOptions options_;
+  const Integers size_;
+
+ public:
+  AvgPool2d(AvgPoolOptions&& options, const Tensor& input)
+      : Node("avg_pool2d"), options_(std::move(options)), size_(input.sizes().vec()) {}
+
+  variable_list backward(const Tensor& grad, const variable_list&) override {
+    static const Op op("pydl::avg_pool2d_backward");
+    const AvgPoolOptions& o = options_;
+    return {op(grad, size_, o.kernel, o.stride, o.padding, o.ceil_mode, o.count_include_pad, o.divisor,
+               o.channels_last)};
   }
 };
+
+Tensor avg_pool2d_call(const Tensor& input, AvgPoolOptions&& o) {
+  static const Op forward("pydl::avg_pool2d");
+  BelowAutograd guard;
+  Tensor output = forward(input, o.kernel, o.stride, o.padding, o.ceil_mode, o.count_include_pad, o.divisor,
+                          o.channels_last);
+  if (records({&input})) record(std::make_unique<AvgPool2d>(std::move(o), input), output, {&input}, {});
+  return output;
+}
 
 const Tensor& image(const Arguments& arguments) {
   const Tensor& input = arguments.tensor(0);
@@ -124,14 +87,14 @@ Integers stride_or(const Arguments& arguments, int i, const Integers& kernel) {
 PyObject* max_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<6>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = image(arguments);
-    const Integers kernel = arguments.pair(1), stride = stride_or(arguments, 2, kernel),
-                   padding = arguments.pair(3), dilation = arguments.pair(4);
-    const bool ceil_mode = arguments.truth(5),
-               needs_grad = at::GradMode::is_enabled() && input.requires_grad();
-    return unlocked([&] {
-      return MaxPool2d::apply(input, kernel, stride, padding, dilation, ceil_mode, is_channels_last(input),
-                              needs_grad);
-    });
+    const Integers kernel = arguments.pair(1);
+    MaxPoolOptions options{kernel,
+                           stride_or(arguments, 2, kernel),
+                           arguments.pair(3),
+                           arguments.pair(4),
+                           arguments.truth(5),
+                           is_channels_last(input)};
+    return unlocked([&] { return max_pool2d_call(input, std::move(options)); });
   });
 }
 
@@ -140,15 +103,13 @@ PyObject* max_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
 PyObject* avg_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<7>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = image(arguments);
-    const Integers kernel = arguments.pair(1), stride = stride_or(arguments, 2, kernel),
-                   padding = arguments.pair(3);
-    const bool ceil_mode = arguments.truth(4), count_include_pad = arguments.truth(5);
+    const Integers kernel = arguments.pair(1);
     const int64_t divisor = arguments.is_none(6) ? 0 : arguments.integer(6);
     if (divisor == 0 && !arguments.is_none(6)) throw NotPlain();  // refused in Python
-    return unlocked([&] {
-      return AvgPool2d::apply(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor,
-                              is_channels_last(input));
-    });
+    AvgPoolOptions options{
+        kernel,  stride_or(arguments, 2, kernel), arguments.pair(3), arguments.truth(4), arguments.truth(5),
+        divisor, is_channels_last(input)};
+    return unlocked([&] { return avg_pool2d_call(input, std::move(options)); });
   });
 }
 

@@ -6,48 +6,32 @@
 namespace pydl::autograd {
 namespace {
 
-Tensor softmax_forward(const Tensor& input) {
-  static const auto call = op<Tensor(const Tensor&, const OptionalTensor&)>("pydl::softmax_forward");
-  return call.call(input, std::nullopt);
-}
-Tensor softmax_backward(const Tensor& grad, const Tensor& output) {
-  static const auto call =
-      op<Tensor(const Tensor&, const Tensor&, const OptionalTensor&)>("pydl::softmax_backward");
-  return call.call(grad, output, std::nullopt);
-}
-Tensor log_softmax_forward(const Tensor& input) {
-  static const auto call = op<Tensor(const Tensor&)>("pydl::log_softmax_forward");
-  return call.call(input);
-}
-Tensor log_softmax_backward(const Tensor& grad, const Tensor& output) {
-  static const auto call = op<Tensor(const Tensor&, const Tensor&)>("pydl::log_softmax_backward");
-  return call.call(grad, output);
-}
+class Softmax : public Node {
+  const bool logarithm_;
 
-struct Softmax : torch::autograd::Function<Softmax> {
-  static Tensor forward(AutogradContext* context, const Tensor& input, bool logarithm) {
-    BelowAutograd guard;
-    Tensor output = logarithm ? log_softmax_forward(input) : softmax_forward(input);
-    context->saved_data["logarithm"] = logarithm;
-    context->save_for_backward({output});
-    return output;
-  }
+ public:
+  explicit Softmax(bool logarithm) : Node(logarithm ? "log_softmax" : "softmax"), logarithm_(logarithm) {}
 
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const bool logarithm = context->saved_data["logarithm"].toBool();
-    InBackward guard(logarithm ? "log_softmax" : "softmax", grads[0]);
-    const Tensor output = context->get_saved_variables()[0];
-    return {logarithm ? log_softmax_backward(grads[0], output) : softmax_backward(grads[0], output),
-            Tensor()};
+  variable_list backward(const Tensor& grad, const variable_list& saved) override {
+    static const Op plain("pydl::softmax_backward"), of_logarithm("pydl::log_softmax_backward");
+    return {logarithm_ ? of_logarithm(grad, saved[0]) : plain(grad, saved[0], no_tensor())};
   }
 };
+
+Tensor softmax_call(const Tensor& input, bool logarithm) {
+  static const Op plain("pydl::softmax_forward"), of_logarithm("pydl::log_softmax_forward");
+  BelowAutograd guard;
+  Tensor output = logarithm ? of_logarithm(input) : plain(input, no_tensor());
+  if (records({&input})) record(std::make_unique<Softmax>(logarithm), output, {&input}, {output});
+  return output;
+}
 
 PyObject* along_the_last(PyObject* const* objects, Py_ssize_t given, bool logarithm) {
   return answer<2>(objects, given, [logarithm](const Arguments& arguments) {
     const Tensor& input = arguments.tensor(0);
     const int64_t dim = arguments.integer(1);
     if (input.dim() == 0 || (dim != -1 && dim != input.dim() - 1)) throw NotPlain();
-    return unlocked([&] { return Softmax::apply(input, logarithm); });
+    return unlocked([&] { return softmax_call(input, logarithm); });
   });
 }
 

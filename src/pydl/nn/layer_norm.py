@@ -41,7 +41,12 @@ class RMSNorm(_Eager, torch.nn.RMSNorm):
     own = Own(torch.nn.RMSNorm, "rms_norm")
 
     def forward(self, x):
-        if steps_aside(self, RMSNorm.own, F.rms_norm, x):
+        own = RMSNorm.own
+        if F.rms_norm is own.function and own.cls.forward is own.forward and not is_compiling():
+            output = _nodes.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+            if output is not NotImplemented:
+                return output
+        if steps_aside(self, own, F.rms_norm, x):
             return torch.nn.RMSNorm.forward(self, x)
         weight = self.weight
         if is_special(self, weight):

@@ -17,6 +17,7 @@ import torch
 from pydl import _C
 
 NAMES = (
+    "attention",
     "avg_pool2d",
     "batch_norm",
     "clip_grad_norm",
@@ -28,6 +29,7 @@ NAMES = (
     "log_softmax",
     "max_pool2d",
     "optimizer_step",
+    "rms_norm",
     "softmax",
 )
 

@@ -14,7 +14,7 @@ from torch.backends.cuda import flash_sdp_enabled  # of the CPU too
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _attention_batching, _library  # noqa: F401  (the rules of torch.func.vmap)
+from pydl.ops import _attention_batching, _library, _nodes  # noqa: F401  (the rules of torch.func.vmap)
 from pydl.ops._attention_autograd import gradient_of_mask, gradients, seen_keys
 from pydl.ops._attention_schema import CONTIGUOUS, FLASH, TRANSPOSED_KEY
 
@@ -213,6 +213,9 @@ def _call(ops, query, key, value, rest):
         ops = _library.transformed(ops)
     if transforms or torch.compiler.is_compiling():
         return ops.attention_forward(query, key, value, *rest)[0]
+    output = _nodes.attention(query, key, value, *rest)
+    if output is not NotImplemented:
+        return output
     if torch.is_grad_enabled():
         if rest[0] is not None and rest[0].requires_grad:
             return _apply_with_mask(alive(query), alive(key), alive(value), alive(rest[0]), (ops, rest))

@@ -168,6 +168,10 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
         ValueError: an input with fewer dimensions than ``normalized_shape``.
         TypeError: ``normalized_shape`` that is no sequence of integers, ``eps`` that is no number.
     """
+    if not is_compiling():
+        output = _nodes.rms_norm(input, normalized_shape, weight, eps)
+        if output is not NotImplemented:
+            return output
     if is_torchs(input, weight):
         return F.rms_norm(input, normalized_shape, weight, eps)
     return rms_norm_unasked(input, normalized_shape, weight, eps)

@@ -1,0 +1,25 @@
+#include "csrc/autograd/activation.h"
+
+#include <ATen/ops/sigmoid_backward.h>
+#include <ATen/ops/threshold_backward.h>
+
+#include <cstring>
+
+namespace pydl::autograd {
+
+Activation activation(const Arguments& arguments, int i) {
+  if (arguments.is_none(i)) return none;
+  const char* name = arguments.text(i);
+  for (Activation a : {relu, sigmoid}) {
+    if (std::strcmp(name, activation_names[a]) == 0) return a;
+  }
+  throw NotPlain();
+}
+
+Tensor through_activation(const Tensor& grad, const Tensor& output, Activation activation) {
+  if (activation == relu) return at::threshold_backward(grad, output, 0);
+  if (activation == sigmoid) return at::sigmoid_backward(grad, output);
+  return grad;
+}
+
+}  // namespace pydl::autograd

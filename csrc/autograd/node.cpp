@@ -1,0 +1,113 @@
+#include "csrc/autograd/node.h"
+
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+namespace pydl::autograd {
+
+c10::IValue boxed(const Tensor& tensor) { return tensor.defined() ? c10::IValue(tensor) : c10::IValue(); }
+c10::IValue boxed(bool value) { return value; }
+c10::IValue boxed(int64_t value) { return value; }
+c10::IValue boxed(double value) { return value; }
+c10::IValue boxed(at::IntArrayRef values) { return values; }
+c10::IValue boxed(const Integers& values) { return at::IntArrayRef(values); }
+c10::IValue boxed(const char* text) { return text; }
+
+Op::Op(const char* name) : handle_(c10::Dispatcher::singleton().findSchemaOrThrow(name, "")) {}
+
+Tensor Op::result(torch::jit::Stack&& stack) const {
+  handle_.callBoxed(stack);
+  return std::move(stack[0]).toTensor();
+}
+
+variable_list Op::results(torch::jit::Stack&& stack) const {
+  handle_.callBoxed(stack);
+  variable_list tensors;
+  tensors.reserve(stack.size());
+  for (c10::IValue& value : stack) tensors.push_back(std::move(value).toTensor());
+  return tensors;
+}
+
+bool under_transform() {
+  return c10::impl::tls_local_dispatch_key_set().included_.has(
+      c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
+const Tensor& no_tensor() {
+  static const Tensor none;
+  return none;
+}
+
+void Node::expect_no_tangent(const Tensor& grad) const {
+  TORCH_CHECK_NOT_IMPLEMENTED(!grad._fw_grad(0).defined(), op_,
+                              ": expected gradients in reverse mode, got a forward-mode tangent");
+}
+
+variable_list Node::apply(variable_list&& grads) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!grads[0].defined()) return variable_list(num_outputs());  // nothing came back: nothing goes on
+  expect_no_tangent(grads[0]);
+  const variable_list saved = unpacked();
+  if (at::GradMode::is_enabled()) return backward(grads[0], saved);
+  BelowAutograd guard;
+  return backward(grads[0], saved);
+}
+
+variable_list Node::unpacked() {
+  variable_list tensors;
+  tensors.reserve(saved_.size());
+  for (const auto& one : saved_) tensors.push_back(one.unpack(getptr()));
+  return tensors;
+}
+
+void Node::release_variables() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (auto& one : saved_) one.reset_data();
+}
+
+void Node::compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, op_, ": expected the backward to run eagerly, got compiled autograd; PYDL_NODES=0 serves it");
+}
+
+bool records(std::initializer_list<const Tensor*> inputs) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const Tensor* input : inputs) {
+    if (input->defined() && input->requires_grad()) return true;
+  }
+  return false;
+}
+
+namespace {
+
+using Owner = decltype(torch::autograd::Edge::function);  // of a node: another class from version to version
+
+template <class Pointer, class Made>
+Pointer owned(Made* node) {
+  if constexpr (requires { Pointer::unsafe_steal_from_new(node); }) {
+    return Pointer::unsafe_steal_from_new(node);
+  } else {
+    return Pointer(node,
+                   [](Made* done) { deleteNode(done); });  // torch's own, which frees long chains iteratively
+  }
+}
+
+}  // namespace
+
+void record(std::unique_ptr<Node> made, const Tensor& output, std::initializer_list<const Tensor*> inputs,
+            std::initializer_list<Tensor> saved) {
+  Node* const node = made.get();
+  const Owner owner = owned<Owner>(static_cast<torch::autograd::Node*>(made.release()));
+  torch::autograd::edge_list edges;
+  edges.reserve(inputs.size());
+  for (const Tensor* input : inputs) {
+    edges.push_back(input->defined() ? torch::autograd::impl::gradient_edge(*input)
+                                     : torch::autograd::Edge());
+  }
+  node->set_next_edges(std::move(edges));
+  torch::autograd::impl::set_gradient_edge(output, {owner, node->add_input_metadata(output)});
+  node->saved_.reserve(saved.size());
+  for (const Tensor& tensor : saved) node->saved_.emplace_back(tensor, tensor.is_same(output));
+}
+
+}  // namespace pydl::autograd
