@@ -8,6 +8,7 @@ random state, pyplot's figures) is set before each.
 """
 
 import contextlib
+import gc
 import io
 import itertools
 import json
@@ -68,7 +69,8 @@ def run(name, folder):
         for key, value in found.items()
         if isinstance(value, (list, tuple)) and all(isinstance(item, (int, float, str)) for item in value)
     }
-    del found  # animators draw their last points
+    del found
+    gc.collect()  # animators draw their last points
     pyplot.close("all")
     return {
         "out": out.getvalue(), "error": error, "seconds": time.process_time() - began, "values": values,

@@ -38,6 +38,8 @@ PICTURES = {
     "seq2seq": 2,
     "attention": 0,
     "anchors": 0,
+    "linear_objects": 3,
+    "classifiers_objects": 4,
 }
 HERE = Path(__file__).parent
 
@@ -97,6 +99,17 @@ def test_classifiers_learn(name, ran):
     assert out.count("these are scikit-learn's digits") == 1
     assert last("test acc #", out) > 0.75
     assert ("pydl serves" in out) == name.endswith("concise")  # functions are no layers
+
+
+def test_the_later_editions_frame(ran):
+    values = ran["linear_objects"]["values"]
+    assert values["said"] == 'Class attribute "b" is 1'
+    assert values["kept"] == [1, 2, 0]
+    assert values["error_in_w"] == pytest.approx([0, 0], abs=0.3)
+    assert values["concise_error"] == pytest.approx([0, 0], abs=0.05)
+    out = ran["classifiers_objects"]["out"]
+    assert len(re.findall(r"pydl serves \d+ of \d+ layers: a step takes", out)) == 3
+    assert out.count("these are scikit-learn's digits") == 1
 
 
 def test_regularisation(ran):

@@ -35,7 +35,24 @@ from pydl.d2l.counting import Accumulator, Timer, accuracy, evaluate_accuracy, e
 from pydl.d2l.drawing import plot, set_axes, set_figsize, show_heatmaps, show_images, use_svg_display
 from pydl.d2l.images import get_dataloader_workers, get_fashion_mnist_labels, load_data_fashion_mnist
 from pydl.d2l.layers import Residual, corr2d, resnet18
+from pydl.d2l.objects import (
+    DataModule,
+    HyperParameters,
+    Module,
+    ProgressBoard,
+    Trainer,
+    add_to_class,
+)
 from pydl.d2l.places import cpu, gpu, num_gpus, try_all_gpus, try_gpu
+from pydl.d2l.problems import (
+    SGD,
+    Classifier,
+    FashionMNIST,
+    LinearRegression,
+    LinearRegressionScratch,
+    SoftmaxRegression,
+    SyntheticRegressionData,
+)
 from pydl.d2l.recurrent import (
     RNNModel,
     RNNModelScratch,
@@ -85,25 +102,38 @@ from pydl.d2l.translation import (
 )
 
 __all__ = [
+    "SGD",
     "Accumulator",
     "AdditiveAttention",
     "Animator",
     "AttentionDecoder",
+    "Classifier",
+    "DataModule",
     "Decoder",
     "DotProductAttention",
     "Encoder",
     "EncoderDecoder",
+    "FashionMNIST",
+    "HyperParameters",
+    "LinearRegression",
+    "LinearRegressionScratch",
     "MaskedSoftmaxCELoss",
+    "Module",
     "MultiHeadAttention",
     "PositionalEncoding",
+    "ProgressBoard",
     "RNNModel",
     "RNNModelScratch",
     "Residual",
     "Seq2SeqEncoder",
     "SeqDataLoader",
+    "SoftmaxRegression",
+    "SyntheticRegressionData",
     "Timer",
+    "Trainer",
     "Vocab",
     "accuracy",
+    "add_to_class",
     "assign_anchor_to_bbox",
     "bbox_to_rect",
     "bleu",

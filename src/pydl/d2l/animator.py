@@ -31,38 +31,71 @@ class Animator:
         fmts=FMTS, nrows=1, ncols=1, figsize=(3.5, 2.5),
     ):  # fmt: skip
         use_svg_display()
-        chart = _Chart(fmts, nrows, ncols, figsize)
-        self.fig, self.axes, self.X, self.Y = chart.figure, chart.axes, chart.X, chart.Y
-        self.config_axes = lambda: set_axes(chart.axes[0], xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
-        chart.config_axes = self.config_axes
-        self._chart = chart
-        weakref.finalize(self, chart.flush)  # at the end of the process, too
+        X, Y = [], []
+
+        def draw(axes):
+            curves(axes, zip(X, Y, strict=True), [((fmt,), {}) for fmt in fmts])
+            set_axes(axes, xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
+
+        self.X, self.Y = X, Y
+        self._chart = Chart(draw, figsize, nrows, ncols)
+        self.fig, self.axes = self._chart.figure, self._chart.axes
+        weakref.finalize(self, self._chart.flush)  # at the end of the process, too
 
     def add(self, x, y):
         """Appends ``y`` at ``x``: a number, or one for each curve, of which None adds none; ``x`` likewise."""
-        y = list(y) if hasattr(y, "__len__") else [y]
-        x = list(x) if hasattr(x, "__len__") else [x] * len(y)
+        y = _each(y)
+        x = _each(x)
+        x = x * len(y) if len(x) == 1 else x
         while len(self.Y) < len(y):
             self.X.append([]), self.Y.append([])
         for curve, (abscissa, ordinate) in enumerate(zip(x, y, strict=True)):
             if abscissa is not None and ordinate is not None:
-                self.X[curve].append(numbers(abscissa))
-                self.Y[curve].append(numbers(ordinate))
+                self.X[curve].append(abscissa)
+                self.Y[curve].append(ordinate)
         self._chart.changed()
 
 
-class _Chart:
-    """What an animator holds, without the animator: it outlives it by its last drawing."""
+def _each(values):
+    """A list of numbers, of one of them too."""
+    values = numbers(values)
+    if isinstance(values, list):
+        return values
+    return list(values) if getattr(values, "ndim", 0) else [values]
 
-    def __init__(self, fmts, nrows, ncols, figsize):
+
+def curves(axes, points, styles):
+    """Lines, by the styles in turn: further arguments of matplotlib's ``plot``, and options of it."""
+    for number, (x, y) in enumerate(points):
+        arguments, options = styles[number % len(styles)]
+        # one point is no line
+        axes.plot(x, y, *arguments, **options, marker="o" if len(x) == 1 else None)
+
+
+class Chart:
+    """A figure that is drawn again as it changes, and where it is shown.
+
+    It holds nothing of who draws, and outlives it by the last drawing.
+
+    Args:
+        draw: a function of the axes, which are empty then.
+        axes: to draw into, or None for new ones in a new figure.
+    """
+
+    def __init__(self, draw, figsize, nrows=1, ncols=1, axes=None):
         plt = pyplot()
-        with plt.rc_context({"figure.max_open_warning": 0}):
-            self.figure, axes = plt.subplots(nrows, ncols, figsize=figsize, squeeze=False, layout="constrained")
-        self.axes, self.fmts, self.X, self.Y = list(axes.flat), fmts, [], []
+        if axes is None:
+            with plt.rc_context({"figure.max_open_warning": 0}):
+                _, many = plt.subplots(nrows, ncols, figsize=figsize, squeeze=False, layout="constrained")
+            self.axes = list(many.flat)
+        else:
+            self.axes = [axes]
+        self.figure, self.draw = self.axes[0].figure, draw
         self.place = _place(plt, self)
         self.drawn, self.due = True, 0.0
 
     def changed(self):
+        """Draws, unless the last drawing was a moment ago."""
         self.drawn = False
         if time.perf_counter() >= self.due:
             self.flush()
@@ -72,12 +105,8 @@ class _Chart:
         if self.drawn:
             return
         began = time.perf_counter()
-        axes = self.axes[0]
-        axes.cla()
-        for number, (x, y) in enumerate(zip(self.X, self.Y, strict=True)):
-            # one point is no line
-            axes.plot(x, y, self.fmts[number % len(self.fmts)], marker="o" if len(x) == 1 else None)
-        self.config_axes()
+        self.axes[0].cla()
+        self.draw(self.axes[0])
         self.place.show(self.figure)
         now = time.perf_counter()
         self.drawn, self.due = True, now + max((now - began) / SHARE, self.place.seconds)

@@ -4,20 +4,26 @@ from pydl.errors import did_you_mean
 
 _FILES = "pydl.data or torch on files of your own: nothing is downloaded here"
 _PROSE = "load_data_time_machine, whose prose needs no download"
-_OBJECTS = {
-    "Trainer": "train_ch3, train_ch6, train_ch8, train_ch13 or train_seq2seq, or a loop of your own",
-    "Module": "torch.nn.Module, with train_ch3, train_ch6 or a loop of your own",
-    "DataModule": "a torch.utils.data.DataLoader, such as load_array makes",
-    "Classifier": "torch.nn.Module with train_ch3 or train_ch6",
-    "HyperParameters": "plain attributes",
-    "ProgressBoard": "Animator",
-    "add_to_class": "setattr(Class, name, function)",
-    "SyntheticRegressionData": "synthetic_data and load_array",
-    "FashionMNIST": "load_data_fashion_mnist",
-    "LinearRegression": "torch.nn.Linear with torch.nn.MSELoss",
-    "LinearRegressionScratch": "linreg, squared_loss and sgd",
-    "SoftmaxRegression": "torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)) with train_ch3",
-    "SGD": "sgd, or torch.optim.SGD",
+_LATER = {
+    "LinearRegressionData": "SyntheticRegressionData",
+    "RNNScratch": "RNNModelScratch",
+    "RNNLMScratch": "RNNModelScratch with train_ch8",
+    "RNN": "torch.nn.RNN in an RNNModel",
+    "GRU": "torch.nn.GRU in an RNNModel",
+    "LSTM": "torch.nn.LSTM in an RNNModel",
+    "RNNLM": "RNNModel with train_ch8",
+    "TimeMachine": "load_data_time_machine",
+    "MTFraEng": "load_data_nmt",
+    "Seq2Seq": "EncoderDecoder with train_seq2seq",
+    "LeNet": "pydl.models.lenet, or its layers in a torch.nn.Sequential",
+    "AlexNet": "pydl.models.alexnet",
+    "VGG": "pydl.models.vgg11",
+    "NiN": "pydl.models.nin",
+    "GoogleNet": "pydl.models.googlenet",
+    "ResNet": "pydl.models.resnet18",
+    "ResNet18": "pydl.models.resnet18",
+    "ResNeXtBlock": "pydl.models.resnext50",
+    "get_fashion_mnist": "load_data_fashion_mnist",
 }
 _TENSORS = {
     "ones": "torch.ones",
@@ -69,11 +75,12 @@ INSTEAD = {
     "Benchmark": "Timer",
     "try_gpus": "try_all_gpus",
     "show_trace_2d": "plot",
+    "show_list_len_pair_hist": "plt.hist",
     "train_2d": "a loop of your own, with plot",
     "get_data_ch11": "synthetic_data with load_array",
     "train_ch11": "train_ch3, or a loop of your own with Animator",
     "train_concise_ch11": "train_ch3, or a loop of your own with Animator",
-    **_OBJECTS,
+    **_LATER,
     **_TENSORS,
 }
 
