@@ -1,7 +1,9 @@
 """Names, what is said of those that there are not, and what importing them takes."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +115,16 @@ def test_what_stands_in_stead_is_there():
         for word in instead.replace(",", " ").replace(";", " ").split():
             if word.startswith(("train_", "load_", "try_")) or word in ("Animator", "plot", "sgd", "Timer"):
                 assert word in d2l.__all__, word
+
+
+def test_the_table_has_them_all():
+    path = Path(__file__).resolve().parents[2] / "src" / "pydl" / "d2l" / "NAMES.md"
+    if not path.is_file():
+        pytest.skip("no source tree around the tests")
+    rows = re.findall(r"^\| (`.*?) \| ([\d, ]+) \|", path.read_text(), re.MULTILINE)
+    names = [name for row, _ in rows for name in re.findall(r"`(\w+)`", row)]
+    assert len(names) == len(set(names))
+    assert set(names) == {*d2l.__all__, "plt"}
 
 
 def test_a_slip_of_the_keyboard():

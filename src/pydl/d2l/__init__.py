@@ -1,7 +1,7 @@
 """The names of "Dive into Deep Learning" (PyTorch), so that its programs run: ``from pydl import d2l``.
 
-All of it is our own code under the book's names and meanings, on data that needs no download. ``NAMES.md`` beside this
-file says for each name where the book has it, and what differs.
+All of it is our own code under the book's names and meanings, on data that needs no download. The repository's
+``src/pydl/d2l/NAMES.md`` says for each name where the book has it, and what differs.
 """
 
 from pydl.d2l import unserved

@@ -29,7 +29,7 @@ def loss(self, y_hat, y):
     return -torch.log(y_hat[list(range(len(y_hat))), y]).mean()
 
 
-d2l.Trainer(max_epochs=3).fit(SoftmaxRegressionScratch(784, 10, lr=0.1), data)
+d2l.Trainer(max_epochs=2).fit(SoftmaxRegressionScratch(784, 10, lr=0.1), data)
 
 
 class WeightDecay(d2l.LinearRegression):
@@ -48,7 +48,7 @@ model = WeightDecay(wd=3, lr=0.01)
 made_up = d2l.SyntheticRegressionData(torch.full((200,), 0.01), 0.05, num_train=20, num_val=100, batch_size=5)
 model.board.yscale = "log"
 model.apply_init([made_up.X])
-d2l.Trainer(max_epochs=5).fit(model, made_up)
+d2l.Trainer(max_epochs=3).fit(model, made_up)
 
 
 class DropoutMLP(d2l.Classifier):
@@ -60,7 +60,7 @@ class DropoutMLP(d2l.Classifier):
         )
 
 
-d2l.Trainer(max_epochs=3).fit(DropoutMLP(num_outputs=10, num_hiddens_1=256, dropout_1=0.5, lr=0.1), data)
+d2l.Trainer(max_epochs=2).fit(DropoutMLP(num_outputs=10, num_hiddens_1=256, dropout_1=0.5, lr=0.1), data)
 
 
 class LeNet(d2l.Classifier):

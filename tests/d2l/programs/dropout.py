@@ -33,14 +33,14 @@ class Net(nn.Module):
         return self.lin3(H2)
 
 
-num_epochs, lr, batch_size = 4, 0.5, 64
+num_epochs, lr, batch_size = 2, 0.5, 64
 loss = nn.CrossEntropyLoss(reduction="none")
 train_iter, test_iter = d2l.load_data_fashion_mnist(batch_size)
-net = Net(784, 10, 256, 256)
+net = Net(784, 10, 128, 128)
 d2l.train_ch3(net, train_iter, test_iter, loss, num_epochs, torch.optim.SGD(net.parameters(), lr=lr))
 
 concise = nn.Sequential(
-    nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Dropout(0.2),
-    nn.Linear(256, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 10),
+    nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Dropout(0.2),
+    nn.Linear(128, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10),
 )  # fmt: skip
 d2l.train_ch3(concise, train_iter, test_iter, loss, num_epochs, torch.optim.SGD(concise.parameters(), lr=lr))

@@ -44,4 +44,4 @@ def fit(degrees, num_epochs):
     )  # fmt: skip
 
 
-normal, under = fit(4, 300), fit(2, 40)
+normal, under = fit(4, 200), fit(2, 20)

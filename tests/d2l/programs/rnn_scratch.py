@@ -35,6 +35,6 @@ def rnn(inputs, state, params):
 num_hiddens = 64
 net = d2l.RNNModelScratch(len(vocab), num_hiddens, d2l.try_gpu(), get_params, init_rnn_state, rnn)
 before = d2l.predict_ch8("time traveller ", 10, net, vocab, d2l.try_gpu())
-num_epochs, lr = 20, 1
+num_epochs, lr = 15, 1
 d2l.train_ch8(net, train_iter, vocab, lr, num_epochs, d2l.try_gpu())
 d2l.train_ch8(net, train_iter, vocab, lr, 2, d2l.try_gpu(), use_random_iter=True)

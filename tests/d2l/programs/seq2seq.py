@@ -60,7 +60,7 @@ fras = ["sept .", "trois cent douze .", "deux mille quarante cinq ."]
 encoder = d2l.Seq2SeqEncoder(len(src_vocab), embed_size, num_hiddens, num_layers, dropout)
 decoder = Seq2SeqDecoder(len(tgt_vocab), embed_size, num_hiddens, num_layers, dropout)
 net = d2l.EncoderDecoder(encoder, decoder)
-d2l.train_seq2seq(net, train_iter, lr, 15, tgt_vocab, device)
+d2l.train_seq2seq(net, train_iter, lr, 8, tgt_vocab, device)
 for eng, fra in zip(engs, fras, strict=True):
     translation, attention_weight_seq = d2l.predict_seq2seq(net, eng, src_vocab, tgt_vocab, num_steps, device)
     print(f"{eng} => {translation}, bleu {d2l.bleu(translation, fra, k=2):.3f}")
@@ -68,7 +68,7 @@ for eng, fra in zip(engs, fras, strict=True):
 encoder = d2l.Seq2SeqEncoder(len(src_vocab), embed_size, num_hiddens, num_layers, dropout)
 decoder = Seq2SeqAttentionDecoder(len(tgt_vocab), embed_size, num_hiddens, num_layers, dropout)
 net = d2l.EncoderDecoder(encoder, decoder)
-d2l.train_seq2seq(net, train_iter, lr, 10, tgt_vocab, device)
+d2l.train_seq2seq(net, train_iter, lr, 4, tgt_vocab, device)
 translation, weights = d2l.predict_seq2seq(net, engs[-1], src_vocab, tgt_vocab, num_steps, device, True)
 attention_weights = torch.cat([step[0][0][0] for step in weights], 0).reshape((1, 1, -1, num_steps))
 d2l.show_heatmaps(attention_weights, xlabel="Key positions", ylabel="Query positions")
