@@ -39,7 +39,7 @@ PICTURES = {
     "attention": 0,
     "anchors": 0,
     "linear_objects": 3,
-    "classifiers_objects": 4,
+    "classifiers_objects": 3,
 }
 HERE = Path(__file__).parent
 
@@ -108,7 +108,7 @@ def test_the_later_editions_frame(ran):
     assert values["error_in_w"] == pytest.approx([0, 0], abs=0.3)
     assert values["concise_error"] == pytest.approx([0, 0], abs=0.05)
     out = ran["classifiers_objects"]["out"]
-    assert len(re.findall(r"pydl serves \d+ of \d+ layers: a step takes", out)) == 3
+    assert len(re.findall(r"pydl serves \d+ of \d+ layers: a step takes", out)) == 2
     assert out.count("these are scikit-learn's digits") == 1
 
 
@@ -169,4 +169,4 @@ def test_lenet_reaches_the_accuracy_of_the_command(tmp_path):
     """``pydl train lenet`` ends at 0.9916 of the same digits (README)."""
     found = run(tmp_path, "lenet")["lenet"]
     assert found["error"] == ""
-    assert found["values"]["accuracy"] > 0.98
+    assert found["values"]["accuracy"] > 0.985

@@ -1,12 +1,12 @@
 """Attention: masked softmax, scores by products and by a small net, several heads, positions."""
 
-import inspect
 import math
 
 import torch
 from torch import nn
 
 from pydl import functional
+from pydl.d2l.editions import bound, signature
 
 
 def sequence_mask(X, valid_len, value=0):
@@ -36,25 +36,6 @@ class MaskedSoftmaxCELoss(nn.CrossEntropyLoss):
         return sequence_mask(unweighted.reshape(label.shape), valid_len).mean(dim=1)
 
 
-def _bound(name, signatures, args, kwargs):
-    """The arguments by name, of the first of both editions' signatures that takes them."""
-    for signature in signatures:
-        try:
-            found = signature.bind(*args, **kwargs)
-        except TypeError:
-            continue
-        found.apply_defaults()
-        return found.arguments
-    expected = " or ".join(map(str, signatures))
-    raise TypeError(
-        f"{name}: expected the arguments to be {expected}, got {len(args)} and {', '.join(kwargs) or 'none'}"
-    )
-
-
-def _signature(function):
-    return inspect.signature(function)
-
-
 class AdditiveAttention(nn.Module):
     """Scores ``w · tanh(W_q q + W_k k)``.
 
@@ -66,13 +47,13 @@ class AdditiveAttention(nn.Module):
     """
 
     _SIGNATURES = (
-        _signature(lambda num_hiddens, dropout: None),
-        _signature(lambda key_size, query_size, num_hiddens, dropout: None),
+        signature(lambda num_hiddens, dropout: None),
+        signature(lambda key_size, query_size, num_hiddens, dropout: None),
     )
 
     def __init__(self, *args, **kwargs):
         super().__init__()
-        sizes = _bound("AdditiveAttention", self._SIGNATURES, args, kwargs)
+        sizes = bound("AdditiveAttention", self._SIGNATURES, args, kwargs)
         hiddens = sizes["num_hiddens"]
         self.W_k = _affine(sizes.get("key_size"), hiddens)
         self.W_q = _affine(sizes.get("query_size"), hiddens)
@@ -125,13 +106,13 @@ class MultiHeadAttention(nn.Module):
     """
 
     _SIGNATURES = (
-        _signature(lambda num_hiddens, num_heads, dropout, bias=False: None),
-        _signature(lambda key_size, query_size, value_size, num_hiddens, num_heads, dropout, bias=False: None),
+        signature(lambda num_hiddens, num_heads, dropout, bias=False: None),
+        signature(lambda key_size, query_size, value_size, num_hiddens, num_heads, dropout, bias=False: None),
     )
 
     def __init__(self, *args, **kwargs):
         super().__init__()
-        sizes = _bound("MultiHeadAttention", self._SIGNATURES, args, kwargs)
+        sizes = bound("MultiHeadAttention", self._SIGNATURES, args, kwargs)
         hiddens, self.num_heads, bias = sizes["num_hiddens"], sizes["num_heads"], sizes["bias"]
         if hiddens % self.num_heads:
             raise ValueError(

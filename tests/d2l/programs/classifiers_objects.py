@@ -51,18 +51,6 @@ model.apply_init([made_up.X])
 d2l.Trainer(max_epochs=3).fit(model, made_up)
 
 
-class DropoutMLP(d2l.Classifier):
-    def __init__(self, num_outputs, num_hiddens_1, dropout_1, lr):
-        super().__init__()
-        self.save_hyperparameters()
-        self.net = nn.Sequential(
-            nn.Flatten(), nn.LazyLinear(num_hiddens_1), nn.ReLU(), nn.Dropout(dropout_1), nn.LazyLinear(num_outputs)
-        )
-
-
-d2l.Trainer(max_epochs=2).fit(DropoutMLP(num_outputs=10, num_hiddens_1=256, dropout_1=0.5, lr=0.1), data)
-
-
 class LeNet(d2l.Classifier):
     def __init__(self, lr=0.1, num_classes=10):
         super().__init__()

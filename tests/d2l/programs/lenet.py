@@ -13,8 +13,8 @@ net = nn.Sequential(
     nn.Linear(84, 10),
 )  # fmt: skip
 
-batch_size = 32
+batch_size = 64
 train_iter, test_iter = d2l.load_data_fashion_mnist(batch_size=batch_size)
-lr, num_epochs = 0.9, 50
+lr, num_epochs = 0.9, 80
 d2l.train_ch6(net, train_iter, test_iter, num_epochs, lr, d2l.try_gpu())
 accuracy = d2l.evaluate_accuracy_gpu(net, test_iter)

@@ -53,7 +53,7 @@ class Seq2SeqAttentionDecoder(d2l.AttentionDecoder):
 
 embed_size, num_hiddens, num_layers, dropout = 32, 32, 2, 0.1
 batch_size, num_steps, lr, device = 64, 10, 0.01, d2l.try_gpu()
-train_iter, src_vocab, tgt_vocab = d2l.load_data_nmt(batch_size, num_steps, num_examples=300)
+train_iter, src_vocab, tgt_vocab = d2l.load_data_nmt(batch_size, num_steps, num_examples=200)
 engs = ["seven .", "three hundred twelve .", "two thousand forty five ."]
 fras = ["sept .", "trois cent douze .", "deux mille quarante cinq ."]
 
