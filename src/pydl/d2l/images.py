@@ -74,8 +74,8 @@ def _fashion_mnist(root):
 
 def _digits():
     say_once(
-        "d2l: no files of Fashion-MNIST in " + ", ".join(map(str, folders())) + ": these are scikit-learn's digits, at "
-        "28×28. With its four files in one of these folders, or PYDL_DATA naming theirs, it is Fashion-MNIST."
+        "d2l: no files of Fashion-MNIST in " + ", ".join(map(str, folders())) + ": these are scikit-learn's digits, "
+        "normalised, at 28×28. With its four files in one of these folders, or PYDL_DATA naming theirs, it is Fashion-MNIST."
     )
     return digits()
 
