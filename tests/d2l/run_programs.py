@@ -79,7 +79,7 @@ def run(name, folder):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     where, *names = sys.argv[1:]
     stdout = sys.stdout
     print(json.dumps({name: run(name, Path(where)) for name in names}), file=stdout)

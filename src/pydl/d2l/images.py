@@ -74,7 +74,7 @@ def _fashion_mnist(root):
 
 def _digits():
     say_once(
-        "d2l: no files of Fashion-MNIST in " + ", ".join(map(str, folders())) + ": these are scikit-learn's digits, "
+        f"d2l: no files of Fashion-MNIST in {', '.join(map(str, folders()))}: these are scikit-learn's digits, "
         "normalised, at 28×28. With its four files in one of these folders, or PYDL_DATA naming theirs, it is Fashion-MNIST."
     )
     return digits()

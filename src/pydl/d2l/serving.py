@@ -11,7 +11,7 @@ import pydl
 from pydl.backend import use
 
 # The comparison with torch takes three steps of each, and goes on for so long, or for this share of the training.
-LEAST, SHARE, ROUNDS = 0.2, 0.05, 200
+LEAST, SHARE, ROUNDS = 0.1, 0.05, 200
 
 
 def serve(net, swap):

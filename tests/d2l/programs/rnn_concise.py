@@ -11,4 +11,4 @@ train_iter, vocab = d2l.load_data_time_machine(batch_size, num_steps, max_tokens
 device = d2l.try_gpu()
 for layer in (nn.RNN(len(vocab), 32), nn.GRU(len(vocab), 32), nn.LSTM(len(vocab), 32, 2)):
     net = d2l.RNNModel(layer, vocab_size=len(vocab)).to(device)
-    d2l.train_ch8(net, train_iter, vocab, 2, 8, device)
+    d2l.train_ch8(net, train_iter, vocab, 2, 5, device)

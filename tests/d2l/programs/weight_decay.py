@@ -11,7 +11,7 @@ test_data = d2l.synthetic_data(true_w, true_b, n_test)
 test_iter = d2l.load_array(test_data, batch_size, is_train=False)
 
 
-def train_scratch(lambd, num_epochs=40, lr=0.003):
+def train_scratch(lambd, num_epochs=30, lr=0.003):
     w = torch.normal(0, 1, size=(num_inputs, 1), requires_grad=True)
     b = torch.zeros(1, requires_grad=True)
 
@@ -32,7 +32,7 @@ def train_scratch(lambd, num_epochs=40, lr=0.003):
     return torch.norm(w).item()
 
 
-def train_concise(wd, num_epochs=40, lr=0.003):
+def train_concise(wd, num_epochs=30, lr=0.003):
     net = nn.Sequential(nn.Linear(num_inputs, 1))
     for param in net.parameters():
         param.data.normal_()
