@@ -75,7 +75,8 @@ def _fashion_mnist(root):
 def _digits():
     say_once(
         f"d2l: no files of Fashion-MNIST in {', '.join(map(str, folders()))}: these are scikit-learn's digits, "
-        "normalised, at 28×28. With its four files in one of these folders, or PYDL_DATA naming theirs, it is Fashion-MNIST."
+        "normalised, at 28×28. With its four files in one of these folders, or PYDL_DATA naming theirs, it is "
+        "Fashion-MNIST."
     )
     return digits()
 
