@@ -1,16 +1,14 @@
-// The step of an optimizer, and the norm of gradients: what is asked of each tensor, and the table that the kernels get.
+// The step of an optimizer: what is asked of each tensor, and the table that the kernels get.
 //
 // A step is served as a whole or not at all, and before anything is written: else torch's own step takes it from the
 // start. State is made, and checked in words, by torch: what is not there or lies otherwise is a reason to leave it.
-#include "csrc/optim.h"
-#include "csrc/autograd/arguments.h"
+#include "csrc/autograd/optim.h"
+
 #include "csrc/autograd/functions.h"
 
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -23,12 +21,6 @@ struct Reason {
   const char* text;
 };
 
-const OptimLaunchers& launchers() {
-  static const auto* const found = static_cast<const OptimLaunchers*>(PyCapsule_Import(kOptimCapsule, 0));
-  if (found == nullptr) throw python_error();
-  return *found;
-}
-
 PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
 #define PYDL_KEY(name)                            \
   [] {                                            \
@@ -36,58 +28,12 @@ PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); 
     return key;                                   \
   }()
 
-// Memory that a call reads or writes.
-struct Extent {
-  uintptr_t begin, end;
-  bool written;
-};
-
-Extent extent_of(const Tensor& t, bool written) {
-  const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
-  return {begin, begin + t.nbytes(), written};
-}
-
-// Whether what is written overlaps anything else: torch's loops take such tensors one after another.
-bool overlap(std::vector<Extent>& extents) {
-  std::sort(extents.begin(), extents.end(),
-            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
-  uintptr_t written = 0, read = 0;  // where the farthest of those before ends
-  for (const Extent& e : extents) {
-    if (e.begin == e.end) continue;
-    if (e.begin < written || (e.written && e.begin < read)) return true;
-    uintptr_t& farthest = e.written ? written : read;
-    farthest = std::max(farthest, e.end);
-  }
-  return false;
-}
-
 bool lies_as(const Tensor& t, const Tensor& other) {
   if (t.sizes() != other.sizes()) return false;
   for (int64_t d = 0; d < t.dim(); ++d)
     if (t.size(d) > 1 && t.stride(d) != other.stride(d)) return false;
   return true;
 }
-
-// Where the chunks of each tensor begin, and their number.
-std::vector<int64_t> chunks(size_t tensors, const auto& count) {
-  std::vector<int64_t> first(tensors + 1);
-  for (size_t t = 0; t < tensors; ++t) first[t + 1] = first[t] + ceil_div(count(t), kOptimChunk);
-  return first;
-}
-
-// Below, the lock of Python is kept: giving it back and taking it again costs as much as the step.
-constexpr int64_t kWorthUnlocking = 16;  // chunks
-
-// Calls compute(the kernels), which are looked up under the lock.
-template <class Compute>
-void unlocked_if_long(int64_t chunks, const Compute& compute) {
-  const OptimLaunchers& kernels = launchers();
-  if (chunks < kWorthUnlocking) return compute(kernels);
-  pybind11::gil_scoped_release release;
-  compute(kernels);
-}
-
-DType dtype_of(const Tensor& t) { return t.scalar_type() == at::kDouble ? DType::f64 : DType::f32; }
 
 // The tensors of a step whose kernel is the same.
 struct Batch {
@@ -298,69 +244,6 @@ class Step {
   }
 };
 
-struct Grads {
-  std::vector<Tensor> grads;
-  std::vector<void*> data;
-  std::vector<int64_t> count, first;
-  DType dtype = DType::f32;
-
-  explicit Grads(PyObject* parameters) {
-    std::vector<Extent> extents;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(parameters); ++i) {
-      PyObject* const object = PyList_GET_ITEM(parameters, i);
-      if (!is_plain(object)) throw NotPlain();
-      if (!THPVariable_Unpack(object).grad().defined()) continue;
-      const pybind11::object wrapped =
-          pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(THPVariable_Unpack(object).grad()));
-      if (!is_plain(wrapped.ptr())) throw NotPlain();
-      const Tensor& grad = grads.emplace_back(THPVariable_Unpack(wrapped.ptr()));
-      if (grad.scalar_type() != grads[0].scalar_type() || !grad.is_non_overlapping_and_dense() ||
-          (grad.scalar_type() != at::kFloat && grad.scalar_type() != at::kDouble))
-        throw NotPlain();
-      extents.push_back(extent_of(grad, true));
-      count.push_back(grad.numel());
-      data.push_back(grad.mutable_data_ptr());
-    }
-    if (grads.empty() || overlap(extents)) throw NotPlain();
-    dtype = dtype_of(grads[0]);
-    first = chunks(grads.size(), [&](size_t t) { return count[t]; });
-  }
-};
-
-// The factor that torch multiplies by, in the dtype A of the gradients, as its own ops round it.
-template <class A>
-double factor_of(double square_sum, double max_norm, double& norm) {
-  const A total = std::sqrt(static_cast<A>(square_sum));  // infinite where torch's is
-  norm = total;
-  const A factor = A(1) / (total + static_cast<A>(1e-6)) * static_cast<A>(max_norm);
-  return factor > 1 ? A(1) : factor;
-}
-
-// Scales the gradients in place; returns their norm.
-double clip(Grads& g, double max_norm, bool refuse_nonfinite) {
-  std::vector<double> sums(g.first.back());
-  GradsParams params{g.dtype,
-                     static_cast<int64_t>(g.grads.size()),
-                     g.data.data(),
-                     g.count.data(),
-                     g.first.data(),
-                     sums.data(),
-                     1.0};
-  double norm = 0;
-  unlocked_if_long(g.first.back(), [&](const OptimLaunchers& kernels) {
-    if (!sums.empty()) kernels.square_sums(params);
-    double total = 0;
-    for (double sum : sums) total += sum;
-    params.factor = g.dtype == DType::f64 ? factor_of<double>(total, max_norm, norm)
-                                          : factor_of<float>(total, max_norm, norm);
-    if (refuse_nonfinite && !std::isfinite(norm)) return;
-    if (params.factor != 1 && !sums.empty()) kernels.scale(params);  // nan too
-  });
-  if (refuse_nonfinite && !std::isfinite(norm)) throw NotPlain();  // for torch to say it
-  for (const Tensor& t : g.grads) t.unsafeGetTensorImpl()->bump_version();
-  return norm;
-}
-
 }  // namespace
 
 // optimizer_step(name, param_groups, state, launch, observed) -> None where it is done, or would be without `launch`;
@@ -379,22 +262,6 @@ PyObject* optimizer_step(PyObject*, PyObject* const* objects, Py_ssize_t given) 
   } catch (const Reason& reason) {
     if (PyErr_Occurred()) throw python_error();
     return PyUnicode_FromString(reason.text);
-  }
-  END_HANDLE_TH_ERRORS
-}
-
-// clip_grad_norm(list of parameters, max_norm, error_if_nonfinite) -> the norm, or NotImplemented
-PyObject* clip_grad_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) {
-  HANDLE_TH_ERRORS
-  try {
-    TORCH_CHECK_TYPE(given == 3 && PyList_Check(objects[0]), "expected a list, a float and a bool");
-    if (!is_plain_moment()) throw NotPlain();
-    const Arguments arguments(objects);
-    Grads grads(objects[0]);
-    const double norm = clip(grads, arguments.real(1), arguments.truth(2));
-    return THPVariable_Wrap(at::scalar_tensor(norm, grads.grads[0].options()));
-  } catch (const NotPlain&) {
-    Py_RETURN_NOTIMPLEMENTED;
   }
   END_HANDLE_TH_ERRORS
 }
