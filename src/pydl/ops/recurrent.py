@@ -187,7 +187,7 @@ SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LEAST_ROWS = 8
 
 
-def _run(ops, kind, tensors, batch_sizes, reverse):
+def run_layer(ops, kind, tensors, batch_sizes, reverse):
     """(output, states after the last step) of one layer in one direction; ``tensors`` as the op takes them."""
     if torch.compiler.is_compiling():
         found = ops.recurrent_forward(*tensors, batch_sizes, kind, reverse, True)
@@ -213,6 +213,11 @@ class _Call:
             self.input, hx, *rest = values
             self.batch_sizes = None
         self.params, self.has_biases, self.layers, self.dropout, self.train, bidirectional, self.batch_first = rest
+        flags = self.has_biases, self.train, bidirectional, self.batch_first
+        if {type(flag) for flag in flags} != {bool} or type(self.layers) is not int:
+            raise TypeError  # what torch refuses, or takes in a form of its own
+        if type(self.dropout) not in (float, int):
+            raise TypeError
         self.states = tuple(hx) if kind == "lstm" else (hx,)
         self.kind, self.directions, self.each = kind, 2 if bidirectional else 1, 4 if self.has_biases else 2
 
@@ -269,7 +274,7 @@ class _Call:
             for direction in range(self.directions):
                 i = layer * self.directions + direction
                 states = initial[i] if self.kind == "lstm" else (*initial[i], None)
-                output, *ended = _run(
+                output, *ended = run_layer(
                     ops, self.kind, (input, *states, *self.weights(i)), self.batch_sizes, direction == 1
                 )
                 outputs.append(output)
@@ -278,6 +283,8 @@ class _Call:
             if self.dropout and self.train and layer + 1 < self.layers:
                 input = dropout_unasked("dropout", input, self.dropout, True, False)
         output = input.transpose(0, 1) if self.batch_first else input
+        if len(final) == 1:
+            return output, *(state.unsqueeze(0) for state in final[0])
         return output, *(torch.stack(states) for states in zip(*final, strict=True))
 
 
