@@ -9,7 +9,6 @@ from testing import assert_close
 from torch import nn
 
 import pydl
-from pydl.ops import recurrent_cells
 
 pytestmark = pytest.mark.cpu_kernels
 
@@ -20,11 +19,6 @@ KINDS = {
     "lstm_cell": (nn.LSTMCell, {}),
 }
 OUR_OP = "pydl::recurrent_forward"
-
-
-@pytest.fixture(autouse=True)
-def _every_size_is_ours(monkeypatch):
-    monkeypatch.setattr(recurrent_cells, "LEAST_BATCH", 1)
 
 
 def pair(kind, *sizes, dtype=torch.float32, **options):

@@ -183,8 +183,8 @@ def _check_unwritten(ctx):
 _apply = _library.eager(_Eager)
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Steps times sequences from which on the weights are packed for enough products: below, torch's calls are quicker.
-LEAST_ROWS = 8
+# Steps times sequences from which on ours is quicker; one row is little more than a call and its weights read once.
+LEAST_ROWS = {"rnn_tanh": 2, "rnn_relu": 2, "gru": 2, "lstm": 1}
 
 
 def run_layer(ops, kind, tensors, batch_sizes, reverse):
@@ -225,10 +225,6 @@ class _Call:
         """weight_ih, weight_hh, bias_ih, bias_hh of one layer in one direction, by number."""
         own = self.params[i * self.each : (i + 1) * self.each]
         return own if self.has_biases else (*own, None, None)
-
-    def is_small(self):
-        """Whether it has too few steps and sequences; asked first, since such calls have no time to lose."""
-        return self.input.shape[:-1].numel() < LEAST_ROWS
 
     def is_served(self):
         """Whether the call is ours; what torch would refuse, it refuses in its own words."""
@@ -294,8 +290,13 @@ _PACKED_NAMES = ("data", "batch_sizes", *_NAMES[1:-1])
 
 def _serve(kind, torchs, args, kwargs):
     try:
+        input = args[
+            0
+        ]  # in torch's own layers the first by position; asked first, since small calls have no time to lose
+        if input.numel() < LEAST_ROWS[kind] * input.shape[-1]:
+            return torchs(*args, **kwargs)
         call = _Call(kind, args, kwargs)
-        theirs = call.is_small() or call.is_torchs() or not call.is_served()
+        theirs = call.is_torchs() or not call.is_served()
         ops = None if theirs else backend.ops_for(call.input, "recurrent")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # torch says so in its own words
         ops = None
@@ -319,8 +320,9 @@ def rnn_tanh(*args, **kwargs):
         (output, states after the last step), of :func:`lstm` (output, h, c); output is (steps, batch, directions *
         units), or (batch, steps, ...) with batch_first. Nothing depends on the number of threads.
 
-    Torch's own function serves other devices and dtypes, projections, fewer than 8 steps times sequences, empty
-    tensors, calls under autocast and under transforms of torch.func, and whatever it refuses.
+    Torch's own function serves other devices and dtypes, projections, one step of one sequence (but of
+    :func:`lstm`), empty tensors, an input given by name, calls under autocast and under transforms of torch.func, and
+    whatever it refuses.
     """
     return _serve("rnn_tanh", torch.rnn_tanh, args, kwargs)
 
