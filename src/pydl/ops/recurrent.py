@@ -185,6 +185,8 @@ _apply = _library.eager(_Eager)
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Steps times sequences from which on ours is quicker; one row is little more than a call and its weights read once.
 LEAST_ROWS = {"rnn_tanh": 2, "rnn_relu": 2, "gru": 2, "lstm": 1}
+# Numbers of an LSTM's weights that stay in no cache of a core: each thread reads them at each step, oneDNN's once.
+LARGE, ENOUGH_SEQUENCES = 1 << 21, 16
 
 
 def run_layer(ops, kind, tensors, batch_sizes, reverse):
@@ -238,6 +240,9 @@ class _Call:
         batch = int(self.batch_sizes[0]) if packed else input.shape[0 if self.batch_first else 1]
         units = self.params[1].shape[-1]
         gates = {"gru": 3, "lstm": 4}.get(self.kind, 1) * units
+        large = self.kind == "lstm" and dtype == torch.float32 and gates * (features + units) > LARGE
+        if large and 1 < batch < ENOUGH_SEQUENCES and input.shape[:-1].numel() > 3 * batch:  # see NOTES of the kernels
+            return False
         for i in range(count):
             weight_ih, weight_hh, *biases = self.weights(i)
             if weight_ih.shape != (gates, features) or weight_hh.shape != (gates, units):
@@ -321,8 +326,8 @@ def rnn_tanh(*args, **kwargs):
         units), or (batch, steps, ...) with batch_first. Nothing depends on the number of threads.
 
     Torch's own function serves other devices and dtypes, projections, one step of one sequence (but of
-    :func:`lstm`), empty tensors, an input given by name, calls under autocast and under transforms of torch.func, and
-    whatever it refuses.
+    :func:`lstm`), empty tensors, an input given by name, calls under autocast and under transforms of torch.func, LSTMs
+    of more than two million weights in float32 for 2 to 15 sequences of more than three steps, and whatever it refuses.
     """
     return _serve("rnn_tanh", torch.rnn_tanh, args, kwargs)
 
