@@ -183,8 +183,8 @@ def _check_unwritten(ctx):
 _apply = _library.eager(_Eager)
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Steps times sequences from which on the weights are packed for enough products: below, torch's calls are quicker.
-LEAST_ROWS = 8
+# Steps times sequences from which on ours is quicker; one row is little more than a call and its weights read once.
+LEAST_ROWS = {"rnn_tanh": 2, "rnn_relu": 2, "gru": 2, "lstm": 1}
 # Numbers of an LSTM's weights that stay in no cache of a core: each thread reads them at each step, oneDNN's once.
 LARGE, ENOUGH_SEQUENCES = 1 << 21, 16
 
@@ -228,10 +228,6 @@ class _Call:
         own = self.params[i * self.each : (i + 1) * self.each]
         return own if self.has_biases else (*own, None, None)
 
-    def is_small(self):
-        """Whether it has too few steps and sequences; asked first, since such calls have no time to lose."""
-        return self.input.shape[:-1].numel() < LEAST_ROWS
-
     def is_served(self):
         """Whether the call is ours; what torch would refuse, it refuses in its own words."""
         input, states, count = self.input, self.states, self.layers * self.directions
@@ -245,7 +241,7 @@ class _Call:
         units = self.params[1].shape[-1]
         gates = {"gru": 3, "lstm": 4}.get(self.kind, 1) * units
         large = self.kind == "lstm" and dtype == torch.float32 and gates * (features + units) > LARGE
-        if large and 1 < batch < ENOUGH_SEQUENCES:
+        if large and 1 < batch < ENOUGH_SEQUENCES and input.shape[:-1].numel() > 3 * batch:  # see NOTES of the kernels
             return False
         for i in range(count):
             weight_ih, weight_hh, *biases = self.weights(i)
@@ -299,8 +295,13 @@ _PACKED_NAMES = ("data", "batch_sizes", *_NAMES[1:-1])
 
 def _serve(kind, torchs, args, kwargs):
     try:
+        input = args[
+            0
+        ]  # in torch's own layers the first by position; asked first, since small calls have no time to lose
+        if input.numel() < LEAST_ROWS[kind] * input.shape[-1]:
+            return torchs(*args, **kwargs)
         call = _Call(kind, args, kwargs)
-        theirs = call.is_small() or call.is_torchs() or not call.is_served()
+        theirs = call.is_torchs() or not call.is_served()
         ops = None if theirs else backend.ops_for(call.input, "recurrent")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # torch says so in its own words
         ops = None
@@ -324,9 +325,9 @@ def rnn_tanh(*args, **kwargs):
         (output, states after the last step), of :func:`lstm` (output, h, c); output is (steps, batch, directions *
         units), or (batch, steps, ...) with batch_first. Nothing depends on the number of threads.
 
-    Torch's own function serves other devices and dtypes, projections, fewer than 8 steps times sequences, empty
-    tensors, calls under autocast and under transforms of torch.func, LSTMs of more than two million weights in
-    float32 for 2 to 15 sequences, and whatever it refuses.
+    Torch's own function serves other devices and dtypes, projections, one step of one sequence (but of
+    :func:`lstm`), empty tensors, an input given by name, calls under autocast and under transforms of torch.func, LSTMs
+    of more than two million weights in float32 for 2 to 15 sequences of more than three steps, and whatever it refuses.
     """
     return _serve("rnn_tanh", torch.rnn_tanh, args, kwargs)
 

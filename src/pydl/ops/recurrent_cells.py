@@ -10,7 +10,7 @@ from pydl._private import functorch_active
 from pydl.aside import is_torchs
 from pydl.ops.recurrent import SUPPORTED, run_layer
 
-LEAST_BATCH = 8  # rows from which on the weights are read once for enough products: below, torch's calls are quicker
+LEAST_BATCH = 2  # rows from which on ours is quicker
 
 
 def _is_served(kind, input, states, weight_ih, weight_hh, bias_ih, bias_hh):
@@ -62,7 +62,7 @@ def rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     Returns:
         The state after the step, (batch, units), of :func:`lstm_cell` a pair. Nothing depends on the number of threads.
 
-    Torch's own function serves other devices and dtypes, batches of fewer than 8, empty tensors, calls under autocast
+    Torch's own function serves other devices and dtypes, batches of fewer than 2, empty tensors, calls under autocast
     and under transforms of torch.func, and whatever it refuses.
     """
     return _serve("rnn_tanh", torch.rnn_tanh_cell, input, hx, w_ih, w_hh, b_ih, b_hh)
