@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from peers import serve
 
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 MOMENTUM, EPS = 0.1, 1e-5  # of batch normalisation
 
@@ -28,7 +29,15 @@ def init(words, shape, random):
         elif kind == "linear":
             scale = shape[-1] ** -0.5
             p["w"], p["b"] = random.uniform(-scale, scale, (shape[-1], options[0])), np.zeros(options[0])
-            shape = (shape[0], options[0])
+            shape = (*shape[:-1], options[0])
+        elif kind == "one_hot":
+            shape = (*shape, options[0])
+        elif kind in GATES:
+            units, scale = options[0], options[0] ** -0.5
+            for name, size in (("w", (shape[-1], GATES[kind] * units)), ("u", (units, GATES[kind] * units))):
+                p[name] = random.uniform(-scale, scale, size)
+            p["b"], p["c"] = np.zeros(GATES[kind] * units), np.zeros(GATES[kind] * units)
+            shape = (*shape[:-1], units)
         elif kind == "batch_norm":
             p["w"], p["b"] = np.ones(shape[-1]), np.zeros(shape[-1])
             s["mean"], s["var"] = np.zeros(shape[-1]), np.ones(shape[-1])
@@ -53,6 +62,29 @@ def pool(x, kernel, stride, padding, start, reduce):
     return lax.reduce_window(x, start, reduce, (1, kernel, kernel, 1), (1, stride, stride, 1), pads)
 
 
+def recurrent(kind, p, x):
+    """The states of all steps of one layer, as torch defines its gates; the input's product before the loop."""
+
+    def step(state, a):
+        h, c = state
+        b = h @ p["u"] + p["c"]
+        if kind == "gru":
+            (a_r, a_z, a_n), (b_r, b_z, b_n) = jnp.split(a, 3, -1), jnp.split(b, 3, -1)
+            r, z = jax.nn.sigmoid(a_r + b_r), jax.nn.sigmoid(a_z + b_z)
+            n = jnp.tanh(a_n + r * b_n)
+            h = n + z * (h - n)
+        elif kind == "lstm":
+            i, f, g, o = jnp.split(a + b, 4, -1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        else:
+            h = jnp.tanh(a + b)
+        return (h, c), h
+
+    zeros = jnp.zeros((x.shape[1], p["u"].shape[0]), x.dtype)
+    return lax.scan(step, (zeros, zeros), x @ p["w"] + p["b"])[1]
+
+
 def apply(words, parameters, state, x, key):
     """The layers' result in training, and their new running statistics."""
     after = []
@@ -64,6 +96,10 @@ def apply(words, parameters, state, x, key):
             x = x + p["b"] if "b" in p else x
         elif kind == "linear":
             x = x @ p["w"] + p["b"]
+        elif kind == "one_hot":
+            x = jax.nn.one_hot(x, options[0])
+        elif kind in GATES:
+            x = recurrent(kind, p, x)
         elif kind == "batch_norm":
             axes = tuple(range(x.ndim - 1))
             mean, var = x.mean(axes), x.var(axes)
@@ -95,15 +131,20 @@ def apply(words, parameters, state, x, key):
 
 def make(task):
     words, rate, random = task["layers"], task["learning_rate"], np.random.default_rng(0)
-    batch, channels, height, width = task["input"]
-    parameters, state, _ = init(words, (batch, height, width, channels), random)
+    if "tokens" in task:
+        shape = task["tokens"]
+        x, target = (jnp.asarray(random.integers(task["characters"], size=shape)) for _ in range(2))
+    else:
+        batch, channels, height, width = task["input"]
+        shape = batch, height, width, channels
+        x = jnp.asarray(random.standard_normal(shape), jnp.float32)
+        target = jnp.asarray(random.integers(10, size=batch))
+    parameters, state, _ = init(words, shape, random)
     parameters, state = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (parameters, state))
-    x = jnp.asarray(random.standard_normal((batch, height, width, channels)), jnp.float32)
-    target = jnp.asarray(random.integers(10, size=batch))
 
     def loss_of(parameters, state, key):
         logits, state = apply(words, parameters, state, x, key)
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), target[:, None], 1).mean(), state
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], -1).mean(), state
 
     @jax.jit
     def step(parameters, state, key):

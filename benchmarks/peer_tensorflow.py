@@ -11,9 +11,11 @@ import tensorflow as tf
 from keras import layers
 from peers import serve
 
+RECURRENT = {"rnn": layers.SimpleRNN, "gru": layers.GRU, "lstm": layers.LSTM}
+
 
 def build(words, x):
-    """The layers applied to Keras' symbolic ``x``, images channels last."""
+    """The layers applied to Keras' symbolic ``x``: images channels last, or numbers of characters, batch first."""
     for kind, *options in words:
         if kind == "conv":
             channels, kernel, stride, padding, bias = options
@@ -23,6 +25,10 @@ def build(words, x):
             x = layers.Conv2D(channels, kernel, stride, "same" if same else "valid", use_bias=bias)(x)
         elif kind == "linear":
             x = layers.Dense(options[0])(x)
+        elif kind == "one_hot":
+            x = keras.ops.one_hot(x, options[0])
+        elif kind in RECURRENT:
+            x = RECURRENT[kind](options[0], return_sequences=True)(x)
         elif kind == "batch_norm":
             x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
         elif kind in ("relu", "sigmoid"):
@@ -44,12 +50,17 @@ def build(words, x):
 
 
 def make(task):
-    batch, channels, height, width = task["input"]
-    images = keras.Input((height, width, channels))
-    net = keras.Model(images, build(task["layers"], images))
     random = np.random.default_rng(0)
-    x = tf.constant(random.standard_normal((batch, height, width, channels)), tf.float32)
-    target = tf.constant(random.integers(10, size=batch))
+    if "tokens" in task:
+        length, batch = task["tokens"]
+        symbols = keras.Input((length,), dtype="int32")
+        x, target = (tf.constant(random.integers(task["characters"], size=(batch, length))) for _ in range(2))
+    else:
+        batch, channels, height, width = task["input"]
+        symbols = keras.Input((height, width, channels))
+        x = tf.constant(random.standard_normal((batch, height, width, channels)), tf.float32)
+        target = tf.constant(random.integers(10, size=batch))
+    net = keras.Model(symbols, build(task["layers"], symbols))
 
     @tf.function
     def step():
@@ -69,7 +80,11 @@ def make(task):
             raise FloatingPointError(f"peers: expected TensorFlow's loss to be finite, got {loss}")
         return time.perf_counter() - begin
 
-    return sum(int(np.prod(v.shape)) for v in net.trainable_variables), steps
+    count = sum(int(np.prod(v.shape)) for v in net.trainable_variables)
+    for layer in net.layers:  # which have one bias where torch has two, of which the sum alone counts
+        if isinstance(layer, layers.SimpleRNN | layers.LSTM):
+            count += int(np.prod(layer.cell.bias.shape))
+    return count, steps
 
 
 if __name__ == "__main__":

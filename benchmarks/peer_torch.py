@@ -4,16 +4,21 @@ import time
 
 import torch
 from peers import serve
-from steps import Step, plain, trained
+from steps import Language, Step, plain, trained
 
 from pydl import models
 
 
 def make(task):
     step = Step()
-    step.net = plain(getattr(models, task["model"])())
+    if "tokens" in task:
+        step.net = Language(task["model"], task["characters"], task["units"])
+        x, target = (torch.randint(task["characters"], task["tokens"]) for _ in range(2))
+        target = target.flatten()
+    else:
+        step.net = plain(getattr(models, task["model"])())
+        x, target = torch.randn(task["input"]), torch.randint(10, task["input"][:1])
     run = trained(step, task["learning_rate"])
-    x, target = torch.randn(task["input"]), torch.randint(10, task["input"][:1])
 
     def steps(count):
         begin = time.perf_counter()

@@ -40,6 +40,10 @@ def layers_of(module):
         for stage in (module.layer1, module.layer2, module.layer3, module.layer4):
             words += layers_of(stage)
         return [*words, ["mean"], *layers_of(module.fc)]
+    if hasattr(module, "rnn"):
+        return [["one_hot", module.rnn.input_size], *layers_of(module.rnn), *layers_of(module.output)]
+    if isinstance(module, nn.RNN | nn.GRU | nn.LSTM) and module.num_layers == 1 and not module.bidirectional:
+        return [[module.mode.lower().removesuffix("_tanh"), module.hidden_size]]
     if isinstance(module, nn.Conv2d):
         (kernel, _), (stride, _), (padding, _) = module.kernel_size, module.stride, module.padding
         return [["conv", module.out_channels, kernel, stride, padding, module.bias is not None]]
@@ -64,7 +68,8 @@ class Peer:
     Args:
         name: ``"jax"``, ``"tensorflow"`` or ``"mkl"``.
         model: the model that it shall equal, of torch's classes or ours.
-        task: what its process is told: ``model``, ``input``, ``learning_rate``.
+        task: what its process is told: ``model``, ``learning_rate`` and ``input``; or, of a language model,
+            ``tokens`` (steps, batch), ``characters`` and ``units``.
 
     Raises:
         RuntimeError: the process ended, with what it said, or has another count of parameters.

@@ -17,6 +17,24 @@ def plain(model):
     return model
 
 
+class Language(nn.Module):
+    """The book's language model over characters: one-hot numbers, a recurrent layer, scores of the next character.
+
+    Args:
+        kind: ``"RNN"``, ``"GRU"`` or ``"LSTM"``.
+        characters: how many there are.
+        units: of the recurrent layer.
+    """
+
+    def __init__(self, kind, characters, units):
+        super().__init__()
+        self.rnn, self.output = getattr(nn, kind)(characters, units), nn.Linear(units, characters)
+
+    def forward(self, x):
+        one_hot = nn.functional.one_hot(x, self.rnn.input_size).to(self.output.weight.dtype)
+        return self.output(self.rnn(one_hot)[0]).flatten(0, 1)
+
+
 class Step(nn.Module):
     """A model and its loss, built when its case comes up."""
 

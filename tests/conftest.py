@@ -48,10 +48,11 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _nothing_is_too_small(monkeypatch):
-    """Functions of one number and embeddings are ours for the small tensors of tests too."""
+    """Functions of one number, embeddings and recurrent cells are ours for the small tensors of tests too."""
     worth = pydl.ops.elementwise.WORTH_A_CALL
     monkeypatch.setattr(pydl.ops.elementwise, "WORTH_A_CALL", dict.fromkeys(worth, 0))
     monkeypatch.setattr(pydl.ops.embedding, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(pydl.ops.recurrent_cells, "LEAST_BATCH", 1)
 
 
 @pytest.fixture(params=BACKENDS)

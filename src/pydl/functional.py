@@ -15,6 +15,7 @@ from pydl.ops.matmul import addmm, baddbmm, bmm, matmul, mm
 from pydl.ops.max_pool2d import max_pool2d
 from pydl.ops.multi_head_attention import multi_head_attention_forward
 from pydl.ops.recurrent import gru, lstm, rnn_relu, rnn_tanh
+from pydl.ops.recurrent_cells import gru_cell, lstm_cell, rnn_relu_cell, rnn_tanh_cell
 from pydl.ops.softmax import log_softmax, softmax
 from pydl.ops.softmax_cross_entropy import cross_entropy
 
@@ -33,12 +34,14 @@ __all__ = [
     "embedding",
     "gelu",
     "gru",
+    "gru_cell",
     "layer_norm",
     "leaky_relu",
     "linear",
     "linear_cross_entropy",
     "log_softmax",
     "lstm",
+    "lstm_cell",
     "matmul",
     "max_pool2d",
     "mm",
@@ -46,7 +49,9 @@ __all__ = [
     "relu",
     "rms_norm",
     "rnn_relu",
+    "rnn_relu_cell",
     "rnn_tanh",
+    "rnn_tanh_cell",
     "scaled_dot_product_attention",
     "sigmoid",
     "silu",

@@ -19,12 +19,21 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no source tree arou
 def peers():
     sys.path.insert(0, str(FOLDER))
     try:
-        spec = importlib.util.spec_from_file_location("benchmarks_peers", FOLDER / "peers.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+        yield of_file("peers")
     finally:
         sys.path.remove(str(FOLDER))
+
+
+def language(*args):
+    """A language model of benchmarks/steps.py."""
+    return of_file("steps").Language(*args)
+
+
+def of_file(name):
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def task(name, channels, size):
@@ -43,8 +52,9 @@ def test_layers_in_words(peers):
     blocks = [word for word in resnet if word[0] == "residual"]
     assert [len(side) for _, _, side in blocks] == [0, 0, 1, 0, 1, 0, 1, 0]
     assert resnet[-2:] == [["mean"], ["linear", 10]]
+    assert peers.layers_of(language("LSTM", 7, 3)) == [["one_hot", 7], ["lstm", 3], ["linear", 7]]
     with pytest.raises(TypeError, match="peers: expected layers that peers have a word for, got GRU"):
-        peers.layers_of(nn.Sequential(nn.GRU(2, 3)))
+        peers.layers_of(nn.Sequential(nn.GRU(2, 3, num_layers=2)))
 
 
 def test_who_is_absent_is_named(peers, monkeypatch):
@@ -81,10 +91,16 @@ def test_jax_computes_what_the_model_says(peers, monkeypatch):
     import numpy as np
 
     monkeypatch.setitem(sys.modules, "peers", peers)
-    spec = importlib.util.spec_from_file_location("benchmarks_peer_jax", FOLDER / "peer_jax.py")
-    peer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(peer)
+    peer = of_file("peer_jax")
     torch.manual_seed(0)
+    for kind in ("RNN", "GRU", "LSTM"):
+        net, x = language(kind, 7, 5), torch.randint(7, (4, 3))
+        parameters, state, _ = peer.init(peers.layers_of(net), (4, 3), np.random.default_rng(0))
+        names = {"w": net.rnn.weight_ih_l0.T, "u": net.rnn.weight_hh_l0.T, "b": net.rnn.bias_ih_l0}
+        parameters[1] = {k: np.asarray(p.detach()) for k, p in (names | {"c": net.rnn.bias_hh_l0}).items()}
+        parameters[2] = {"w": np.asarray(net.output.weight.detach().T), "b": np.asarray(net.output.bias.detach())}
+        actual, _ = peer.apply(peers.layers_of(net), parameters, state, np.asarray(x), jax.random.key(0))
+        np.testing.assert_allclose(np.asarray(actual).reshape(12, 7), net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
     flattened = {16 * 5 * 5: (16, 5, 5), 64 * 4 * 4: (64, 4, 4)}  # LeNet's and the CIFAR net's
     for name, size in (("lenet_bn", 28), ("resnet18", 64), ("cifar_net", 32)):
         channels = 3 if name == "cifar_net" else 1

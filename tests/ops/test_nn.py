@@ -46,6 +46,7 @@ LAYERS = [
 ELSEWHERE = {"CrossEntropyLoss", "Embedding", "GRU", "LSTM", "MultiheadAttention", "RNN"} | (
     {"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set()
 )
+ELSEWHERE |= {"GRUCell", "LSTMCell", "RNNCell"}
 
 
 def pair(name, **options):

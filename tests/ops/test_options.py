@@ -23,6 +23,9 @@ FORMS = [*NUMBERS, *SEQUENCES, *OTHERS]
 
 IMAGE, WEIGHT = torch.randn(1, 2, 6, 6), torch.randn(2, 2, 3, 3)
 LOGITS, TARGET = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+STEPS, STATE, GATES = torch.randn(4, 3, 2), torch.zeros(1, 3, 3), [torch.ones(9, 2), torch.eye(9, 3), *torch.ones(2, 9)]
+GRU = {"has_biases": True, "num_layers": 1, "dropout": 0.0, "train": True, "bidirectional": False, "batch_first": False}
+GRU_CELL = {"hx": LOGITS, "w_ih": GATES[1], "w_hh": GATES[1]}
 STATISTICS = {"running_mean": torch.zeros(2), "running_var": torch.ones(2)}
 CALLS = {
     "conv2d": (("stride", "padding", "dilation", "groups"), lambda f, o: f.conv2d(IMAGE, WEIGHT, **o)),
@@ -64,6 +67,16 @@ CALLS = {
     "scaled_dot_product_attention": (
         ("attn_mask", "is_causal", "scale", "enable_gqa"),  # masks of dropout differ
         lambda f, o: f.scaled_dot_product_attention(IMAGE, IMAGE, IMAGE, **o),
+    ),
+    "gru": (
+        ("has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first"),
+        lambda f, o: (torch if f is F else f).gru(STEPS, STATE, GATES, **(GRU | o)),
+    ),
+    "gru_cell": (
+        ("hx", "b_ih"),
+        lambda f, o: (torch if f is F else f).gru_cell(
+            LOGITS, **{"hx": LOGITS, "w_ih": GATES[1], "w_hh": GATES[1], **o}
+        ),
     ),
     "cross_entropy": (
         ("target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"),

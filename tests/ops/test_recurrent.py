@@ -26,7 +26,7 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def _every_size_is_ours(monkeypatch):
-    monkeypatch.setattr(recurrent, "LEAST_ROWS", 1)
+    monkeypatch.setattr(recurrent, "LEAST_ROWS", dict.fromkeys(recurrent.LEAST_ROWS, 1))
 
 
 def pair(kind, *sizes, dtype=torch.float32, **options):
@@ -141,13 +141,28 @@ def test_packed_sequences(kind, lengths, device):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_packed_sequence_is_each_sequence_by_itself(kind):
-    _, net = pair(kind, 5, 9, bidirectional=True)
-    lengths, padded = torch.tensor([2, 6, 1]), torch.randn(6, 3, 5)
+    _, net = pair(kind, 5, 9, bidirectional=True)  # of four steps and more, which pack the weights
+    lengths, padded = torch.tensor([4, 6, 5]), torch.randn(6, 3, 5)
     output, _ = net(pack_padded_sequence(padded, lengths, enforce_sorted=False))
     output, found = pad_packed_sequence(output)
     assert torch.equal(found, lengths)
     for i, length in enumerate(lengths):
         assert torch.equal(output[:length, i], net(padded[:length, i])[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_sequences(kind, device):
+    """Weights that are read as they lie (up to three steps of eight sequences), and more steps of one sequence."""
+    for steps, batch, features, units in (
+        *((1, 1, 5, 16), (1, 8, 4, 17), (2, 3, 9, 32), (3, 1, 1, 40), (1, 2, 7, 9)),
+        *((4, 1, 28, 64), (9, 1, 5, 33), (40, 1, 3, 48)),
+    ):
+        nets = pair(kind, features, units, bidirectional=steps == 3)
+        hx = states(kind, 1 + (steps == 3), batch, units)
+        compare(kind, nets, torch.randn(steps, batch, features), hx)
+    for lengths in ([2, 1], [3, 3, 1, 1]):
+        x = pack_padded_sequence(torch.randn(lengths[0], len(lengths), 5), lengths)
+        compare(kind, pair(kind, 5, 16, bidirectional=True), x, states(kind, 2, len(lengths), 16))
 
 
 @pytest.mark.best_isa
@@ -167,7 +182,12 @@ def test_error_of_float32(kind, steps, batch, units, device):
 @pytest.mark.parametrize("kind", KINDS)
 def test_thread_count_changes_no_bit(kind, device):
     before = torch.get_num_threads()
-    for sizes, shape in (((28, 40), (9, 70, 28)), ((6, 33), (40, 3, 6))):
+    for sizes, shape in (
+        ((28, 40), (9, 70, 28)),
+        ((6, 33), (40, 3, 6)),
+        ((28, 96), (30, 1, 28)),
+        ((90, 300), (2, 7, 90)),
+    ):
         _, net = pair(kind, *sizes, num_layers=2, bidirectional=True)
         found, x = [], torch.randn(shape)
         try:
@@ -242,7 +262,7 @@ def arguments(kind, *, bias=True, dtype=torch.float64, requires_grad=True):
 
 
 def one(kind, reverse=False, batch_sizes=None):
-    return lambda *tensors: recurrent._run(torch.ops.pydl, kind, tensors, batch_sizes, reverse)
+    return lambda *tensors: recurrent.run_layer(torch.ops.pydl, kind, tensors, batch_sizes, reverse)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -481,7 +501,7 @@ def test_compile(kind):
     tensors = arguments(kind, dtype=torch.float32)
 
     def step(*tensors):
-        return recurrent._run(torch.ops.pydl, kind, tensors, None, False)[0] * 2
+        return recurrent.run_layer(torch.ops.pydl, kind, tensors, None, False)[0] * 2
 
     found = []
     for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):

@@ -100,6 +100,14 @@ def cases():
         {"input": torch.randn(2, 1, 4, 3), "weight": torch.randn(2, 1, 5, 3), "bias": torch.randn(2, 1, 5, 3)},
         lambda f, t: f.scaled_dot_product_attention(t["input"], t["weight"], t["bias"]),
     )
+    yield (
+        "gru",
+        {"input": torch.randn(4, 2, 3), "weight": torch.randn(9, 3), "bias": torch.randn(9)},
+        lambda f, t: (torch if f is F else f).gru(
+            *(t["input"], torch.zeros(1, 2, 3).double(), [t["weight"], t["weight"].detach(), t["bias"], t["bias"]]),
+            *(True, 1, 0.0, True, False, False),
+        )[0],
+    )
     yield "max_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.max_pool2d(t["input"], 2)
     yield "avg_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.avg_pool2d(t["input"], 2)
 

@@ -91,7 +91,6 @@ OTHERS = {
     ),
     "LSTM": (lambda: nn.LSTM(8, 5, proj_size=2), lambda net, x: net(x)[0]),
     "Bilinear": (lambda: nn.Bilinear(8, 8, 3), lambda net, x: net(x, x)),
-    "LSTMCell": (lambda: nn.LSTMCell(8, 5), lambda net, x: net(x[0])[0]),
 }
 
 

@@ -162,3 +162,10 @@ def test_one_step_of_one_sequence_is_torchs():
     net = pydl.swap(LAYERS["GRU"]())
     assert OUR_OP not in names_of(lambda: net(X[:1, :1]))
     assert OUR_OP in names_of(lambda: net(X))
+
+
+def test_a_few_sequences_of_a_large_lstm_are_torchs():
+    """Whose weights each of our threads would read at each step; of one sequence or many they are ours."""
+    net = pydl.swap(nn.LSTM(4, 750))
+    for batch, is_ours in ((1, True), (2, False), (15, False), (16, True)):
+        assert (OUR_OP in names_of(lambda b=batch: net(torch.ones(9, b, 4)))) == is_ours

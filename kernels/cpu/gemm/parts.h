@@ -7,7 +7,7 @@
 namespace pydl::cpu::PYDL_ISA::gemm {
 namespace {
 
-// product.depth may be any; product.right_pitch is kNr.
+// product.depth may be any.
 template <class A>
 void multiply_in_parts(const PanelProduct<A>& product) {
   const int64_t parts = ceil_div(product.depth, kDepth);
@@ -16,7 +16,7 @@ void multiply_in_parts(const PanelProduct<A>& product) {
     PanelProduct<A> one = product;
     one.depth = product.depth * (part + 1) / parts - k;
     one.left += k;
-    one.right += k * kNr<A>;
+    one.right += k * product.right_pitch;
     one.add = product.add || part > 0;
     multiply_panel(one);
   }

@@ -1,7 +1,8 @@
 // recurrent_backward of kernels/recurrent.h: the gradients of the sums, step by step from the last one on.
 //
 // Each step is a walk along its sequences, which turns dh into the gradients of the sums, and a product of those with
-// W_hh, packed once a call in panels, which gives dh of the step before.
+// W_hh, packed once a call in panels, which gives dh of the step before. Weights that are used once or twice are read as
+// they lie.
 #include "kernels/cpu/gemm/pack.h"
 #include "kernels/cpu/gemm/parts.h"
 #include "kernels/cpu/recurrent/cells.h"
@@ -16,7 +17,8 @@ template <class T, Cell cell>
 struct Workspace {
   using A = acc_t<T>;
   static constexpr bool kWidens = !__is_same(T, A);
-  A *panels, *dh, *dc, *gradients;  // the latter two have dh's pitch, and p.pitch
+  A *panels, *dh, *dc,
+      *gradients;  // panels: null where weights are not packed; the others have p.pitch, or dh's
   int64_t count, depth, panel_numbers, pitch, worker_bytes, bytes;
 
   Workspace(const RecurrentParams& p, int64_t threads, int64_t worker) {
@@ -26,16 +28,19 @@ struct Workspace {
     panel_numbers = depth * gemm::kNr<A>;
     pitch = (count + 1) * gemm::kNr<A>;  // no power of two for the sizes that are
     Pieces pieces{static_cast<char*>(p.scratch)};
-    panels = pieces.take<A>(count * panel_numbers);
+    const bool in_place = cut.in_place && p.units % gemm::kNr<A> == 0;  // which reads whole panels
+    const bool packs = !in_place && (p.steps > 1 || p.grad_hidden);
+    panels = pieces.take<A>(packs ? count * panel_numbers : 0);
     char* const first = pieces.next;
     dh = pieces.take<A>(cut.rows * pitch);
     dc = pieces.take<A>(cell == Cell::lstm ? cut.rows * pitch : 0);
     gradients = pieces.take<A>(kWidens ? cut.rows * p.pitch : 0);
     worker_bytes = pieces.next - first;
-    bytes = first - static_cast<char*>(p.scratch) + cut.threads * worker_bytes;
+    bytes = first - static_cast<char*>(p.scratch) + cut.sets() * worker_bytes;
     A** const own[] = {&dh, &dc, &gradients};
     for (A** piece : own)
       *piece = reinterpret_cast<A*>(reinterpret_cast<char*>(*piece) + worker * worker_bytes);
+    if (!packs) panels = nullptr;
   }
 };
 
@@ -59,13 +64,14 @@ struct Row {
   T* rounded;  // gradients in the tensors' type, where that is another
 };
 
+// Units [begin, end) of it.
 template <class T, Cell cell>
-void walk(const RecurrentParams& p, const Row<T>& row) {
+void walk(const RecurrentParams& p, const Row<T>& row, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int L = lanes<A>;
   const int64_t units = p.units;
-  for (int64_t u = 0; u < units; u += L) {
-    const int64_t n = min_of(L, units - u);
+  for (int64_t u = begin; u < end; u += L) {
+    const int64_t n = min_of(L, end - u);
     const auto get = [&](const T* from) PYDL_INLINE_LAMBDA {
       if (!from) return vec<A>{};
       return n == L ? load(from + u) : load_n(from + u, n);
@@ -100,98 +106,138 @@ void walk(const RecurrentParams& p, const Row<T>& row) {
   }
 }
 
+// What a thread does of a step: panels of units, for sequences [first, end).
+struct Part {
+  int64_t first, end, panel, panels_end;
+};
+
 // dh of `rows` sequences: (+)= gradients · W_hh
 template <class T, Cell cell>
-void multiply_state(const RecurrentParams& p, const Workspace<T, cell>& space, const acc_t<T>* gradients,
-                    int64_t rows) {
+void multiply_state(const RecurrentParams& p, const Workspace<T, cell>& space, const Part& part,
+                    const acc_t<T>* gradients, int64_t rows) {
   using A = acc_t<T>;
-  for (int64_t panel = 0; panel < space.count; ++panel) {
+  for (int64_t panel = part.panel; panel < part.panels_end; ++panel) {
+    const int64_t column = panel * gemm::kNr<A>;
     gemm::PanelProduct<A> product{};
     product.rows = rows;
-    product.columns = min_of(gemm::kNr<A>, p.units - panel * gemm::kNr<A>);
-    product.depth = space.depth;
-    product.left = gradients;
+    product.columns = min_of(gemm::kNr<A>, p.units - column);
     product.left_pitch = p.pitch;
-    product.right = space.panels + panel * space.panel_numbers;
-    product.right_pitch = gemm::kNr<A>;
-    product.add = cell == Cell::gru;
-    product.result = space.dh + panel * gemm::kNr<A>;
+    product.result = space.dh + column;
     product.result_pitch = space.pitch;
-    gemm::multiply_in_parts(product);
+    const auto multiply = [&](const A* right, int64_t pitch, int64_t first, int64_t depth, bool add) {
+      product.left = gradients + first;
+      product.right = right;
+      product.right_pitch = pitch;
+      product.depth = depth;
+      product.add = add;
+      gemm::multiply_in_parts(product);
+    };
+    if (space.panels) {
+      multiply(space.panels + panel * space.panel_numbers, gemm::kNr<A>, 0, space.depth, cell == Cell::gru);
+    } else if constexpr (!space.kWidens) {
+      // of gru the gradients of n come first, whose rows are the last
+      const A* const weight = static_cast<const A*>(p.weight_hh) + column;
+      const int64_t last = cell == Cell::gru ? p.units : 0, others = space.depth - last;
+      if (last) multiply(weight + others * p.units, p.units, 0, last, true);
+      multiply(weight, p.units, last, others, last > 0);
+    }
   }
 }
 
+// Units [begin, end) of the states after the last step.
 template <class T>
-void read_state(const void* from, int64_t first, int64_t rows, int64_t units, acc_t<T>* to, int64_t pitch) {
+void read_state(const void* from, const Part& part, int64_t units, int64_t begin, int64_t end, acc_t<T>* to,
+                int64_t pitch) {
   constexpr int64_t L = lanes<acc_t<T>>;
-  for (int64_t i = 0; i < rows; ++i, to += pitch)
-    for (int64_t j = 0; j < units; j += L)
-      store(to + j, from ? load_n(static_cast<const T*>(from) + (first + i) * units + j, min_of(L, units - j))
-                         : vec<acc_t<T>>{});
+  for (int64_t i = part.first; i < part.end; ++i, to += pitch)
+    for (int64_t j = begin; j < end; j += L)
+      store(to + j,
+            from ? load_n(static_cast<const T*>(from) + i * units + j, min_of(L, end - j)) : vec<acc_t<T>>{});
 }
 template <class T>
-void write_state(const acc_t<T>* from, int64_t pitch, int64_t first, int64_t rows, int64_t units, void* to) {
+void write_state(const acc_t<T>* from, int64_t pitch, const Part& part, int64_t units, int64_t begin,
+                 int64_t end, void* to) {
   constexpr int64_t L = lanes<acc_t<T>>;
-  for (int64_t i = 0; i < rows; ++i, from += pitch)
-    for (int64_t j = 0; j < units; j += L)
-      store_n(static_cast<T*>(to) + (first + i) * units + j, load(from + j), min_of(L, units - j));
+  for (int64_t i = part.first; i < part.end; ++i, from += pitch)
+    for (int64_t j = begin; j < end; j += L)
+      store_n(static_cast<T*>(to) + i * units + j, load(from + j), min_of(L, end - j));
 }
 
-// Sequences [first, end) from their last step to their first.
+// The gradients of the sums of step `number` for units [begin, end), from dh.
 template <class T, Cell cell>
-void run_task(const RecurrentParams& p, int64_t first, int64_t end, const Workspace<T, cell>& space) {
-  using A = acc_t<T>;
+void walk_step(const RecurrentParams& p, const Workspace<T, cell>& space, const Part& part, const Step& step,
+               acc_t<T>* gradients, int64_t begin, int64_t end) {
   constexpr int kSaved = saved_of(cell);
   const T *grad_output = static_cast<const T*>(p.grad_output), *output = static_cast<const T*>(p.output);
   const T *saved = static_cast<const T*>(p.saved), *hidden = static_cast<const T*>(p.hidden);
   const T* cell_state = static_cast<const T*>(p.cell_state);
-  read_state<T>(p.grad_hidden_n, first, end - first, p.units, space.dh, space.pitch);
-  if constexpr (cell == Cell::lstm)
-    read_state<T>(p.grad_cell_n, first, end - first, p.units, space.dc, space.pitch);
-  for (int64_t number = p.steps - 1; number >= 0; --number) {
-    const Step step(p, number, first, end);
-    if (step.active == 0) continue;
-    T* const to = static_cast<T*>(p.gradients) + (p.first_row[step.t] + first) * p.pitch;
-    A* gradients = space.gradients;
-    if constexpr (!space.kWidens) gradients = to;
-    for (int64_t i = 0; i < step.active; ++i) {
-      const int64_t at = p.first_row[step.t] + first + i;
-      Row<T> row{};
-      if (grad_output) row.grad_output = grad_output + at * p.units;
-      row.output = output + at * p.units;
-      if constexpr (kSaved > 0) row.saved = saved + at * kSaved * p.units;
-      if (i < step.known) {
-        const int64_t before = p.first_row[step.before] + first + i;
-        row.hidden = output + before * p.units;
-        if constexpr (cell == Cell::lstm) row.cell_state = saved + (before * kSaved + 4) * p.units;
-      } else {
-        row.hidden = hidden + (first + i) * p.units;
-        if constexpr (cell == Cell::lstm) row.cell_state = cell_state + (first + i) * p.units;
-      }
-      row.dh = space.dh + i * space.pitch;
-      row.dc = space.dc + i * space.pitch;
-      row.gradients = gradients + i * p.pitch;
-      row.rounded = to + i * p.pitch;
-      walk<T, cell>(p, row);
+  for (int64_t i = 0; i < step.active; ++i) {
+    const int64_t at = p.first_row[step.t] + part.first + i;
+    Row<T> row{};
+    if (grad_output) row.grad_output = grad_output + at * p.units;
+    row.output = output + at * p.units;
+    if constexpr (kSaved > 0) row.saved = saved + at * kSaved * p.units;
+    if (i < step.known) {
+      const int64_t before = p.first_row[step.before] + part.first + i;
+      row.hidden = output + before * p.units;
+      if constexpr (cell == Cell::lstm) row.cell_state = saved + (before * kSaved + 4) * p.units;
+    } else {
+      row.hidden = hidden + (part.first + i) * p.units;
+      if constexpr (cell == Cell::lstm) row.cell_state = cell_state + (part.first + i) * p.units;
     }
-    if (const int64_t rows = p.grad_hidden ? step.active : step.known; rows > 0)
-      multiply_state<T, cell>(p, space, gradients, rows);
+    row.dh = space.dh + i * space.pitch;
+    row.dc = space.dc + i * space.pitch;
+    row.gradients = gradients + i * p.pitch;
+    row.rounded = static_cast<T*>(p.gradients) + at * p.pitch;
+    walk<T, cell>(p, row, begin, end);
   }
-  if (p.grad_hidden) write_state<T>(space.dh, space.pitch, first, end - first, p.units, p.grad_hidden);
-  if (p.grad_cell) write_state<T>(space.dc, space.pitch, first, end - first, p.units, p.grad_cell);
+}
+
+// Half a step of one part, from the last step to the first: the walk, then, when all parts have done it, the product.
+template <class T, Cell cell>
+__attribute__((noinline)) void run_part(const RecurrentParams& p, const Part& part, int64_t half,
+                                        const Workspace<T, cell>& space) {
+  using A = acc_t<T>;
+  const int64_t number = p.steps - 1 - half / 2;
+  const int64_t begin = part.panel * gemm::kNr<A>, end = min_of(part.panels_end * gemm::kNr<A>, p.units);
+  if (half == 0) {
+    read_state<T>(p.grad_hidden_n, part, p.units, begin, end, space.dh, space.pitch);
+    if constexpr (cell == Cell::lstm)
+      read_state<T>(p.grad_cell_n, part, p.units, begin, end, space.dc, space.pitch);
+  }
+  const Step step(p, number, part.first, part.end);
+  A* gradients = space.gradients;
+  if constexpr (!space.kWidens)
+    gradients = static_cast<A*>(p.gradients) + (p.first_row[step.t] + part.first) * p.pitch;
+  if (half % 2 == 0) return walk_step(p, space, part, step, gradients, begin, end);
+  if (const int64_t rows = p.grad_hidden ? step.active : step.known; rows > 0)
+    multiply_state<T, cell>(p, space, part, gradients, rows);
+  if (number > 0) return;
+  if (p.grad_hidden) write_state<T>(space.dh, space.pitch, part, p.units, begin, end, p.grad_hidden);
+  if (p.grad_cell) write_state<T>(space.dc, space.pitch, part, p.units, begin, end, p.grad_cell);
 }
 
 template <class T, Cell cell>
 void run(const RecurrentParams& p, const Parallel& parallel) {
   const Cut cut(p, parallel.threads);
   const Workspace<T, cell> shared(p, parallel.threads, 0);
-  parallel(shared.count, ceil_div(shared.count, cut.threads), [&](int64_t begin, int64_t end) {
+  const auto pack = [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel)
       pack_state_panel<T, cell>(p, panel, shared.panels + panel * shared.panel_numbers);
-  });
+  };
+  const int64_t share = ceil_div(shared.count, cut.threads);
+  if (shared.panels) parallel(shared.count, share, pack);
+  if (cut.in_place) {
+    for (int64_t half = 0; half < 2 * p.steps; ++half)
+      parallel(shared.count, share, [&](int64_t begin, int64_t end) {
+        run_part<T, cell>(p, {0, p.batch, begin, end}, half, shared);
+      });
+    return;
+  }
   run_tasks({parallel.run, cut.threads}, cut.tasks, [&](int64_t task, int64_t worker) {
-    run_task<T, cell>(p, p.batch * task / cut.tasks, p.batch * (task + 1) / cut.tasks,
-                      Workspace<T, cell>(p, parallel.threads, worker));
+    const Workspace<T, cell> own(p, parallel.threads, worker);
+    const Part part{p.batch * task / cut.tasks, p.batch * (task + 1) / cut.tasks, 0, own.count};
+    for (int64_t half = 0; half < 2 * p.steps; ++half) run_part<T, cell>(p, part, half, own);
   });
 }
 

@@ -2,7 +2,8 @@
 //
 // The weights are packed once a call, in groups of units: for each number of the input, and then of the state, the
 // weights of all gates of a vector of units lie side by side. So one register tile sums both products of a few sequences
-// for all gates of these units, and the cell's formula finishes the sums where they are.
+// for all gates of these units, and the cell's formula finishes the sums where they are. Weights that are used once or
+// twice are read as they lie.
 //
 // Never stored: the products of the input with the weights.
 #include "kernels/cpu/base/simd_transpose.h"
@@ -57,9 +58,12 @@ void pack_group(const RecurrentParams& p, int64_t group, acc_t<T>* panel, acc_t<
   for (int v = 0; v < vectors; ++v) {
     const VectorOfGroup<A, cell> at(p, group, v);
     const int64_t count = max_of(min_of(p.units - at.unit, lanes<A>), 0), row = count ? at.row : 0;
-    pack_transposed(weight_ih + row * p.features, p.features, count, p.features, panel + v * lanes<A>, pitch);
-    pack_transposed(weight_hh + row * p.units, p.units, count, p.units,
-                    panel + p.features * pitch + v * lanes<A>, pitch);
+    if (panel) {
+      pack_transposed(weight_ih + row * p.features, p.features, count, p.features, panel + v * lanes<A>,
+                      pitch);
+      pack_transposed(weight_hh + row * p.units, p.units, count, p.units,
+                      panel + p.features * pitch + v * lanes<A>, pitch);
+    }
     const vec<A> of_input = bias_ih ? load_n(bias_ih + row, count) : vec<A>{};
     const vec<A> of_state = bias_hh ? load_n(bias_hh + row, count) : vec<A>{};
     const bool apart = cell == Cell::gru && v == 2;
@@ -75,7 +79,7 @@ template <class T, Cell cell>
 struct Workspace {
   using A = acc_t<T>;
   static constexpr bool kWidens = !__is_same(T, A);
-  A *panels, *biases;
+  A *panels, *biases;  // panels: null where weights are read as they lie
   A *cell_state, *input, *states[2], *saved;
   int64_t groups, state_pitch, input_pitch, worker_bytes, bytes;
 
@@ -85,7 +89,7 @@ struct Workspace {
     state_pitch = ceil_div(p.units, lanes<A>) * lanes<A> + lanes<A>;
     input_pitch = ceil_div(p.features, lanes<A>) * lanes<A> + lanes<A>;
     Pieces pieces{static_cast<char*>(p.scratch)};
-    panels = pieces.take<A>(groups * panel_numbers<A, cell>(p));
+    panels = pieces.take<A>(cut.in_place ? 0 : groups * panel_numbers<A, cell>(p));
     biases = pieces.take<A>(groups * kBiasNumbers<A>);
     char* const first = pieces.next;
     cell_state = pieces.take<A>(cell == Cell::lstm ? cut.rows * state_pitch : 0);
@@ -93,11 +97,23 @@ struct Workspace {
     for (A*& state : states) state = pieces.take<A>(kWidens ? cut.rows * state_pitch : 0);
     saved = pieces.take<A>(kWidens && p.saved ? cut.rows * saved_of(cell) * p.units + lanes<A> : 0);
     worker_bytes = pieces.next - first;
-    bytes = first - static_cast<char*>(p.scratch) + cut.threads * worker_bytes;
+    bytes = first - static_cast<char*>(p.scratch) + cut.sets() * worker_bytes;
     A** const own[] = {&cell_state, &input, &states[0], &states[1], &saved};
     for (A** piece : own)
       *piece = reinterpret_cast<A*>(reinterpret_cast<char*>(*piece) + worker * worker_bytes);
+    if (cut.in_place) panels = nullptr;
   }
+
+  void pack(const RecurrentParams& p, int64_t begin, int64_t end) const {
+    for (int64_t group = begin; group < end; ++group)
+      pack_group<T, cell>(p, group, panels ? panels + group * panel_numbers<A, cell>(p) : nullptr,
+                          biases + group * kBiasNumbers<A>);
+  }
+};
+
+// What a thread does of a step: groups of units, for sequences [first, end).
+struct Part {
+  int64_t first, end, group, groups_end;
 };
 
 // to[i] = from[i], rounded or not.
@@ -110,45 +126,61 @@ void convert_row(const From* from, int64_t count, To* to) {
 
 // Rows of a state at the beginning.
 template <class T, class A>
-void begin_state(const void* from, int64_t first, int64_t rows, int64_t units, A* to, int64_t pitch) {
+void begin_state(const void* from, int64_t first, int64_t rows, int64_t units, int64_t begin, int64_t end,
+                 A* to, int64_t pitch) {
   for (int64_t i = 0; i < rows; ++i, to += pitch)
-    convert_row(static_cast<const T*>(from) + (first + i) * units, units, to);
+    convert_row(static_cast<const T*>(from) + (first + i) * units + begin, end - begin, to + begin);
 }
 
-// All groups of units for rows of one step, whose pointers are those of the first unit.
+// Groups of units for rows of one step, whose pointers are those of the first unit.
 template <class A, Cell cell>
-void run_step(const RecurrentParams& p, const A* panels, const A* biases, Tile<A> tile, int64_t rows) {
-  for (int64_t unit = 0; unit < p.units; unit += units_of<A>(cell)) {
-    tile.count = min_of(p.units - unit, units_of<A>(cell));
-    tile.first = unit;
-    tile.panel = panels;
-    tile.bias = biases;
+void run_step(const RecurrentParams& p, const Part& part, const A* panels, const A* biases, Tile<A> tile,
+              int64_t rows) {
+  for (int64_t group = part.group; group < part.groups_end; ++group) {
+    tile.first = group * units_of<A>(cell);
+    tile.count = min_of(p.units - tile.first, units_of<A>(cell));
+    tile.panel = panels ? panels + group * panel_numbers<A, cell>(p) : nullptr;
+    tile.bias = biases + group * kBiasNumbers<A>;
     run_rows<A, cell>(tile, rows);
-    panels += panel_numbers<A, cell>(p);
-    biases += kBiasNumbers<A>;
   }
 }
 
-// Sequences that end with this step hand over their states.
+// Sequences that end with this step hand over their states, as far as units [begin, stop) go.
 template <class T, Cell cell, class A>
-void end_states(const RecurrentParams& p, const Step& step, int64_t number, int64_t first, int64_t end,
-                const A* cell_state, int64_t pitch) {
+void end_states(const RecurrentParams& p, const Step& step, int64_t number, const Part& part, int64_t begin,
+                int64_t stop, const A* cell_state, int64_t pitch) {
+  const int64_t first = part.first;
   int64_t going_on = 0;
-  if (!p.reverse && step.t + 1 < p.steps) going_on = max_of(min_of(end, p.sizes[step.t + 1]) - first, 0);
+  if (!p.reverse && step.t + 1 < p.steps) going_on = max_of(min_of(part.end, p.sizes[step.t + 1]) - first, 0);
   if (p.reverse && number + 1 < p.steps) return;
   const T* output = static_cast<const T*>(p.output) + (p.first_row[step.t] + first) * p.units;
   for (int64_t i = going_on; i < step.active; ++i) {
-    convert_row(output + i * p.units, p.units, static_cast<T*>(p.hidden_n) + (first + i) * p.units);
+    const int64_t at = (first + i) * p.units + begin;
+    convert_row(output + i * p.units + begin, stop - begin, static_cast<T*>(p.hidden_n) + at);
     if constexpr (cell == Cell::lstm)
-      convert_row(cell_state + i * pitch, p.units, static_cast<T*>(p.cell_n) + (first + i) * p.units);
+      convert_row(cell_state + i * pitch + begin, stop - begin, static_cast<T*>(p.cell_n) + at);
   }
 }
 
-// Sequences [first, end) through all steps, their numbers in the type that sums are in.
+// One step of one part; numbers are in the type that sums are in.
 template <class T, Cell cell>
-void run_task(const RecurrentParams& p, int64_t first, int64_t end, const Workspace<T, cell>& space) {
+__attribute__((noinline)) void run_part(const RecurrentParams& p, const Part& part, int64_t number,
+                                        const Workspace<T, cell>& space) {
   using A = acc_t<T>;
   constexpr int kSaved = saved_of(cell);
+  const int64_t first = part.first, sequences = part.end - first;
+  const int64_t begin = part.group * units_of<A>(cell),
+                end = min_of(part.groups_end * units_of<A>(cell), p.units);
+  if constexpr (cell == Cell::lstm)
+    if (number == 0)
+      begin_state<T>(p.cell_state, first, sequences, p.units, begin, end, space.cell_state,
+                     space.state_pitch);
+  if constexpr (space.kWidens)
+    if (number == 0)
+      for (A* state : space.states)
+        begin_state<T>(p.hidden, first, sequences, p.units, begin, end, state, space.state_pitch);
+  const Step step(p, number, first, part.end);
+  if (step.active == 0) return;
   Tile<A> tile{};
   tile.features = p.features;
   tile.units = p.units;
@@ -157,67 +189,64 @@ void run_task(const RecurrentParams& p, int64_t first, int64_t end, const Worksp
   tile.output_pitch = p.units;
   tile.saved_pitch = kSaved * p.units;
   tile.relu = p.cell == Cell::relu;
-  if constexpr (cell == Cell::lstm)
-    begin_state<T>(p.cell_state, first, end - first, p.units, space.cell_state, space.state_pitch);
-  if constexpr (space.kWidens)
-    for (A* state : space.states)
-      begin_state<T>(p.hidden, first, end - first, p.units, state, space.state_pitch);
-  for (int64_t number = 0; number < p.steps; ++number) {
-    const Step step(p, number, first, end);
-    if (step.active == 0) continue;
-    const int64_t row = p.first_row[step.t] + first;
-    const T* input = static_cast<const T*>(p.input) + row * p.features;
-    T* output = static_cast<T*>(p.output) + row * p.units;
-    T* saved = static_cast<T*>(p.saved) + (p.saved ? row * kSaved * p.units : 0);
-    if constexpr (space.kWidens) {
-      A *from = space.states[number % 2], *to = space.states[(number + 1) % 2];
-      for (int64_t i = 0; i < step.active; ++i)
-        convert_row(input + i * p.features, p.features, space.input + i * space.input_pitch);
-      tile.x = space.input;
-      tile.x_pitch = space.input_pitch;
-      tile.h = from;
-      tile.h_pitch = tile.output_pitch = space.state_pitch;
-      tile.output = to;
-      tile.saved = p.saved ? space.saved : nullptr;
-      run_step<A, cell>(p, space.panels, space.biases, tile, step.active);
-      for (int64_t i = 0; i < step.active; ++i) {
-        convert_row(to + i * space.state_pitch, p.units, output + i * p.units);
-        if (p.saved)
-          convert_row(space.saved + i * kSaved * p.units, kSaved * p.units, saved + i * kSaved * p.units);
-      }
-    } else {
-      tile.x = input;
-      tile.x_pitch = p.features;
-      tile.output = output;
-      tile.saved = saved;
-      tile.h_pitch = p.units;
-      if (step.known > 0) {
-        tile.h = static_cast<const A*>(p.output) + (p.first_row[step.before] + first) * p.units;
-        run_step<A, cell>(p, space.panels, space.biases, tile, step.known);
-      }
-      if (step.known < step.active) {
-        tile.advance(step.known);
-        tile.h = static_cast<const A*>(p.hidden) + (first + step.known) * p.units;
-        run_step<A, cell>(p, space.panels, space.biases, tile, step.active - step.known);
-        tile.cell = space.cell_state;
-      }
+  const int64_t row = p.first_row[step.t] + first;
+  const T* input = static_cast<const T*>(p.input) + row * p.features;
+  T* output = static_cast<T*>(p.output) + row * p.units;
+  T* saved = static_cast<T*>(p.saved) + (p.saved ? row * kSaved * p.units : 0);
+  if constexpr (space.kWidens) {
+    A *from = space.states[number % 2], *to = space.states[(number + 1) % 2];
+    for (int64_t i = 0; i < step.active; ++i)
+      convert_row(input + i * p.features, p.features, space.input + i * space.input_pitch);
+    tile.x = space.input;
+    tile.x_pitch = space.input_pitch;
+    tile.h = from;
+    tile.h_pitch = tile.output_pitch = space.state_pitch;
+    tile.output = to;
+    tile.saved = p.saved ? space.saved : nullptr;
+    run_step<A, cell>(p, part, space.panels, space.biases, tile, step.active);
+    for (int64_t i = 0; i < step.active; ++i) {
+      convert_row(to + i * space.state_pitch, p.units, output + i * p.units);
+      if (p.saved)
+        convert_row(space.saved + i * kSaved * p.units, kSaved * p.units, saved + i * kSaved * p.units);
     }
-    end_states<T, cell>(p, step, number, first, end, space.cell_state, space.state_pitch);
+  } else {
+    tile.weight_ih = static_cast<const A*>(p.weight_ih);
+    tile.weight_hh = static_cast<const A*>(p.weight_hh);
+    tile.x = input;
+    tile.x_pitch = p.features;
+    tile.output = output;
+    tile.saved = saved;
+    tile.h_pitch = p.units;
+    if (step.known > 0) {
+      tile.h = static_cast<const A*>(p.output) + (p.first_row[step.before] + first) * p.units;
+      run_step<A, cell>(p, part, space.panels, space.biases, tile, step.known);
+    }
+    if (step.known < step.active) {
+      tile.advance(step.known);
+      tile.h = static_cast<const A*>(p.hidden) + (first + step.known) * p.units;
+      run_step<A, cell>(p, part, space.panels, space.biases, tile, step.active - step.known);
+    }
   }
+  end_states<T, cell>(p, step, number, part, begin, end, space.cell_state, space.state_pitch);
 }
 
 template <class T, Cell cell>
 void run(const RecurrentParams& p, const Parallel& parallel) {
   const Cut cut(p, parallel.threads);
   const Workspace<T, cell> shared(p, parallel.threads, 0);
-  parallel(shared.groups, ceil_div(shared.groups, cut.threads), [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group)
-      pack_group<T, cell>(p, group, shared.panels + group * panel_numbers<acc_t<T>, cell>(p),
-                          shared.biases + group * kBiasNumbers<acc_t<T>>);
-  });
+  const int64_t share = ceil_div(shared.groups, cut.threads);
+  parallel(shared.groups, share, [&](int64_t begin, int64_t end) { shared.pack(p, begin, end); });
+  if (cut.in_place) {
+    for (int64_t number = 0; number < p.steps; ++number)
+      parallel(shared.groups, share, [&](int64_t begin, int64_t end) {
+        run_part<T, cell>(p, {0, p.batch, begin, end}, number, shared);
+      });
+    return;
+  }
   run_tasks({parallel.run, cut.threads}, cut.tasks, [&](int64_t task, int64_t worker) {
-    run_task<T, cell>(p, p.batch * task / cut.tasks, p.batch * (task + 1) / cut.tasks,
-                      Workspace<T, cell>(p, parallel.threads, worker));
+    const Workspace<T, cell> own(p, parallel.threads, worker);
+    const Part part{p.batch * task / cut.tasks, p.batch * (task + 1) / cut.tasks, 0, own.groups};
+    for (int64_t number = 0; number < p.steps; ++number) run_part<T, cell>(p, part, number, own);
   });
 }
 

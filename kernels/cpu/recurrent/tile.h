@@ -1,6 +1,7 @@
 // The register tile of a group of units: both products of a few sequences, all gates side by side, then the cell.
 #pragma once
 
+#include "kernels/cpu/gemm/few_rows.h"
 #include "kernels/cpu/gemm/microkernel.h"
 #include "kernels/cpu/recurrent/cells.h"
 
@@ -30,7 +31,8 @@ struct Tile {
   int64_t x_pitch, features;
   const A* h;  // units, h_pitch apart
   int64_t h_pitch, units;
-  const A* panel;        // features + units steps of the tile's vectors
+  const A* panel;  // features + units steps of the tile's vectors; null: weights are read as they lie
+  const A *weight_ih, *weight_hh;  // all of them
   const A* bias;         // the tile's vectors; of gru b_r, b_z, that of the input's n and that of the state's
   int64_t first, count;  // units of the group, of which the last group may have fewer than vectors of them
   A* cell;               // c of lstm, replaced; cell_pitch apart
@@ -82,6 +84,36 @@ void sum_tile(const Tile<A>& t, A* sums) {
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) store(sums + m * kSums<A> + v * L, sum[m][v]);
+}
+
+// to[j] = row · right[j], for rows as they lie: once in the text for all cells.
+template <class A>
+__attribute__((noinline)) void dots(const A* row, const A* right, int64_t numbers, int64_t count, A* to) {
+  gemm::row_times_transposed(row, right, numbers, count, numbers, A(1), to);
+}
+
+// The same of weights as they lie.
+template <class A, Cell cell>
+void sum_in_place(const Tile<A>& t, int64_t rows, A* sums) {
+  constexpr int L = lanes<A>;
+  for (int v = 0; v < vectors_of(cell); ++v) {
+    const bool gated = gates_of(cell) > 1, apart = cell == Cell::gru && v == 2;
+    const int64_t row = t.first + (gated ? v * t.units : v * L);
+    const int64_t count = max_of(min_of(gated ? t.count : t.count - v * L, L), 0);
+    const vec<A> start = load(t.bias + v * L);
+    for (int64_t m = 0; m < rows; ++m) {
+      alignas(64) A of_input[L] = {}, of_state[L] = {};
+      dots(t.x + m * t.x_pitch, t.weight_ih + row * t.features, t.features, count, of_input);
+      dots(t.h + m * t.h_pitch, t.weight_hh + row * t.units, t.units, count, of_state);
+      A* const to = sums + m * kSums<A>;
+      if (apart) {
+        store(to + 3 * L, start + load(of_input));
+        store(to + 2 * L, load(t.bias + 3 * L) + load(of_state));
+      } else {
+        store(to + v * L, start + load(of_input) + load(of_state));
+      }
+    }
+  }
 }
 
 template <class A>
@@ -158,7 +190,10 @@ void run_rows(Tile<A> tile, int64_t rows) {
   alignas(64) A sums[kRows * kSums<A>];
   for (int64_t blocks = ceil_div(rows, kRows); blocks > 0; --blocks) {
     const int64_t n = ceil_div(rows, blocks);
-    tiles.of[n - 1](tile, sums);
+    if (tile.panel)
+      tiles.of[n - 1](tile, sums);
+    else
+      sum_in_place<A, cell>(tile, n, sums);
     finish_rows<A, cell>(tile, sums, n);
     tile.advance(n);
     rows -= n;

@@ -25,7 +25,7 @@ from pydl.nn.norm import (
     SyncBatchNorm,
 )
 from pydl.nn.pooling import AvgPool2d, MaxPool2d
-from pydl.nn.recurrent import GRU, LSTM, RNN
+from pydl.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from pydl.nn.softmax import LogSoftmax, Softmax
 
 __all__ = [
@@ -44,6 +44,8 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "Embedding",
+    "GRUCell",
+    "LSTMCell",
     "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
@@ -56,6 +58,7 @@ __all__ = [
     "MaxPool2d",
     "MultiheadAttention",
     "RMSNorm",
+    "RNNCell",
     "ReLU",
     "SiLU",
     "Sigmoid",

@@ -1,4 +1,4 @@
-"""Recurrent layers: RNN, GRU and LSTM."""
+"""Recurrent layers RNN, GRU and LSTM, and their cells."""
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
@@ -9,7 +9,10 @@ from pydl.aside import Own, steps_aside
 from pydl.nn._common import _Eager
 
 # torch's own forwards, which check, sort and unpack, with our functions where they call torch's
-_forward_of = {cls: with_functions(cls.forward, functional) for cls in (torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM)}
+_forward_of = {
+    cls: with_functions(cls.forward, functional)
+    for cls in (torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM, torch.nn.RNNCell, torch.nn.GRUCell, torch.nn.LSTMCell)
+}
 
 
 def _data(input):
@@ -47,3 +50,36 @@ class LSTM(_Eager, torch.nn.LSTM):
         if steps_aside(self, LSTM.own, torch.lstm, _data(input)):
             return torch.nn.LSTM.forward(self, input, hx)
         return _forward_of[torch.nn.LSTM](self, input, hx)
+
+
+class RNNCell(_Eager, torch.nn.RNNCell):
+    """``torch.nn.RNNCell`` over :func:`pydl.functional.rnn_tanh_cell` and ``rnn_relu_cell``; on the CPU."""
+
+    own = Own(torch.nn.RNNCell, "rnn_tanh_cell", namespace=torch)
+
+    def forward(self, input, hx=None):
+        if steps_aside(self, RNNCell.own, torch.rnn_tanh_cell, input):
+            return torch.nn.RNNCell.forward(self, input, hx)
+        return _forward_of[torch.nn.RNNCell](self, input, hx)
+
+
+class GRUCell(_Eager, torch.nn.GRUCell):
+    """``torch.nn.GRUCell`` over :func:`pydl.functional.gru_cell`; on the CPU."""
+
+    own = Own(torch.nn.GRUCell, "gru_cell", namespace=torch)
+
+    def forward(self, input, hx=None):
+        if steps_aside(self, GRUCell.own, torch.gru_cell, input):
+            return torch.nn.GRUCell.forward(self, input, hx)
+        return _forward_of[torch.nn.GRUCell](self, input, hx)
+
+
+class LSTMCell(_Eager, torch.nn.LSTMCell):
+    """``torch.nn.LSTMCell`` over :func:`pydl.functional.lstm_cell`; on the CPU."""
+
+    own = Own(torch.nn.LSTMCell, "lstm_cell", namespace=torch)
+
+    def forward(self, input, hx=None):
+        if steps_aside(self, LSTMCell.own, torch.lstm_cell, input):
+            return torch.nn.LSTMCell.forward(self, input, hx)
+        return _forward_of[torch.nn.LSTMCell](self, input, hx)

@@ -183,11 +183,13 @@ def _check_unwritten(ctx):
 _apply = _library.eager(_Eager)
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Steps times sequences from which on the weights are packed for enough products: below, torch's calls are quicker.
-LEAST_ROWS = 8
+# Steps times sequences from which on ours is quicker; one row is little more than a call and its weights read once.
+LEAST_ROWS = {"rnn_tanh": 2, "rnn_relu": 2, "gru": 2, "lstm": 1}
+# Numbers of an LSTM's weights that stay in no cache of a core: each thread reads them at each step, oneDNN's once.
+LARGE, ENOUGH_SEQUENCES = 1 << 21, 16
 
 
-def _run(ops, kind, tensors, batch_sizes, reverse):
+def run_layer(ops, kind, tensors, batch_sizes, reverse):
     """(output, states after the last step) of one layer in one direction; ``tensors`` as the op takes them."""
     if torch.compiler.is_compiling():
         found = ops.recurrent_forward(*tensors, batch_sizes, kind, reverse, True)
@@ -213,6 +215,11 @@ class _Call:
             self.input, hx, *rest = values
             self.batch_sizes = None
         self.params, self.has_biases, self.layers, self.dropout, self.train, bidirectional, self.batch_first = rest
+        flags = self.has_biases, self.train, bidirectional, self.batch_first
+        if {type(flag) for flag in flags} != {bool} or type(self.layers) is not int:
+            raise TypeError  # what torch refuses, or takes in a form of its own
+        if type(self.dropout) not in (float, int):
+            raise TypeError
         self.states = tuple(hx) if kind == "lstm" else (hx,)
         self.kind, self.directions, self.each = kind, 2 if bidirectional else 1, 4 if self.has_biases else 2
 
@@ -220,10 +227,6 @@ class _Call:
         """weight_ih, weight_hh, bias_ih, bias_hh of one layer in one direction, by number."""
         own = self.params[i * self.each : (i + 1) * self.each]
         return own if self.has_biases else (*own, None, None)
-
-    def is_small(self):
-        """Whether it has too few steps and sequences; asked first, since such calls have no time to lose."""
-        return self.input.shape[:-1].numel() < LEAST_ROWS
 
     def is_served(self):
         """Whether the call is ours; what torch would refuse, it refuses in its own words."""
@@ -237,6 +240,9 @@ class _Call:
         batch = int(self.batch_sizes[0]) if packed else input.shape[0 if self.batch_first else 1]
         units = self.params[1].shape[-1]
         gates = {"gru": 3, "lstm": 4}.get(self.kind, 1) * units
+        large = self.kind == "lstm" and dtype == torch.float32 and gates * (features + units) > LARGE
+        if large and 1 < batch < ENOUGH_SEQUENCES and input.shape[:-1].numel() > 3 * batch:  # see NOTES of the kernels
+            return False
         for i in range(count):
             weight_ih, weight_hh, *biases = self.weights(i)
             if weight_ih.shape != (gates, features) or weight_hh.shape != (gates, units):
@@ -269,7 +275,7 @@ class _Call:
             for direction in range(self.directions):
                 i = layer * self.directions + direction
                 states = initial[i] if self.kind == "lstm" else (*initial[i], None)
-                output, *ended = _run(
+                output, *ended = run_layer(
                     ops, self.kind, (input, *states, *self.weights(i)), self.batch_sizes, direction == 1
                 )
                 outputs.append(output)
@@ -278,6 +284,8 @@ class _Call:
             if self.dropout and self.train and layer + 1 < self.layers:
                 input = dropout_unasked("dropout", input, self.dropout, True, False)
         output = input.transpose(0, 1) if self.batch_first else input
+        if len(final) == 1:
+            return output, *(state.unsqueeze(0) for state in final[0])
         return output, *(torch.stack(states) for states in zip(*final, strict=True))
 
 
@@ -287,8 +295,13 @@ _PACKED_NAMES = ("data", "batch_sizes", *_NAMES[1:-1])
 
 def _serve(kind, torchs, args, kwargs):
     try:
+        input = args[
+            0
+        ]  # in torch's own layers the first by position; asked first, since small calls have no time to lose
+        if input.numel() < LEAST_ROWS[kind] * input.shape[-1]:
+            return torchs(*args, **kwargs)
         call = _Call(kind, args, kwargs)
-        theirs = call.is_small() or call.is_torchs() or not call.is_served()
+        theirs = call.is_torchs() or not call.is_served()
         ops = None if theirs else backend.ops_for(call.input, "recurrent")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # torch says so in its own words
         ops = None
@@ -312,8 +325,9 @@ def rnn_tanh(*args, **kwargs):
         (output, states after the last step), of :func:`lstm` (output, h, c); output is (steps, batch, directions *
         units), or (batch, steps, ...) with batch_first. Nothing depends on the number of threads.
 
-    Torch's own function serves other devices and dtypes, projections, fewer than 8 steps times sequences, empty
-    tensors, calls under autocast and under transforms of torch.func, and whatever it refuses.
+    Torch's own function serves other devices and dtypes, projections, one step of one sequence (but of
+    :func:`lstm`), empty tensors, an input given by name, calls under autocast and under transforms of torch.func, LSTMs
+    of more than two million weights in float32 for 2 to 15 sequences of more than three steps, and whatever it refuses.
     """
     return _serve("rnn_tanh", torch.rnn_tanh, args, kwargs)
 

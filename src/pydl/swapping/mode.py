@@ -58,6 +58,7 @@ _OURS = {call: getattr(functional, rule.name) for rule in RULES for call in rule
 # those whose arguments come in another order
 _OURS[torch.layer_norm] = _layer_norm
 _OURS[torch.rnn_relu] = functional.rnn_relu  # RNN's other function
+_OURS[torch.rnn_relu_cell] = functional.rnn_relu_cell
 _OURS |= {torch.batch_norm: _batch_norm, torch.dropout: _dropout, F.max_pool2d_with_indices: _max_pool2d_with_indices}
 for _name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "sigmoid", "tanh"):
     _OURS |= _forms(_name, getattr(torch, _name), getattr(torch.Tensor, _name))
