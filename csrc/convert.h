@@ -7,13 +7,6 @@
 
 namespace pydl {
 
-// A copy of t in another dtype, laid out as t.
-inline Tensor converted(const Tensor& t, ScalarType type) {
-  Tensor copy = empty_strided(t, type, t.sizes(), strides_like(t));
-  torch::stable::copy_(copy, t);
-  return copy;
-}
-
 // float16 is what few train in on a CPU: its tensors become float32 and the result is rounded, once as ever, instead of
 // kernels of its own in every algorithm.
 inline Tensor widened(const Tensor& t) { return converted(t, ScalarType::Float); }

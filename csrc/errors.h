@@ -12,7 +12,7 @@
 #include <pybind11/detail/common.h>
 #pragma pop_macro("TORCH_TARGET_VERSION")
 
-#include <sstream>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -21,61 +21,45 @@
 
 namespace pydl {
 
+// A piece of a message. It points to text that lives at least as long as the call it is an argument of.
+class Part {
+ public:
+  Part(const char* text) : kind_(Kind::text), text_(text) {}
+  Part(const std::string& text) : Part(text.c_str()) {}
+  Part(int64_t number) : kind_(Kind::integer), integer_(number) {}
+  Part(int number) : Part(static_cast<int64_t>(number)) {}
+  Part(size_t number) : Part(static_cast<int64_t>(number)) {}
+  Part(double number) : kind_(Kind::real), real_(number) {}
+  void append_to(std::string& message) const;
+
+ private:
+  enum class Kind { text, integer, real } kind_;
+  union {
+    const char* text_;
+    int64_t integer_;
+    double real_;
+  };
+};
+
+// One function for all messages: a template of the parts' types is a thousand bytes for each of two hundred.
+std::string joined(std::initializer_list<Part> parts);
 template <class... Parts>
 std::string join(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return out.str();
+  return joined({parts...});
 }
+template <class Exception>
+[[noreturn]] void fail(std::initializer_list<Part> parts);  // for the three of the macros below
 
-inline std::string shape_of(const std::vector<int64_t>& sizes) {
-  std::string text = "(";
-  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
-  return text + ")";
-}
-inline std::string shape_of(const torch::stable::Tensor& t) {
-  return shape_of(std::vector<int64_t>(t.sizes().begin(), t.sizes().end()));
-}
+std::string shape_of(const std::vector<int64_t>& sizes);
+std::string shape_of(const torch::stable::Tensor& t);
 
 // A dtype as Python spells it, without "torch.".
-inline const char* dtype_name(torch::headeronly::ScalarType type) {
-  using torch::headeronly::ScalarType;
-  switch (type) {
-    case ScalarType::Byte:
-      return "uint8";
-    case ScalarType::Char:
-      return "int8";
-    case ScalarType::Short:
-      return "int16";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Bool:
-      return "bool";
-    case ScalarType::ComplexHalf:
-      return "complex32";
-    case ScalarType::ComplexFloat:
-      return "complex64";
-    case ScalarType::ComplexDouble:
-      return "complex128";
-    default:  // 8-bit floats, quantised and unsigned ones: torch's name in C++ tells them apart as well
-      return torch::headeronly::toString(type);
-  }
-}
+const char* dtype_name(torch::headeronly::ScalarType type);
 
-#define PYDL_CHECK_AS(Exception, condition, ...)  \
-  do {                                            \
-    if (!(condition)) [[unlikely]]                \
-      throw Exception(::pydl::join(__VA_ARGS__)); \
+#define PYDL_CHECK_AS(Exception, condition, ...) \
+  do {                                           \
+    if (!(condition)) [[unlikely]]               \
+      ::pydl::fail<Exception>({__VA_ARGS__});    \
   } while (false)
 #define PYDL_CHECK(condition, ...) PYDL_CHECK_AS(std::runtime_error, condition, __VA_ARGS__)
 #define PYDL_CHECK_VALUE(condition, ...) PYDL_CHECK_AS(pybind11::value_error, condition, __VA_ARGS__)

@@ -45,6 +45,13 @@ static constexpr int kVectorBytes = 32;
 static constexpr int kVectorBytes = 16;
 #endif
 
+// Whether the build wants small kernels rather than fast ones (CMakeLists.txt: x86 without AVX2).
+#if defined(PYDL_PLAIN)
+static constexpr bool kPlain = true;
+#else
+static constexpr bool kPlain = false;
+#endif
+
 template <class A>
 struct vector_of;
 template <>

@@ -10,8 +10,8 @@
 namespace pydl::cpu::PYDL_ISA {
 
 // Calls body(T{}) with the storage type of a dtype: what networks are trained in, for every algorithm, and
-// float64, which is for checks more than for speed, for implicit GEMM. float16 arrives as float32
-// (csrc/conv2d.cpp).
+// float64, which is for checks more than for speed, for the algorithms that serve everything (implicit::panels and
+// implicit::weight_slabs). float16 arrives as float32 (csrc/conv2d.cpp).
 template <class F>
 static inline void dispatch_trained(DType dtype, F&& body) {
   switch (dtype) {
@@ -24,7 +24,7 @@ static inline void dispatch_trained(DType dtype, F&& body) {
   }
 }
 template <class F>
-static inline void dispatch_gemm(DType dtype, F&& body) {
+static inline void dispatch_every(DType dtype, F&& body) {
   dtype == DType::f64 ? body(double{}) : dispatch_trained(dtype, body);
 }
 

@@ -1,5 +1,6 @@
 // Which algorithm serves which convolution: the tables below, one a pass. The first entry that serves and pays is taken;
-// the last serves and pays always. What each computes and why stands at the head of its file.
+// the last serves and pays always. What each computes and why stands at the head of its file. Where the build wants plain
+// algorithms (CMakeLists.txt: x86 without AVX2), it has those that serve everything, and no others are compiled.
 #include <string.h>
 
 #include "kernels/conv2d.h"
@@ -16,6 +17,7 @@ using Pass = Conv2dPass;
 
 bool always(const Params&, Pass) { return true; }
 
+#if !defined(PYDL_PLAIN)
 // Whether pairs of bfloat16 are multiplied by one instruction, at twice the rate of float32.
 bool multiplies_pairs(const Params& p) {
   return p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot();
@@ -73,6 +75,7 @@ bool slabs_pay(const Params& p, Pass pass) {
 
 // Packed panels of 1x1 kernels beat slabs, but those of pairs.
 bool pointwise_pays(const Params& p, Pass) { return !multiplies_pairs(p); }
+#endif
 
 struct Choice {
   const char* name;
@@ -85,6 +88,16 @@ struct Choice {
 #define PYDL_CHOICE(algorithm) algorithm::scratch, algorithm::run
 
 // clang-format off: one entry a line
+#if defined(PYDL_PLAIN)
+constexpr Choice kForward[] = {
+    {"implicit.slabs", implicit::slabs::serves, always, PYDL_CHOICE(implicit::slabs)},
+    {"implicit.panels", implicit::panels::serves, always, PYDL_CHOICE(implicit::panels)},
+};
+constexpr const Choice (&kBackwardInput)[2] = kForward;
+constexpr Choice kBackwardWeight[] = {
+    {"implicit.weight_slabs", implicit::weight_slabs::serves, always, PYDL_CHOICE(implicit::weight_slabs)},
+};
+#else
 constexpr Choice kForward[] = {
     {"depthwise.planes_3x3", depthwise::planes_3x3::serves, depthwise_pays, PYDL_CHOICE(depthwise::planes_3x3)},
     {"depthwise.pixels", depthwise::pixels::serves, depthwise_pays, PYDL_CHOICE(depthwise::pixels)},
@@ -108,6 +121,7 @@ constexpr Choice kBackwardWeight[] = {
     {"implicit.weight_pointwise", implicit::weight_pointwise::serves, pointwise_pays, PYDL_CHOICE(implicit::weight_pointwise)},
     {"implicit.weight_slabs", implicit::weight_slabs::serves, always, PYDL_CHOICE(implicit::weight_slabs)},
 };
+#endif
 // clang-format on
 
 struct Table {

@@ -27,16 +27,17 @@ PYDL_INLINE Mask<A> mask_of(const DropoutParams& p) {
   return {round_keys(p.seed), u32v{} + static_cast<uint32_t>(p.threshold), static_cast<A>(p.scale)};
 }
 
-// Element `first` of the tensor stands at x and y; first is a multiple of kChains * kElements.
-template <bool kStream, int kChains, class T, class A>
-PYDL_INLINE void step(const Mask<A>& mask, const T* x, T* y, int64_t first) {
+// Element `first` of the tensor stands at x and y; first is a multiple of kChains * kElements. streams: past the caches;
+// a constant once inlined, but for types of one walk.
+template <int kChains, class T, class A>
+PYDL_INLINE void step(const Mask<A>& mask, const T* x, T* y, int64_t first, bool streams) {
   const A scale = mask.scale;
   constexpr int kLine = 64 / sizeof(T);
 #pragma GCC unroll 32
   for (int k = 0; k < kChains * kElements; k += kLine) prefetch_ahead(x + k);
   Words words[kChains];
   philox<kChains, true>(mask.keys, static_cast<uint64_t>(first) / 4, words);
-  auto put = [&](T* q, vec<A> v) { kStream ? stream(q, v) : store(q, v); };
+  auto put = [&](T* q, vec<A> v) { streams ? stream(q, v) : store(q, v); };
   auto apply = [&](const T* x, T* y, u32v word) {
     if constexpr (sizeof(A) == 4) {
       put(y, scale_where_at_least(word, mask.threshold, load(x), scale));
@@ -65,21 +66,22 @@ void remainder(const DropoutParams& p, const T* x, T* y, int64_t first, int64_t 
   T from[kElements], to[kElements];
   memset(from, 0, sizeof from);
   memcpy(from, x, static_cast<size_t>(n) * sizeof(T));
-  step<false, 1>(mask_of<acc_t<T>>(p), from, to, first);
+  step<1>(mask_of<acc_t<T>>(p), from, to, first, false);
   memcpy(y, to, static_cast<size_t>(n) * sizeof(T));
 }
 
 // [begin, end) of a dense tensor; begin is a multiple of kChains * kElements.
 template <bool kStream, class T>
-void dense_range(const DropoutParams& p, int64_t begin, int64_t end) {
+void dense_range(const DropoutParams& p, int64_t begin, int64_t end, bool past_cache) {
+  const bool streams = kOneWalk<T> ? past_cache : kStream;
   const T* x = static_cast<const T*>(p.input);
   T* y = static_cast<T*>(p.output);
   const Mask<acc_t<T>> mask = mask_of<acc_t<T>>(p);
   int64_t i = begin;
   for (; i + kChains * kElements <= end; i += kChains * kElements)
-    step<kStream, kChains>(mask, x + i, y + i, i);
-  for (; i + kElements <= end; i += kElements) step<kStream, 1>(mask, x + i, y + i, i);
-  if (kStream) stream_fence();
+    step<kChains>(mask, x + i, y + i, i, streams);
+  for (; i + kElements <= end; i += kElements) step<1>(mask, x + i, y + i, i, streams);
+  if (streams) stream_fence();
   if (i < end) remainder(p, x + i, y + i, i, end - i);
 }
 
@@ -99,8 +101,8 @@ void dropout(const DropoutParams& p, const Parallel& parallel) {
       constexpr int64_t kStep = kChains * kElements;  // a task starts at a multiple of it
       parallel(ceil_div(p.numel, kStep), ceil_div(kGrain, kStep), [&](int64_t begin, int64_t end) {
         const int64_t last = min_of(end * kStep, p.numel);
-        past_cache ? dense_range<true, T>(p, begin * kStep, last)
-                   : dense_range<false, T>(p, begin * kStep, last);
+        past_cache ? dense_range<!kOneWalk<T>, T>(p, begin * kStep, last, true)
+                   : dense_range<false, T>(p, begin * kStep, last, false);
       });
     } else {
       dropout_strided(p, bytes >= least_streamed_bytes(), parallel);

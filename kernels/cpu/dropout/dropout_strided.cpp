@@ -92,10 +92,11 @@ PYDL_INLINE vec<acc_t<T>> gather(const T* x, int64_t stride, int64_t n) {
 
 // One row of n elements, written densely: y[i] = pick(x[i * stride] * scale, i), pick zeroing what is
 // dropped.
-template <bool kStream, class T, class Pick>
-PYDL_INLINE void row(const T* x, int64_t stride, T* y, int64_t n, acc_t<T> scale, const Pick& pick) {
+template <class T, class Pick>
+PYDL_INLINE void row(const T* x, int64_t stride, T* y, int64_t n, acc_t<T> scale, bool streams,
+                     const Pick& pick) {
   constexpr int kLanes = lanes<acc_t<T>>;
-  auto put = [](T* q, auto v) { kStream ? stream(q, v) : store(q, v); };
+  auto put = [&](T* q, auto v) { streams ? stream(q, v) : store(q, v); };
   int64_t i = 0;
   if (stride == 1) {
     for (; i + kLanes <= n; i += kLanes) {
@@ -112,7 +113,8 @@ PYDL_INLINE void row(const T* x, int64_t stride, T* y, int64_t n, acc_t<T> scale
 }
 
 template <bool kStream, class T>
-void tile(const DropoutParams& p, const Plan& plan, const RoundKeys& keys, int64_t t) {
+void tile(const DropoutParams& p, const Plan& plan, const RoundKeys& keys, int64_t t, bool past_cache) {
+  const bool streams = kOneWalk<T> ? past_cache : kStream;
   using A = acc_t<T>;
   const A scale = static_cast<A>(p.scale);
   const int v = plan.v;
@@ -147,21 +149,21 @@ void tile(const DropoutParams& p, const Plan& plan, const RoundKeys& keys, int64
     for (int64_t r = r0; r < r0 + r_n; ++r) {
       const uint32_t* words = bits[(r - r0) / 32];
       const uint32_t bit = 1u << ((r - r0) % 32);
-      row<kStream>(x + r * x_step, p.input_stride[v], y + r * y_step, v_n, scale,
-                   [&](vec<A> value, int64_t i) { return where_bit(value, words + i, bit); });
+      row(x + r * x_step, p.input_stride[v], y + r * y_step, v_n, scale, streams,
+          [&](vec<A> value, int64_t i) { return where_bit(value, words + i, bit); });
     }
   } else if (p.index_stride[v] == 1) {  // words along memory, the same ones for every row of r
     uint32_t bits[kRow / 32 + 1];
     keep_run(p, keys, index, v_n, bits);
     for (int64_t r = r0; r < r0 + r_n; ++r)
-      row<kStream>(x + r * x_step, p.input_stride[v], y + r * y_step, v_n, scale,
-                   [&](vec<A> value, int64_t i) { return where_lane(value, bits[i / 32] >> (i % 32)); });
+      row(x + r * x_step, p.input_stride[v], y + r * y_step, v_n, scale, streams,
+          [&](vec<A> value, int64_t i) { return where_lane(value, bits[i / 32] >> (i % 32)); });
   } else {  // one word for the row
     const uint32_t word = philox4x32_10(p.seed, static_cast<uint64_t>(index) / 4).word[index % 4];
     if (word < p.threshold)
       memset(y, 0, static_cast<size_t>(v_n) * sizeof(T));
     else
-      row<kStream>(x, p.input_stride[v], y, v_n, scale, [](vec<A> value, int64_t) { return value; });
+      row(x, p.input_stride[v], y, v_n, scale, streams, [](vec<A> value, int64_t) { return value; });
   }
 }
 
@@ -185,7 +187,7 @@ void dropout_strided(const DropoutParams& p, bool past_cache, const Parallel& pa
     parallel(plan.tiles, ceil_div(kGrain, ceil_div(p.numel, plan.tiles)), [&](int64_t begin, int64_t end) {
       const RoundKeys keys = round_keys(p.seed);
       for (int64_t t = begin; t < end; ++t)
-        streams ? tile<true, T>(p, plan, keys, t) : tile<false, T>(p, plan, keys, t);
+        streams ? tile<!kOneWalk<T>, T>(p, plan, keys, t, true) : tile<false, T>(p, plan, keys, t, false);
       if (streams) stream_fence();
     });
   });

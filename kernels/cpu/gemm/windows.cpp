@@ -69,7 +69,18 @@ void windows_kernel(const WindowsBlock<E>& w) {
   };
   // The lines of the results are prefetched now: stores that miss would wait at the end, and the next block's
   // behind them.
-  if (!w.stream) each([](auto* to, int, int) PYDL_INLINE_LAMBDA { prefetch_to_write(to); });
+  if (!w.stream) {
+    const int64_t element = w.narrow ? 2 : sizeof(A);
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; ++g) {
+      char* to = static_cast<char*>(w.out[g]);
+#pragma GCC unroll 7
+      for (int j = 0; j < pixels; ++j, to += w.out_pitch * element) {
+        prefetch_to_write(to);
+        if (vectors > 1) prefetch_to_write(to + all * element);
+      }
+    }
+  }
   const int64_t per_piece = ceil_div(kPiece, w.depth);
   alignas(64) static constexpr A zeros[2 * all] = {};
   alignas(64) A total[groups * pixels * vectors * all];  // of all pieces but the last
@@ -101,16 +112,12 @@ void windows_kernel(const WindowsBlock<E>& w) {
     each([&](auto* to, int m, int v) PYDL_INLINE_LAMBDA { store(to, sum[m][v]); });
 }
 
-// Groups that one call takes: of float64, which is for checks more than for speed, one after another.
-template <class E>
-constexpr int kGroupsOf = __is_same(E, double) ? 1 : kMostGroups;
-
 template <class E>
 using Kernel = void (*)(const WindowsBlock<E>&);
 
 template <class E, int vectors, int groups, int pixels>
 constexpr Kernel<E> kernel_of() {
-  if constexpr (groups <= most_groups(pixels) && groups <= kGroupsOf<E>)
+  if constexpr (groups <= most_groups(pixels))
     return &windows_kernel<E, vectors, groups, pixels>;
   else
     return nullptr;
@@ -139,22 +146,12 @@ struct Kernels {
 template <class E>
 void windows_product(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<E>& block) {
   static constexpr Kernels<E> kernels;
-  const auto& fitting = kernels.at[channels > lanes<acc_of<E>>][pixels - 1];
-  if constexpr (kGroupsOf<E> > 1) return fitting[groups - 1](block);
-  WindowsBlock<E> one = block;
-  for (int64_t g = 0; g < groups; ++g) {
-    one.window[0] = block.window[g];
-    one.out[0] = block.out[g];
-    fitting[0](one);
-  }
+  kernels.at[channels > lanes<acc_of<E>>][pixels - 1][groups - 1](block);
 }
 
 }  // namespace
 
 void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<float>& block) {
-  windows_product(groups, pixels, channels, block);
-}
-void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<double>& block) {
   windows_product(groups, pixels, channels, block);
 }
 #if defined(PYDL_BF16_DOT)

@@ -41,7 +41,6 @@ struct WindowsBlock {
 
 // groups <= most_groups(pixels), pixels <= kMostPixels; writes one vector where channels <= lanes, else two.
 void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<float>& block);
-void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<double>& block);
 #if defined(PYDL_BF16_DOT)
 void gemm_windows(int64_t groups, int64_t pixels, int64_t channels, const WindowsBlock<bf16_pair>& block);
 #endif

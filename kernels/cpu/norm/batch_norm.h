@@ -159,7 +159,7 @@ static inline void affine_gradient_of_channels(const BatchNormParams& p, double*
 
 // sum_grad and sum_grad_xhat hold sums over gz and gz * (x - shift).
 template <class A>
-static inline void finish_gradient_sums_of_channels(const BatchNormParams& p) {
+__attribute__((noinline)) static void finish_gradient_sums_of_channels(const BatchNormParams& p) {
   const double eps = p.eps;
   const double* __restrict mean = p.mean, * __restrict var = p.var, * __restrict sum = p.sum_grad;
   double* __restrict shifted = p.sum_grad_xhat;
@@ -200,23 +200,25 @@ PYDL_INLINE vec<A> keep_first(vec<A> v, int64_t n) {  // lanes from n on become 
   return bit_cast<vec<A>>((index < static_cast<I>(n)) & bit_cast<mask<A>>(v));
 }
 
-template <Activation kActivation, class V>
-PYDL_INLINE V activate(V z) {
-  if constexpr (kActivation == Activation::relu) return max(V{}, z);  // nan stays nan
-  if constexpr (kActivation == Activation::sigmoid) return 1 / (1 + exp(-z));
+// Here and below the activation is a constant once inlined, but for types of one walk.
+template <class V>
+PYDL_INLINE V activated(V z, Activation activation) {
+  if (activation == Activation::relu) return max(V{}, z);  // nan stays nan
+  if (activation == Activation::sigmoid) return 1 / (1 + exp(-z));
   return z;
 }
 
 // gz from grad_output g, z or output v; nan passes the gradient, as torch's ReLU does.
-template <BatchNormGradient kGradient, class V>
-PYDL_INLINE V activation_gradient(V g, V v) {
-  if constexpr (kGradient == BatchNormGradient::sigmoid_output) return g * v * (1 - v);
-  if constexpr (kGradient == BatchNormGradient::relu_input || kGradient == BatchNormGradient::relu_output)
-    return v <= 0 ? V{} : g;
-  return g;
+template <class V>
+PYDL_INLINE V activation_gradient(V g, V v, BatchNormGradient gradient) {
+  if (gradient == BatchNormGradient::sigmoid_output) return g * v * (1 - v);
+  return v <= 0 ? V{} : g;
 }
 
-// ---- dispatch: runtime choices become template arguments
+// ---- dispatch: runtime choices become template arguments, but for types of one walk (kOneWalk)
+
+static constexpr Activation kAnyActivation{-1};
+static constexpr BatchNormGradient kAnyGradient{-1};
 
 template <Activation value>
 struct ActivationTag {
@@ -227,8 +229,9 @@ struct GradientTag {
   static constexpr BatchNormGradient gradient = value;
 };
 
-template <class F>
+template <class T, class F>
 PYDL_INLINE void dispatch_activation(Activation activation, const F& body) {
+  if constexpr (kOneWalk<T>) return body(ActivationTag<kAnyActivation>{});
   switch (activation) {
     case Activation::none:
       return body(ActivationTag<Activation::none>{});
@@ -239,8 +242,9 @@ PYDL_INLINE void dispatch_activation(Activation activation, const F& body) {
   }
 }
 
-template <class F>
+template <class T, class F>
 PYDL_INLINE void dispatch_gradient(BatchNormGradient gradient, const F& body) {
+  if constexpr (kOneWalk<T>) return body(GradientTag<kAnyGradient>{});
   switch (gradient) {
     case BatchNormGradient::linear:
       return body(GradientTag<BatchNormGradient::linear>{});
@@ -251,6 +255,16 @@ PYDL_INLINE void dispatch_gradient(BatchNormGradient gradient, const F& body) {
     case BatchNormGradient::sigmoid_output:
       return body(GradientTag<BatchNormGradient::sigmoid_output>{});
   }
+}
+
+// The activation of a walk: its template argument, or what the call asks for.
+template <Activation kActivation>
+PYDL_INLINE Activation activation_of(const BatchNormParams& p) {
+  return kActivation == kAnyActivation ? p.activation : kActivation;
+}
+template <BatchNormGradient kGradient>
+PYDL_INLINE BatchNormGradient gradient_of(const BatchNormParams& p) {
+  return kGradient == kAnyGradient ? p.gradient : kGradient;
 }
 
 // ---- the two layouts

@@ -123,6 +123,7 @@ void combine_moments(const BatchNormParams& p, const Columns& k, decltype(&rest_
 template <Activation kActivation, class T>
 void apply_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t row,
                int64_t width) {
+  const Activation activation = activation_of<kActivation>(p);
   const T* x = row_of<const T>(p.input, k, row);
   T* y = row_of<T>(p.output, k, row);
   const int64_t ahead = ahead_of<T>(p.input, k);  // rows come downwards
@@ -132,40 +133,46 @@ void apply_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>
     store_row(y, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
       prefetch_far_ahead(x + j, -ahead);
       prefetch_far_ahead(r + j, -ahead_r);
-      return activate<kActivation>(normalise(load_some(x + j, count), co, j, count) +
-                                   load_some(r + j, count));
+      return activated(normalise(load_some(x + j, count), co, j, count) + load_some(r + j, count),
+                       activation);
     });
   } else {
     store_row(y, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
       prefetch_far_ahead(x + j, -ahead);
-      return activate<kActivation>(normalise(load_some(x + j, count), co, j, count));
+      return activated(normalise(load_some(x + j, count), co, j, count), activation);
     });
   }
 }
 
+// What depends on the type in memory; who does what (forward) exists once for each type of sums.
+template <class A>
+struct Walks {
+  decltype(&segment_moments<A>) segment;
+  decltype(&rest_at<A>) rest;
+  decltype(&apply_row<Activation::none, A>) row;
+};
 template <class T>
-using ApplyRow = void (*)(const BatchNormParams&, const Columns&, Coefficients<acc_t<T>>, int64_t row,
-                          int64_t width);
+Walks<acc_t<T>> walks_of(Activation activation) {
+  Walks<acc_t<T>> walks{&segment_moments<T>, &rest_at<T>, nullptr};
+  dispatch_activation<T>(activation, [&](auto tag) { walks.row = &apply_row<decltype(tag)::activation, T>; });
+  return walks;
+}
 
-template <class T>
-void forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel) {
-  using A = acc_t<T>;
+template <class A>
+void forward(const BatchNormParams& p, bool stats, bool apply, const Walks<A>& walks,
+             const Parallel& parallel) {
   const Columns k(p, lanes<A>);
   if (stats) {
     over_segments(k, parallel, [&](int64_t segment, int64_t begin, int64_t end) {
-      segment_moments<T>(p, k, segment, begin, end);
+      walks.segment(p, k, segment, begin, end);
     });
-    combine_moments(p, k, &rest_at<T>);
+    combine_moments(p, k, walks.rest);
   }
   if (!apply) return;
   const Scratch scratch(p, k);
   Coefficients<A> co(scratch, k);
   co.fill(p, k, scratch);
-  ApplyRow<T> apply_row{};
-  dispatch_activation(p.activation, [&](auto tag) {
-    apply_row = &pydl::cpu::PYDL_ISA::apply_row<decltype(tag)::activation, T>;
-  });
-  over_rows(p, k, parallel, [&](int64_t row, int64_t width) { apply_row(p, k, co, row, width); });
+  over_rows(p, k, parallel, [&](int64_t row, int64_t width) { walks.row(p, k, co, row, width); });
 }
 
 }  // namespace
@@ -182,7 +189,10 @@ int64_t batch_norm_columns_scratch(const BatchNormParams& p) {
 }
 
 void batch_norm_columns_forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel) {
-  dispatch_storage(p.dtype, [&](auto type) { forward<decltype(type)>(p, stats, apply, parallel); });
+  dispatch_storage(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    forward<acc_t<T>>(p, stats, apply, walks_of<T>(p.activation), parallel);
+  });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -6,13 +6,13 @@ namespace {
 
 // ---- gradient
 
-template <BatchNormGradient kGradient, class T>
-PYDL_INLINE vec<acc_t<T>> gradient_at(const T* g, const T* y, vec<acc_t<T>> x, Coefficients<acc_t<T>> co,
-                                      int64_t j, int64_t count) {
+template <class T>
+PYDL_INLINE vec<acc_t<T>> gradient_at(BatchNormGradient gradient, const T* g, const T* y, vec<acc_t<T>> x,
+                                      Coefficients<acc_t<T>> co, int64_t j, int64_t count) {
   const vec<acc_t<T>> grad = pin(load_some(g, count));
-  if constexpr (kGradient == BatchNormGradient::relu_input)
-    return activation_gradient<kGradient>(grad, normalise(x, co, j, count));
-  if constexpr (reads_output(kGradient)) return activation_gradient<kGradient>(grad, load_some(y, count));
+  if (gradient == BatchNormGradient::relu_input)
+    return activation_gradient(grad, normalise(x, co, j, count), gradient);
+  if (reads_output(gradient)) return activation_gradient(grad, load_some(y, count), gradient);
   return grad;
 }
 
@@ -28,6 +28,7 @@ template <BatchNormGradient kGradient, bool kKeep, class T>
 void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t segment,
                       int64_t begin, int64_t end) {
   using A = acc_t<T>;
+  const BatchNormGradient gradient = gradient_of<kGradient>(p);
   const Scratch scratch(p, k);
   double* sum = scratch.first + segment * k.width;
   double* shifted = scratch.second + segment * k.width;
@@ -50,10 +51,10 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
           if (at * sizeof(T) % 64 == 0) {
             prefetch_far_ahead(x + at, ahead_x);
             prefetch_far_ahead(g + at, ahead_g);
-            if (reads_output(kGradient)) prefetch_far_ahead(y + at, ahead_y);
+            if (reads_output(gradient)) prefetch_far_ahead(y + at, ahead_y);
           }
           const vec<A> xs = load_some(x + at, tail);
-          const vec<A> gz = gradient_at<kGradient>(g + at, y + at, xs, co, j + at, tail);
+          const vec<A> gz = gradient_at<T>(gradient, g + at, y + at, xs, co, j + at, tail);
           if constexpr (kKeep) {
             T* to = row_of<T>(p.grad_residual, k, row) + j + at;
             if (tail)
@@ -78,19 +79,33 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
   }
 }
 
-// gz of element j of the rest.
+// Element j of the rest.
+template <class A>
+struct Element {
+  A x, gz;
+};
 template <BatchNormGradient kGradient, class T>
-acc_t<T> rest_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t j) {
+Element<acc_t<T>> rest_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co,
+                                int64_t j) {
+  const BatchNormGradient gradient = gradient_of<kGradient>(p);
   const auto x = load_n(row_of<const T>(p.input, k, k.rows) + j, 1);
   const T* y = p.output.data ? row_of<const T>(p.output, k, k.rows) + j : nullptr;
   const T* g = row_of<const T>(p.grad_output, k, k.rows) + j;
-  return gradient_at<kGradient>(g, y, x, co, j % p.channels, 1)[0];
+  return {x[0], gradient_at<T>(gradient, g, y, x, co, j % p.channels, 1)[0]};
 }
 
-template <class T>
-void combine_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co,
-                      decltype(&rest_gradient<BatchNormGradient::linear, T>) rest) {
-  using A = acc_t<T>;
+// What depends on the activation and on the type in memory; who does what (backward) exists once for each type of sums.
+template <class A>
+struct Walks {
+  using Co = Coefficients<A>;
+  void (*segment)(const BatchNormParams&, const Columns&, Co, int64_t segment, int64_t begin, int64_t end);
+  Element<A> (*rest)(const BatchNormParams&, const Columns&, Co, int64_t j);
+  void (*row)(const BatchNormParams&, const Columns&, Co, int64_t row, int64_t width);
+  void (*linear_row)(const BatchNormParams&, const Columns&, Co, int64_t row, int64_t width);
+};
+
+template <class A>
+void combine_gradient(const BatchNormParams& p, const Columns& k, Coefficients<A> co, const Walks<A>& walks) {
   const Scratch scratch(p, k);
   double *sum = p.sum_grad, *shifted = p.sum_grad_xhat;
   for (int64_t c = 0; c < p.channels; ++c) sum[c] = shifted[c] = 0;
@@ -101,9 +116,9 @@ void combine_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
     }
   for (int64_t j = 0; j < k.rest * p.channels; ++j) {
     const int64_t c = j % p.channels;
-    const A x = load_n(row_of<const T>(p.input, k, k.rows) + j, 1)[0], gz = rest(p, k, co, j);
-    sum[c] += static_cast<double>(gz);
-    shifted[c] += static_cast<double>(gz * (x - co.shift[c]));
+    const Element<A> at = walks.rest(p, k, co, j);
+    sum[c] += static_cast<double>(at.gz);
+    shifted[c] += static_cast<double>(at.gz * (at.x - co.shift[c]));
   }
   finish_gradient_sums_of_channels<A>(p);
 }
@@ -118,6 +133,7 @@ template <BatchNormGradient kGradient, class T>
 void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t row,
                   int64_t width) {
   using A = acc_t<T>;
+  const BatchNormGradient gradient = gradient_of<kGradient>(p);
   const T* x = row_of<const T>(p.input, k, row);
   const T* g = row_of<const T>(p.grad_output, k, row);
   const T* y = p.output.data ? row_of<const T>(p.output, k, row) : nullptr;
@@ -126,13 +142,13 @@ void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t
   auto prefetch_row = [&](int64_t j) PYDL_INLINE_LAMBDA {  // rows come downwards
     prefetch_far_ahead(x + j, -ahead_x);
     prefetch_far_ahead(g + j, -ahead_g);
-    if (reads_output(kGradient)) prefetch_far_ahead(y + j, -ahead_y);
+    if (reads_output(gradient)) prefetch_far_ahead(y + j, -ahead_y);
   };
   if (p.grad_residual.data)
     store_row(row_of<T>(p.grad_residual, k, row), width, p.stream,
               [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
                 prefetch_row(j);
-                return gradient_at<kGradient>(g + j, y + j, load_some(x + j, count), co, j, count);
+                return gradient_at<T>(gradient, g + j, y + j, load_some(x + j, count), co, j, count);
               });
   if (p.grad_input.data == nullptr) return;
   T* out = row_of<T>(p.grad_input, k, row);
@@ -140,7 +156,7 @@ void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t
     store_row(out, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
       prefetch_row(j);
       const vec<A> xs = load_some(x + j, count);
-      const vec<A> gz = gradient_at<kGradient>(g + j, y + j, xs, co, j, count);
+      const vec<A> gz = gradient_at<T>(gradient, g + j, y + j, xs, co, j, count);
       return gz * load_some(co.scale + j, count) +
              ((xs - load_some(co.shift + j, count)) * load_some(co.slope + j, count) +
               load_some(co.constant + j, count));
@@ -148,56 +164,48 @@ void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t
   } else {
     store_row(out, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
       prefetch_row(j);
-      return gradient_at<kGradient>(g + j, y + j, load_some(x + j, count), co, j, count) *
+      return gradient_at<T>(gradient, g + j, y + j, load_some(x + j, count), co, j, count) *
              load_some(co.scale + j, count);
     });
   }
 }
 
-// What depends on the activation; who does what (backward) exists once for each type.
 template <class T>
-struct Walks {
-  using Co = Coefficients<acc_t<T>>;
-  void (*segment)(const BatchNormParams&, const Columns&, Co, int64_t segment, int64_t begin, int64_t end);
-  acc_t<T> (*rest)(const BatchNormParams&, const Columns&, Co, int64_t j);
-  void (*row)(const BatchNormParams&, const Columns&, Co, int64_t row, int64_t width);
-};
-template <class T>
-Walks<T> walks_of(BatchNormGradient gradient, bool keep) {
-  Walks<T> walks{};
-  dispatch_gradient(gradient, [&](auto tag) {
+Walks<acc_t<T>> walks_of(BatchNormGradient gradient, bool keep) {
+  Walks<acc_t<T>> walks{};
+  dispatch_gradient<T>(gradient, [&](auto tag) {
     constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
+    constexpr BatchNormGradient kLinear = kOneWalk<T> ? kAnyGradient : BatchNormGradient::linear;
     walks = {&segment_gradient<kGradient, false, T>, &rest_gradient<kGradient, T>,
-             &gradient_row<kGradient, T>};
-    if constexpr (kGradient == BatchNormGradient::relu_output)
+             &gradient_row<kGradient, T>, &gradient_row<kLinear, T>};
+    if constexpr (kGradient == BatchNormGradient::relu_output || (kGradient == kAnyGradient && !kPlain))
       if (keep) walks.segment = &segment_gradient<kGradient, true, T>;
   });
   return walks;
 }
 
-template <class T>
-void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel) {
-  using A = acc_t<T>;
+template <class A>
+void backward(const BatchNormParams& p, bool reduce, bool apply, bool keep, const Walks<A>& walks,
+              const Parallel& parallel) {
   const Columns k(p, lanes<A>);
   const Scratch scratch(p, k);
   Coefficients<A> co(scratch, k);
   co.fill(p, k, scratch);
-  const bool keep = reduce && apply && keeps_gradient(p);
-  const Walks<T> walks = walks_of<T>(p.gradient, keep);
   if (reduce) {
     over_segments(k, parallel, [&](int64_t segment, int64_t begin, int64_t end) {
       walks.segment(p, k, co, segment, begin, end);
     });
-    combine_gradient<T>(p, k, co, walks.rest);
+    combine_gradient<A>(p, k, co, walks);
   }
   if (!apply) return;
   co.fill_gradient(p, k, scratch);
   BatchNormParams rest = p;  // of which grad_output is gz
   rest.grad_output = p.grad_residual;
   rest.output = rest.grad_residual = {};
+  rest.gradient = BatchNormGradient::linear;
   over_rows(p, k, parallel, [&](int64_t row, int64_t width) {
     if (keep && row < k.rows)
-      gradient_row<BatchNormGradient::linear, T>(rest, k, co, row, width);
+      walks.linear_row(rest, k, co, row, width);
     else
       walks.row(p, k, co, row, width);
   });
@@ -207,7 +215,11 @@ void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel&
 
 void batch_norm_columns_backward(const BatchNormParams& p, bool reduce, bool apply,
                                  const Parallel& parallel) {
-  dispatch_storage(p.dtype, [&](auto type) { backward<decltype(type)>(p, reduce, apply, parallel); });
+  const bool keep = !kPlain && reduce && apply && keeps_gradient(p);
+  dispatch_storage(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    backward<acc_t<T>>(p, reduce, apply, keep, walks_of<T>(p.gradient, keep), parallel);
+  });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -84,17 +84,18 @@ Moments block_moments(const BatchNormParams& p, int64_t c, const Block& block) {
 template <Activation kActivation, class T>
 PYDL_INLINE void apply_run(const BatchNormParams& p, int64_t n, int64_t c, int64_t begin, int64_t length,
                            const Affine<acc_t<T>>& affine, int64_t ahead) {
+  const Activation activation = activation_of<kActivation>(p);
   const T* x = run_of<const T>(p.input, n, c) + begin;
   T* y = run_of<T>(p.output, n, c) + begin;
   if (p.residual.data) {
     const T* r = run_of<const T>(p.residual, n, c) + begin;
     store_run(y, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
       prefetch_far_ahead(r + i, ahead);
-      return activate<kActivation>(normalise(load_some(x + i, count), affine) + load_some(r + i, count));
+      return activated(normalise(load_some(x + i, count), affine) + load_some(r + i, count), activation);
     });
   } else {
     store_run(y, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
-      return activate<kActivation>(normalise(load_some(x + i, count), affine));
+      return activated(normalise(load_some(x + i, count), affine), activation);
     });
   }
 }
@@ -111,24 +112,32 @@ void apply_runs(const BatchNormParams& p, int64_t c, int64_t first, int64_t last
 }
 template <class T>
 auto apply_of(Activation activation) {
-  auto apply = &apply_runs<Activation::none, T>;
-  dispatch_activation(activation, [&](auto tag) { apply = &apply_runs<decltype(tag)::activation, T>; });
+  using Run = void (*)(const BatchNormParams&, int64_t c, int64_t first, int64_t last, int64_t begin,
+                       int64_t length, const Affine<acc_t<T>>&);
+  Run apply{};
+  dispatch_activation<T>(activation, [&](auto tag) { apply = &apply_runs<decltype(tag)::activation, T>; });
   return apply;
 }
 
-template <class T>
-void forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel) {
-  using A = acc_t<T>;
+// What depends on the type in memory; who does what (forward) exists once for each type of sums.
+template <class A>
+struct Walks {
+  decltype(&block_moments<A>) moments;
+  decltype(&apply_runs<Activation::none, A>) apply;
+};
+
+template <class A>
+void forward(const BatchNormParams& p, bool stats, bool apply, const Walks<A>& walks,
+             const Parallel& parallel) {
   const Blocks blocks(p);
-  const auto apply_runs = apply_of<T>(p.activation);
   if (stats && channel_per_task(p, parallel)) {
     parallel(p.channels, channel_grain(p), [&](int64_t first, int64_t last) {
       for (int64_t c = first; c < last; ++c) {
         Moments moments{};
-        for (int64_t j = 0; j < blocks.count; ++j) moments.merge(block_moments<T>(p, c, blocks.at(p, j)));
+        for (int64_t j = 0; j < blocks.count; ++j) moments.merge(walks.moments(p, c, blocks.at(p, j)));
         finish_moments(p, c, moments.total / moments.count, moments.m2);
         if (!apply) continue;
-        apply_runs(p, c, 0, p.batch, 0, p.spatial, affine_at<A>(p, c));
+        walks.apply(p, c, 0, p.batch, 0, p.spatial, affine_at<A>(p, c));
       }
       stream_fence();
     });
@@ -136,7 +145,7 @@ void forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& p
   }
   if (stats) {
     const Moments* partial = over_blocks<Moments>(
-        p, blocks, parallel, [&](int64_t c, const Block& block) { return block_moments<T>(p, c, block); });
+        p, blocks, parallel, [&](int64_t c, const Block& block) { return walks.moments(p, c, block); });
     for (int64_t c = 0; c < p.channels; ++c) {
       Moments moments{};
       for (int64_t j = 0; j < blocks.count; ++j) moments.merge(partial[c * blocks.count + j]);
@@ -147,7 +156,7 @@ void forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& p
   ChannelCoefficients<A>* const channel = coefficients_of<A>(p, blocks);
   for (int64_t c = 0; c < p.channels; ++c) channel[c].affine = affine_at<A>(p, c);
   over_runs(p, parallel, [&](int64_t n, int64_t c, int64_t begin, int64_t length) {
-    apply_runs(p, c, n, n + 1, begin, length, channel[c].affine);
+    walks.apply(p, c, n, n + 1, begin, length, channel[c].affine);
   });
 }
 
@@ -159,7 +168,10 @@ int64_t batch_norm_rows_scratch(const BatchNormParams& p) {
 }
 
 void batch_norm_rows_forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel) {
-  dispatch_storage(p.dtype, [&](auto type) { forward<decltype(type)>(p, stats, apply, parallel); });
+  dispatch_storage(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    forward<acc_t<T>>(p, stats, apply, {&block_moments<T>, apply_of<T>(p.activation)}, parallel);
+  });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -10,13 +10,13 @@ struct GradientSums {
   double sum, shifted;  // of gz and gz * (x - shift)
 };
 
-template <BatchNormGradient kGradient, class T>
-PYDL_INLINE vec<acc_t<T>> gradient_at(const T* g, const T* y, vec<acc_t<T>> x, const Affine<acc_t<T>>& affine,
-                                      int64_t count) {
+template <class T>
+PYDL_INLINE vec<acc_t<T>> gradient_at(BatchNormGradient gradient, const T* g, const T* y, vec<acc_t<T>> x,
+                                      const Affine<acc_t<T>>& affine, int64_t count) {
   const vec<acc_t<T>> grad = pin(load_some(g, count));
-  if constexpr (kGradient == BatchNormGradient::relu_input)
-    return activation_gradient<kGradient>(grad, normalise(x, affine));
-  if constexpr (reads_output(kGradient)) return activation_gradient<kGradient>(grad, load_some(y, count));
+  if (gradient == BatchNormGradient::relu_input)
+    return activation_gradient(grad, normalise(x, affine), gradient);
+  if (reads_output(gradient)) return activation_gradient(grad, load_some(y, count), gradient);
   return grad;
 }
 
@@ -29,6 +29,7 @@ template <BatchNormGradient kGradient, class T>
 GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& block,
                             const Affine<acc_t<T>>& affine) {
   using A = acc_t<T>;
+  const BatchNormGradient gradient = gradient_of<kGradient>(p);
   constexpr int kUnroll = 4;
   vec<A> sum[kUnroll]{}, shifted[kUnroll]{};
   for (int64_t n = block.row; n < block.row + block.rows; ++n) {
@@ -37,11 +38,11 @@ GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& bl
     const T* y = output_run<T>(p, n, c, block.begin);
     const int64_t ahead_x = ahead_in_block<T>(p, p.input, n);
     const int64_t ahead_g = ahead_in_block<T>(p, p.grad_output, n);
-    const int64_t ahead_y = reads_output(kGradient) ? ahead_in_block<T>(p, p.output, n) : 0;
+    const int64_t ahead_y = reads_output(gradient) ? ahead_in_block<T>(p, p.output, n) : 0;
     int64_t i = 0;
     auto add = [&](int u, int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
       const vec<A> xs = load_some(x + i, count);
-      const vec<A> gz = gradient_at<kGradient>(g + i, y + i, xs, affine, count);
+      const vec<A> gz = gradient_at<T>(gradient, g + i, y + i, xs, affine, count);
       const vec<A> product = gz * (xs - affine.shift);
       sum[u] += count ? keep_first<A>(gz, count) : gz;
       shifted[u] += count ? keep_first<A>(product, count) : product;
@@ -53,7 +54,7 @@ GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& bl
         if (u * lanes<A> * sizeof(T) % 64 == 0) {
           prefetch_far_ahead(x + at, ahead_x);
           prefetch_far_ahead(g + at, ahead_g);
-          if (reads_output(kGradient)) prefetch_far_ahead(y + at, ahead_y);
+          if (reads_output(gradient)) prefetch_far_ahead(y + at, ahead_y);
         }
         add(u, at, 0);
       }
@@ -69,13 +70,14 @@ PYDL_INLINE void gradient_run(const BatchNormParams& p, int64_t n, int64_t c, in
                               const Affine<acc_t<T>>& affine,
                               const AffineGradient<acc_t<T>>& affine_gradient) {
   using A = acc_t<T>;
+  const BatchNormGradient gradient = gradient_of<kGradient>(p);
   const T* x = run_of<const T>(p.input, n, c) + begin;
   const T* g = run_of<const T>(p.grad_output, n, c) + begin;
   const T* y = output_run<T>(p, n, c, begin);
   if (p.grad_residual.data) {
     store_run(run_of<T>(p.grad_residual, n, c) + begin, length, p.stream,
               [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
-                return gradient_at<kGradient>(g + i, y + i, load_some(x + i, count), affine, count);
+                return gradient_at<T>(gradient, g + i, y + i, load_some(x + i, count), affine, count);
               });
   }
   if (p.grad_input.data == nullptr) return;
@@ -83,12 +85,12 @@ PYDL_INLINE void gradient_run(const BatchNormParams& p, int64_t n, int64_t c, in
   if (p.training) {
     store_run(out, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
       const vec<A> xs = load_some(x + i, count);
-      const vec<A> gz = gradient_at<kGradient>(g + i, y + i, xs, affine, count);
+      const vec<A> gz = gradient_at<T>(gradient, g + i, y + i, xs, affine, count);
       return gz * affine.scale + ((xs - affine.shift) * affine_gradient.slope + affine_gradient.constant);
     });
   } else {
     store_run(out, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
-      return gradient_at<kGradient>(g + i, y + i, load_some(x + i, count), affine, count) * affine.scale;
+      return gradient_at<T>(gradient, g + i, y + i, load_some(x + i, count), affine, count) * affine.scale;
     });
   }
 }
@@ -102,28 +104,27 @@ void gradient_runs(const BatchNormParams& p, int64_t c, int64_t first, int64_t l
     gradient_run<kGradient, T>(p, n, c, begin, length, affine, affine_gradient);
 }
 
-// What depends on the activation; who does what (backward) exists once for each type.
-template <class T>
+// What depends on the activation and on the type in memory; who does what (backward) exists once for each type of sums.
+template <class A>
 struct Walks {
-  GradientSums (*block)(const BatchNormParams&, int64_t c, const Block&, const Affine<acc_t<T>>&);
+  GradientSums (*block)(const BatchNormParams&, int64_t c, const Block&, const Affine<A>&);
   void (*runs)(const BatchNormParams&, int64_t c, int64_t first, int64_t last, int64_t begin, int64_t length,
-               const Affine<acc_t<T>>&, const AffineGradient<acc_t<T>>&);
+               const Affine<A>&, const AffineGradient<A>&);
 };
 template <class T>
-Walks<T> walks_of(BatchNormGradient gradient) {
-  Walks<T> walks{};
-  dispatch_gradient(gradient, [&](auto tag) {
+Walks<acc_t<T>> walks_of(BatchNormGradient gradient) {
+  Walks<acc_t<T>> walks{};
+  dispatch_gradient<T>(gradient, [&](auto tag) {
     constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
     walks = {&block_gradient<kGradient, T>, &gradient_runs<kGradient, T>};
   });
   return walks;
 }
 
-template <class T>
-void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel) {
-  using A = acc_t<T>;
+template <class A>
+void backward(const BatchNormParams& p, bool reduce, bool apply, const Walks<A>& walks,
+              const Parallel& parallel) {
   const Blocks blocks(p);
-  const Walks<T> walks = walks_of<T>(p.gradient);
   auto slope = [&](int64_t c) { return p.training ? affine_gradient_at<A>(p, c) : AffineGradient<A>{}; };
   if (reduce && channel_per_task(p, parallel)) {
     parallel(p.channels, channel_grain(p), [&](int64_t first, int64_t last) {
@@ -168,7 +169,10 @@ void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel&
 }  // namespace
 
 void batch_norm_rows_backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel) {
-  dispatch_storage(p.dtype, [&](auto type) { backward<decltype(type)>(p, reduce, apply, parallel); });
+  dispatch_storage(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    backward<acc_t<T>>(p, reduce, apply, walks_of<T>(p.gradient), parallel);
+  });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -13,29 +13,28 @@ constexpr int64_t kBand = 16;      // rows of a plane at once
 constexpr int64_t kStretch = 512;  // pixels of a row at once, where they go one by one
 
 // One output row that covers the input row at hand.
-template <class T, class P>
+template <class T>
 struct Cover {
   const T* grad;
-  const P* places;
+  const uint8_t* places;
   int64_t tap;  // of its first column: r * kernel_width
 };
 
-// What output row oy of a plane is to input row i; tap -1 where it steps over it.
-template <class T, class P>
-PYDL_INLINE Cover<T, P> cover(const MaxPool2dParams& p, const Axis& y, int64_t image, int64_t channel,
-                              int64_t oy, int64_t i) {
+// What output row oy of a plane is to input row i; tap -1 where it steps over it. place_bytes: of a place.
+template <class T>
+PYDL_INLINE Cover<T> cover(const MaxPool2dParams& p, const Axis& y, int64_t image, int64_t channel,
+                           int64_t oy, int64_t i, int64_t place_bytes = 1) {
   const int64_t r = y.tap(oy, i);
   const int64_t *g = p.from_stride, *k = p.places_stride;
   return {static_cast<const T*>(p.from) + image * g[0] + channel * g[1] + oy * g[2],
-          static_cast<const P*>(p.places) + image * k[0] + channel * k[1] + oy * k[2],
+          static_cast<const uint8_t*>(p.places) + (image * k[0] + channel * k[1] + oy * k[2]) * place_bytes,
           r < 0 ? -1 : r * p.kernel_width};
 }
 
 // The sum over the taps of column phase kPhase (of kStep), in lanes that are kStep pixels apart; `at` is the
 // place in the padded row of lane 0.
 template <int kStep, int kPhase, class T>
-PYDL_INLINE vec<acc_t<T>> add_row(vec<acc_t<T>> sum, const Cover<T, uint8_t>& row, const Axis& x,
-                                  int64_t at) {
+PYDL_INLINE vec<acc_t<T>> add_row(vec<acc_t<T>> sum, const Cover<T>& row, const Axis& x, int64_t at) {
   using A = acc_t<T>;
   for (int64_t s = x.kernel - 1; s >= 0;
        --s) {  // windows in order: the later the tap, the earlier the window
@@ -128,14 +127,14 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
       T* to = static_cast<T*>(p.to) + (plane * y.in + i) * x.in;
       const auto each_cover = [&](auto body) PYDL_INLINE_LAMBDA {
         for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
-          const Cover<T, uint8_t> c = cover<T, uint8_t>(p, y, image, channel, oy, i);
+          const Cover<T> c = cover<T>(p, y, image, channel, oy, i);
           if (c.tap >= 0) body(c);
         }
       };
       if constexpr (kStep == 1) {
         for (int64_t j = 0; j < x.in; j += all) {
           vec<A> sum{};
-          each_cover([&](const Cover<T, uint8_t>& c)
+          each_cover([&](const Cover<T>& c)
                          PYDL_INLINE_LAMBDA { sum = add_row<1, 0>(sum, c, x, j + x.pad); });
           j + all <= x.in ? store(to + j, sum) : store_n(to + j, sum, x.in - j);
         }
@@ -143,7 +142,7 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
         // from an even place of the padded row, so that a phase is a parity
         for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {
           vec<A> even{}, odd{};
-          each_cover([&](const Cover<T, uint8_t>& c) PYDL_INLINE_LAMBDA {
+          each_cover([&](const Cover<T>& c) PYDL_INLINE_LAMBDA {
             even = add_row<2, 0>(even, c, x, at);
             odd = add_row<2, 1>(odd, c, x, at + 1);
           });
@@ -174,7 +173,7 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
         const int64_t n = min_of(all, p.channels - c);
         vec<A> sum{};
         for (int64_t oy = down.begin; oy < down.end; ++oy) {
-          const Cover<T, uint8_t> rows = cover<T, uint8_t>(p, y, image, 0, oy, i);
+          const Cover<T> rows = cover<T>(p, y, image, 0, oy, i);
           if (rows.tap < 0) continue;
           for (int64_t ox = right.begin; ox < right.end; ++ox) {
             const int64_t s = x.tap(ox, j);
@@ -193,7 +192,7 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 }
 
 // The same, whatever the strides: window by window, for a stretch of a row of pixels of one channel.
-template <class T, class P>
+template <class T>
 void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const Axis y = vertical(p), x = horizontal(p);
@@ -209,10 +208,13 @@ void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
         for (int64_t j = 0; j < n; ++j) sum[j] = 0;
         const int64_t from = x.windows(first).begin, to = x.windows(first + n - 1).end;
         for (int64_t oy = windows.begin; oy < windows.end; ++oy) {
-          const Cover<T, P> rows = cover<T, P>(p, y, plane / planes, plane % planes + c, oy, i);
+          const Cover<T> rows =
+              cover<T>(p, y, plane / planes, plane % planes + c, oy, i, p.byte_places ? 1 : sizeof(int32_t));
           if (rows.tap < 0) continue;
           for (int64_t ox = from; ox < to; ++ox) {
-            const int64_t s = static_cast<int64_t>(rows.places[ox * k]) - rows.tap;
+            const int64_t place = p.byte_places ? int64_t{rows.places[ox * k]}
+                                                : reinterpret_cast<const int32_t*>(rows.places)[ox * k];
+            const int64_t s = place - rows.tap;
             const int64_t j = x.start(ox) + s * x.dilation - first;
             if (s >= 0 && s < x.kernel && j >= 0 && j < n) sum[j] += load_one(rows.grad + ox * g);
           }
@@ -225,7 +227,7 @@ void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 
 template <int kStep, class T>
 void rows_of_width(const MaxPool2dParams& p, int64_t begin, int64_t end) {
-  if constexpr (__is_same(T, float) || __is_same(T, bf16)) {  // the types of training
+  if constexpr (!kPlain && (__is_same(T, float) || __is_same(T, bf16))) {  // the types of training
     if (p.kernel_width == 2 && p.dilation_width == 1) return columns<kStep, 2, T>(p, begin, end);
     if (p.kernel_width == 3 && p.dilation_width == 1) return columns<kStep, 3, T>(p, begin, end);
   }
@@ -235,13 +237,13 @@ void rows_of_width(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 template <class T>
 void backward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   // kernels of so many taps are too rare for code of their own
-  if (!p.byte_places) return strided<T, int32_t>(p, begin, end);
+  if (!p.byte_places) return strided<T>(p, begin, end);
   const int inner = p.channels_last ? 1 : 3;  // the dimension that is dense in grad_input
   const bool dense = p.from_stride[inner] == 1 && p.places_stride[inner] == 1;
   if (dense && p.channels_last) return channels<T>(p, begin, end);
   if (dense && p.stride_width == 1) return rows_of_width<1, T>(p, begin, end);
   if (dense && p.stride_width == 2) return rows_of_width<2, T>(p, begin, end);
-  strided<T, uint8_t>(p, begin, end);
+  strided<T>(p, begin, end);
 }
 
 }  // namespace

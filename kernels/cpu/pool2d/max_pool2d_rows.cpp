@@ -249,7 +249,7 @@ void rows(const MaxPool2dParams& p, const Way& way, int64_t begin, int64_t end) 
 template <bool kPlaces, class T>
 void rows_of_window(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   const bool two = p.stride_width == 2;
-  if constexpr (__is_same(T, float) || (kPlaces && __is_same(T, bf16))) {
+  if constexpr (!kPlain && (__is_same(T, float) || (kPlaces && __is_same(T, bf16)))) {
     const int64_t width = p.dilation_width == 1 ? p.kernel_width : 0;
     if (width == 2 && two) return rows<T>(p, Inlined<kPlaces, 2, 2, T>{}, begin, end);
     if (width == 3 && two) return rows<T>(p, Inlined<kPlaces, 2, 3, T>{}, begin, end);

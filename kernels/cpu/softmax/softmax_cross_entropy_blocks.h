@@ -154,7 +154,7 @@ struct SumWalk {
 // x: [n], n <= kClassBlock
 template <class T>
 RowSum<acc_t<T>> sum_block(const T* x, int64_t n, KeptBlock<acc_t<T>> kept) {
-  SumWalk<T> walk{{x}, kept, kept.e != nullptr};
+  SumWalk<T> walk{{x}, kept, !kPlain && kept.e != nullptr};
   over_chunks<acc_t<T>>(
       n, [&](auto chunk, int64_t c, int64_t count) PYDL_INLINE_LAMBDA { walk.next(chunk, c, count); });
   return walk.result();

@@ -18,18 +18,6 @@ static constexpr int64_t kGrain = 16384;
 
 static constexpr double kNan = __builtin_nan("");
 
-// Calls body(T{}, S{}) with the types of input and probabilities.
-template <class F>
-static inline void dispatch_types(const SoftmaxCrossEntropyParams& p, F&& body) {
-  dispatch_dtype(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    if constexpr (sizeof(T) == 2) {
-      if (p.target_dtype == DType::f32) return body(T{}, float{});
-    }
-    body(T{}, T{});
-  });
-}
-
 // Offsets of one row after another, in elements.
 struct RowCursor {
   const SoftmaxCrossEntropyParams* p;

@@ -15,6 +15,12 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
+// Whether exponentials are kept at all, and whether a row's gradient is made along with the sum of the next: not in
+// float64, which is for checks more than for speed.
+constexpr bool kKeeps = !kPlain;
+template <class T>
+constexpr bool kOverlaps = kKeeps && !__is_same(T, double);
+
 // Rows [begin, end). kept: room for what a row keeps, or null where that would leave the cache.
 template <class T>
 void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>* kept) {
@@ -35,8 +41,9 @@ void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>*
     }
     RowSum<A> sum;
     for (int64_t b = 0; b < call.blocks; ++b)
-      sum.add(waits ? call.gradient_and_sum(waiting, waiting_norm, waiting_terms, at, b, room(b))
-                    : call.sum(at, b, room(b)),
+      sum.add(kOverlaps<T> && waits
+                  ? call.gradient_and_sum(waiting, waiting_norm, waiting_terms, at, b, room(b))
+                  : call.sum(at, b, room(b)),
               b == 0);
     waits = false;
     const RowNorm<A> norm = sum.norm();
@@ -46,7 +53,7 @@ void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>*
     call.finish(at, norm, q);
     if (!p.grad_input) continue;
     const GradientTerms<A> terms = call.terms(at, norm, q.total);
-    if (kept && call.writes_directly(at) && !call.varied()) {
+    if (kOverlaps<T> && kept && call.writes_directly(at) && !call.varied()) {
       waits = true;
       waiting = at;
       waiting_norm = norm;
@@ -54,10 +61,10 @@ void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>*
       continue;
     }
     for (int64_t b = 0; b < call.blocks; ++b)
-      kept ? call.gradient(at, norm, terms, b, q_of.of(at, b), room(b))
-           : call.gradient(at, norm, terms, b, q_of.of(at, b));
+      kKeeps&& kept ? call.gradient(at, norm, terms, b, q_of.of(at, b), room(b))
+                    : call.gradient(at, norm, terms, b, q_of.of(at, b));
   }
-  if (waits)
+  if (kOverlaps<T> && waits)
     for (int64_t b = 0; b < call.blocks; ++b)
       call.gradient(waiting, waiting_norm, waiting_terms, b, nullptr, room(b));
 }
@@ -143,7 +150,7 @@ void run_split(const RowsCall<T>& call, bool forward, const Parallel& parallel) 
 // Bytes that a thread's rows keep, one after another; 0 where none are kept.
 template <class A>
 int64_t kept_bytes(const SoftmaxCrossEntropyParams& p) {
-  if (p.grad_input == nullptr || p.output == nullptr) return 0;
+  if (!kKeeps || p.grad_input == nullptr || p.output == nullptr) return 0;
   const int64_t bytes = ceil_div(kept_row_size<A>(p.classes) * static_cast<int64_t>(sizeof(A)), 64) * 64;
   return bytes <= most_kept_bytes() ? bytes : 0;
 }

@@ -44,11 +44,12 @@ struct alignas(64) Block {
   typename vector_of<A>::mask target[kBlockRows / lanes<A>];            // within the segment, or -1
 };
 
-template <class T, class S>
+template <class T>
 struct StridedCall {
   using A = acc_t<T>;
   static constexpr int L = lanes<A>;
   const SoftmaxCrossEntropyParams& p;
+  const bool narrow;  // probabilities are of type T, not of A
   const CallConstants<A> k;
   const double shared;
   const int last;  // the dimension that goes across the lanes
@@ -56,6 +57,7 @@ struct StridedCall {
 
   explicit StridedCall(const SoftmaxCrossEntropyParams& params)
       : p(params),
+        narrow(p.target_dtype == p.dtype),
         k(params),
         shared(p.grad_output || p.grad_input ? shared_gradient(p) : 0),
         last(p.dims - 1),
@@ -75,10 +77,16 @@ struct StridedCall {
     return !p.probabilities && classes_at(at)[i * t_stride] == p.ignore_index;
   }
 
+  // n rows of the probabilities from element t on
+  vec<A> target_at(int64_t t, int64_t n) const {
+    if constexpr (!__is_same(T, A))
+      if (narrow) return load_rows(static_cast<const T*>(p.target) + t, t_stride, n);
+    return load_rows(static_cast<const A*>(p.target) + t, t_stride, n);
+  }
   // q_c of n rows, without the part of a class index
-  vec<A> q(const S* t, int64_t c, int64_t n) const {
+  vec<A> q(int64_t t, int64_t c, int64_t n) const {
     vec<A> share = broadcast(k.smooth);
-    if (p.probabilities) share += load_rows(t + c * t_class, t_stride, n) * k.hit;
+    if (p.probabilities) share += target_at(t + c * t_class, n) * k.hit;
     return k.weight ? share * k.weight[c] : share;
   }
 
@@ -135,7 +143,7 @@ struct StridedCall {
     }
   }
 
-  void sum_q(Block<A>& b, const T* x, const S* t, int64_t rows) const {
+  void sum_q(Block<A>& b, const T* x, int64_t t, int64_t rows) const {
     for (int64_t i = 0; i < rows; i += L) {
       const int64_t n = min_of(L, rows - i);
       const vec<A> m = load(b.max + i), log_sum = load(b.log_sum + i);
@@ -192,7 +200,7 @@ struct StridedCall {
     }
   }
 
-  void gradient(Block<A>& b, const RowCursor& at, const T* x, const S* t, T* y, int64_t rows) const {
+  void gradient(Block<A>& b, const RowCursor& at, const T* x, T* y, int64_t rows) const {
     for (int64_t first = 0; first < p.classes; first += kSegment) {
       set_targets(b, at, rows, first);
       const int64_t end = min_of(first + kSegment, p.classes);
@@ -202,7 +210,7 @@ struct StridedCall {
           const mask<A> target = b.target[i / L];
           const vec<A> v = load_rows(x + c * x_class + i * x_stride, x_stride, n);
           vec<A> g = load(b.softmax + i) * softmax_exp<T>((v - load(b.max + i)) - load(b.log_sum + i));
-          if (k.needs_dot) g -= load(b.grad_output + i) * q(t + i * t_stride, c, n);
+          if (k.needs_dot) g -= load(b.grad_output + i) * q(at.target + i * t_stride, c, n);
           g -= target == static_cast<decltype(target[0] + 0)>(c - first) ? load(b.one_hot + i) : vec<A>{};
           g = target == -2 ? vec<A>{} : g;  // whatever the logits of an ignored row hold
           store_rows(y + c * y_class + i * y_stride, y_stride, g, n);
@@ -215,7 +223,7 @@ struct StridedCall {
     static constexpr int value = kValue;
   };
 
-  // body(at, rows, x, t, y) over blocks of neighbouring rows
+  // body(at, rows, x) over blocks of neighbouring rows
   template <class F>
   void each_block(const Parallel& parallel, const F& body) const {
     const int64_t width = p.size[last], blocks = ceil_div(width, kBlockRows);
@@ -224,8 +232,7 @@ struct StridedCall {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = i % blocks * kBlockRows;
         const RowCursor at(p, i / blocks * width + first);
-        body(at, min_of(kBlockRows, width - first), static_cast<const T*>(p.input) + at.input,
-             p.probabilities ? static_cast<const S*>(p.target) + at.target : nullptr);
+        body(at, min_of(kBlockRows, width - first), static_cast<const T*>(p.input) + at.input);
       }
     });
   }
@@ -233,64 +240,63 @@ struct StridedCall {
 
 template <class F>
 void with_call(const SoftmaxCrossEntropyParams& p, F&& body) {
-  dispatch_types(p, [&](auto type, auto target_type) {
-    using T = decltype(type);
-    using S = decltype(target_type);
-    body(StridedCall<T, S>(p), T{}, S{});
-  });
+  dispatch_dtype(p.dtype, [&](auto type) { body(StridedCall<decltype(type)>(p), type); });
 }
 
 }  // namespace
 
 void strided_forward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
-  with_call(p, [&](const auto& call, auto type, auto) {
+  with_call(p, [&](const auto& call, auto type) {
     using T = decltype(type);
-    call.each_block(parallel, [&](const RowCursor& at, int64_t rows, const auto* x, const auto* t) {
+    call.each_block(parallel, [&](const RowCursor& at, int64_t rows, const T* x) {
       Block<acc_t<T>> b;
       call.sum_classes(b, x, rows);
       call.finish_sums(b, at, rows);
-      if (call.k.needs_dot) call.sum_q(b, x, t, rows);
+      if (call.k.needs_dot) call.sum_q(b, x, at.target, rows);
       call.put_losses(b, at, x, rows);
       if (p.grad_input) {
         call.set_terms(b, at, rows);
-        call.gradient(b, at, x, t, static_cast<T*>(p.grad_input) + at.grad, rows);
+        call.gradient(b, at, x, static_cast<T*>(p.grad_input) + at.grad, rows);
       }
     });
   });
 }
 
 void strided_backward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
-  with_call(p, [&](const auto& call, auto type, auto) {
+  with_call(p, [&](const auto& call, auto type) {
     using T = decltype(type);
-    call.each_block(parallel, [&](const RowCursor& at, int64_t rows, const auto* x, const auto* t) {
+    call.each_block(parallel, [&](const RowCursor& at, int64_t rows, const T* x) {
       Block<acc_t<T>> b;
       call.load_norms(b, at, rows);
-      if (p.probabilities) call.sum_q(b, x, t, rows);
+      if (p.probabilities) call.sum_q(b, x, at.target, rows);
       call.set_terms(b, at, rows);
-      call.gradient(b, at, x, t, static_cast<T*>(p.grad_input) + at.grad, rows);
+      call.gradient(b, at, x, static_cast<T*>(p.grad_input) + at.grad, rows);
     });
   });
 }
 
 // Here p.grad_stride and p.grad_class_stride are those of grad_target.
 void strided_backward_target(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
-  with_call(p, [&](const auto& call, auto type, auto target_type) {
-    using A = acc_t<decltype(type)>;
-    using S = decltype(target_type);
-    call.each_block(parallel, [&](const RowCursor& at, int64_t rows, const auto* x, const auto*) {
+  with_call(p, [&](const auto& call, auto type) {
+    using T = decltype(type);
+    using A = acc_t<T>;
+    call.each_block(parallel, [&](const RowCursor& at, int64_t rows, const T* x) {
       Block<A> b;
       call.load_norms(b, at, rows);
       for (int64_t i = 0; i < rows; ++i)
         b.softmax[i] = call.k.hit *
                        row_gradient<A>(p, call.shared, at.grad_output + i * p.grad_output_stride[call.last]);
-      S* y = static_cast<S*>(p.grad_target) + at.grad;
       for (int64_t c = 0; c < p.classes; ++c)
         for (int64_t i = 0; i < rows; i += lanes<A>) {
           const int64_t n = min_of(lanes<A>, rows - i);
           const vec<A> v = load_rows(x + c * call.x_class + i * call.x_stride, call.x_stride, n);
           vec<A> g = load(b.softmax + i) * ((load(b.max + i) - v) + load(b.log_sum + i));
           if (call.k.weight) g *= call.k.weight[c];
-          store_rows(y + c * call.y_class + i * call.y_stride, call.y_stride, g, n);
+          const int64_t to = at.grad + c * call.y_class + i * call.y_stride;
+          if (call.narrow)
+            store_rows(static_cast<T*>(p.grad_target) + to, call.y_stride, g, n);
+          else
+            store_rows(static_cast<A*>(p.grad_target) + to, call.y_stride, g, n);
         }
     });
   });

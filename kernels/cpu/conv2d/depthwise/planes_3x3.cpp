@@ -252,8 +252,10 @@ void weight(const Conv2dParams& p, const Parallel& parallel) {
 
 namespace planes_3x3 {
 
+constexpr bool kServes = kVectorBytes == 64;  // else nothing of this is compiled
+
 bool serves(const Conv2dParams& p, Conv2dPass) {
-  return is_depthwise(p) && kVectorBytes == 64 && p.in_channels == p.groups && p.out_channels == p.groups &&
+  return kServes && is_depthwise(p) && p.in_channels == p.groups && p.out_channels == p.groups &&
          p.kernel_height == 3 && p.kernel_width == 3 && p.pad_top == 1 && p.pad_left == 1 &&
          p.stride_height == p.stride_width && p.stride_width <= 2 && p.dilation_height == 1 &&
          p.dilation_width == 1 && p.input_stride[3] == 1 && p.output_stride[3] == 1 &&
@@ -266,7 +268,8 @@ int64_t scratch(const Conv2dParams&, Conv2dPass, int64_t) { return 0; }
 void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
-    pass == Conv2dPass::backward_weight ? weight<T>(p, parallel) : convolve<T>(p, pass, parallel);
+    if constexpr (kServes)
+      pass == Conv2dPass::backward_weight ? weight<T>(p, parallel) : convolve<T>(p, pass, parallel);
   });
 }
 

@@ -178,7 +178,7 @@ void run_product(const WindowProduct<T>& g, void* scratch, const Parallel& paral
 // Calls body(problem) for the forward pass, or for each phase of the input gradient.
 template <class F>
 void each_problem(const Conv2dParams& p, Conv2dPass pass, const F& body) {
-  dispatch_gemm(p.dtype, [&](auto type) {
+  dispatch_every(p.dtype, [&](auto type) {
     using T = decltype(type);
     if (pass == Conv2dPass::forward) return body(forward_problem<T>(p));
     for (int64_t y = 0; y < min_of(p.stride_height, p.in_height); ++y)

@@ -143,20 +143,19 @@ namespace phases {
 
 bool serves(const Conv2dParams& p, Conv2dPass) {
   const int64_t columns = p.stride_height * p.stride_width * p.in_channels;
-  const int64_t widest = p.dtype == DType::f64 ? kNr<double> : kNr<float>;
-  return p.groups == 1 && p.in_channels <= 4 && p.stride_height * p.stride_width > 1 && columns <= widest &&
-         p.dilation_height == 1 && p.dilation_width == 1 && p.kernel_height >= p.stride_height &&
-         p.kernel_width >= p.stride_width;
+  return p.dtype != DType::f64 && p.groups == 1 && p.in_channels <= 4 &&
+         p.stride_height * p.stride_width > 1 && columns <= kNr<float> && p.dilation_height == 1 &&
+         p.dilation_width == 1 && p.kernel_height >= p.stride_height && p.kernel_width >= p.stride_width;
 }
 
 int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
   int64_t bytes = 0;
-  dispatch_gemm(p.dtype, [&](auto type) { bytes = SpreadPlan<decltype(type)>(p).bytes(threads); });
+  dispatch_trained(p.dtype, [&](auto type) { bytes = SpreadPlan<decltype(type)>(p).bytes(threads); });
   return bytes;
 }
 
 void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
-  dispatch_gemm(p.dtype, [&](auto type) {
+  dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
     const SpreadPlan<T> plan(p);

@@ -236,7 +236,7 @@ void run_problem(const SlabPlan<T, E>& plan, void* scratch, const Parallel& para
 template <class F>
 void with_plan(const Conv2dParams& p, Conv2dPass pass, const F& body) {
   const bool forward = pass == Conv2dPass::forward;
-  dispatch_gemm(p.dtype, [&](auto type) {
+  dispatch_trained(p.dtype, [&](auto type) {
     using T = decltype(type);
 #if defined(PYDL_BF16_DOT)
     if constexpr (__is_same(T, bf16))
@@ -251,6 +251,7 @@ void with_plan(const Conv2dParams& p, Conv2dPass pass, const F& body) {
 namespace slabs {
 
 bool serves(const Conv2dParams& p, Conv2dPass pass) {
+  if (p.dtype == DType::f64) return false;
   bool fits = false;
   with_plan(p, pass, [&](const auto& plan) { fits = plan.slab_elements() <= 8 * plan.kSlab; });
   return fits;

@@ -200,7 +200,7 @@ struct Pointwise {
 
 template <class F>
 void with_plan(const Conv2dParams& p, const F& body) {
-  dispatch_gemm(p.dtype, [&](auto type) { body(Pointwise<decltype(type)>(p)); });
+  dispatch_trained(p.dtype, [&](auto type) { body(Pointwise<decltype(type)>(p)); });
 }
 
 }  // namespace
@@ -208,8 +208,8 @@ void with_plan(const Conv2dParams& p, const F& body) {
 namespace weight_pointwise {
 
 bool serves(const Conv2dParams& p, Conv2dPass) {
-  return p.kernel_height == 1 && p.kernel_width == 1 && p.pad_top == 0 && p.pad_left == 0 &&
-         (p.out_height - 1) * p.stride_height < p.in_height &&
+  return p.dtype != DType::f64 && p.kernel_height == 1 && p.kernel_width == 1 && p.pad_top == 0 &&
+         p.pad_left == 0 && (p.out_height - 1) * p.stride_height < p.in_height &&
          (p.out_width - 1) * p.stride_width < p.in_width;
 }
 

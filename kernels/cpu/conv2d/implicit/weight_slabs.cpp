@@ -180,7 +180,7 @@ void run_weight(const WeightPlan<T, E>& plan, const Parallel& parallel) {
 // Calls body(plan) with the plan of these params: bf16 in pairs where the CPU multiplies them.
 template <class F>
 void with_plan(const Conv2dParams& p, const F& body) {
-  dispatch_gemm(p.dtype, [&](auto type) {
+  dispatch_every(p.dtype, [&](auto type) {
     using T = decltype(type);
 #if defined(PYDL_BF16_DOT)
     if constexpr (__is_same(T, bf16))

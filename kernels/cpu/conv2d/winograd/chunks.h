@@ -17,10 +17,9 @@ namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 // Channels [first, first + count) of an image.
-template <class T>
-Image channels_of(const Image& image, int64_t first, int64_t count) {
+inline Image channels_of(const Image& image, DType dtype, int64_t first, int64_t count) {
   Image part = image;
-  part.data = static_cast<T*>(image.data) + first * image.channel;
+  part.data = static_cast<char*>(image.data) + first * image.channel * (dtype == DType::bf16 ? 2 : 4);
   part.channels = count;
   return part;
 }
@@ -67,9 +66,12 @@ struct ChunkPlan {
   static constexpr int64_t kBlockFloats = 768 << 10 >> 2;  // 768 KB of D, V and Z
 };
 
-template <class S, class T>
+template <class S>
 void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel& parallel) {
   const Tiles<S>& tiles = plan.tiles;
+  const auto transform_inputs = transform_tiles_of<S, false>(p.dtype);
+  const auto transform_gradients = transform_tiles_of<S, true>(p.dtype);
+  const auto gather = gather_weights_of<S>(p.dtype);
   const Image input = input_of(p), gradient = output_of(p);
   float *own = static_cast<float*>(p.scratch), *d = own + parallel.threads * plan.own;
   const int64_t blocks = plan.row_blocks * plan.column_blocks;
@@ -78,7 +80,7 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel&
     const int64_t c = row_block * plan.rows, rows = min_of(plan.rows, p.in_channels - c);
     const int64_t o = task % plan.column_blocks * plan.columns,
                   columns = min_of(plan.columns, p.out_channels - o);
-    const Image in = channels_of<T>(input, c, rows), out = channels_of<T>(gradient, o, columns);
+    const Image in = channels_of(input, p.dtype, c, rows), out = channels_of(gradient, p.dtype, o, columns);
     const int64_t chunk_begin = chunk * plan.chunk_tiles;
     const int64_t chunk_end = min_of(chunk_begin + plan.chunk_tiles, tiles.count());
     float *v = own + worker * plan.own, *z = v + plan.v_floats;
@@ -86,9 +88,8 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel&
     const Ahead ahead{plan.v_frequency, plan.z_frequency};
     for (int64_t begin = chunk_begin; begin == chunk_begin || begin < chunk_end; begin += plan.step) {
       const int64_t end = min_of(begin + plan.step, chunk_end);
-      transform_tiles<S, T, false>(in, tiles, begin, end, p.pad_top, p.pad_left, v, plan.v_tile,
-                                   plan.v_frequency);
-      transform_tiles<S, T, true>(out, tiles, begin, end, 0, 0, z, plan.z_tile, plan.z_frequency);
+      transform_inputs(in, tiles, begin, end, p.pad_top, p.pad_left, v, plan.v_tile, plan.v_frequency);
+      transform_gradients(out, tiles, begin, end, 0, 0, z, plan.z_tile, plan.z_frequency);
       for (int f = 0; f < kProducts<S>; ++f) {
         const int i = f / S::kAlong, j = f % S::kAlong;
         const bool goes_on = begin > chunk_begin || !is_first_of_weights<S>(i, j);
@@ -123,7 +124,7 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel&
         }
         store(to, total + lost);
       }
-    gather_weights<S, T>(p, plan.d_stride, c, rows, block % plan.panels * kPanel, sum);
+    gather(p, plan.d_stride, c, rows, block % plan.panels * kPanel, sum);
   });
 }
 

@@ -34,6 +34,19 @@
 namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
+// What depends on the type of the images.
+template <class S>
+struct Steps {
+  decltype(transform_tiles_of<S, false>(DType{})) tiles;
+  decltype(transform_weights_of<S>(DType{})) weights;
+  decltype(&finish<S, float>) finish;
+
+  explicit Steps(DType dtype)
+      : tiles(transform_tiles_of<S, false>(dtype)),
+        weights(transform_weights_of<S>(dtype)),
+        finish(of_dtype(dtype, &winograd::finish<S, float>, &winograd::finish<S, bf16>)) {}
+};
+
 // M of tiles [begin, end) and a panel: m[tile - begin][frequency][kPanel] (+)= V U.
 template <class S>
 void multiply(const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t channels, int64_t depth,
@@ -58,35 +71,35 @@ void multiply(const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t channel
   }
 }
 
-template <class S, class T>
-void run_weights_first(const Problem& problem, const Tiles<S>& tiles, const Plan& plan, float* scratch,
-                       const Parallel& parallel) {
+template <class S>
+void run_weights_first(const Problem& problem, const Tiles<S>& tiles, const Plan& plan, const Steps<S>& steps,
+                       float* scratch, const Parallel& parallel) {
   const int64_t in = problem.in.channels, chunks = ceil_div(in, 16);
   float* u = scratch;
   const int64_t panel_stride = kFrequencies * plan.weight_stride;
   parallel(plan.panels * chunks, 2, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t panel = i / chunks, c = i % chunks * 16;
-      transform_weights<S, T>(problem.weights, c, min_of(16, in - c), panel * kPanel,
-                              u + panel * panel_stride + c * kPanel, plan.weight_stride);
+      steps.weights(problem.weights, c, min_of(16, in - c), panel * kPanel,
+                    u + panel * panel_stride + c * kPanel, plan.weight_stride);
     }
   });
   run_tasks(parallel, ceil_div(tiles.count(), plan.block), [&](int64_t task, int64_t worker) {
     const int64_t begin = task * plan.block, end = min_of(begin + plan.block, tiles.count());
     float *v = scratch + plan.shared + worker * plan.own, *m = v + plan.m_offset();
-    transform_tiles<S, T, false>(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x, v,
-                                 plan.tile_stride, plan.frequency_stride);
+    steps.tiles(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x, v, plan.tile_stride,
+                plan.frequency_stride);
     for (int64_t panel = 0; panel < plan.panels; ++panel) {
       const int64_t o = panel * kPanel;
       multiply(tiles, begin, end, problem.out.channels - o, in, v, plan, u + panel * panel_stride, m, false);
-      finish<S, T>(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m, problem.spoiled);
+      steps.finish(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m, problem.spoiled);
     }
   });
 }
 
-template <class S, class T>
-void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan& plan, float* scratch,
-                      const Parallel& parallel) {
+template <class S>
+void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan& plan, const Steps<S>& steps,
+                      float* scratch, const Parallel& parallel) {
   const int64_t in = problem.in.channels;
   const int64_t part_floats = kFrequencies * plan.weight_stride;
   float* v = scratch;
@@ -95,17 +108,16 @@ void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan&
   if (plan.weights_once)
     run_tasks(parallel, plan.panels * plan.parts, [&](int64_t task, int64_t) {
       const int64_t c = task % plan.parts * plan.depth;
-      transform_weights<S, T>(problem.weights, c, min_of(plan.depth, in - c), task / plan.parts * kPanel,
-                              all_u + task * part_floats, plan.weight_stride);
+      steps.weights(problem.weights, c, min_of(plan.depth, in - c), task / plan.parts * kPanel,
+                    all_u + task * part_floats, plan.weight_stride);
     });
   for (int64_t pass = 0; pass < tiles.count(); pass += plan.pass_tiles) {
     const int64_t pass_end = min_of(pass + plan.pass_tiles, tiles.count());
     constexpr int64_t kSome = 4;
     run_tasks(parallel, ceil_div(pass_end - pass, kSome), [&](int64_t task, int64_t) {
       const int64_t begin = pass + task * kSome, end = min_of(begin + kSome, pass_end);
-      transform_tiles<S, T, false>(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x,
-                                   v + (begin - pass) * plan.tile_stride, plan.tile_stride,
-                                   plan.frequency_stride);
+      steps.tiles(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x,
+                  v + (begin - pass) * plan.tile_stride, plan.tile_stride, plan.frequency_stride);
     });
     const int64_t blocks = ceil_div(pass_end - pass, plan.block);
     run_tasks(parallel, blocks * plan.panels, [&](int64_t task, int64_t worker) {
@@ -117,24 +129,25 @@ void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan&
         if (plan.weights_once)
           u = all_u + (task / blocks * plan.parts + c / plan.depth) * part_floats;
         else
-          transform_weights<S, T>(problem.weights, c, depth, o, u, plan.weight_stride);
+          steps.weights(problem.weights, c, depth, o, u, plan.weight_stride);
         multiply(tiles, begin, end, problem.out.channels - o, depth,
                  v + (begin - pass) * plan.tile_stride + c, plan, u, m, c > 0);
       }
-      finish<S, T>(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m, problem.spoiled);
+      steps.finish(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m, problem.spoiled);
     });
   }
 }
 
-template <class S, class T>
+template <class S>
 void run_tiles(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   const Problem problem = problem_of<S>(p, pass);
   const Tiles<S> tiles = tiles_of<S>(problem);
   if (tiles.count() == 0 || problem.out.channels == 0) return;
   const Plan plan(problem, tiles, parallel.threads);
   float* scratch = static_cast<float*>(p.scratch);
-  plan.weights_first ? run_weights_first<S, T>(problem, tiles, plan, scratch, parallel)
-                     : run_weights_last<S, T>(problem, tiles, plan, scratch, parallel);
+  const Steps<S> steps(p.dtype);
+  plan.weights_first ? run_weights_first(problem, tiles, plan, steps, scratch, parallel)
+                     : run_weights_last(problem, tiles, plan, steps, scratch, parallel);
 }
 
 // Calls body(scheme).
@@ -197,10 +210,7 @@ int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
 }
 
 void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  with_scheme(p, pass, [&](auto scheme) {
-    dispatch_trained(p.dtype,
-                     [&](auto type) { run_tiles<decltype(scheme), decltype(type)>(p, pass, parallel); });
-  });
+  with_scheme(p, pass, [&](auto scheme) { run_tiles<decltype(scheme)>(p, pass, parallel); });
 }
 
 }  // namespace tiles

@@ -29,4 +29,15 @@ template <class S, class T, bool kGradient>
 void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t pad_y,
                      int64_t pad_x, float* to, int64_t tile_stride, int64_t frequency_stride);
 
+// Of two functions, one for each type of image, that of a dtype: what touches images is chosen here, and all that walks
+// over tiles exists once.
+template <class Function>
+PYDL_INLINE Function* of_dtype(DType dtype, Function* f32, Function* bf16) {
+  return dtype == DType::bf16 ? bf16 : f32;
+}
+template <class S, bool kGradient>
+auto* transform_tiles_of(DType dtype) {
+  return of_dtype(dtype, &transform_tiles<S, float, kGradient>, &transform_tiles<S, bf16, kGradient>);
+}
+
 }  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -182,5 +182,14 @@ void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t 
   report_spoiled(seen, p.spoiled);
 }
 
+template <class S>
+auto* transform_weights_of(DType dtype) {
+  return of_dtype(dtype, &transform_weights<S, float>, &transform_weights<S, bf16>);
+}
+template <class S>
+auto* gather_weights_of(DType dtype) {
+  return of_dtype(dtype, &gather_weights<S, float>, &gather_weights<S, bf16>);
+}
+
 }  // namespace
 }  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -80,10 +80,13 @@ struct WeightPlan {
   static constexpr int64_t kRowBlocks = kMaxRows > 8 ? 5 : 10;  // about 64 input channels
 };
 
-template <class S, class T>
+template <class S>
 void run_passes(const Conv2dParams& p, const Parallel& parallel) {
   const WeightPlan<S> plan(p);
   const Tiles<S>& tiles = plan.tiles;
+  const auto transform_inputs = transform_tiles_of<S, false>(p.dtype);
+  const auto transform_gradients = transform_tiles_of<S, true>(p.dtype);
+  const auto gather = gather_weights_of<S>(p.dtype);
   const Image input = input_of(p), gradient = output_of(p);
   float *v = static_cast<float*>(p.scratch), *z = v + plan.v.floats, *d = z + plan.z.floats;
   // Long sums are sums of sums of 96 tiles, for their accuracy; short ones go without, and reach less far in
@@ -98,11 +101,11 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
     run_tasks(parallel, 2 * groups, [&](int64_t task, int64_t) {
       const int64_t first = begin + task / 2 * some, last = min_of(first + some, end);
       if (task % 2)
-        transform_tiles<S, T, true>(gradient, tiles, first, last, 0, 0, z + (first - begin) * plan.z.tile,
-                                    plan.z.tile, plan.z.frequency);
+        transform_gradients(gradient, tiles, first, last, 0, 0, z + (first - begin) * plan.z.tile,
+                            plan.z.tile, plan.z.frequency);
       else
-        transform_tiles<S, T, false>(input, tiles, first, last, p.pad_top, p.pad_left,
-                                     v + (first - begin) * plan.v.tile, plan.v.tile, plan.v.frequency);
+        transform_inputs(input, tiles, first, last, p.pad_top, p.pad_left, v + (first - begin) * plan.v.tile,
+                         plan.v.tile, plan.v.frequency);
     });
     run_tasks(parallel, plan.blocks * plan.panels, [&](int64_t task, int64_t worker) {
       const int64_t c = task / plan.panels * plan.rows, o = task % plan.panels * kPanel;
@@ -126,7 +129,7 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
           if (add) add_panel(rows, part, to, kPanel);
         }
       }
-      if (pass == plan.passes - 1) gather_weights<S, T>(p, plan.d_stride, c, rows, o, sum);
+      if (pass == plan.passes - 1) gather(p, plan.d_stride, c, rows, o, sum);
     });
   }
 }
@@ -159,8 +162,7 @@ int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
 void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
   with_scheme(p, [&](auto scheme) {
     const ChunkPlan<decltype(scheme)> plan(p);
-    dispatch_trained(p.dtype,
-                     [&](auto type) { run_chunks<decltype(scheme), decltype(type)>(p, plan, parallel); });
+    run_chunks(p, plan, parallel);
   });
 }
 
@@ -177,9 +179,7 @@ int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
 }
 
 void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
-  with_scheme(p, [&](auto scheme) {
-    dispatch_trained(p.dtype, [&](auto type) { run_passes<decltype(scheme), decltype(type)>(p, parallel); });
-  });
+  with_scheme(p, [&](auto scheme) { run_passes<decltype(scheme)>(p, parallel); });
 }
 
 }  // namespace weight_passes
