@@ -18,5 +18,6 @@ PyObject* max_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* rms_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* softmax(PyObject*, PyObject* const*, Py_ssize_t);
 
+PyObject* serve_memory(PyObject*, PyObject*);  // memory.cpp
 
 }  // namespace pydl::autograd

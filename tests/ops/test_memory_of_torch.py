@@ -1,0 +1,266 @@
+"""The pool as torch's allocator (pydl.memory.serve_torch): who gets its memory, who frees it, what must not change."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+import pydl
+import pydl.functional as PF
+from pydl.ops import _nodes
+
+MB = 1 << 20
+pytestmark = [
+    pytest.mark.skipif(not pydl.memory.stats()["enabled"], reason="PYDL_MEMORY_POOL=0"),
+    pytest.mark.skipif(_nodes.why_not is not None, reason=f"pydl._torch is not used: {_nodes.why_not}"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _served():
+    limit = pydl.memory.stats()["limit"]
+    pydl.memory.empty_cache()
+    assert pydl.memory.serve_torch()
+    yield
+    assert not pydl.memory.serve_torch(False)
+    pydl.memory.set_limit(limit)
+    pydl.memory.empty_cache()
+
+
+def used():
+    return pydl.memory.stats()["used"]
+
+
+def large(megabytes=8):
+    return torch.full((megabytes * MB // 4,), 1.0)
+
+
+def test_large_tensors_of_torch_come_from_the_pool_and_go_back():
+    before = used()
+    x = large()
+    assert used() - before == 8 * MB
+    address = x.data_ptr()
+    assert address % 64 == 0
+    del x
+    assert (used(), pydl.memory.stats()["idle"]) == (before, 8 * MB)
+    again = large()
+    assert again.data_ptr() == address
+    y = again + 1
+    assert (y == 2).all()
+    small = torch.ones(1000)
+    assert used() - before == 16 * MB
+    assert (small == 1).all()
+
+
+def test_off_is_a_flag_and_memory_goes_back_where_it_came_from():
+    before = used()
+    pooled = large()
+    assert not pydl.memory.serve_torch(False)
+    torchs = large()
+    assert used() - before == 8 * MB
+    del pooled
+    assert used() == before
+    assert pydl.memory.serve_torch()
+    del torchs  # of torch's own allocator, freed while ours is on
+    assert used() == before
+    assert pydl.memory.serve_torch()  # once more changes nothing
+    assert large().sum() == 2 * MB
+
+
+def test_outputs_of_ours_can_be_resized():
+    x = large()
+    for y in (x + 0, PF.dropout(x, 0.5)):
+        first = y[:10].clone()
+        y.resize_(10 * MB)
+        assert torch.equal(y[:10], first)
+        y.untyped_storage().resize_(0)
+        y.untyped_storage().resize_(40 * MB)
+        y.fill_(3)
+    before = used()
+    del y
+    assert used() < before
+
+
+def test_onednn_frees_raw_pointers():
+    before = used()
+    x, w = torch.randn(2, 16, 128, 128), torch.randn(16, 16, 3, 3)
+    expected = F.conv2d(x, w, padding=1)
+    for _ in range(3):
+        torch.testing.assert_close(F.conv2d(x.to(memory_format=torch.channels_last), w, padding=1), expected)
+    if torch.backends.mkldnn.is_available():
+        opaque = x.to_mkldnn()
+        pydl.memory.serve_torch(False)
+        assert torch.equal((opaque + opaque).to_dense(), x + x)
+        pydl.memory.serve_torch()
+        del opaque
+    del x, expected
+    assert used() == before
+
+
+def test_numpy_keeps_memory_alive():
+    before = used()
+    array = large().numpy()
+    other = large()
+    other.fill_(7)
+    assert (array == 1).all()
+    back = torch.from_numpy(array)
+    del array, other
+    assert used() - before == 8 * MB
+    assert back.sum() == 2 * MB
+    del back
+    assert used() == before
+
+
+def test_shared_and_mapped_files_are_torchs(tmp_path):
+    before = used()
+    x = large()
+    x.share_memory_()
+    assert x.is_shared()
+    assert (x == 1).all()
+    assert used() == before
+    torch.save(x.clone(), tmp_path / "x.pt")
+    mapped = torch.load(tmp_path / "x.pt", mmap=True, weights_only=True)
+    file = torch.from_file(str(tmp_path / "y"), shared=True, size=2 * MB)
+    file.fill_(2)
+    assert used() == before
+    assert (mapped + 0 == 1).all()
+    assert (file == 2).all()
+
+
+def test_pinned_memory_is_not_of_the_pool():
+    before = used()
+    try:
+        pinned = torch.ones(2 * MB, pin_memory=True)
+    except RuntimeError:  # nothing to pin for
+        assert not torch.cuda.is_available()
+    else:
+        assert used() == before
+        assert (pinned == 1).all()
+    assert used() == before
+
+
+class _Squares(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return torch.full((MB,), float(i))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_workers_of_a_data_loader():
+    kept = large()
+    loader = torch.utils.data.DataLoader(_Squares(), 2, num_workers=2, multiprocessing_context="fork")
+    assert [batch[:, 5].tolist() for batch in loader] == [[0.0, 1.0], [2.0, 3.0]]
+    assert (kept == 1).all()
+
+
+def test_threads_allocate_and_free_each_others_tensors():
+    before, wrong, shelf = used(), [], []
+
+    def work(number):
+        for n in range(15):
+            y = torch.full(((2 + (number + n) % 3) * MB // 4,), float(number))
+            shelf.append((number, y))
+            other, z = shelf.pop(0)
+            if not (z == other).all():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    shelf.clear()
+    assert not wrong
+    assert used() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_fork_in_the_middle_of_use():
+    code = """
+import os, threading, torch, pydl
+assert pydl.memory.serve_torch()
+x, stop = torch.ones(2 << 20), False
+def churn():  # holds the locks as often as can be while we fork
+    while not stop:
+        torch.empty(2 << 20)
+thread = threading.Thread(target=churn); thread.start()
+torch.ones(8 << 20).sum()  # threads of OpenMP, which a child has not
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        y = torch.empty(2 << 20)
+        y.numpy()[:] = 3
+        good = x.numpy().max() == 1 and y.numpy().min() == 3
+        del x
+        os._exit(0 if good else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+stop = True
+thread.join()
+assert (x == 1).all()
+print("survived")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "survived", done.stderr
+
+
+def _reported():
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        x = torch.empty(2 * MB)
+        del x
+    events = {event.key: event for event in found.key_averages()}
+    return events["aten::empty"].cpu_memory_usage, events["[memory]"].cpu_memory_usage
+
+
+def test_the_profiler_is_told():
+    served = _reported()
+    assert served == (8 * MB, -8 * MB)
+    pydl.memory.serve_torch(False)
+    assert _reported() == served
+
+
+def test_limit_and_eviction_are_as_ever():
+    pydl.memory.set_limit(20 * MB)
+    tensors = [large() for _ in range(4)]
+    del tensors
+    assert pydl.memory.stats()["idle"] == 16 * MB
+    pydl.memory.set_limit(0)
+    assert pydl.memory.stats()["idle"] == 0
+    x = large()
+    del x
+    assert pydl.memory.stats()["idle"] == 0
+
+
+def test_what_is_too_large_is_refused_in_torchs_words():
+    with pytest.raises(RuntimeError, match=r"(?i)memory|alloc"):
+        torch.empty(1 << 60)
+    assert large().sum() == 2 * MB
+
+
+def test_without_the_module_it_does_not_serve(monkeypatch):
+    pydl.memory.serve_torch(False)
+    monkeypatch.setattr(_nodes, "_module", None)
+    before = used()
+    assert not pydl.memory.serve_torch()
+    x = large()
+    assert used() == before
+    assert (x == 1).all()
+
+
+def test_training_serves_torch_meanwhile_and_gives_back(monkeypatch, tmp_path):
+    from pydl import train
+
+    pydl.memory.serve_torch(False)
+    seen = []
+    monkeypatch.setattr(train, "_run", lambda *args: seen.append(pydl.memory.stats()["serves_torch"]) or large()[:0])
+    for options in ({}, {"compare": True}, {"backend": "torch"}):
+        train.train(train.Config(model="mlp", **options), out=tmp_path)
+        assert not pydl.memory.stats()["serves_torch"]
+        assert pydl.memory.stats()["idle"] == 0
+    assert seen == [True, False, False]
