@@ -189,8 +189,16 @@ void serve_torch(bool on) {
 }
 bool serves_torch() { return torch_is_served.load(std::memory_order_relaxed); }
 
+namespace {
+// Not what would not be kept when it is freed: torch's own maps such buffers without touching them, and a huge one
+// that is used in part costs what it uses.
+void* allocate_for_torch(int64_t bytes, int64_t* got) {
+  return serves_torch() && bytes <= stats().limit ? allocate(bytes, got) : nullptr;
+}
+}  // namespace
+
 const Shared* shared() {
-  static constexpr Shared functions = {allocate, release, serves_torch};
+  static constexpr Shared functions = {allocate_for_torch, release};
   return &functions;
 }
 

@@ -64,8 +64,7 @@ class PoolAllocator final : public c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     constexpr size_t most =
         std::numeric_limits<int64_t>::max() / 2;  // torch says in its own words what is too large
-    if (bytes < size_t(memory::kThreshold) || bytes > most || !pool_->serves_torch())
-      return torchs_->allocate(bytes);
+    if (bytes < size_t(memory::kThreshold) || bytes > most) return torchs_->allocate(bytes);
     int64_t size = 0;
     void* data = pool_->allocate(static_cast<int64_t>(bytes), &size);
     if (data == nullptr) return torchs_->allocate(bytes);

@@ -33,8 +33,9 @@ def stats():
 def serve_torch(on=True):
     """Lets the pool serve every tensor on the CPU of at least 1 MB, whatever op of torch's makes it, or no longer.
 
-    For the whole process; tensors that there are stay where they are. torch's allocator serves what is smaller, shared
-    or pinned memory, and all of it once this is off again.
+    For the whole process; tensors that there are stay where they are. torch's allocator serves what is smaller or over
+    the limit of :func:`set_limit`, shared or pinned memory, and all of it once this is off again. The pool's memory is
+    resident from the first moment on, used or not.
 
     Returns:
         Whether the pool serves torch now: it does not where ``PYDL_MEMORY_POOL=0`` or where ``pydl._torch`` is not

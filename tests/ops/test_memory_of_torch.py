@@ -87,18 +87,23 @@ def test_outputs_of_ours_can_be_resized():
 
 
 def test_onednn_frees_raw_pointers():
+    """Its blocked copies and scratch memory: raw_allocate and raw_deallocate of whichever allocator is current."""
     before = used()
-    x, w = torch.randn(2, 16, 128, 128), torch.randn(16, 16, 3, 3)
+    x, w = torch.randn(2, 16, 128, 128).to(memory_format=torch.channels_last), torch.randn(16, 16, 3, 3)
+    pydl.memory.serve_torch(False)
     expected = F.conv2d(x, w, padding=1)
+    pydl.memory.serve_torch()
     for _ in range(3):
-        torch.testing.assert_close(F.conv2d(x.to(memory_format=torch.channels_last), w, padding=1), expected)
+        torch.testing.assert_close(F.conv2d(x, w, padding=1), expected)
     if torch.backends.mkldnn.is_available():
-        opaque = x.to_mkldnn()
+        opaque = x.contiguous().to_mkldnn()
         pydl.memory.serve_torch(False)
-        assert torch.equal((opaque + opaque).to_dense(), x + x)
+        torchs = opaque + opaque
+        assert torch.equal(torchs.to_dense(), x + x)
+        del opaque  # of the pool, freed while off
         pydl.memory.serve_torch()
-        del opaque
-    del x, expected
+        del torchs  # and the reverse
+    del x
     assert used() == before
 
 
@@ -132,16 +137,16 @@ def test_shared_and_mapped_files_are_torchs(tmp_path):
     assert (file == 2).all()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU; there is none")
 def test_pinned_memory_is_not_of_the_pool():
     before = used()
-    try:
-        pinned = torch.ones(2 * MB, pin_memory=True)
-    except RuntimeError:  # nothing to pin for
-        assert not torch.cuda.is_available()
-    else:
-        assert used() == before
-        assert (pinned == 1).all()
+    pinned = torch.ones(2 * MB, pin_memory=True)
     assert used() == before
+    assert pinned.is_pinned()
+    assert (pinned == 1).all()
+    copy = large().pin_memory()
+    assert used() == before
+    assert (copy == 1).all()
 
 
 class _Squares(torch.utils.data.Dataset):
@@ -225,16 +230,89 @@ def test_the_profiler_is_told():
     assert _reported() == served
 
 
+STRESS = """
+import random, sys, threading, torch, pydl
+assert pydl.memory.serve_torch()
+torch.set_num_threads(1)
+pydl.memory.set_limit(48 << 20)
+shelf, lock, wrong = [], threading.Lock(), []
+def work(seed):
+    rng = random.Random(seed)
+    for n in range(150):
+        size, value = rng.randrange(100_000, 1_500_000), rng.random()
+        x = torch.full((size,), value)
+        if n % 3 == 0:
+            x.resize_(rng.randrange(size // 2, 2 * size))[size // 2:] = value
+        if seed == 0 and n % 10 == 0:
+            pydl.memory.serve_torch(n % 20 == 0)
+        if n % 40 == seed:
+            pydl.memory.empty_cache()
+        with lock:
+            shelf.append((x.shape[0], value, x))
+            size, value, x = shelf.pop(rng.randrange(len(shelf))) if len(shelf) > 12 else shelf[0]
+        if x.shape[0] != size or x.min() != x.max() or abs(x[0].item() - value) > 1e-6:
+            wrong.append(seed)
+threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+[t.start() for t in threads]; [t.join() for t in threads]
+x = None
+shelf.clear()
+stats = pydl.memory.stats()
+assert not wrong and stats["reused"] > 0 and stats["given_back"] > 0 and stats["idle"] <= 48 << 20, (wrong, stats)
+assert stats["used"] == 0, stats
+kept = [torch.ones(4 << 20), torch.ones(4 << 20).numpy(), (torch.ones(2, 8, 256, 256).to_mkldnn())]
+pydl.memory.serve_torch(len(sys.argv) == 1)
+class Late:
+    def __del__(self): self.x.add_(1)
+late = Late(); late.x = torch.ones(4 << 20)
+cycle = [torch.ones(4 << 20)]; cycle.append(cycle)
+print("survived", flush=True)
+"""
+
+
+@pytest.mark.parametrize("last", [[], ["off"]], ids=["on", "off"])
+def test_random_sizes_in_threads_and_an_exit_with_live_tensors(last):
+    """In Python's development mode, whose allocator checks for overruns."""
+    run = [sys.executable, "-X", "dev", "-W", "ignore", "-c", STRESS, *last]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "survived"), done.stderr
+
+
 def test_limit_and_eviction_are_as_ever():
     pydl.memory.set_limit(20 * MB)
     tensors = [large() for _ in range(4)]
     del tensors
     assert pydl.memory.stats()["idle"] == 16 * MB
+    kept = large()
     pydl.memory.set_limit(0)
     assert pydl.memory.stats()["idle"] == 0
-    x = large()
-    del x
+    del kept
     assert pydl.memory.stats()["idle"] == 0
+
+
+def test_what_the_limit_would_not_keep_is_torchs():
+    """The pool touches all pages of a buffer; a huge one that is used in part must cost what it uses, as with torch."""
+    pydl.memory.set_limit(20 * MB)
+    before = used()
+    x = torch.empty(21 * MB // 4)
+    assert used() == before
+    y = torch.empty(20 * MB // 4)
+    assert used() - before == 20 * MB
+    assert (x.fill_(1) == 1).all()
+    del x, y
+    assert used() == before
+
+
+def test_lazy_clones_of_pooled_memory():
+    before = used()
+    x = large()
+    y = torch._lazy_clone(x)
+    assert used() - before == 8 * MB
+    y += 1
+    assert (x == 1).all()
+    assert (y == 2).all()
+    assert used() - before == 16 * MB
+    del x, y
+    assert used() == before
 
 
 def test_what_is_too_large_is_refused_in_torchs_words():
@@ -258,9 +336,14 @@ def test_training_serves_torch_meanwhile_and_gives_back(monkeypatch, tmp_path):
 
     pydl.memory.serve_torch(False)
     seen = []
-    monkeypatch.setattr(train, "_run", lambda *args: seen.append(pydl.memory.stats()["serves_torch"]) or large()[:0])
+
+    def run(*args):
+        large()
+        seen.append((pydl.memory.stats()["serves_torch"], pydl.memory.stats()["idle"] > 0))
+
+    monkeypatch.setattr(train, "_run", run)
     for options in ({}, {"compare": True}, {"backend": "torch"}):
         train.train(train.Config(model="mlp", **options), out=tmp_path)
         assert not pydl.memory.stats()["serves_torch"]
         assert pydl.memory.stats()["idle"] == 0
-    assert seen == [True, False, False]
+    assert seen == [(True, True), (False, False), (False, False)]
