@@ -7,7 +7,8 @@
 namespace pydl::memory {
 
 struct Shared {
-  void* (*allocate)(int64_t bytes, int64_t* got);  // as in csrc/memory.h; null too when this is torch's to serve
+  void* (*allocate)(int64_t bytes,
+                    int64_t* got);  // as in csrc/memory.h; null too when this is torch's to serve
   void (*release)(void* data, int64_t got);
 };
 constexpr const char* kCapsule = "pydl.memory";
