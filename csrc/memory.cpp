@@ -5,11 +5,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <vector>
 
+#include "csrc/memory_of_torch.h"
 #include "csrc/torch.h"
 
 namespace pydl::memory {
@@ -39,6 +41,7 @@ class Pool {
     pthread_atfork([] { pool().mutex_.lock(); }, [] { pool().mutex_.unlock(); },
                    [] {
                      pool().mutex_.unlock();
+                     pool().is_child_ = true;
                      pool().empty_cache();
                    });
   }
@@ -146,7 +149,7 @@ class Pool {
   }
 
   // A fresh block that begins with a huge page, or null.
-  static void* map(int64_t size) {
+  void* map(int64_t size) {
     const size_t span = static_cast<size_t>(size + kPage);
     void* raw = mmap(nullptr, span, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED) return nullptr;
@@ -158,6 +161,7 @@ class Pool {
 #if defined(MADV_HUGEPAGE)
     madvise(data, static_cast<size_t>(size), MADV_HUGEPAGE);
 #endif
+    if (is_child_) return data;  // after a fork the threads of the parent are not there to be asked
     // Touched here, each page by one thread: two threads that fault the same huge page wait for each other
     // (0.9 GB/s instead of 24), and how an op cuts its work need not heed that.
     torch_threads()(ceil_div(size, kPage), 1, [&](int64_t first, int64_t last) {
@@ -169,13 +173,36 @@ class Pool {
   std::mutex mutex_;
   std::vector<Block> idle_;  // oldest first
   MemoryStats stats_{};
+  bool is_child_ = false;
 };
 
 }  // namespace
 
 bool poison = false;
 
-bool enabled() { return Pool::pool().stats().enabled; }
+namespace {
+std::atomic<bool> torch_is_served{false};
+}
+
+void serve_torch(bool on) {
+  torch_is_served.store(on && Pool::pool().stats().enabled, std::memory_order_relaxed);
+}
+bool serves_torch() { return torch_is_served.load(std::memory_order_relaxed); }
+
+namespace {
+// Not what would not be kept when it is freed: torch's own maps such buffers without touching them, and a huge one
+// that is used in part costs what it uses.
+void* allocate_for_torch(int64_t bytes, int64_t* got) {
+  return serves_torch() && bytes <= stats().limit ? allocate(bytes, got) : nullptr;
+}
+}  // namespace
+
+const Shared* shared() {
+  static constexpr Shared functions = {allocate_for_torch, release};
+  return &functions;
+}
+
+bool enabled() { return !serves_torch() && Pool::pool().stats().enabled; }
 
 void* allocate(int64_t bytes, int64_t* got) {
   const Block block = Pool::pool().take(bytes);

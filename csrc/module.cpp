@@ -10,6 +10,7 @@
 
 #include "csrc/cuda.h"
 #include "csrc/memory.h"
+#include "csrc/memory_of_torch.h"
 #include "csrc/optim.h"
 #include "csrc/selection.h"
 #include "kernels/isa.h"
@@ -133,7 +134,8 @@ PyObject* cuda_architectures(PyObject*, PyObject*) {
 
 PyObject* memory_stats(PyObject*, PyObject*) {
   const pydl::MemoryStats s = pydl::memory::stats();
-  return Py_BuildValue("{s:O,s:L,s:L,s:L,s:L,s:L,s:L,s:L}", "enabled", s.enabled ? Py_True : Py_False, "used",
+  return Py_BuildValue("{s:O,s:O,s:L,s:L,s:L,s:L,s:L,s:L,s:L}", "enabled", s.enabled ? Py_True : Py_False,
+                       "serves_torch", pydl::memory::serves_torch() ? Py_True : Py_False, "used",
                        static_cast<long long>(s.used), "idle", static_cast<long long>(s.idle), "peak",
                        static_cast<long long>(s.peak), "limit", static_cast<long long>(s.limit), "fresh",
                        static_cast<long long>(s.fresh), "reused", static_cast<long long>(s.reused),
@@ -149,6 +151,16 @@ PyObject* memory_set_limit(PyObject*, PyObject* argument) {
   const long long bytes = PyLong_AsLongLong(argument);
   if (bytes == -1 && PyErr_Occurred()) return nullptr;
   pydl::memory::set_limit(bytes);
+  Py_RETURN_NONE;
+}
+
+PyObject* memory_capsule(PyObject*, PyObject*) {
+  return PyCapsule_New(const_cast<pydl::memory::Shared*>(pydl::memory::shared()), pydl::memory::kCapsule,
+                       nullptr);
+}
+
+PyObject* memory_serve_torch(PyObject*, PyObject* on) {
+  pydl::memory::serve_torch(on == Py_True);
   Py_RETURN_NONE;
 }
 
@@ -172,6 +184,8 @@ PyMethodDef kFunctions[] = {
     {"cuda_architectures", cuda_architectures, METH_NOARGS, "what the loaded CUDA library is compiled for"},
     {"memory_stats", memory_stats, METH_NOARGS, "what the pool holds and has done"},
     {"memory_empty_cache", memory_empty_cache, METH_NOARGS, "unmaps all idle memory"},
+    {"memory_capsule", memory_capsule, METH_NOARGS, "the pool for pydl._torch"},
+    {"memory_serve_torch", memory_serve_torch, METH_O, "whether torch's large tensors come from the pool"},
     {"memory_set_limit", memory_set_limit, METH_O, "most bytes that stay idle"},
     {nullptr, nullptr, 0, nullptr}};
 

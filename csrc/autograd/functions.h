@@ -20,4 +20,6 @@ PyObject* optimizer_step(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* rms_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* softmax(PyObject*, PyObject* const*, Py_ssize_t);
 
+PyObject* serve_memory(PyObject*, PyObject*);  // memory.cpp
+
 }  // namespace pydl::autograd

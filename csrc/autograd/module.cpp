@@ -29,6 +29,7 @@ PyMethodDef functions[] = {
     PYDL_FUNCTION(rms_norm),
     PYDL_FUNCTION(softmax),
     {"serve_cpu", python_serve_cpu, METH_O, nullptr},
+    {"serve_memory", serve_memory, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 #undef PYDL_FUNCTION

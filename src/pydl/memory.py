@@ -6,13 +6,15 @@ huge pages. Memory returns to the pool when its tensor dies, on whatever thread;
 Idle memory stays below a limit (an eighth of the machine's memory unless :func:`set_limit` says otherwise), and idle
 plus used memory below twice the most that was ever in use at once, or 64 MB over it.
 
-A tensor over pooled memory cannot be resized (``resize_``, ``untyped_storage().resize_``): ``clone()`` it first.
-``PYDL_MEMORY_POOL=0`` in the environment switches the pool off; torch's allocator serves every output then.
+An output of the pool cannot be resized (``resize_``, ``untyped_storage().resize_``): ``clone()`` it first, or let
+:func:`serve_torch` give the pool to torch's own tensors too, which can. ``PYDL_MEMORY_POOL=0`` in the environment
+switches the pool off; torch's allocator serves every output then.
 """
 
 import os
 
 from pydl import _C
+from pydl.ops import _nodes
 
 if os.environ.get("PYDL_MEMORY_POOL", "1") not in ("0", "1"):
     raise ValueError(f"memory: expected PYDL_MEMORY_POOL to be 0 or 1, got {os.environ['PYDL_MEMORY_POOL']!r}")
@@ -21,11 +23,29 @@ if os.environ.get("PYDL_MEMORY_POOL", "1") not in ("0", "1"):
 def stats():
     """A dict of what the pool holds and has done.
 
-    ``enabled``; in bytes ``used`` (in tensors now), ``idle`` (kept for reuse), ``peak`` (most in use at once) and
-    ``limit`` (most kept idle); in buffers ``fresh`` (mapped), ``reused`` (handed out again) and ``given_back``
-    (unmapped).
+    ``enabled``; ``serves_torch`` (:func:`serve_torch`); in bytes ``used`` (in tensors now), ``idle`` (kept for reuse),
+    ``peak`` (most in use at once) and ``limit`` (most kept idle); in buffers ``fresh`` (mapped), ``reused`` (handed out
+    again) and ``given_back`` (unmapped).
     """
     return _C.memory_stats()
+
+
+def serve_torch(on=True):
+    """Lets the pool serve every tensor on the CPU of at least 1 MB, whatever op of torch's makes it, or no longer.
+
+    For the whole process; tensors that there are stay where they are. torch's allocator serves what is smaller or over
+    the limit of :func:`set_limit`, shared or pinned memory, and all of it once this is off again. The pool's memory is
+    resident from the first moment on, used or not.
+
+    Returns:
+        Whether the pool serves torch now: it does not where ``PYDL_MEMORY_POOL=0`` or where ``pydl._torch`` is not
+        loaded (``pydl info`` says why).
+    """
+    if not on:
+        _C.memory_serve_torch(False)
+    elif _nodes.serve_memory(_C.memory_capsule()):
+        _C.memory_serve_torch(True)
+    return stats()["serves_torch"]
 
 
 def empty_cache():

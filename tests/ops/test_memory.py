@@ -240,11 +240,12 @@ print("survived")
 def test_switched_off_by_the_environment():
     code = (
         "import torch, pydl, pydl.functional as PF; y = PF.dropout(torch.ones(8 << 20), 0.5); y.resize_(9 << 20);"
+        "print(pydl.memory.serve_torch()); torch.ones(8 << 20);"
         "print(pydl.memory.stats()['enabled'], pydl.memory.stats()['fresh'])"
     )
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, env={**os.environ, "PYDL_MEMORY_POOL": "0"}, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "0"]
+    assert done.stdout.split() == ["False", "False", "0"]
     wrong = subprocess.run(
         run, env={**os.environ, "PYDL_MEMORY_POOL": "off"}, capture_output=True, text=True, check=False
     )

@@ -69,4 +69,9 @@ def serve_cpu(on):
         _module.serve_cpu(on)
 
 
+def serve_memory(pool):
+    """Makes the pool in ``pool``, a capsule of ``_C``, torch's allocator for the CPU; whether it is."""
+    return _module is not None and _module.serve_memory(pool)
+
+
 use(True)
