@@ -11,9 +11,11 @@ from pydl.ops.embedding import embedding
 from pydl.ops.layer_norm import layer_norm, rms_norm
 from pydl.ops.linear import linear
 from pydl.ops.linear_cross_entropy import linear_cross_entropy
+from pydl.ops.losses import binary_cross_entropy_with_logits, huber_loss, l1_loss, mse_loss, smooth_l1_loss
 from pydl.ops.matmul import addmm, baddbmm, bmm, matmul, mm
 from pydl.ops.max_pool2d import max_pool2d
 from pydl.ops.multi_head_attention import multi_head_attention_forward
+from pydl.ops.nll_loss import nll_loss
 from pydl.ops.recurrent import gru, lstm, rnn_relu, rnn_tanh
 from pydl.ops.softmax import log_softmax, softmax
 from pydl.ops.softmax_cross_entropy import cross_entropy
@@ -23,6 +25,7 @@ __all__ = [
     "avg_pool2d",
     "baddbmm",
     "batch_norm",
+    "binary_cross_entropy_with_logits",
     "bmm",
     "conv2d",
     "cross_entropy",
@@ -33,6 +36,8 @@ __all__ = [
     "embedding",
     "gelu",
     "gru",
+    "huber_loss",
+    "l1_loss",
     "layer_norm",
     "leaky_relu",
     "linear",
@@ -42,7 +47,9 @@ __all__ = [
     "matmul",
     "max_pool2d",
     "mm",
+    "mse_loss",
     "multi_head_attention_forward",
+    "nll_loss",
     "relu",
     "rms_norm",
     "rnn_relu",
@@ -50,6 +57,7 @@ __all__ = [
     "scaled_dot_product_attention",
     "sigmoid",
     "silu",
+    "smooth_l1_loss",
     "softmax",
     "softplus",
     "tanh",
