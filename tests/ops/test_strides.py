@@ -81,7 +81,6 @@ OPS = {
     "binary_cross_entropy_with_logits": lambda f, x: f.binary_cross_entropy_with_logits(
         x, torch.zeros(x.shape, dtype=x.dtype), x[0, :, :1, :1].abs().detach(), reduction="none"
     ),
-    "nll_loss": lambda f, x: f.nll_loss(x, classes(x), reduction="none"),
     "mean of smooth_l1_loss": lambda f, x: f.smooth_l1_loss(x, torch.zeros(x.shape, dtype=x.dtype)),
     "cross_entropy": lambda f, x: f.cross_entropy(x, classes(x)),
     "cross_entropy per row": lambda f, x: f.cross_entropy(x, classes(x), reduction="none", label_smoothing=0.1),

@@ -216,7 +216,6 @@ def _from_before(name, ours):
         "log_softmax": (lambda x: f.log_softmax(x, -1), image),
         "gelu": (f.gelu, image),
         "tanh": (f.tanh, image),
-        "mse_loss": (lambda x: f.mse_loss(x, torch.ones_like(image)), image),
         "nll_loss": (lambda x: f.nll_loss(x.mean((2, 3)), target), image),
         "batch_norm": (lambda x: f.batch_norm(x, None, None, training=True), image),
         "max_pool2d": (lambda x: f.max_pool2d(x, 2), image),
@@ -229,7 +228,7 @@ def _from_before(name, ours):
     "name",
     [
         *("conv2d", "linear", "layer_norm", "rms_norm", "batch_norm", "max_pool2d", "avg_pool2d", "cross_entropy"),
-        *("softmax", "log_softmax", "gelu", "tanh", "mse_loss", "nll_loss", "convolution and batch norm"),
+        *("softmax", "log_softmax", "gelu", "tanh", "nll_loss", "convolution and batch norm"),
         *("softmax", "log_softmax", "gru", "convolution and batch norm"),
     ],
 )

@@ -27,11 +27,11 @@ SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # Numbers below which the time is that of the call; measured, kernels/cpu/losses/NOTES.md.
 WORTH_A_CALL = {
-    "mse_loss": 1 << 15,
-    "l1_loss": 1 << 15,
-    "smooth_l1_loss": 1 << 15,
-    "huber_loss": 1 << 15,
-    "binary_cross_entropy_with_logits": 1 << 13,
+    "mse_loss": 1 << 18,
+    "l1_loss": 1 << 18,
+    "smooth_l1_loss": 1 << 18,
+    "huber_loss": 1 << 18,
+    "binary_cross_entropy_with_logits": 1 << 18,
 }
 
 
@@ -163,7 +163,7 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
     """The squared error, as :func:`torch.nn.functional.mse_loss`.
 
     Args:
-        input: any shape, contiguous; float32, float64, bfloat16 or float16 on the CPU, of 2^15 numbers or more.
+        input: any shape, contiguous; float32, float64, bfloat16 or float16 on the CPU, of 2^18 numbers or more.
         target: of the shape and dtype of input, contiguous; needs no gradient.
         size_average, reduce: torch's deprecated spelling of ``reduction``.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
@@ -212,7 +212,7 @@ def binary_cross_entropy_with_logits(
     """Cross entropy of two classes, as :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
 
     Args:
-        input: logits; as :func:`mse_loss`'s, of 2^13 numbers or more.
+        input: logits; as :func:`mse_loss`'s.
         target: of the shape and dtype of input: probabilities of the first class. Needs no gradient.
         weight: broadcasts to input's shape: a factor of each loss. Needs no gradient.
         pos_weight: broadcasts to input's shape: a factor of what positive targets add. Needs no gradient.

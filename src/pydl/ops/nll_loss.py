@@ -25,7 +25,7 @@ _library.define(
 )
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-WORTH_A_CALL = 1 << 15  # numbers of the input; measured, kernels/cpu/losses/NOTES.md
+WORTH_A_CALL = 1 << 22  # numbers of the input; measured, kernels/cpu/losses/NOTES.md
 
 
 @_library.fake("nll_loss_forward")
@@ -106,6 +106,7 @@ def _is_served(input, target, weight, ignore_index, reduction):
         if (
             input.numel() < WORTH_A_CALL  # the most frequent reason, and the cheapest to see
             or input.dim() == 0
+            or not input.is_contiguous()  # of which torch refuses the gradient
             or input.dtype not in SUPPORTED
             or target.dtype != torch.int64
             or target.device != input.device
@@ -129,8 +130,8 @@ def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, r
     """The negative log likelihood, as :func:`torch.nn.functional.nll_loss`.
 
     Args:
-        input: logarithms of probabilities, (C), (N, C) or (N, C, d1, ..., dk); float32, float64, bfloat16 or float16 on
-            the CPU, of 2^15 numbers or more. Others are served by torch.
+        input: logarithms of probabilities, (C), (N, C) or (N, C, d1, ..., dk), contiguous; float32, float64,
+            bfloat16 or float16 on the CPU, of 2^22 numbers or more. Others are served by torch.
         target: class indices, int64, of input's shape without C.
         weight: (C), a weight for each class, of input's dtype; needs no gradient.
         size_average, reduce: torch's deprecated spelling of ``reduction``.
