@@ -34,16 +34,4 @@ inline void check_same_dtype(const char* op, const char* what, const Tensor& a, 
              ", got ", dtype_name(a.scalar_type()), " and ", dtype_name(b.scalar_type()));
 }
 
-inline void check_sizes(const char* op, const char* what, const Tensor& t,
-                        const std::vector<int64_t>& sizes) {
-  PYDL_CHECK(sizes_of(t) == sizes, op, ": expected ", what, " to be of shape ", shape_of(sizes), ", got ",
-             shape_of(t));
-}
-
-// A loss's reduction by torch's number: 0 none, 1 mean, 2 sum.
-inline void check_reduction(const char* op, int64_t reduction) {
-  PYDL_CHECK_VALUE(reduction >= 0 && reduction <= 2, op, ": expected reduction to be 0, 1 or 2, got ",
-                   reduction);
-}
-
 }  // namespace pydl

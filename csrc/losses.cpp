@@ -27,6 +27,11 @@ struct Function {
 constexpr int64_t kBlock = 4096;
 constexpr int64_t kMostRepeated = 2048;  // numbers of weights of which one block holds several rows
 
+void check_sizes(const char* name, const char* what, const Tensor& t, const std::vector<int64_t>& sizes) {
+  PYDL_CHECK(sizes_of(t) == sizes, name, ": expected ", what, " to be of shape ", shape_of(sizes), ", got ",
+             shape_of(t));
+}
+
 bool broadcasts(const Tensor& weight, const Tensor& input) {
   const int64_t missing = input.dim() - weight.dim();
   if (missing < 0) return false;
@@ -100,7 +105,8 @@ Optional without_half(const Optional& t) { return t ? Optional(widened(*t)) : t;
 Tensor run(const Function& f, const Tensor* grad_output, const Tensor& input, const Tensor& target,
            const Optional& weight, const Optional& pos_weight, int64_t reduction) {
   const char* name = f.names.name;
-  check_reduction(name, reduction);
+  PYDL_CHECK_VALUE(reduction >= 0 && reduction <= 2, name, ": expected reduction to be 0, 1 or 2, got ",
+                   reduction);
   check_sizes(name, "target", target, sizes_of(input));
   check_same_dtype(name, "target", target, "input", input);
   const bool each = reduction == 0;

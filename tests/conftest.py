@@ -15,7 +15,6 @@ from testing import BACKENDS, BEST, running
 import pydl.ops.elementwise
 import pydl.ops.embedding
 import pydl.ops.losses
-import pydl.ops.nll_loss
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     import interpreter
@@ -55,8 +54,7 @@ def _nothing_is_too_small(monkeypatch):
     monkeypatch.setattr(pydl.ops.elementwise, "WORTH_A_CALL", dict.fromkeys(worth, 0))
     losses = pydl.ops.losses.WORTH_A_CALL
     monkeypatch.setattr(pydl.ops.losses, "WORTH_A_CALL", dict.fromkeys(losses, 0))
-    for op in (pydl.ops.embedding, pydl.ops.nll_loss):
-        monkeypatch.setattr(op, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(pydl.ops.embedding, "WORTH_A_CALL", 0)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -15,7 +15,6 @@ from pydl.ops.losses import binary_cross_entropy_with_logits, huber_loss, l1_los
 from pydl.ops.matmul import addmm, baddbmm, bmm, matmul, mm
 from pydl.ops.max_pool2d import max_pool2d
 from pydl.ops.multi_head_attention import multi_head_attention_forward
-from pydl.ops.nll_loss import nll_loss
 from pydl.ops.recurrent import gru, lstm, rnn_relu, rnn_tanh
 from pydl.ops.softmax import log_softmax, softmax
 from pydl.ops.softmax_cross_entropy import cross_entropy
@@ -49,7 +48,6 @@ __all__ = [
     "mm",
     "mse_loss",
     "multi_head_attention_forward",
-    "nll_loss",
     "relu",
     "rms_norm",
     "rnn_relu",

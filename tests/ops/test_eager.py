@@ -52,10 +52,6 @@ def odds(input, weight, bias):
     return PF.binary_cross_entropy_with_logits(input, torch.ones(4, 16, 12, 12).double()) * bias.sum()
 
 
-def likelihood(input, weight, bias):
-    return PF.nll_loss(input.mean((2, 3)), torch.arange(4)) * bias.sum()
-
-
 def heads(input, weight, bias):
     return PF.scaled_dot_product_attention(input, input, input) * bias.sum()
 
@@ -89,7 +85,7 @@ def mean(input, weight, bias):
 
 
 OPS = [conv, dense, gated, heads, norm, row_norm, row_rms, shares, log_shares, curve, bend]
-OPS += [error, odds, likelihood, loss, last, drop, largest, mean]
+OPS += [error, odds, loss, last, drop, largest, mean]
 
 
 def make(op):

@@ -46,7 +46,7 @@ LAYERS = [
 ELSEWHERE = {"CrossEntropyLoss", "Embedding", "GRU", "LSTM", "MultiheadAttention", "RNN"} | (
     {"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set()
 )
-ELSEWHERE |= {"BCEWithLogitsLoss", "HuberLoss", "L1Loss", "MSELoss", "NLLLoss", "SmoothL1Loss"}
+ELSEWHERE |= {"BCEWithLogitsLoss", "HuberLoss", "L1Loss", "MSELoss", "SmoothL1Loss"}
 
 
 def pair(name, **options):

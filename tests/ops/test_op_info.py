@@ -33,7 +33,6 @@ NAMES = [
     "smooth_l1_loss",
     "huber_loss",
     "binary_cross_entropy_with_logits",
-    "nll_loss",
 ]
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     NAMES.append("linear_cross_entropy")

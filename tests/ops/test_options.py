@@ -69,10 +69,6 @@ CALLS = {
         ("weight", "size_average", "reduce", "reduction", "pos_weight"),
         lambda f, o: f.binary_cross_entropy_with_logits(LOGITS, LOGITS.sigmoid(), **o),
     ),
-    "nll_loss": (
-        ("target", "weight", "size_average", "ignore_index", "reduce", "reduction"),
-        lambda f, o: f.nll_loss(LOGITS, **{"target": TARGET, **o}),
-    ),
     "scaled_dot_product_attention": (
         ("attn_mask", "is_causal", "scale", "enable_gqa"),  # masks of dropout differ
         lambda f, o: f.scaled_dot_product_attention(IMAGE, IMAGE, IMAGE, **o),

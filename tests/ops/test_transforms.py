@@ -87,8 +87,6 @@ OPS = {
     "binary_cross_entropy_with_logits": lambda f, x: f.binary_cross_entropy_with_logits(
         x, torch.linspace(0, 1, 180).double().view(2, 3, 5, 6), pos_weight=torch.linspace(1, 2, 6).double()
     ),
-    "nll_loss": lambda f, x: f.nll_loss(x, CLASSES, ignore_index=1),
-    "nll_loss per position": lambda f, x: f.nll_loss(x, CLASSES, reduction="none"),
     "batch_norm in training": lambda f, x: f.batch_norm(x, *statistics(), training=True),
     "batch_norm": lambda f, x: f.batch_norm(x, *statistics(), torch.ones(3).double(), torch.ones(3).double()),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
@@ -216,7 +214,6 @@ def _from_before(name, ours):
         "log_softmax": (lambda x: f.log_softmax(x, -1), image),
         "gelu": (f.gelu, image),
         "tanh": (f.tanh, image),
-        "nll_loss": (lambda x: f.nll_loss(x.mean((2, 3)), target), image),
         "batch_norm": (lambda x: f.batch_norm(x, None, None, training=True), image),
         "max_pool2d": (lambda x: f.max_pool2d(x, 2), image),
         "avg_pool2d": (lambda x: f.avg_pool2d(x, 2), image),
@@ -228,7 +225,7 @@ def _from_before(name, ours):
     "name",
     [
         *("conv2d", "linear", "layer_norm", "rms_norm", "batch_norm", "max_pool2d", "avg_pool2d", "cross_entropy"),
-        *("softmax", "log_softmax", "gelu", "tanh", "nll_loss", "convolution and batch norm"),
+        *("softmax", "log_softmax", "gelu", "tanh", "convolution and batch norm"),
         *("softmax", "log_softmax", "gru", "convolution and batch norm"),
     ],
 )

@@ -14,7 +14,7 @@ from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from pydl.nn.embedding import Embedding
 from pydl.nn.layer_norm import LayerNorm, RMSNorm
 from pydl.nn.linear import LazyLinear, Linear
-from pydl.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, MSELoss, NLLLoss, SmoothL1Loss
+from pydl.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, MSELoss, SmoothL1Loss
 from pydl.nn.norm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -59,7 +59,6 @@ __all__ = [
     "MSELoss",
     "MaxPool2d",
     "MultiheadAttention",
-    "NLLLoss",
     "RMSNorm",
     "ReLU",
     "SiLU",

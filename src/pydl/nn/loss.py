@@ -15,7 +15,6 @@ from pydl.ops.losses import (
     mse_loss_served,
     smooth_l1_loss_served,
 )
-from pydl.ops.nll_loss import nll_loss_unasked
 from pydl.ops.softmax_cross_entropy import cross_entropy_unasked
 
 
@@ -95,19 +94,6 @@ class BCEWithLogitsLoss(_Eager, torch.nn.BCEWithLogitsLoss):
         if not aside:
             loss = binary_cross_entropy_with_logits_served(input, target, weight, self.reduction, positive)
         return torch.nn.BCEWithLogitsLoss.forward(self, input, target) if loss is None else loss
-
-
-class NLLLoss(_Eager, torch.nn.NLLLoss):
-    """``torch.nn.NLLLoss`` over :func:`pydl.functional.nll_loss` (d2l chapter "Softmax Regression"); on the CPU."""
-
-    own = Own(torch.nn.NLLLoss, "nll_loss")
-
-    def forward(self, input, target):
-        weight = self.weight
-        aside = steps_aside(self, NLLLoss.own, F.nll_loss, input, target)
-        if aside or (weight is not None and is_special(self, weight)):
-            return torch.nn.NLLLoss.forward(self, input, target)
-        return nll_loss_unasked(input, target, weight, self.ignore_index, self.reduction)
 
 
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on

@@ -64,7 +64,6 @@ RULES = (
     Rule(torch.nn.SmoothL1Loss, nn.SmoothL1Loss, (F.smooth_l1_loss,)),
     Rule(torch.nn.HuberLoss, nn.HuberLoss, (F.huber_loss,)),
     Rule(torch.nn.BCEWithLogitsLoss, nn.BCEWithLogitsLoss, (F.binary_cross_entropy_with_logits,)),
-    Rule(torch.nn.NLLLoss, nn.NLLLoss, (F.nll_loss,)),
     Rule(torch.nn.ReLU, nn.ReLU, (F.relu, torch.relu, torch.Tensor.relu), role="activation"),
     Rule(torch.nn.Sigmoid, nn.Sigmoid, (F.sigmoid, torch.sigmoid, torch.Tensor.sigmoid), role="activation"),
     Rule(torch.nn.Embedding, nn.Embedding, (F.embedding,)),
