@@ -16,7 +16,8 @@ namespace {
 template <class T>
 constexpr int kGroup = kVectorBytes != 16 && sizeof(T) == 4 ? 2 : 1;
 constexpr int64_t kTaskElements = 8192;  // for fewer a thread is not woken
-constexpr int64_t kChunk = 4096;  // numbers that one sum is kept of: for more its roundings would be felt
+constexpr int64_t kChunk = 4096;  // numbers that are summed up in float: for more its roundings would be felt
+constexpr int64_t kTerms = 16;    // of a part of such a sum
 
 // What lies side by side. weight, pos_weight, grad_output: null where there is none.
 struct LossStreams {
@@ -42,7 +43,7 @@ double range(const LossStreams& streams, int64_t n, const LossParams& p, bool pa
   if (kBackward && !p.grad_per_number)
     scale = load_n(static_cast<const T*>(p.grad_output), 1)[0] * static_cast<A>(p.factor);
   T spare[kStreams + 1][kStep];  // for the last, which fill no step: one copy of the instructions serves all
-  vec<A> sum[kCount]{};
+  vec<A> sum[kCount]{}, part[kCount]{};
   A last = 0;
   for (int64_t at = 0; at < n; at += kStep) {
     const bool whole = n - at >= kStep;
@@ -94,7 +95,14 @@ double range(const LossStreams& streams, int64_t n, const LossParams& p, bool pa
     } else if (!streams.out) {
       if (whole) {
 #pragma GCC unroll 4
-        for (int i = 0; i < kCount; ++i) sum[i] += v[i];
+        for (int i = 0; i < kCount; ++i) part[i] += v[i];
+        if (at / kStep % kTerms == kTerms - 1) {
+#pragma GCC unroll 4
+          for (int i = 0; i < kCount; ++i) {
+            sum[i] += part[i];
+            part[i] = vec<A>{};
+          }
+        }
       } else {
         A each[kStep];
         memcpy(each, v, sizeof each);
@@ -113,8 +121,9 @@ double range(const LossStreams& streams, int64_t n, const LossParams& p, bool pa
       memcpy(static_cast<T*>(streams.out) + at, out, bytes);
   }
   if (past_cache) stream_fence();
-  for (int i = 1; i < kCount; ++i) sum[0] += sum[i];
-  return static_cast<double>(reduce_add(sum[0]) + last);
+  for (int i = 0; i < kCount; ++i) part[i] += sum[i];
+  for (int i = 1; i < kCount; ++i) part[0] += part[i];
+  return static_cast<double>(reduce_add(part[0]) + last);
 }
 
 // In the order of Loss, forward and backward.
