@@ -5,6 +5,8 @@
 // reduction: torch's numbers, 0 none, 1 mean, 2 sum. Results and gradients are contiguous.
 #include "kernels/losses.h"
 
+#include <numeric>
+
 #include "csrc/convert.h"
 #include "csrc/scratch.h"
 #include "csrc/verbose.h"
@@ -90,7 +92,8 @@ int64_t block_of(std::initializer_list<const Optional*> weights, const Tensor& i
     if (const int64_t period = period_of(**weight, input); period <= kMostRepeated)
       longest = max_of(longest, period);  // of two periods one divides the other
   }
-  return longest * ceil_div(ceil_div(kBlock, longest), 64) * 64;
+  const int64_t whole = std::lcm(longest, int64_t{64});
+  return whole * ceil_div(kBlock, whole);
 }
 
 bool is_one_number(const Tensor& t) {
