@@ -145,7 +145,10 @@ def test_sums_keep_their_digits(name, device):
     target = torch.zeros(1 << 17)
     for number in torch.linspace(0.1, 2.9, 9):
         x = number.expand(target.shape).contiguous()
-        actual, exact = LOSSES[name](PF, x, target, "mean"), LOSSES[name](F, x[:1].double(), target[:1].double(), "mean")
+        actual, exact = (
+            LOSSES[name](PF, x, target, "mean"),
+            LOSSES[name](F, x[:1].double(), target[:1].double(), "mean"),
+        )
         torch.testing.assert_close(actual.double(), exact, rtol=1e-6, atol=0)
 
 
