@@ -14,6 +14,8 @@ from testing import BACKENDS, BEST, running
 
 import pydl.ops.elementwise
 import pydl.ops.embedding
+import pydl.ops.losses
+import pydl.ops.recurrent_cells
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     import interpreter
@@ -48,9 +50,11 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _nothing_is_too_small(monkeypatch):
-    """Functions of one number, embeddings and recurrent cells are ours for the small tensors of tests too."""
+    """Functions of one number, embeddings, losses and recurrent cells are ours for the small tensors of tests too."""
     worth = pydl.ops.elementwise.WORTH_A_CALL
     monkeypatch.setattr(pydl.ops.elementwise, "WORTH_A_CALL", dict.fromkeys(worth, 0))
+    losses = pydl.ops.losses.WORTH_A_CALL
+    monkeypatch.setattr(pydl.ops.losses, "WORTH_A_CALL", dict.fromkeys(losses, 0))
     monkeypatch.setattr(pydl.ops.embedding, "WORTH_A_CALL", 0)
     monkeypatch.setattr(pydl.ops.recurrent_cells, "LEAST_BATCH", 1)
 

@@ -11,6 +11,7 @@ from pydl.ops.embedding import embedding
 from pydl.ops.layer_norm import layer_norm, rms_norm
 from pydl.ops.linear import linear
 from pydl.ops.linear_cross_entropy import linear_cross_entropy
+from pydl.ops.losses import binary_cross_entropy_with_logits, huber_loss, l1_loss, mse_loss, smooth_l1_loss
 from pydl.ops.matmul import addmm, baddbmm, bmm, matmul, mm
 from pydl.ops.max_pool2d import max_pool2d
 from pydl.ops.multi_head_attention import multi_head_attention_forward
@@ -24,6 +25,7 @@ __all__ = [
     "avg_pool2d",
     "baddbmm",
     "batch_norm",
+    "binary_cross_entropy_with_logits",
     "bmm",
     "conv2d",
     "cross_entropy",
@@ -35,6 +37,8 @@ __all__ = [
     "gelu",
     "gru",
     "gru_cell",
+    "huber_loss",
+    "l1_loss",
     "layer_norm",
     "leaky_relu",
     "linear",
@@ -45,6 +49,7 @@ __all__ = [
     "matmul",
     "max_pool2d",
     "mm",
+    "mse_loss",
     "multi_head_attention_forward",
     "relu",
     "rms_norm",
@@ -55,6 +60,7 @@ __all__ = [
     "scaled_dot_product_attention",
     "sigmoid",
     "silu",
+    "smooth_l1_loss",
     "softmax",
     "softplus",
     "tanh",

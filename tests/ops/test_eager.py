@@ -44,6 +44,14 @@ def bend(input, weight, bias):
     return PF.relu(input) * bias.sum()
 
 
+def error(input, weight, bias):
+    return PF.mse_loss(input, torch.ones(4, 16, 12, 12).double()) * bias.sum()
+
+
+def odds(input, weight, bias):
+    return PF.binary_cross_entropy_with_logits(input, torch.ones(4, 16, 12, 12).double()) * bias.sum()
+
+
 def heads(input, weight, bias):
     return PF.scaled_dot_product_attention(input, input, input) * bias.sum()
 
@@ -77,7 +85,7 @@ def mean(input, weight, bias):
 
 
 OPS = [conv, dense, gated, heads, norm, row_norm, row_rms, shares, log_shares, curve, bend]
-OPS += [loss, last, drop, largest, mean]
+OPS += [error, odds, loss, last, drop, largest, mean]
 
 
 def make(op):

@@ -147,6 +147,23 @@ def test_functions_of_one_number(device, size, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("width", [1, 5, 8, 17, 33, 70])
+def test_losses(device, width, dtype):
+    x, target, weight = torch.randn(3, width).to(dtype), torch.rand(3, width).to(dtype), torch.rand(width).to(dtype)
+    guarded = at_the_end(target), at_the_end(weight)
+    exact = target.double(), weight.double()
+    for reduction in ("none", "mean"):
+        compare(*(lambda x, f=f, t=t[0], r=reduction: f.huber_loss(x, t, r) for f, t in ((pf, guarded), (F, exact))), x)
+        compare(
+            *(
+                lambda x, f=f, t=t, r=reduction: f.binary_cross_entropy_with_logits(x, *t, reduction=r)
+                for f, t in ((pf, guarded), (F, exact))
+            ),
+            x,
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 5, 8, 17, 33, 70])
 def test_embedding(device, width, dtype):
     ids = at_the_end(torch.randint(6, (9,)))
     compare(lambda w: pf.embedding(ids, w), lambda w: F.embedding(ids, w), torch.randn(6, width).to(dtype))

@@ -47,6 +47,7 @@ ELSEWHERE = {"CrossEntropyLoss", "Embedding", "GRU", "LSTM", "MultiheadAttention
     {"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set()
 )
 ELSEWHERE |= {"GRUCell", "LSTMCell", "RNNCell"}
+ELSEWHERE |= {"BCEWithLogitsLoss", "HuberLoss", "L1Loss", "MSELoss", "SmoothL1Loss"}
 
 
 def pair(name, **options):

@@ -29,11 +29,15 @@ NAMES = [
     "rms_norm",
     "leaky_relu",
     "gelu",
+    "mse_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "binary_cross_entropy_with_logits",
 ]
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     NAMES.append("linear_cross_entropy")
 BARE = ["softmax", "log_softmax"]  # in OpInfo under torch's own names
-FEW = ["relu", "silu", "softplus", "sigmoid", "tanh", "embedding"]  # of which there are few samples
+FEW = ["relu", "silu", "softplus", "sigmoid", "tanh", "embedding", "l1_loss"]  # of which there are few samples
 PRODUCTS = ["matmul", "mm", "bmm", "addmm", "baddbmm"]  # torch's own, in no module
 DTYPES = [torch.float32, torch.float64]
 

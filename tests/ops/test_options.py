@@ -64,6 +64,14 @@ CALLS = {
     "softplus": (("beta", "threshold"), lambda f, o: f.softplus(LOGITS, **o)),
     "softmax": (("dim", "dtype"), lambda f, o: f.softmax(LOGITS, **{"dim": 1, **o})),
     "log_softmax": (("dim", "dtype"), lambda f, o: f.log_softmax(LOGITS, **{"dim": 1, **o})),
+    "mse_loss": (("size_average", "reduce", "reduction", "weight"), lambda f, o: f.mse_loss(LOGITS, LOGITS + 1, **o)),
+    "l1_loss": (("reduction", "weight"), lambda f, o: f.l1_loss(LOGITS, LOGITS + 1, **o)),
+    "smooth_l1_loss": (("reduction", "beta"), lambda f, o: f.smooth_l1_loss(LOGITS, LOGITS + 1, **o)),
+    "huber_loss": (("reduction", "delta", "weight"), lambda f, o: f.huber_loss(LOGITS, LOGITS + 1, **o)),
+    "binary_cross_entropy_with_logits": (
+        ("weight", "size_average", "reduce", "reduction", "pos_weight"),
+        lambda f, o: f.binary_cross_entropy_with_logits(LOGITS, LOGITS.sigmoid(), **o),
+    ),
     "scaled_dot_product_attention": (
         ("attn_mask", "is_causal", "scale", "enable_gqa"),  # masks of dropout differ
         lambda f, o: f.scaled_dot_product_attention(IMAGE, IMAGE, IMAGE, **o),

@@ -76,6 +76,12 @@ OPS = {
     "relu": lambda f, x: f.relu(x),
     "tanh": lambda f, x: f.tanh(x),
     "gelu": lambda f, x: f.gelu(x),
+    "mse_loss": lambda f, x: f.mse_loss(x, torch.zeros(x.shape, dtype=x.dtype), reduction="none"),
+    "l1_loss": lambda f, x: f.l1_loss(x, torch.zeros(x.shape, dtype=x.dtype), reduction="none"),
+    "binary_cross_entropy_with_logits": lambda f, x: f.binary_cross_entropy_with_logits(
+        x, torch.zeros(x.shape, dtype=x.dtype), x[0, :, :1, :1].abs().detach(), reduction="none"
+    ),
+    "mean of smooth_l1_loss": lambda f, x: f.smooth_l1_loss(x, torch.zeros(x.shape, dtype=x.dtype)),
     "cross_entropy": lambda f, x: f.cross_entropy(x, classes(x)),
     "cross_entropy per row": lambda f, x: f.cross_entropy(x, classes(x), reduction="none", label_smoothing=0.1),
 }

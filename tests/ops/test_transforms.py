@@ -82,6 +82,11 @@ OPS = {
     "gelu": lambda f, x: f.gelu(x),
     "silu": lambda f, x: f.silu(x),
     "softplus": lambda f, x: f.softplus(x),
+    "mse_loss": lambda f, x: f.mse_loss(x, torch.linspace(-1, 1, 180).double().view(2, 3, 5, 6)),
+    "huber_loss per number": lambda f, x: f.huber_loss(x, torch.ones(2, 3, 5, 6).double(), reduction="none"),
+    "binary_cross_entropy_with_logits": lambda f, x: f.binary_cross_entropy_with_logits(
+        x, torch.linspace(0, 1, 180).double().view(2, 3, 5, 6), pos_weight=torch.linspace(1, 2, 6).double()
+    ),
     "batch_norm in training": lambda f, x: f.batch_norm(x, *statistics(), training=True),
     "batch_norm": lambda f, x: f.batch_norm(x, *statistics(), torch.ones(3).double(), torch.ones(3).double()),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),

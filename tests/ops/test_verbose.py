@@ -20,6 +20,8 @@ w = [torch.randn(15, 3, requires_grad=True), torch.randn(15, 5)]
 PF.gru(torch.randn(4, 2, 3), torch.zeros(1, 2, 5), w, False, 1, 0.0, False, False, False)[0].sum().backward()
 PF.softmax(PF.log_softmax(torch.randn(3, 4, requires_grad=True), 1), 1).sum().backward()
 PF.gelu(torch.randn(1 << 15, requires_grad=True)).sum().backward()
+PF.mse_loss(torch.randn(1 << 18, requires_grad=True), torch.zeros(1 << 18)).backward()
+PF.binary_cross_entropy_with_logits(torch.randn(1 << 18, requires_grad=True), torch.zeros(1 << 18)).backward()
 PF.scaled_dot_product_attention(x, x, x).sum().backward(retain_graph=True)
 PF.cross_entropy(y, torch.tensor([3, 5])).backward()
 PF.linear_cross_entropy(x[:, 0, 0], torch.randn(5, 12), torch.tensor([3, 1]), reduction="none").sum().backward()
@@ -44,6 +46,8 @@ def test_a_line_for_each_call():
     assert {f"{name}_{of}" for name in ("layer_norm", "rms_norm") for of in ("forward", "backward")} <= set(ops)
     assert {f"{name}_{of}" for name in ("softmax", "log_softmax") for of in ("forward", "backward")} <= set(ops)
     assert {"gelu_forward", "gelu_backward"} <= set(ops)
+    losses = "difference_loss", "binary_cross_entropy_with_logits"
+    assert {f"{name}_{of}" for name in losses for of in ("forward", "backward")} <= set(ops)
     assert {"attention_forward", "attention_backward"} <= set(ops)
     assert ops["recurrent_forward"][2] == ops["recurrent_backward"][2] == "gru"
     assert ops["matmul"][5] == "128x128 128x128"

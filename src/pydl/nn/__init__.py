@@ -14,7 +14,7 @@ from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from pydl.nn.embedding import Embedding
 from pydl.nn.layer_norm import LayerNorm, RMSNorm
 from pydl.nn.linear import LazyLinear, Linear
-from pydl.nn.loss import CrossEntropyLoss
+from pydl.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, MSELoss, SmoothL1Loss
 from pydl.nn.norm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -34,6 +34,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "AvgPool2d",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -46,6 +47,8 @@ __all__ = [
     "Embedding",
     "GRUCell",
     "LSTMCell",
+    "HuberLoss",
+    "L1Loss",
     "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
@@ -55,6 +58,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
+    "MSELoss",
     "MaxPool2d",
     "MultiheadAttention",
     "RMSNorm",
@@ -62,6 +66,7 @@ __all__ = [
     "ReLU",
     "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
     "Softmax",
     "Softplus",
     "SyncBatchNorm",

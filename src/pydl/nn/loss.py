@@ -8,6 +8,13 @@ from pydl.nn._common import _Eager
 from pydl.ops import _nodes
 from pydl.ops._nodes import is_compiling
 from pydl.ops.linear_cross_entropy import linear_cross_entropy_unasked
+from pydl.ops.losses import (
+    binary_cross_entropy_with_logits_served,
+    huber_loss_served,
+    l1_loss_served,
+    mse_loss_served,
+    smooth_l1_loss_served,
+)
 from pydl.ops.softmax_cross_entropy import cross_entropy_unasked
 
 
@@ -28,6 +35,65 @@ class CrossEntropyLoss(_Eager, torch.nn.CrossEntropyLoss):
         if weight is not None and is_special(self, weight):
             return torch.nn.CrossEntropyLoss.forward(self, input, target)
         return cross_entropy_unasked(input, target, weight, *options)
+
+
+class MSELoss(_Eager, torch.nn.MSELoss):
+    """``torch.nn.MSELoss`` over :func:`pydl.functional.mse_loss` (d2l chapter "Linear Regression"); on the CPU."""
+
+    own = Own(torch.nn.MSELoss, "mse_loss")
+
+    def forward(self, input, target):
+        aside = steps_aside(self, MSELoss.own, F.mse_loss, input, target)
+        loss = None if aside else mse_loss_served(input, target, self.reduction)
+        return torch.nn.MSELoss.forward(self, input, target) if loss is None else loss
+
+
+class L1Loss(_Eager, torch.nn.L1Loss):
+    """``torch.nn.L1Loss`` over :func:`pydl.functional.l1_loss`; on the CPU."""
+
+    own = Own(torch.nn.L1Loss, "l1_loss")
+
+    def forward(self, input, target):
+        aside = steps_aside(self, L1Loss.own, F.l1_loss, input, target)
+        loss = None if aside else l1_loss_served(input, target, self.reduction)
+        return torch.nn.L1Loss.forward(self, input, target) if loss is None else loss
+
+
+class SmoothL1Loss(_Eager, torch.nn.SmoothL1Loss):
+    """``torch.nn.SmoothL1Loss`` over :func:`pydl.functional.smooth_l1_loss`; on the CPU."""
+
+    own = Own(torch.nn.SmoothL1Loss, "smooth_l1_loss")
+
+    def forward(self, input, target):
+        aside = steps_aside(self, SmoothL1Loss.own, F.smooth_l1_loss, input, target)
+        loss = None if aside else smooth_l1_loss_served(input, target, self.reduction, self.beta)
+        return torch.nn.SmoothL1Loss.forward(self, input, target) if loss is None else loss
+
+
+class HuberLoss(_Eager, torch.nn.HuberLoss):
+    """``torch.nn.HuberLoss`` over :func:`pydl.functional.huber_loss`; on the CPU."""
+
+    own = Own(torch.nn.HuberLoss, "huber_loss")
+
+    def forward(self, input, target):
+        aside = steps_aside(self, HuberLoss.own, F.huber_loss, input, target)
+        loss = None if aside else huber_loss_served(input, target, self.reduction, self.delta)
+        return torch.nn.HuberLoss.forward(self, input, target) if loss is None else loss
+
+
+class BCEWithLogitsLoss(_Eager, torch.nn.BCEWithLogitsLoss):
+    """``torch.nn.BCEWithLogitsLoss`` over :func:`pydl.functional.binary_cross_entropy_with_logits`; on the CPU."""
+
+    own = Own(torch.nn.BCEWithLogitsLoss, "binary_cross_entropy_with_logits")
+
+    def forward(self, input, target):
+        own, weight, positive = BCEWithLogitsLoss.own, self.weight, self.pos_weight
+        aside = steps_aside(self, own, F.binary_cross_entropy_with_logits, input, target)
+        aside = aside or ((weight is not None or positive is not None) and is_special(self, weight, positive))
+        loss = None
+        if not aside:
+            loss = binary_cross_entropy_with_logits_served(input, target, weight, self.reduction, positive)
+        return torch.nn.BCEWithLogitsLoss.forward(self, input, target) if loss is None else loss
 
 
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on

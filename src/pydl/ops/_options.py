@@ -6,13 +6,13 @@ import torch
 
 from pydl._private import reduction_names
 
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
 def reduction_number(op, reduction):
     """torch's number of a reduction by name."""
-    if isinstance(reduction, str) and reduction in _REDUCTIONS:
-        return _REDUCTIONS[reduction]
+    if isinstance(reduction, str) and reduction in REDUCTIONS:
+        return REDUCTIONS[reduction]
     if reduction != "elementwise_mean":  # the old name of mean, which torch takes with a warning
         raise ValueError(f"{op}: expected reduction to be none, mean or sum, got {reduction!r}")
     return reduction_names.get_enum(reduction)
