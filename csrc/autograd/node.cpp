@@ -3,6 +3,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
+#include <cctype>
+
 namespace pydl::autograd {
 
 c10::IValue boxed(const Tensor& tensor) { return tensor.defined() ? c10::IValue(tensor) : c10::IValue(); }
@@ -41,6 +43,16 @@ const Tensor& no_tensor() {
 void Node::expect_no_tangent(const Tensor& grad) const {
   TORCH_CHECK_NOT_IMPLEMENTED(!grad._fw_grad(0).defined(), op_,
                               ": expected gradients in reverse mode, got a forward-mode tangent");
+}
+
+std::string Node::name() const {
+  std::string text;
+  bool begins = true;  // a word
+  for (const char* at = op_; *at != 0; ++at) {
+    if (*at != '_') text += begins ? static_cast<char>(std::toupper(static_cast<unsigned char>(*at))) : *at;
+    begins = *at == '_';
+  }
+  return text + "Backward";
 }
 
 variable_list Node::apply(variable_list&& grads) {

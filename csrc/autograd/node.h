@@ -79,6 +79,7 @@ class Node : public torch::autograd::Node {
  public:
   explicit Node(const char* op) : op_(op) {}
 
+  std::string name() const override;  // as torch names its own: LinearBackward
   variable_list apply(variable_list&& grads) override;
   void release_variables() override;
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override;

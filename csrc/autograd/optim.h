@@ -1,8 +1,8 @@
 // Tensors of a model taken together: their chunks, the memory that they share, and the kernels of kernels/optim.h.
 #pragma once
 
-#include "csrc/optim.h"
 #include "csrc/autograd/arguments.h"
+#include "csrc/optim.h"
 
 #include <algorithm>
 #include <vector>
