@@ -46,7 +46,7 @@ void Node::expect_no_tangent(const Tensor& grad) const {
 }
 
 std::string Node::name() const {
-  std::string text;
+  std::string text = "pydl.";
   bool begins = true;  // a word
   for (const char* at = op_; *at != 0; ++at) {
     if (*at != '_') text += begins ? static_cast<char>(std::toupper(static_cast<unsigned char>(*at))) : *at;

@@ -79,7 +79,7 @@ class Node : public torch::autograd::Node {
  public:
   explicit Node(const char* op) : op_(op) {}
 
-  std::string name() const override;  // as torch names its own: LinearBackward
+  std::string name() const override;  // as torch names its own, and whose it is: pydl.LinearBackward
   variable_list apply(variable_list&& grads) override;
   void release_variables() override;
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override;
