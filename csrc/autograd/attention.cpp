@@ -23,14 +23,9 @@ class Attention : public Node {
   variable_list backward(const Tensor& grad, const variable_list& saved) override {
     static const Op op("pydl::attention_backward");
     const AttentionOptions& o = options_;
-    const bool needs[] = {wants(0), wants(1), wants(2)};
-    variable_list grads =
-        op.all(grad, saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], saved[6], saved[7],
-               o.dropout_p, o.is_causal, o.scale, o.layout, needs[0], needs[1], needs[2]);
-    for (size_t i = 0; i < 3; ++i) {
-      if (!needs[i]) grads[i] = Tensor();
-    }
-    return grads;
+    return only_wanted(op.all(grad, saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], saved[6],
+                              saved[7], o.dropout_p, o.is_causal, o.scale, o.layout, wants(0), wants(1),
+                              wants(2)));
   }
 };
 

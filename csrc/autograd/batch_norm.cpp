@@ -48,10 +48,7 @@ class BatchNorm : public Node {
                      int64_t(activation), needs[0], needs[1], needs[2], through);
     }
     if (!through) grads[3] = grad;
-    for (size_t i = 0; i < 4; ++i) {
-      if (!needs[i]) grads[i] = Tensor();
-    }
-    return grads;
+    return only_wanted(std::move(grads));
   }
 };
 

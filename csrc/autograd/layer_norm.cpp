@@ -22,12 +22,7 @@ class LayerNorm : public Node {
   variable_list backward(const Tensor& grad, const variable_list& saved) override {
     static const Op op("pydl::layer_norm_backward");
     const Tensor &input = saved[0], &weight = saved[1], &stats = saved[2];
-    const bool needs[] = {wants(0), wants(1), wants(2)};
-    variable_list grads = op.all(grad, input, stats, weight, dims_, eps_, needs[0], needs[1], needs[2]);
-    for (size_t i = 0; i < 3; ++i) {
-      if (!needs[i]) grads[i] = Tensor();
-    }
-    return grads;
+    return only_wanted(op.all(grad, input, stats, weight, dims_, eps_, wants(0), wants(1), wants(2)));
   }
 };
 
@@ -52,13 +47,9 @@ class RmsNorm : public Node {
 
   variable_list backward(const Tensor& grad, const variable_list& saved) override {
     static const Op op("pydl::rms_norm_backward");
-    const bool needs[] = {wants(0), wants(1)};
-    variable_list grads = op.all(grad, saved[0], saved[2], saved[1], dims_, eps_, needs[0], needs[1]);
-    if (needs[0] && !is_common(grad)) grads[0] = as_product(grads[0], grad);
-    for (size_t i = 0; i < 2; ++i) {
-      if (!needs[i]) grads[i] = Tensor();
-    }
-    return grads;
+    variable_list grads = op.all(grad, saved[0], saved[2], saved[1], dims_, eps_, wants(0), wants(1));
+    if (wants(0) && !is_common(grad)) grads[0] = as_product(grads[0], grad);
+    return only_wanted(std::move(grads));
   }
 
  private:

@@ -65,6 +65,13 @@ variable_list Node::apply(variable_list&& grads) {
   return backward(grads[0], saved);
 }
 
+variable_list Node::only_wanted(variable_list grads) const {
+  for (size_t i = 0; i < grads.size(); ++i) {
+    if (!wants(i)) grads[i] = Tensor();
+  }
+  return grads;
+}
+
 variable_list Node::unpacked() {
   variable_list tensors;
   tensors.reserve(saved_.size());

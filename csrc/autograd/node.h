@@ -90,6 +90,8 @@ class Node : public torch::autograd::Node {
 
   // Whether the running backward wants the gradient of this input.
   bool wants(size_t input) const { return task_should_compute_output(input); }
+  // Without those that are not: an op returns empty tensors in their place.
+  variable_list only_wanted(variable_list grads) const;
   variable_list unpacked();
   // A tangent that came with the gradient, after a forward without one, is refused: it would be lost.
   void expect_no_tangent(const Tensor& grad) const;

@@ -34,7 +34,7 @@ def test_a_board_draws_into_axes_of_ones_own(tmp_path, monkeypatch):
 def test_arguments_become_attributes():
     class Base(d2l.HyperParameters):
         def __init__(self, a, b=2, *, c=3):
-            d = a + b  # noqa: F841
+            d = a + b  # noqa: F841  (a local, which is kept too)
             self.save_hyperparameters(ignore=["b"])
 
     made = Base(1)

@@ -393,6 +393,17 @@ def test_a_module_that_cannot_be_loaded_is_done_without(monkeypatch):
     assert why_not.startswith("pydl._torch cannot be loaded: ")
 
 
+def test_compiled_autograd_is_refused_in_words():
+    x = torch.randn(4, 6, requires_grad=True)
+    y = functional.linear(x, torch.randn(3, 6))
+    assert y.grad_fn.name() == "pydl.LinearBackward"
+    with (
+        torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")),
+        pytest.raises(NotImplementedError, match="linear: expected the backward to run eagerly, got compiled autograd"),
+    ):
+        y.sum().backward()
+
+
 def test_torch_compile_takes_the_op():
     w = torch.randn(3, 6)
     compiled = torch.compile(lambda x: functional.linear(x, w), fullgraph=True, backend="aot_eager")

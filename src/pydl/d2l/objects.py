@@ -98,6 +98,7 @@ class Module(nn.Module, HyperParameters):
         self.board = ProgressBoard()
 
     def loss(self, y_hat, y):
+        """The subclass's."""
         raise NotImplementedError
 
     def forward(self, X):
@@ -146,6 +147,7 @@ class DataModule(HyperParameters):
         self.save_hyperparameters()
 
     def get_dataloader(self, train):
+        """The subclass's."""
         raise NotImplementedError
 
     def train_dataloader(self):

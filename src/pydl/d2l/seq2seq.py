@@ -16,6 +16,7 @@ class Encoder(nn.Module):
     """What turns a source into what a decoder begins with."""
 
     def forward(self, X, *args):
+        """The subclass's."""
         raise NotImplementedError
 
 
@@ -23,10 +24,11 @@ class Decoder(nn.Module):
     """What turns the tokens so far and a state into scores for the next ones, and a state."""
 
     def init_state(self, enc_outputs, *args):
-        """The first state, from the encoder's output."""
+        """The first state, from the encoder's output; the subclass's."""
         raise NotImplementedError
 
     def forward(self, X, state):
+        """The subclass's."""
         raise NotImplementedError
 
 
@@ -35,7 +37,7 @@ class AttentionDecoder(Decoder):
 
     @property
     def attention_weights(self):
-        """Of the last call."""
+        """Of the last call; the subclass's."""
         raise NotImplementedError
 
 
