@@ -13,12 +13,14 @@ import io
 import itertools
 import json
 import os
+import random
 import runpy
 import sys
 import time
 import traceback
 from pathlib import Path
 
+import numpy
 import torch
 
 from pydl import data
@@ -54,6 +56,8 @@ def run(name, folder):
     os.chdir(place)
     sys.argv = [str(script)]
     torch.manual_seed(0)
+    numpy.random.seed(0)
+    random.seed(0)
     animator._count = itertools.count(1)
     images._said.clear()
     out, error, began, found = io.StringIO(), "", time.process_time(), {}
