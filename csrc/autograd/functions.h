@@ -19,6 +19,7 @@ PyObject* max_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* optimizer_step(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* rms_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* softmax(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* zero_grad(PyObject*, PyObject* const*, Py_ssize_t);
 
 PyObject* serve_memory(PyObject*, PyObject*);  // memory.cpp
 

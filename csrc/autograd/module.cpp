@@ -28,6 +28,7 @@ PyMethodDef functions[] = {
     PYDL_FUNCTION(optimizer_step),
     PYDL_FUNCTION(rms_norm),
     PYDL_FUNCTION(softmax),
+    PYDL_FUNCTION(zero_grad),
     {"serve_cpu", python_serve_cpu, METH_O, nullptr},
     {"serve_memory", serve_memory, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},

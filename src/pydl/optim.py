@@ -28,6 +28,7 @@ from pydl.ops import _nodes
 __all__ = ["SGD", "Adadelta", "Adam", "AdamW", "RMSprop", "clip_grad_norm_"]
 
 
+_TORCHS_ZERO_GRAD = Optimizer.zero_grad
 _HOOKED = Optimizer.profile_hook_step(lambda self: None).__code__
 
 
@@ -93,6 +94,12 @@ class _Served:
         return _step_with_hooks(self, closure)
 
     step.hooked = True  # by profile_hook_step above
+
+    def zero_grad(self, set_to_none=True):
+        """Makes gradients None, or 0: torch's own, whose search for what it is to do costs as much as a small kernel."""
+        torchs = self._torchs.cls.zero_grad is _TORCHS_ZERO_GRAD and not torch.compiler.is_compiling()
+        if not set_to_none or not torchs or _nodes.zero_grad(self.param_groups) is NotImplemented:
+            super().zero_grad(set_to_none)
 
 
 class SGD(_Served, torch.optim.SGD):

@@ -310,6 +310,33 @@ def test_what_is_not_finite_is_so_where_torchs_is(name, options, value):
     assert torch.equal(mine.isneginf(), theirs.isneginf())
 
 
+def test_gradients_become_none_or_zero(monkeypatch):
+    ours, _ = pair("SGD", torch.float32, lr=0.1)
+    params = ours.param_groups[0]["params"]
+    set_grads(params, 0)
+    params[0].grad = None
+    kept = params[1].grad
+    before = kept.clone()
+    assert _nodes.zero_grad(ours.param_groups) is None
+    assert [p.grad for p in params] == [None] * len(params)
+    assert torch.equal(kept, before)
+    set_grads(params, 0)
+    ours.zero_grad()
+    assert [p.grad for p in params] == [None] * len(params)
+    set_grads(params, 0)
+    ours.zero_grad(set_to_none=False)
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in params)
+    with torch.profiler.profile() as profile:
+        ours.zero_grad()
+    assert "Optimizer.zero_grad#SGD.zero_grad" in {event.key for event in profile.key_averages()}
+    assert params[0].grad is None
+    set_grads(params, 0)
+    calls = []
+    monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", lambda self, set_to_none=True: calls.append(set_to_none))
+    ours.zero_grad()
+    assert calls == [True]
+
+
 def test_trained_under_a_swapped_model():
     results = []
     for ours in (True, False):

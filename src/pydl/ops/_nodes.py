@@ -31,6 +31,7 @@ NAMES = (
     "optimizer_step",
     "rms_norm",
     "softmax",
+    "zero_grad",
 )
 
 is_compiling = torch.compiler.is_compiling
