@@ -5,6 +5,7 @@ from pydl.ops.attention import scaled_dot_product_attention
 from pydl.ops.avg_pool2d import avg_pool2d
 from pydl.ops.batch_norm import batch_norm
 from pydl.ops.conv2d import conv2d
+from pydl.ops.conv_transpose2d import conv_transpose2d
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
 from pydl.ops.elementwise import gelu, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from pydl.ops.embedding import embedding
@@ -28,6 +29,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "bmm",
     "conv2d",
+    "conv_transpose2d",
     "cross_entropy",
     "dropout",
     "dropout1d",

@@ -12,6 +12,10 @@ def conv(input, weight, bias):
     return PF.conv2d(input, weight, bias, padding=1)
 
 
+def conv_transposed(input, weight, bias):
+    return PF.conv_transpose2d(input, weight.transpose(0, 1), bias, stride=2)
+
+
 def norm(input, weight, bias):
     return PF.batch_norm(input, None, None, weight, bias, training=True)
 

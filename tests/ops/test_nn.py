@@ -14,6 +14,7 @@ import pydl
 # class, constructor arguments, input shape: what one call needs
 LAYERS = [
     ("Conv2d", {"in_channels": 4, "out_channels": 6, "kernel_size": 3}, (2, 4, 9, 8)),
+    ("ConvTranspose2d", {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2}, (2, 4, 5, 6)),
     ("Linear", {"in_features": 7, "out_features": 6}, (5, 7)),
     ("LayerNorm", {"normalized_shape": (3, 7)}, (5, 3, 7)),
     ("RMSNorm", {"normalized_shape": 7}, (5, 7)),
@@ -37,6 +38,7 @@ LAYERS = [
     ("MaxPool2d", {"kernel_size": 3, "stride": 2, "padding": 1}, (2, 3, 9, 8)),
     ("AvgPool2d", {"kernel_size": 3, "stride": 2, "ceil_mode": True}, (2, 3, 9, 8)),
     ("LazyConv2d", {"out_channels": 6, "kernel_size": 3}, (2, 4, 9, 8)),
+    ("LazyConvTranspose2d", {"out_channels": 6, "kernel_size": 3}, (2, 4, 5, 6)),
     ("LazyLinear", {"out_features": 6, "bias": False}, (5, 7)),
     ("LazyBatchNorm1d", {}, (8, 4)),
     ("LazyBatchNorm2d", {}, (3, 4, 5, 6)),

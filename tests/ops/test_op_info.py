@@ -18,6 +18,7 @@ import pydl.ops.matmul
 NAMES = [
     "batch_norm",
     "conv2d",
+    "conv_transpose2d",
     "cross_entropy",
     "dropout",
     "dropout2d",

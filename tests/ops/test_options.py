@@ -29,6 +29,10 @@ GRU_CELL = {"hx": LOGITS, "w_ih": GATES[1], "w_hh": GATES[1]}
 STATISTICS = {"running_mean": torch.zeros(2), "running_var": torch.ones(2)}
 CALLS = {
     "conv2d": (("stride", "padding", "dilation", "groups"), lambda f, o: f.conv2d(IMAGE, WEIGHT, **o)),
+    "conv_transpose2d": (
+        ("stride", "padding", "output_padding", "groups", "dilation"),
+        lambda f, o: f.conv_transpose2d(IMAGE, WEIGHT, **o),
+    ),
     "max_pool2d": (
         ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
         lambda f, o: f.max_pool2d(IMAGE, **{"kernel_size": 2, **o}),

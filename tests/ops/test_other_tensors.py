@@ -37,6 +37,7 @@ MATRIX = torch.linspace(-1, 1, 24).view(4, 6)
 OPS = {
     "linear": lambda f, x: f.linear(x, MATRIX),
     "conv2d": lambda f, x: f.conv2d(x, WEIGHT),
+    "conv_transpose2d": lambda f, x: f.conv_transpose2d(x, WEIGHT.view(3, 2, 3, 3)),
     "layer_norm": lambda f, x: f.layer_norm(x, (6,)),
     "rms_norm": lambda f, x: f.rms_norm(x, (6,)),
     "softmax": lambda f, x: f.softmax(x, 3),

@@ -113,6 +113,11 @@ def cases():
         )[0],
     )
     yield "max_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.max_pool2d(t["input"], 2)
+    yield (
+        "conv_transpose2d",
+        {"input": torch.randn(2, 3, 5, 5), "weight": torch.randn(3, 4, 3, 3), "bias": torch.randn(4)},
+        lambda f, t: f.conv_transpose2d(t["input"], t["weight"], t["bias"], stride=2),
+    )
     yield "avg_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.avg_pool2d(t["input"], 2)
 
 

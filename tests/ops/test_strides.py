@@ -147,6 +147,19 @@ def test_conv2d(layout, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_conv_transpose2d(layout, dtype):
+    for shape in SHAPES:
+        input = LAYOUTS[layout](*shape).to(dtype)
+        for of_weight in ("row-major", "channels_last", "grey expanded", "channels sliced", "permuted from NHWC"):
+            weight = LAYOUTS[of_weight](shape[1], 4, 3, 3).to(dtype)
+            compare(
+                lambda f, x, w, b: f.conv_transpose2d(x, w, b, stride=2, padding=1),
+                [input, weight, torch.randn(4).to(dtype)],
+            )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_cross_entropy_of_probabilities(layout, reduction, dtype):
     for of_target in ("row-major", "channels_last", "grey expanded", "channels first"):

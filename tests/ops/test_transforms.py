@@ -68,6 +68,9 @@ def gated(f, x):
 # each op on an input (2, 3, 5, 6), by torch.nn.functional or ours
 OPS = {
     "conv2d": lambda f, x: f.conv2d(x, torch.linspace(-1, 1, 108).double().view(4, 3, 3, 3), padding=1),
+    "conv_transpose2d": lambda f, x: f.conv_transpose2d(
+        x, torch.linspace(-1, 1, 54).double().view(3, 2, 3, 3), stride=2
+    ),
     "linear": lambda f, x: f.linear(x, torch.linspace(-1, 1, 24).double().view(4, 6), torch.ones(4).double()),
     "matmul": lambda f, x: (torch if f is F else f).matmul(x, torch.linspace(-1, 1, 24).double().view(6, 4)),
     "gru": gated,
@@ -206,6 +209,7 @@ def _from_before(name, ours):
         return pydl.swap(layers) if ours else layers, image
     return {
         "conv2d": (lambda x: f.conv2d(x, weight), image),
+        "conv_transpose2d": (lambda x: f.conv_transpose2d(x, weight.view(3, 4, 3, 3)), image),
         "linear": (lambda x: f.linear(x, weight.view(18, 6)), image),
         "gru": (lambda x: gated(f, x), image),
         "layer_norm": (lambda x: f.layer_norm(x, (6,)), image),
@@ -225,7 +229,7 @@ def _from_before(name, ours):
     "name",
     [
         *("conv2d", "linear", "layer_norm", "rms_norm", "batch_norm", "max_pool2d", "avg_pool2d", "cross_entropy"),
-        *("softmax", "log_softmax", "gelu", "tanh", "convolution and batch norm"),
+        *("softmax", "log_softmax", "gelu", "tanh", "convolution and batch norm", "conv_transpose2d"),
         *("softmax", "log_softmax", "gru", "convolution and batch norm"),
     ],
 )

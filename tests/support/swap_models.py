@@ -51,6 +51,7 @@ class Residual(nn.Module):
 # name of the class -> (layer, shape of its input, the function that torch's forward ends in)
 LAYERS = {
     "Conv2d": (lambda: nn.Conv2d(5, 7, (3, 2), padding=1), (3, 5, 9, 6), "conv2d"),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(5, 4, (3, 2), stride=2), (3, 5, 4, 6), "conv_transpose2d"),
     "Linear": (lambda: nn.Linear(6, 4), (3, 5, 6), "linear"),
     "LayerNorm": (lambda: nn.LayerNorm((5, 6)), (3, 5, 6), "layer_norm"),
     "RMSNorm": (lambda: nn.RMSNorm(6), (3, 5, 6), "rms_norm"),

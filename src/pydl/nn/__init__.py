@@ -9,7 +9,7 @@ and where torch would honour what is not its own (:mod:`pydl.aside`), torch's ow
 from pydl.nn import loss
 from pydl.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from pydl.nn.attention import MultiheadAttention
-from pydl.nn.convolution import Conv2d, LazyConv2d
+from pydl.nn.convolution import Conv2d, ConvTranspose2d, LazyConv2d, LazyConvTranspose2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from pydl.nn.embedding import Embedding
 from pydl.nn.layer_norm import LayerNorm, RMSNorm
@@ -39,6 +39,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Conv2d",
+    "ConvTranspose2d",
     "CrossEntropyLoss",
     "Dropout",
     "Dropout1d",
@@ -54,6 +55,7 @@ __all__ = [
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "LazyConv2d",
+    "LazyConvTranspose2d",
     "LazyLinear",
     "LeakyReLU",
     "Linear",

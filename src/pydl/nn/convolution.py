@@ -9,6 +9,7 @@ from pydl.ops import _nodes
 from pydl.ops._activations import finished
 from pydl.ops._nodes import is_compiling
 from pydl.ops.conv2d import conv2d_unasked
+from pydl.ops.conv_transpose2d import conv_transpose2d_unasked
 
 
 class Conv2d(_Eager, torch.nn.Conv2d):
@@ -54,3 +55,35 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
     """:class:`Conv2d` that takes ``in_channels`` from its first input."""
 
     cls_to_become = Conv2d
+
+
+class ConvTranspose2d(_Eager, torch.nn.ConvTranspose2d):
+    """``torch.nn.ConvTranspose2d`` over :func:`pydl.functional.conv_transpose2d` (d2l "Transposed Convolution").
+
+    Input (N, C, H, W) or (C, H, W), output (N, out_channels, H', W'), ``output_size`` as torch's; on the CPU.
+    """
+
+    own = Own(torch.nn.ConvTranspose2d, "conv_transpose2d", "_output_padding")
+
+    def forward(self, input, output_size=None):
+        own = ConvTranspose2d.own
+        replaced = "_output_padding" in self.__dict__ or type(self)._output_padding is not _OUTPUT_PADDING
+        if replaced or steps_aside(self, own, F.conv_transpose2d, input) or self.padding_mode != "zeros":
+            return torch.nn.ConvTranspose2d.forward(self, input, output_size)
+        weight, bias = self.weight, self.bias
+        if is_special(self, weight, bias):
+            return torch.nn.ConvTranspose2d.forward(self, input, output_size)
+        stride, padding, dilation = self.stride, self.padding, self.dilation
+        more = self.output_padding
+        if output_size is not None:
+            more = self._output_padding(input, output_size, stride, padding, self.kernel_size, 2, dilation)
+        return conv_transpose2d_unasked(input, weight, bias, stride, padding, tuple(more), self.groups, dilation)
+
+
+_OUTPUT_PADDING = dict(ConvTranspose2d.own.methods)["_output_padding"]  # torch's
+
+
+class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):
+    """:class:`ConvTranspose2d` that takes ``in_channels`` from its first input."""
+
+    cls_to_become = ConvTranspose2d

@@ -92,7 +92,7 @@ def _(grad_output):
     return grad_output.new_empty(grad_output.shape[1])
 
 
-def _gradient_format(weight, channels_last):
+def weight_gradient_format(weight, channels_last):
     """Whether the weight's gradient is channels_last: as the whole call, unless a row-major weight is both (1x1)."""
     if not channels_last or not weight.is_contiguous(memory_format=torch.channels_last):
         return channels_last
@@ -103,7 +103,7 @@ def _forward_context(ctx, inputs, output):
     input, weight, _, stride, padding, dilation, groups, ctx.activation, ctx.channels_last = inputs
     ctx.options = (stride, padding, dilation, groups)
     ctx.input_size, ctx.weight_size = input.shape, weight.shape
-    ctx.weight_channels_last = _gradient_format(weight, ctx.channels_last)
+    ctx.weight_channels_last = weight_gradient_format(weight, ctx.channels_last)
     needs_input, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(
         input if needs_weight else None,
@@ -207,7 +207,7 @@ class _EagerConv2d(torch.autograd.Function):
             output = _library.quick(ops).conv2d_forward(input, weight, bias, *rest[1:])
         ctx.ops, ctx.options = ops, (stride, padding, dilation, groups)
         ctx.input_size, ctx.weight_size = input.shape, weight.shape
-        ctx.weight_channels_last = _gradient_format(weight, ctx.channels_last)
+        ctx.weight_channels_last = weight_gradient_format(weight, ctx.channels_last)
         ctx.to_save = (  # what ctx.save_for_backward sets
             input if weight.requires_grad else None,
             weight if input.requires_grad else None,

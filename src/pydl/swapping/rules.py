@@ -39,6 +39,7 @@ _MAXIMUM = (F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
 
 RULES = (
     Rule(torch.nn.Conv2d, nn.Conv2d, (F.conv2d, torch.conv2d), role="convolution", fuses=("activation",)),
+    Rule(torch.nn.ConvTranspose2d, nn.ConvTranspose2d, (F.conv_transpose2d, torch.conv_transpose2d)),
     Rule(torch.nn.Linear, nn.Linear, (F.linear,), role="linear", fuses=("activation",)),
     Rule(torch.nn.BatchNorm1d, nn.BatchNorm1d, **_NORM),
     Rule(torch.nn.BatchNorm2d, nn.BatchNorm2d, **_NORM),
