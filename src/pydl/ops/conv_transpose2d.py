@@ -86,8 +86,8 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
         dilation: distance between the taps of the kernel, one number of pixels or (y, x).
 
     Returns:
-        (N, O, H', W') or (O, H', W'), channels_last if the input or the weight is. H' = (H - 1) * stride - 2 * padding +
-        dilation * (kernel height - 1) + output_padding + 1. Computed as :func:`conv2d`'s input gradient is.
+        (N, O, H', W') or (O, H', W'), channels_last if the input or the weight is. H' = (H - 1) * stride - 2 * padding
+        + dilation * (kernel height - 1) + output_padding + 1. Computed as :func:`conv2d`'s input gradient is.
 
     Raises:
         RuntimeError: shapes, dtypes or options that do not fit.
