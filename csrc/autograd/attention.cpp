@@ -71,10 +71,10 @@ int64_t layout_of(const Tensor& query, const Tensor& key, const Tensor& value, d
 
 }  // namespace
 
-// scaled_dot_product_attention(query, key, value, dropout_p, is_causal, scale): a call without mask, lengths and shared
-// heads; scale may be None.
+// scaled_dot_product_attention(query, key, value, dropout_p, is_causal, scale, layout): a call without mask, lengths and
+// shared heads. scale may be None, and so may layout, which is torch's then.
 PyObject* scaled_dot_product_attention(PyObject*, PyObject* const* objects, Py_ssize_t given) {
-  return answer<6>(objects, given, [](const Arguments& arguments) {
+  return answer<7>(objects, given, [](const Arguments& arguments) {
     const Tensor &query = arguments.tensor(0), &key = arguments.tensor(1), &value = arguments.tensor(2);
     const double dropout_p = arguments.real(3);
     if (!(dropout_p >= 0 && dropout_p <= 1) || query.dim() == 0 || value.dim() == 0) throw NotPlain();
@@ -83,7 +83,7 @@ PyObject* scaled_dot_product_attention(PyObject*, PyObject* const* objects, Py_s
     const AttentionOptions o{
         dropout_p, arguments.truth(4),
         arguments.is_none(5) ? std::pow(static_cast<double>(query.size(-1)), -0.5) : arguments.real(5),
-        layout_of(query, key, value, dropout_p)};
+        arguments.is_none(6) ? layout_of(query, key, value, dropout_p) : arguments.integer(6)};
     return unlocked([&] {
       const Tensor seed = dropout_p > 0 ? dropout_seed() : Tensor();
       if (query.dim() == 4) return attention_call(query, key, value, Tensor(), Tensor(), seed, o);

@@ -25,6 +25,7 @@ CASES = {
     "linear": ((None,), lambda x, w, b: functional.linear(x, w, b), [(4, 6), (3, 6), (3,)]),
     "linear_relu": (("relu",), lambda x, w, b: functional.linear(x, w, b, activation="relu"), [(4, 6), (3, 6), (3,)]),
     "linear_rows": ((None,), lambda x, w, b: functional.linear(x, w, b), [(2, 4, 6), (3, 6), (3,)]),
+    "linear_steps": ((None,), lambda x, w, b: functional.linear(x.transpose(0, 1), w, b), [(2, 4, 6), (3, 6), (3,)]),
     "conv2d": (
         ((2, 1), 1, 1, 1, None),
         lambda x, w, b: functional.conv2d(x, w, b, (2, 1), 1),
@@ -50,6 +51,11 @@ CASES = {
         None,
         lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, is_causal=True),
         [(2, 3, 4, 5), (2, 3, 4, 5), (2, 3, 4, 5)],
+    ),
+    "attention_of_rows": (
+        None,
+        lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, scale=0.3),
+        [(2, 4, 5), (2, 3, 5), (2, 3, 6)],
     ),
     "attention_masked": (
         None,
@@ -158,7 +164,12 @@ def results(name, given, quick, want=slice(None)):
 def test_both_ways_compute_the_same(name, dtype):
     given = tensors(name, dtype)
     quick, python = results(name, given, True), results(name, given, False)
-    if name not in ("attention_masked", "lstm", "gru_deep"):  # whose results are views of the op's, or made of several
+    if name not in (
+        "attention_of_rows",
+        "attention_masked",
+        "lstm",
+        "gru_deep",
+    ):  # whose results are views of the op's, or made of several
         assert type(quick[0].grad_fn).__name__ == "CppFunction"
         assert type(python[0].grad_fn).__name__ != "CppFunction"
     for a, b in zip(quick, python, strict=True):
@@ -380,17 +391,70 @@ def test_tracing_is_not_plain():
         ("batch_norm", (torch.randn(4, 6), None, None, None, None, True, 0.1, 1e-5, None, None, None, 1 << 4)),
         ("cross_entropy", (torch.randn(4, 6), torch.rand(4, 6), -100, "mean", 0.0, 0.0)),  # probabilities
         ("cross_entropy", (torch.randn(4, 6), TARGET, -100, "median", 0.0, 0.0)),
-        ("linear_cross_entropy", (torch.randn(4, 6), torch.randn(3, 6), torch.rand(4, 3), None, "mean", None, 0.0, 0.0, False)),
-        ("linear_cross_entropy", (torch.randn(4, 6), torch.randn(3, 2, 6), TARGET, None, "mean", None, 0.0, 0.0, False)),
-        ("recurrent_cell", (torch.randn(4, 6), torch.randn(4, 5), torch.randn(5, 6), torch.randn(5, 5), None, None, "lstm")),
-        ("recurrent_cell", (torch.randn(4, 6), torch.randn(1, 5), torch.randn(5, 6), torch.randn(5, 5), None, None, "rnn_relu")),
-        ("recurrent_cell", (torch.randn(6, 4).t(), torch.randn(4, 5), torch.randn(15, 6), torch.randn(15, 5), None, None, "gru")),
-        ("recurrent_cell", (torch.randn(4, 6), torch.randn(4, 5), torch.randn(5, 6), torch.randn(5, 5), torch.randn(5), None, "rnn_tanh")),
-        ("recurrent_stack", (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, False, 1, 0.5, True, False, False, "rnn_tanh")),
-        ("recurrent_stack", (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, False, 2, 0.0, True, False, False, "rnn_tanh")),
-        ("recurrent_stack", (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, True, 1, 0.0, True, False, False, "rnn_tanh")),
-        ("recurrent_stack", (torch.randn(3, 2, 6), torch.randn(1, 3, 5), WEIGHTS, False, 1, 0.0, True, False, False, "rnn_tanh")),
-        ("recurrent_stack", (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, False, 1, 0.0, True, False, False, "elman")),
+        (
+            "linear_cross_entropy",
+            (torch.randn(4, 6), torch.randn(3, 6), torch.rand(4, 3), None, "mean", None, 0.0, 0.0, False),
+        ),
+        (
+            "linear_cross_entropy",
+            (torch.randn(4, 6), torch.randn(3, 2, 6), TARGET, None, "mean", None, 0.0, 0.0, False),
+        ),
+        (
+            "recurrent_cell",
+            (torch.randn(4, 6), torch.randn(4, 5), torch.randn(5, 6), torch.randn(5, 5), None, None, "lstm"),
+        ),
+        (
+            "recurrent_cell",
+            (torch.randn(4, 6), torch.randn(1, 5), torch.randn(5, 6), torch.randn(5, 5), None, None, "rnn_relu"),
+        ),
+        (
+            "recurrent_cell",
+            (torch.randn(6, 4).t(), torch.randn(4, 5), torch.randn(15, 6), torch.randn(15, 5), None, None, "gru"),
+        ),
+        (
+            "recurrent_cell",
+            (
+                torch.randn(4, 6),
+                torch.randn(4, 5),
+                torch.randn(5, 6),
+                torch.randn(5, 5),
+                torch.randn(5),
+                None,
+                "rnn_tanh",
+            ),
+        ),
+        (
+            "recurrent_stack",
+            (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, False, 1, 0.5, True, False, False, "rnn_tanh"),
+        ),
+        (
+            "recurrent_stack",
+            (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, False, 2, 0.0, True, False, False, "rnn_tanh"),
+        ),
+        (
+            "recurrent_stack",
+            (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, True, 1, 0.0, True, False, False, "rnn_tanh"),
+        ),
+        (
+            "recurrent_stack",
+            (torch.randn(3, 2, 6), torch.randn(1, 3, 5), WEIGHTS, False, 1, 0.0, True, False, False, "rnn_tanh"),
+        ),
+        (
+            "recurrent_stack",
+            (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, False, 1, 0.0, True, False, False, "elman"),
+        ),
+        (
+            "scaled_dot_product_attention",
+            (torch.randn(3, 5), torch.randn(3, 5), torch.randn(3, 5), 0.0, False, None, None),
+        ),
+        ("scaled_dot_product_attention", (*torch.randn(3, 2, 2, 3, 5), 0, False, None, None)),
+        ("scaled_dot_product_attention", (*torch.randn(3, 2, 2, 3, 5), 1.5, False, None, None)),
+        (
+            "scaled_dot_product_attention",
+            (*torch.randn(2, 2, 2, 3, 5), torch.randn(2, 1, 3, 5), 0.0, False, None, None),
+        ),
+        ("scaled_dot_product_attention", (*torch.randn(3, 2, 2, 0, 5), 0.0, False, None, None)),
+        ("scaled_dot_product_attention", (*torch.randn(3, 2, 1, 3, 257), 0.0, False, None, None)),
         ("dropout", (torch.randn(4, 6), 1.0, True)),
         ("dropout", (torch.randn(4, 6), 0.5, False)),
         ("dropout", (torch.randn(4, 1).expand(4, 6), 0.5, True)),
@@ -405,6 +469,31 @@ def test_arguments_that_are_not_plain(name, arguments):
 def test_a_wrong_number_of_arguments_is_an_error():
     with pytest.raises(TypeError, match="expected 4 arguments, got 2"):
         _nodes.linear(torch.randn(4, 6), torch.randn(3, 6))
+
+
+def test_torchs_own_attention_is_not_plain():
+    q = torch.randn(2, 2, 3, 5)
+    asked = (q, q, q, 0.0, False, None, None)
+    assert _nodes.scaled_dot_product_attention(*asked) is not NotImplemented
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert _nodes.scaled_dot_product_attention(*asked) is NotImplemented
+
+
+def test_what_is_small():
+    x = torch.randn(4, 6)
+    assert _nodes.is_small(x, 25)
+    assert not _nodes.is_small(x, 24)
+    assert _nodes.is_small_product(x, torch.randn(6, 5), 121)
+    assert not _nodes.is_small_product(x, torch.randn(6, 5), 120)
+    assert not _nodes.is_small_product(x, torch.randn(3, 6, 5), 360)
+    for kind, make in UNUSUAL_TENSORS.items():
+        if kind not in ("complex", "integers"):
+            assert not _nodes.is_small(make(x), 1000)
+            assert not _nodes.is_small_product(x, make(x), 1000)
+    with pytest.raises(TypeError, match="expected 2 arguments, got 1"):
+        _nodes.is_small(x)
+    _nodes.use(False)
+    assert not _nodes.is_small(x, 25)
 
 
 @pytest.mark.parametrize("quick", [True, False])

@@ -164,7 +164,7 @@ def scaled_dot_product_attention(
         RuntimeError: shapes, dtypes or devices that do not fit; attn_mask together with is_causal.
     """
     if attn_mask is None and lengths is None and enable_gqa is False and not is_compiling():
-        output = _nodes.scaled_dot_product_attention(query, key, value, dropout_p, is_causal, scale)
+        output = _nodes.scaled_dot_product_attention(query, key, value, dropout_p, is_causal, scale, None)
         if output is not NotImplemented:
             return output
     if is_torchs(query, key, value, attn_mask, lengths):

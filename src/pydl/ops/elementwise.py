@@ -63,7 +63,7 @@ _apply = _library.eager(_Eager)
 
 
 def is_small(name, input):
-    """Whether the function is torch's for the tensor's size alone: the most frequent reason, and the cheapest to see."""
+    """Whether the function is torch's for the tensor's size alone: the most frequent reason, seen most cheaply."""
     return not is_compiling() and _nodes.is_small(input, WORTH_A_CALL[name])
 
 
