@@ -54,7 +54,8 @@ constexpr int64_t kFlash = 0, kTransposed = 2;  // layouts (src/pydl/ops/_attent
 void expect_fitting(const Tensor& query, const Tensor& key, const Tensor& value) {
   const int64_t dims = query.dim(), width = query.size(-1), value_width = value.size(-1);
   if (dims < 3 || dims > 4 || key.dim() != dims || value.dim() != dims) throw NotPlain();
-  if (key.scalar_type() != query.scalar_type() || value.scalar_type() != query.scalar_type()) throw NotPlain();
+  if (key.scalar_type() != query.scalar_type() || value.scalar_type() != query.scalar_type())
+    throw NotPlain();
   if (query.numel() == 0 || key.numel() == 0 || value.numel() == 0) throw NotPlain();
   if (width > kWidest || value_width > kWidest || key.size(-1) != width || value.size(-2) != key.size(-2))
     throw NotPlain();
@@ -87,7 +88,8 @@ PyObject* scaled_dot_product_attention(PyObject*, PyObject* const* objects, Py_s
     return unlocked([&] {
       const Tensor seed = dropout_p > 0 ? dropout_seed() : Tensor();
       if (query.dim() == 4) return attention_call(query, key, value, Tensor(), Tensor(), seed, o);
-      return attention_call(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), Tensor(), Tensor(), seed, o)
+      return attention_call(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), Tensor(), Tensor(),
+                            seed, o)
           .squeeze(1);
     });
   });

@@ -32,7 +32,8 @@ class LinearCrossEntropy : public Node {
   variable_list differentiable(const Tensor& grad, const variable_list& saved) const {
     pybind11::gil_scoped_acquire lock;
     static PyObject* const function =
-        pybind11::object(pybind11::module_::import("pydl.ops._linear_cross_entropy_autograd").attr("gradients"))
+        pybind11::object(
+            pybind11::module_::import("pydl.ops._linear_cross_entropy_autograd").attr("gradients"))
             .release()
             .ptr();
     const LossOptions& o = options_;
@@ -71,8 +72,10 @@ class LinearCrossEntropy : public Node {
         const double scale = grad.item().toDouble();
         if (std::isfinite(scale)) {
           for (size_t i = 0; i < made.size(); ++i) {
-            if (!wants(i)) made[i] = Tensor();
-            else made[i] = (scale == 1.0 ? made[i] : made[i].mul_(scale)).to(dtype_);
+            if (!wants(i))
+              made[i] = Tensor();
+            else
+              made[i] = (scale == 1.0 ? made[i] : made[i].mul_(scale)).to(dtype_);
           }
           return laid_out(std::move(made));
         }
@@ -113,8 +116,8 @@ variable_list linear_cross_entropy_call(const OutputLayer& layer, const Tensor& 
           : forward.all(input, weight, target, bias, no_tensor(), o.reduction, o.ignore_index,
                         o.label_smoothing, o.z_loss, false, counts);
   if (is_recorded) {
-    record(std::make_unique<LinearCrossEntropy>(o, layer, variable_list(made.begin() + 4, made.end())), made[0],
-           {&input, &weight, &bias}, {input, weight, target, bias, made[1], made[2]});
+    record(std::make_unique<LinearCrossEntropy>(o, layer, variable_list(made.begin() + 4, made.end())),
+           made[0], {&input, &weight, &bias}, {input, weight, target, bias, made[1], made[2]});
   }
   if (counts) return {made[0], made[3]};
   return {made[0]};

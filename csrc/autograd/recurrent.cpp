@@ -19,7 +19,8 @@ struct CellKind {
   int64_t gates;
   bool is_lstm;
 };
-constexpr CellKind cell_kinds[] = {{"rnn_tanh", 1, false}, {"rnn_relu", 1, false}, {"gru", 3, false}, {"lstm", 4, true}};
+constexpr CellKind cell_kinds[] = {
+    {"rnn_tanh", 1, false}, {"rnn_relu", 1, false}, {"gru", 3, false}, {"lstm", 4, true}};
 
 const CellKind& kind_of(const Arguments& arguments, int i) {
   const char* name = arguments.text(i);
@@ -58,16 +59,18 @@ class Noted {
 
  public:
   Noted() = default;
-  explicit Noted(const Tensor& tensor) : tensor_(tensor), version_(tensor.defined() ? tensor._version() : 0) {}
+  explicit Noted(const Tensor& tensor)
+      : tensor_(tensor), version_(tensor.defined() ? tensor._version() : 0) {}
 
   const Tensor& tensor() const { return tensor_; }
   bool is_written() const { return tensor_.defined() && tensor_._version() != version_; }
   void expect_unwritten(const char* op) const {
-    TORCH_CHECK(!is_written(), op,
-                ": expected no tensor that the forward is repeated from to be modified by an inplace operation, got "
-                "one of shape ",
-                pybind11::repr(pybind11::cast(tensor_.sizes())).cast<std::string>(), " at version ",
-                tensor_._version(), " instead of ", version_);
+    TORCH_CHECK(
+        !is_written(), op,
+        ": expected no tensor that the forward is repeated from to be modified by an inplace operation, got "
+        "one of shape ",
+        pybind11::repr(pybind11::cast(tensor_.sizes())).cast<std::string>(), " at version ",
+        tensor_._version(), " instead of ", version_);
   }
 };
 
@@ -94,9 +97,9 @@ class Recurrent : public NodeOfMany {
             .ptr();
     std::vector<bool> needs;
     for (size_t i = 0; i < tensors.size(); ++i) needs.push_back(wants(i));
-    const auto found = pybind11::handle(function)(kind_.name, pybind11::cast(tensors),
-                                                  pybind11::cast(batch_sizes), reverse_, needs,
-                                                  pybind11::cast(grads));
+    const auto found =
+        pybind11::handle(function)(kind_.name, pybind11::cast(tensors), pybind11::cast(batch_sizes), reverse_,
+                                   needs, pybind11::cast(grads));
     variable_list gradients;
     for (const pybind11::handle one : found)
       gradients.push_back(one.is_none() ? Tensor() : one.cast<Tensor>());
@@ -147,10 +150,11 @@ variable_list layer_call(const RecurrentLayer& layer) {
   const variable_list tensors = layer.tensors();
   const CellWeights& w = layer.weights;
   BelowAutograd guard;
-  const bool is_recorded = records({&tensors[0], &tensors[1], &tensors[2], &tensors[3], &tensors[4],
-                                    &tensors[5], &tensors[6]});
-  variable_list made = forward_op().all(layer.input, layer.hidden, layer.cell, w.ih, w.hh, w.bias_ih, w.bias_hh,
-                                        layer.batch_sizes, layer.kind->name, layer.reverse, is_recorded);
+  const bool is_recorded =
+      records({&tensors[0], &tensors[1], &tensors[2], &tensors[3], &tensors[4], &tensors[5], &tensors[6]});
+  variable_list made =
+      forward_op().all(layer.input, layer.hidden, layer.cell, w.ih, w.hh, w.bias_ih, w.bias_hh,
+                       layer.batch_sizes, layer.kind->name, layer.reverse, is_recorded);
   const Tensor saved = made[3];
   made.resize(layer.kind->is_lstm ? 3 : 2);
   if (is_recorded) {
@@ -170,7 +174,8 @@ void expect_rows(const Tensor& input, const CellKind& kind) {
 }
 
 // What torch refuses, it refuses in its own words.
-void expect_weights(const CellWeights& w, const CellKind& kind, const Tensor& input, int64_t features, int64_t units) {
+void expect_weights(const CellWeights& w, const CellKind& kind, const Tensor& input, int64_t features,
+                    int64_t units) {
   const int64_t gates = kind.gates * units;
   const auto fits = [&](const Tensor& t, at::IntArrayRef sizes) {
     return t.sizes() == sizes && t.scalar_type() == input.scalar_type();
@@ -236,8 +241,9 @@ struct RecurrentStack {
       variable_list outputs;
       for (int64_t direction = 0; direction < directions; ++direction) {
         const int64_t i = layer * directions + direction;
-        const variable_list made = layer_call({&kind, x, initial[0][i], kind.is_lstm ? initial[1][i] : Tensor(),
-                                               weights(i), Tensor(), direction == 1});
+        const variable_list made =
+            layer_call({&kind, x, initial[0][i], kind.is_lstm ? initial[1][i] : Tensor(), weights(i),
+                        Tensor(), direction == 1});
         outputs.push_back(made[0]);
         for (size_t s = 0; s < final.size(); ++s) final[s].push_back(made[s + 1]);
       }
@@ -257,13 +263,13 @@ struct RecurrentStack {
 PyObject* recurrent(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<10>(objects, given, [](const Arguments& arguments) {
     const RecurrentLayer layer{&kind_of(arguments, 8),
-                      arguments.tensor(0),
-                      arguments.tensor(1),
-                      arguments.optional_tensor(2),
-                      {arguments.tensor(3), arguments.tensor(4), arguments.optional_tensor(5),
-                       arguments.optional_tensor(6)},
-                      arguments.is_none(7) ? no_tensor() : arguments.indices(7),
-                      arguments.truth(9)};
+                               arguments.tensor(0),
+                               arguments.tensor(1),
+                               arguments.optional_tensor(2),
+                               {arguments.tensor(3), arguments.tensor(4), arguments.optional_tensor(5),
+                                arguments.optional_tensor(6)},
+                               arguments.is_none(7) ? no_tensor() : arguments.indices(7),
+                               arguments.truth(9)};
     expect_rows(layer.input, *layer.kind);
     return unlocked([&] { return layer_call(layer); });
   });
@@ -275,13 +281,13 @@ PyObject* recurrent_stack(PyObject*, PyObject* const* objects, Py_ssize_t given)
   return answer<10>(objects, given, [](const Arguments& arguments) {
     const CellKind& kind = kind_of(arguments, 9);
     const RecurrentStack stack{kind,
-                      arguments.tensor(0),
-                      states_of(arguments, 1, kind),
-                      arguments.tensors(2),
-                      arguments.truth(3),
-                      arguments.truth(8),
-                      arguments.integer(4),
-                      arguments.truth(7) ? 2 : 1};
+                               arguments.tensor(0),
+                               states_of(arguments, 1, kind),
+                               arguments.tensors(2),
+                               arguments.truth(3),
+                               arguments.truth(8),
+                               arguments.integer(4),
+                               arguments.truth(7) ? 2 : 1};
     if (arguments.real(5) != 0 && arguments.truth(6)) throw NotPlain();
     stack.expect_plain();
     return unlocked([&] { return stack.run(); });
@@ -296,7 +302,7 @@ PyObject* recurrent_cell(PyObject*, PyObject* const* objects, Py_ssize_t given) 
     const Tensor& input = arguments.tensor(0);
     const variable_list states = states_of(arguments, 1, kind);
     const CellWeights w{arguments.tensor(2), arguments.tensor(3), arguments.optional_tensor(4),
-                    arguments.optional_tensor(5)};
+                        arguments.optional_tensor(5)};
     if (input.dim() != 2 || input.numel() == 0 || input.stride(1) != 1) throw NotPlain();
     const int64_t units = units_of(w.hh);
     expect_weights(w, kind, input, input.size(1), units);

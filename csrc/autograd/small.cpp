@@ -27,7 +27,8 @@ bool is_below(int64_t count, PyObject* limit) {
 PyObject* is_small(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(given == 2, "expected 2 arguments, got ", given);
-  return PyBool_FromLong(is_plain(objects[0]) && is_below(THPVariable_Unpack(objects[0]).numel(), objects[1]));
+  return PyBool_FromLong(is_plain(objects[0]) &&
+                         is_below(THPVariable_Unpack(objects[0]).numel(), objects[1]));
   END_HANDLE_TH_ERRORS
 }
 
