@@ -3,6 +3,7 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/utils/object_ptr.h>
 
 #include <atomic>
 
@@ -60,6 +61,15 @@ const at::Tensor& Arguments::indices(int i) const {
   return found;
 }
 
+std::vector<at::Tensor> Arguments::tensors(int i) const {
+  PyObject* const sequence = objects_[i];
+  if (!PyList_CheckExact(sequence) && !PyTuple_CheckExact(sequence)) throw NotPlain();
+  const Arguments inner(PySequence_Fast_ITEMS(sequence));
+  std::vector<at::Tensor> found;
+  for (Py_ssize_t n = 0; n < PySequence_Fast_GET_SIZE(sequence); ++n) found.push_back(inner.tensor(n));
+  return found;
+}
+
 bool Arguments::truth(int i) const {
   if (!PyBool_Check(objects_[i])) throw NotPlain();
   return objects_[i] == Py_True;
@@ -100,6 +110,19 @@ const char* Arguments::text(int i) const {
   const char* characters = PyUnicode_AsUTF8(objects_[i]);
   if (characters == nullptr) throw python_error();
   return characters;
+}
+
+PyObject* wrapped(at::Tensor&& result) { return THPVariable_Wrap(std::move(result)); }
+
+PyObject* wrapped(std::vector<at::Tensor>&& results) {
+  THPObjectPtr tuple(PyTuple_New(static_cast<Py_ssize_t>(results.size())));
+  if (!tuple) throw python_error();
+  for (size_t i = 0; i < results.size(); ++i) {
+    PyObject* const one = THPVariable_Wrap(std::move(results[i]));
+    if (one == nullptr) throw python_error();
+    PyTuple_SET_ITEM(tuple.get(), i, one);
+  }
+  return tuple.release();
 }
 
 }  // namespace pydl::autograd

@@ -39,6 +39,8 @@ class Arguments {
   const at::Tensor& optional_tensor(int i) const;
   // The same of int64 instead of our dtypes.
   const at::Tensor& indices(int i) const;
+  // Of a list or a tuple, each as tensor() has it.
+  std::vector<at::Tensor> tensors(int i) const;
 
   bool truth(int i) const;
   int64_t integer(int i) const;
@@ -49,15 +51,18 @@ class Arguments {
   const char* text(int i) const;
 };
 
-// What Python gets of `call(arguments)`, which returns a tensor: it, NotImplemented for a call that is not plain, or an
-// exception. Those of csrc/errors.h name their Python type themselves.
+// What Python gets of what a call returns: tensors as a tuple.
+PyObject* wrapped(at::Tensor&& result);
+PyObject* wrapped(std::vector<at::Tensor>&& results);
+
+// What Python gets of `call(arguments)`: its result, NotImplemented for a call that is not plain, or an exception. Those of csrc/errors.h name their Python type themselves.
 template <int count, class Call>
 PyObject* answer(PyObject* const* objects, Py_ssize_t given, Call call) {
   HANDLE_TH_ERRORS
   try {
     TORCH_CHECK_TYPE(given == count, "expected ", count, " arguments, got ", given);
     if (!is_plain_moment() || !is_plain(objects[0])) Py_RETURN_NOTIMPLEMENTED;
-    return THPVariable_Wrap(call(Arguments(objects)));
+    return wrapped(call(Arguments(objects)));
   } catch (const NotPlain&) {
     Py_RETURN_NOTIMPLEMENTED;
   } catch (const pybind11::builtin_exception& error) {

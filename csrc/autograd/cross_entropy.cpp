@@ -4,26 +4,19 @@
 // That gradient is handed out once, and only if the upstream gradient is 1; it is never scaled, since rounding to half
 // types comes last. Otherwise it is made from the logits again. Whether the next forward makes it goes by the last
 // backward: a loop that scales its loss pays once. The bits are the same either way.
-#include "csrc/autograd/arguments.h"
 #include "csrc/autograd/functions.h"
-#include "csrc/autograd/node.h"
+#include "csrc/autograd/losses.h"
 
 #include <ATen/ops/mul.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <atomic>
-#include <cstring>
 #include <utility>
 
 namespace pydl::autograd {
 namespace {
 
 std::atomic<bool> early{true};  // the last upstream gradient was 1
-
-struct LossOptions {
-  int64_t reduction, ignore_index;
-  double label_smoothing, z_loss;
-};
 
 // The same in torch's own functions, which can be differentiated or batched further: Python's formula.
 Tensor differentiable_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
@@ -101,14 +94,6 @@ Tensor cross_entropy_call(const Tensor& input, const Tensor& target, const LossO
            {input, target, made[1], made[2]});
   }
   return made[0];
-}
-
-int64_t reduction(const char* name) {
-  constexpr const char* names[] = {"none", "mean", "sum"};
-  for (int64_t i = 0; i < 3; ++i) {
-    if (std::strcmp(name, names[i]) == 0) return i;
-  }
-  throw NotPlain();
 }
 
 }  // namespace

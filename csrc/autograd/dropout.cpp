@@ -3,6 +3,7 @@
 #include "csrc/autograd/functions.h"
 #include "csrc/autograd/layout.h"
 #include "csrc/autograd/node.h"
+#include "csrc/autograd/seed.h"
 
 #include <ATen/ops/randint.h>
 #include <torch/csrc/utils/pybind.h>
@@ -50,15 +51,19 @@ class Dropout : public Node {
 };
 
 Tensor dropout_call(const Tensor& input, double p) {
-  constexpr int64_t low = std::numeric_limits<int64_t>::min(), high = std::numeric_limits<int64_t>::max();
   BelowAutograd guard;
-  const Tensor seed = at::randint(low, high, {1}, at::TensorOptions(at::kLong));
+  const Tensor seed = dropout_seed();
   Tensor output = dropout_op()(input, p, seed, int64_t(0));
   if (records({&input})) record(std::make_unique<Dropout>(p, input), output, {&input}, {seed});
   return output;
 }
 
 }  // namespace
+
+Tensor dropout_seed() {
+  constexpr int64_t low = std::numeric_limits<int64_t>::min(), high = std::numeric_limits<int64_t>::max();
+  return at::randint(low, high, {1}, at::TensorOptions(at::kLong));
+}
 
 // dropout(input, p, training): a mask by a seed of torch's generator; p between 0 and 1
 PyObject* dropout(PyObject*, PyObject* const* objects, Py_ssize_t given) {

@@ -49,11 +49,9 @@ PyObject* linear(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<4>(objects, given, [](const Arguments& arguments) {
     const Tensor &input = arguments.tensor(0), &weight = arguments.tensor(1),
                  &bias = arguments.optional_tensor(2);
-    // Layouts of more dimensions that are not contiguous, and what is refused, are Python's.
+    // More dimensions that may lie in columns, and what is refused, are Python's.
     const bool is_matrix = input.dim() == 2;
-    if (weight.dim() != 2 ||
-        !(is_matrix || (input.dim() > 2 && input.stride(-1) == 1 && input.is_contiguous())))
-      throw NotPlain();
+    if (weight.dim() != 2 || !(is_matrix || (input.dim() > 2 && input.stride(-1) == 1))) throw NotPlain();
     if (bias.defined() &&
         (bias.dim() != 1 || bias.size(0) != weight.size(0) || bias.scalar_type() != input.scalar_type())) {
       throw NotPlain();

@@ -3,6 +3,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
+#include <algorithm>
 #include <cctype>
 
 namespace pydl::autograd {
@@ -40,12 +41,12 @@ const Tensor& no_tensor() {
   return none;
 }
 
-void Node::expect_no_tangent(const Tensor& grad) const {
+void NodeOfMany::expect_no_tangent(const Tensor& grad) const {
   TORCH_CHECK_NOT_IMPLEMENTED(!grad._fw_grad(0).defined(), op_,
                               ": expected gradients in reverse mode, got a forward-mode tangent");
 }
 
-std::string Node::name() const {
+std::string NodeOfMany::name() const {
   std::string text = "pydl.";
   bool begins = true;  // a word
   for (const char* at = op_; *at != 0; ++at) {
@@ -55,36 +56,41 @@ std::string Node::name() const {
   return text + "Backward";
 }
 
-variable_list Node::apply(variable_list&& grads) {
+variable_list NodeOfMany::apply(variable_list&& grads) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (!grads[0].defined()) return variable_list(num_outputs());  // nothing came back: nothing goes on
-  expect_no_tangent(grads[0]);
+  bool came = false;
+  for (const Tensor& grad : grads) {
+    if (!grad.defined()) continue;
+    expect_no_tangent(grad);
+    came = true;
+  }
+  if (!came) return variable_list(num_outputs());  // nothing came back: nothing goes on
   const variable_list saved = unpacked();
-  if (at::GradMode::is_enabled()) return backward(grads[0], saved);
+  if (at::GradMode::is_enabled()) return gradients(grads, saved);
   BelowAutograd guard;
-  return backward(grads[0], saved);
+  return gradients(grads, saved);
 }
 
-variable_list Node::only_wanted(variable_list grads) const {
+variable_list NodeOfMany::only_wanted(variable_list grads) const {
   for (size_t i = 0; i < grads.size(); ++i) {
     if (!wants(i)) grads[i] = Tensor();
   }
   return grads;
 }
 
-variable_list Node::unpacked() {
+variable_list NodeOfMany::unpacked() {
   variable_list tensors;
   tensors.reserve(saved_.size());
   for (const auto& one : saved_) tensors.push_back(one.unpack(getptr()));
   return tensors;
 }
 
-void Node::release_variables() {
+void NodeOfMany::release_variables() {
   const std::lock_guard<std::mutex> lock(mutex_);
   for (auto& one : saved_) one.reset_data();
 }
 
-void Node::compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const {
+void NodeOfMany::compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const {
   TORCH_CHECK_NOT_IMPLEMENTED(
       false, op_, ": expected the backward to run eagerly, got compiled autograd; PYDL_NODES=0 serves it");
 }
@@ -113,9 +119,9 @@ Pointer owned(Made* node) {
 
 }  // namespace
 
-void record(std::unique_ptr<Node> made, const Tensor& output, std::initializer_list<const Tensor*> inputs,
-            std::initializer_list<Tensor> saved) {
-  Node* const node = made.get();
+void record(std::unique_ptr<NodeOfMany> made, at::ArrayRef<Tensor> outputs,
+            std::initializer_list<const Tensor*> inputs, std::initializer_list<Tensor> saved) {
+  NodeOfMany* const node = made.get();
   const Owner owner = owned<Owner>(static_cast<torch::autograd::Node*>(made.release()));
   torch::autograd::edge_list edges;
   edges.reserve(inputs.size());
@@ -124,9 +130,14 @@ void record(std::unique_ptr<Node> made, const Tensor& output, std::initializer_l
                                      : torch::autograd::Edge());
   }
   node->set_next_edges(std::move(edges));
-  torch::autograd::impl::set_gradient_edge(output, {owner, node->add_input_metadata(output)});
+  for (const Tensor& output : outputs)
+    torch::autograd::impl::set_gradient_edge(output, {owner, node->add_input_metadata(output)});
   node->saved_.reserve(saved.size());
-  for (const Tensor& tensor : saved) node->saved_.emplace_back(tensor, tensor.is_same(output));
+  for (const Tensor& tensor : saved) {
+    const bool is_output = std::any_of(outputs.begin(), outputs.end(),
+                                       [&](const Tensor& output) { return tensor.is_same(output); });
+    node->saved_.emplace_back(tensor, is_output);
+  }
 }
 
 }  // namespace pydl::autograd

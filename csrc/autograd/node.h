@@ -70,14 +70,15 @@ bool under_transform();
 // A tensor that is not defined, for one that was not given.
 const Tensor& no_tensor();
 
-class Node : public torch::autograd::Node {
+// A node with several outputs.
+class NodeOfMany : public torch::autograd::Node {
   const char* op_;
   std::vector<torch::autograd::SavedVariable> saved_;
-  friend void record(std::unique_ptr<Node> node, const Tensor& output,
+  friend void record(std::unique_ptr<NodeOfMany> node, at::ArrayRef<Tensor> outputs,
                      std::initializer_list<const Tensor*> inputs, std::initializer_list<Tensor> saved);
 
  public:
-  explicit Node(const char* op) : op_(op) {}
+  explicit NodeOfMany(const char* op) : op_(op) {}
 
   std::string name() const override;  // as torch names its own, and whose it is: pydl.LinearBackward
   variable_list apply(variable_list&& grads) override;
@@ -85,8 +86,9 @@ class Node : public torch::autograd::Node {
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override;
 
  protected:
-  // The gradients of the inputs, in their order; undefined where they are not wanted.
-  virtual variable_list backward(const Tensor& grad, const variable_list& saved) = 0;
+  // The gradients of the inputs, in their order; undefined where they are not wanted. Of `grads`, those of the outputs,
+  // one at least is defined.
+  virtual variable_list gradients(const variable_list& grads, const variable_list& saved) = 0;
 
   // Whether the running backward wants the gradient of this input.
   bool wants(size_t input) const { return task_should_compute_output(input); }
@@ -97,11 +99,22 @@ class Node : public torch::autograd::Node {
   void expect_no_tangent(const Tensor& grad) const;
 };
 
+// A node with one output.
+class Node : public NodeOfMany {
+  variable_list gradients(const variable_list& grads, const variable_list& saved) final {
+    return backward(grads[0], saved);
+  }
+
+ protected:
+  using NodeOfMany::NodeOfMany;
+  virtual variable_list backward(const Tensor& grad, const variable_list& saved) = 0;
+};
+
 // Whether a result of these is to have a node. Without one nothing is kept.
 bool records(std::initializer_list<const Tensor*> inputs);
 
-// Makes `output` the result of `node`: its gradients go to `inputs`, and it is given `saved` again.
-void record(std::unique_ptr<Node> node, const Tensor& output, std::initializer_list<const Tensor*> inputs,
-            std::initializer_list<Tensor> saved);
+// Makes `outputs` the results of `node`: its gradients go to `inputs`, and it is given `saved` again.
+void record(std::unique_ptr<NodeOfMany> node, at::ArrayRef<Tensor> outputs,
+            std::initializer_list<const Tensor*> inputs, std::initializer_list<Tensor> saved);
 
 }  // namespace pydl::autograd

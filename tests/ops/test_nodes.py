@@ -17,12 +17,15 @@ from pydl.ops import _nodes
 
 pytestmark = pytest.mark.skipif(_nodes.why_not is not None, reason=f"pydl._torch is not used: {_nodes.why_not}")
 
+PLAIN = (False, 1, 0.0, True, False, False)  # has_biases, num_layers, dropout, train, bidirectional, batch_first
 TARGET = torch.tensor([1, 0, 2, 1])
+WEIGHTS = [torch.randn(5, 6), torch.randn(5, 5)]
 # name -> (arguments of _nodes' function behind the tensors, the same call of pydl.functional, shapes of the tensors)
 CASES = {
     "linear": ((None,), lambda x, w, b: functional.linear(x, w, b), [(4, 6), (3, 6), (3,)]),
     "linear_relu": (("relu",), lambda x, w, b: functional.linear(x, w, b, activation="relu"), [(4, 6), (3, 6), (3,)]),
     "linear_rows": ((None,), lambda x, w, b: functional.linear(x, w, b), [(2, 4, 6), (3, 6), (3,)]),
+    "linear_steps": ((None,), lambda x, w, b: functional.linear(x.transpose(0, 1), w, b), [(2, 4, 6), (3, 6), (3,)]),
     "conv2d": (
         ((2, 1), 1, 1, 1, None),
         lambda x, w, b: functional.conv2d(x, w, b, (2, 1), 1),
@@ -48,6 +51,11 @@ CASES = {
         None,
         lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, is_causal=True),
         [(2, 3, 4, 5), (2, 3, 4, 5), (2, 3, 4, 5)],
+    ),
+    "attention_of_rows": (
+        None,
+        lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, scale=0.3),
+        [(2, 4, 5), (2, 3, 5), (2, 3, 6)],
     ),
     "attention_masked": (
         None,
@@ -85,6 +93,49 @@ CASES = {
         ),
         [(4, 5)],
     ),
+    "gru": (None, lambda x, h, *w: functional.gru(x, h, w, *PLAIN)[0], [(3, 2, 5), (1, 2, 4), (12, 5), (12, 4)]),
+    "rnn_relu": (
+        None,
+        lambda x, h, *w: functional.rnn_relu(x, h, list(w), True, *PLAIN[1:])[0],
+        [(3, 2, 5), (1, 2, 4), (4, 5), (4, 4), (4,), (4,)],
+    ),
+    "lstm": (
+        None,
+        lambda x, h, c, *w: torch.cat(functional.lstm(x, (h, c), w, *PLAIN)),
+        [(3, 2, 5), (1, 2, 4), (1, 2, 4), (16, 5), (16, 4)],
+    ),
+    "lstm_packed": (
+        None,
+        lambda x, h, c, *w: functional.lstm(x, torch.tensor([2, 2, 1]), (h, c), w, *PLAIN[:-1])[0],
+        [(5, 5), (1, 2, 4), (1, 2, 4), (16, 5), (16, 4)],
+    ),
+    "gru_deep": (
+        None,
+        lambda x, h, *w: torch.cat([y.flatten() for y in functional.gru(x, h, w, False, 2, 0.0, True, True, True)]),
+        [(2, 3, 5), (4, 2, 4), (12, 5), (12, 4), (12, 5), (12, 4), (12, 8), (12, 4), (12, 8), (12, 4)],
+    ),
+    "rnn_tanh_cell": (
+        None,
+        lambda x, h, *w: functional.rnn_tanh_cell(x, h, *w),
+        [(2, 5), (2, 4), (4, 5), (4, 4), (4,), (4,)],
+    ),
+    "lstm_cell": (
+        None,
+        lambda x, h, c, *w: functional.lstm_cell(x, (h, c), *w)[1],
+        [(2, 5), (2, 4), (2, 4), (16, 5), (16, 4)],
+    ),
+    "linear_cross_entropy": (
+        None,
+        lambda x, w, b: functional.linear_cross_entropy(x, w, TARGET, linear_bias=b),
+        [(4, 5), (3, 5), (3,)],
+    ),
+    "linear_cross_entropy_rows": (
+        None,
+        lambda x, w: functional.linear_cross_entropy(
+            x, w, TARGET, reduction="none", ignore_index=2, label_smoothing=0.1, z_loss=0.01, return_correct=True
+        )[0],
+        [(4, 5), (3, 5)],
+    ),
     "dropout": ((0.4, True), lambda x: functional.dropout(x, 0.4), [(4, 5)]),
 }
 
@@ -113,7 +164,12 @@ def results(name, given, quick, want=slice(None)):
 def test_both_ways_compute_the_same(name, dtype):
     given = tensors(name, dtype)
     quick, python = results(name, given, True), results(name, given, False)
-    if name != "attention_masked":  # whose result is a view of the op's
+    if name not in (
+        "attention_of_rows",
+        "attention_masked",
+        "lstm",
+        "gru_deep",
+    ):  # whose results are views of the op's, or made of several
         assert type(quick[0].grad_fn).__name__ == "CppFunction"
         assert type(python[0].grad_fn).__name__ != "CppFunction"
     for a, b in zip(quick, python, strict=True):
@@ -129,6 +185,49 @@ def test_each_gradient_by_itself(name):
         assert torch.equal(results(name, given, True, slice(i, i + 1))[1], expected)
         alone = [t.detach().requires_grad_(j == i) for j, t in enumerate(given)]
         assert torch.equal(results(name, alone, True, slice(i, i + 1))[1], expected)
+
+
+def test_gradients_of_states_alone():
+    x, h, c, *w = tensors("lstm")
+    found = []
+    for quick in (True, False):
+        _nodes.use(quick)
+        for i in (1, 2):
+            states = functional.lstm(x, (h, c), w, *PLAIN)
+            found.append(torch.autograd.grad(states[i].sum(), (x, h, c, *w)))
+    for quick, python in zip(found[:2], found[2:], strict=True):
+        assert all(map(torch.equal, quick, python))
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_an_output_that_was_written_to_is_made_again(quick):
+    _nodes.use(quick)
+    x, h, *w = tensors("gru")
+    bias = torch.zeros(12)
+    expected = torch.autograd.grad(functional.gru(x, h, [*w, bias, bias], True, *PLAIN[1:])[0].sum(), (x, *w))
+    output = functional.gru(x, h, [*w, bias, bias], True, *PLAIN[1:])[0]
+    output += 1
+    for a, b in zip(torch.autograd.grad(output.sum(), (x, *w), retain_graph=True), expected, strict=True):
+        assert torch.equal(a, b)
+    bias += 1
+    with pytest.raises(RuntimeError, match=r"gru: .* got one of shape \(12,\) at version 1 instead of 0"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0, float("inf")])
+def test_gradients_that_a_forward_made(scale):
+    given = tensors("linear_cross_entropy", torch.bfloat16)
+    found = []
+    for quick in (True, False):
+        _nodes.use(quick)
+        loss, correct = functional.linear_cross_entropy(
+            *given[:2], TARGET, linear_bias=given[2], ignore_index=2, return_correct=True
+        )
+        assert not correct.requires_grad
+        again = [torch.autograd.grad(loss * scale, given, retain_graph=True) for _ in range(2)]
+        found.append([loss, correct, *again[0], *again[1]])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "dropout" not in name])
@@ -292,6 +391,70 @@ def test_tracing_is_not_plain():
         ("batch_norm", (torch.randn(4, 6), None, None, None, None, True, 0.1, 1e-5, None, None, None, 1 << 4)),
         ("cross_entropy", (torch.randn(4, 6), torch.rand(4, 6), -100, "mean", 0.0, 0.0)),  # probabilities
         ("cross_entropy", (torch.randn(4, 6), TARGET, -100, "median", 0.0, 0.0)),
+        (
+            "linear_cross_entropy",
+            (torch.randn(4, 6), torch.randn(3, 6), torch.rand(4, 3), None, "mean", None, 0.0, 0.0, False),
+        ),
+        (
+            "linear_cross_entropy",
+            (torch.randn(4, 6), torch.randn(3, 2, 6), TARGET, None, "mean", None, 0.0, 0.0, False),
+        ),
+        (
+            "recurrent_cell",
+            (torch.randn(4, 6), torch.randn(4, 5), torch.randn(5, 6), torch.randn(5, 5), None, None, "lstm"),
+        ),
+        (
+            "recurrent_cell",
+            (torch.randn(4, 6), torch.randn(1, 5), torch.randn(5, 6), torch.randn(5, 5), None, None, "rnn_relu"),
+        ),
+        (
+            "recurrent_cell",
+            (torch.randn(6, 4).t(), torch.randn(4, 5), torch.randn(15, 6), torch.randn(15, 5), None, None, "gru"),
+        ),
+        (
+            "recurrent_cell",
+            (
+                torch.randn(4, 6),
+                torch.randn(4, 5),
+                torch.randn(5, 6),
+                torch.randn(5, 5),
+                torch.randn(5),
+                None,
+                "rnn_tanh",
+            ),
+        ),
+        (
+            "recurrent_stack",
+            (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, False, 1, 0.5, True, False, False, "rnn_tanh"),
+        ),
+        (
+            "recurrent_stack",
+            (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, False, 2, 0.0, True, False, False, "rnn_tanh"),
+        ),
+        (
+            "recurrent_stack",
+            (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, True, 1, 0.0, True, False, False, "rnn_tanh"),
+        ),
+        (
+            "recurrent_stack",
+            (torch.randn(3, 2, 6), torch.randn(1, 3, 5), WEIGHTS, False, 1, 0.0, True, False, False, "rnn_tanh"),
+        ),
+        (
+            "recurrent_stack",
+            (torch.randn(3, 2, 6), torch.randn(1, 2, 5), WEIGHTS, False, 1, 0.0, True, False, False, "elman"),
+        ),
+        (
+            "scaled_dot_product_attention",
+            (torch.randn(3, 5), torch.randn(3, 5), torch.randn(3, 5), 0.0, False, None, None),
+        ),
+        ("scaled_dot_product_attention", (*torch.randn(3, 2, 2, 3, 5), 0, False, None, None)),
+        ("scaled_dot_product_attention", (*torch.randn(3, 2, 2, 3, 5), 1.5, False, None, None)),
+        (
+            "scaled_dot_product_attention",
+            (*torch.randn(2, 2, 2, 3, 5), torch.randn(2, 1, 3, 5), 0.0, False, None, None),
+        ),
+        ("scaled_dot_product_attention", (*torch.randn(3, 2, 2, 0, 5), 0.0, False, None, None)),
+        ("scaled_dot_product_attention", (*torch.randn(3, 2, 1, 3, 257), 0.0, False, None, None)),
         ("dropout", (torch.randn(4, 6), 1.0, True)),
         ("dropout", (torch.randn(4, 6), 0.5, False)),
         ("dropout", (torch.randn(4, 1).expand(4, 6), 0.5, True)),
@@ -306,6 +469,31 @@ def test_arguments_that_are_not_plain(name, arguments):
 def test_a_wrong_number_of_arguments_is_an_error():
     with pytest.raises(TypeError, match="expected 4 arguments, got 2"):
         _nodes.linear(torch.randn(4, 6), torch.randn(3, 6))
+
+
+def test_torchs_own_attention_is_not_plain():
+    q = torch.randn(2, 2, 3, 5)
+    asked = (q, q, q, 0.0, False, None, None)
+    assert _nodes.scaled_dot_product_attention(*asked) is not NotImplemented
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert _nodes.scaled_dot_product_attention(*asked) is NotImplemented
+
+
+def test_what_is_small():
+    x = torch.randn(4, 6)
+    assert _nodes.is_small(x, 25)
+    assert not _nodes.is_small(x, 24)
+    assert _nodes.is_small_product(x, torch.randn(6, 5), 121)
+    assert not _nodes.is_small_product(x, torch.randn(6, 5), 120)
+    assert not _nodes.is_small_product(x, torch.randn(3, 6, 5), 360)
+    for kind, make in UNUSUAL_TENSORS.items():
+        if kind not in ("complex", "integers"):
+            assert not _nodes.is_small(make(x), 1000)
+            assert not _nodes.is_small_product(x, make(x), 1000)
+    with pytest.raises(TypeError, match="expected 2 arguments, got 1"):
+        _nodes.is_small(x)
+    _nodes.use(False)
+    assert not _nodes.is_small(x, 25)
 
 
 @pytest.mark.parametrize("quick", [True, False])

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from pydl.aside import Own, steps_aside
 from pydl.nn._common import _Eager
-from pydl.ops.elementwise import is_plain, served
+from pydl.ops.elementwise import is_plain, is_small, served
 
 
 class ReLU(_Eager, torch.nn.ReLU):
@@ -14,6 +14,8 @@ class ReLU(_Eager, torch.nn.ReLU):
     own = Own(torch.nn.ReLU, "relu")
 
     def forward(self, input):
+        if is_small("relu", input):
+            return torch.nn.ReLU.forward(self, input)
         aside = steps_aside(self, ReLU.own, F.relu, input) or self.inplace
         output = None if aside else served("relu", input)
         return torch.nn.ReLU.forward(self, input) if output is None else output
@@ -25,6 +27,8 @@ class LeakyReLU(_Eager, torch.nn.LeakyReLU):
     own = Own(torch.nn.LeakyReLU, "leaky_relu")
 
     def forward(self, input):
+        if is_small("leaky_relu", input):
+            return torch.nn.LeakyReLU.forward(self, input)
         slope = self.negative_slope
         aside = steps_aside(self, LeakyReLU.own, F.leaky_relu, input) or self.inplace or not is_plain(slope)
         output = None if aside else served("leaky_relu", input, slope)
@@ -37,6 +41,8 @@ class Sigmoid(_Eager, torch.nn.Sigmoid):
     own = Own(torch.nn.Sigmoid, "sigmoid", namespace=torch)
 
     def forward(self, input):
+        if is_small("sigmoid", input):
+            return torch.nn.Sigmoid.forward(self, input)
         aside = steps_aside(self, Sigmoid.own, torch.sigmoid, input)
         output = None if aside else served("sigmoid", input)
         return torch.nn.Sigmoid.forward(self, input) if output is None else output
@@ -48,6 +54,8 @@ class Tanh(_Eager, torch.nn.Tanh):
     own = Own(torch.nn.Tanh, "tanh", namespace=torch)
 
     def forward(self, input):
+        if is_small("tanh", input):
+            return torch.nn.Tanh.forward(self, input)
         aside = steps_aside(self, Tanh.own, torch.tanh, input)
         output = None if aside else served("tanh", input)
         return torch.nn.Tanh.forward(self, input) if output is None else output
@@ -59,6 +67,8 @@ class GELU(_Eager, torch.nn.GELU):
     own = Own(torch.nn.GELU, "gelu")
 
     def forward(self, input):
+        if is_small("gelu", input):
+            return torch.nn.GELU.forward(self, input)
         how = self.approximate
         aside = steps_aside(self, GELU.own, F.gelu, input) or how not in ("none", "tanh")
         output = None if aside else served("gelu", input, how == "tanh")
@@ -71,6 +81,8 @@ class SiLU(_Eager, torch.nn.SiLU):
     own = Own(torch.nn.SiLU, "silu")
 
     def forward(self, input):
+        if is_small("silu", input):
+            return torch.nn.SiLU.forward(self, input)
         aside = steps_aside(self, SiLU.own, F.silu, input) or self.inplace
         output = None if aside else served("silu", input)
         return torch.nn.SiLU.forward(self, input) if output is None else output
@@ -82,6 +94,8 @@ class Softplus(_Eager, torch.nn.Softplus):
     own = Own(torch.nn.Softplus, "softplus")
 
     def forward(self, input):
+        if is_small("softplus", input):
+            return torch.nn.Softplus.forward(self, input)
         beta, threshold = self.beta, self.threshold
         aside = steps_aside(self, Softplus.own, F.softplus, input) or not is_plain(beta, threshold)
         output = None if aside else served("softplus", input, beta, threshold)

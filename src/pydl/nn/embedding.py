@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from pydl.aside import Own, is_special, steps_aside
 from pydl.nn._common import _Eager
-from pydl.ops.embedding import embedding_unasked
+from pydl.ops.embedding import embedding_unasked, is_small
 
 
 class Embedding(_Eager, torch.nn.Embedding):
@@ -17,6 +17,8 @@ class Embedding(_Eager, torch.nn.Embedding):
     own = Own(torch.nn.Embedding, "embedding")
 
     def forward(self, input):
+        if is_small(input, self.embedding_dim):
+            return torch.nn.Embedding.forward(self, input)
         if steps_aside(self, Embedding.own, F.embedding, input):
             return torch.nn.Embedding.forward(self, input)
         weight = self.weight

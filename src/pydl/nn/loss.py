@@ -11,6 +11,7 @@ from pydl.ops.linear_cross_entropy import linear_cross_entropy_unasked
 from pydl.ops.losses import (
     binary_cross_entropy_with_logits_served,
     huber_loss_served,
+    is_small,
     l1_loss_served,
     mse_loss_served,
     smooth_l1_loss_served,
@@ -43,6 +44,8 @@ class MSELoss(_Eager, torch.nn.MSELoss):
     own = Own(torch.nn.MSELoss, "mse_loss")
 
     def forward(self, input, target):
+        if is_small("mse_loss", input):
+            return torch.nn.MSELoss.forward(self, input, target)
         aside = steps_aside(self, MSELoss.own, F.mse_loss, input, target)
         loss = None if aside else mse_loss_served(input, target, self.reduction)
         return torch.nn.MSELoss.forward(self, input, target) if loss is None else loss
@@ -54,6 +57,8 @@ class L1Loss(_Eager, torch.nn.L1Loss):
     own = Own(torch.nn.L1Loss, "l1_loss")
 
     def forward(self, input, target):
+        if is_small("l1_loss", input):
+            return torch.nn.L1Loss.forward(self, input, target)
         aside = steps_aside(self, L1Loss.own, F.l1_loss, input, target)
         loss = None if aside else l1_loss_served(input, target, self.reduction)
         return torch.nn.L1Loss.forward(self, input, target) if loss is None else loss
@@ -65,6 +70,8 @@ class SmoothL1Loss(_Eager, torch.nn.SmoothL1Loss):
     own = Own(torch.nn.SmoothL1Loss, "smooth_l1_loss")
 
     def forward(self, input, target):
+        if is_small("smooth_l1_loss", input):
+            return torch.nn.SmoothL1Loss.forward(self, input, target)
         aside = steps_aside(self, SmoothL1Loss.own, F.smooth_l1_loss, input, target)
         loss = None if aside else smooth_l1_loss_served(input, target, self.reduction, self.beta)
         return torch.nn.SmoothL1Loss.forward(self, input, target) if loss is None else loss
@@ -76,6 +83,8 @@ class HuberLoss(_Eager, torch.nn.HuberLoss):
     own = Own(torch.nn.HuberLoss, "huber_loss")
 
     def forward(self, input, target):
+        if is_small("huber_loss", input):
+            return torch.nn.HuberLoss.forward(self, input, target)
         aside = steps_aside(self, HuberLoss.own, F.huber_loss, input, target)
         loss = None if aside else huber_loss_served(input, target, self.reduction, self.delta)
         return torch.nn.HuberLoss.forward(self, input, target) if loss is None else loss
@@ -87,6 +96,8 @@ class BCEWithLogitsLoss(_Eager, torch.nn.BCEWithLogitsLoss):
     own = Own(torch.nn.BCEWithLogitsLoss, "binary_cross_entropy_with_logits")
 
     def forward(self, input, target):
+        if is_small("binary_cross_entropy_with_logits", input):
+            return torch.nn.BCEWithLogitsLoss.forward(self, input, target)
         own, weight, positive = BCEWithLogitsLoss.own, self.weight, self.pos_weight
         aside = steps_aside(self, own, F.binary_cross_entropy_with_logits, input, target)
         aside = aside or ((weight is not None or positive is not None) and is_special(self, weight, positive))
@@ -108,10 +119,23 @@ if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
         own = Own(torch.nn.LinearCrossEntropyLoss, "linear_cross_entropy")
 
         def forward(self, input, target):
-            if steps_aside(self, LinearCrossEntropyLoss.own, F.linear_cross_entropy, input, target):
+            own, weight = LinearCrossEntropyLoss.own, self.weight
+            if (
+                F.linear_cross_entropy is own.function
+                and own.cls.forward is own.forward
+                and weight is None
+                and self.options is None
+                and not self.out_features
+                and not is_compiling()
+            ):
+                layer, options = self.linear, (self.reduction, self.ignore_index, self.label_smoothing)
+                found = _nodes.linear_cross_entropy(input, layer.weight, target, layer.bias, *options, 0.0, False)
+                if found is not NotImplemented:
+                    return found[0]
+            if steps_aside(self, own, F.linear_cross_entropy, input, target):
                 return torch.nn.LinearCrossEntropyLoss.forward(self, input, target)
             linear_weight, linear_bias = self.linear.weight, self.linear.bias
-            if is_special(self, linear_weight, linear_bias, self.weight):
+            if is_special(self, linear_weight, linear_bias, weight):
                 return torch.nn.LinearCrossEntropyLoss.forward(self, input, target)
             if self.out_features:
                 size = (self.num_classes, *self.out_features)
@@ -122,7 +146,7 @@ if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
                 linear_weight,
                 target,
                 linear_bias,
-                self.weight,
+                weight,
                 self.reduction,
                 self.ignore_index,
                 self.label_smoothing,

@@ -1,5 +1,7 @@
 """The schemas, fakes and derivatives of linear_cross_entropy's ops."""
 
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 
@@ -184,6 +186,21 @@ def _differentiable(ctx, grad_output, input, linear_weight, target, linear_bias,
         rows.sum(0).to(input.dtype) if needs[2] else None,
     )
     return laid_out(ctx, grads)
+
+
+def gradients(
+    grad_output, input, linear_weight, target, linear_bias, reduction, ignore_index, label_smoothing, z_loss, layouts,
+    needs,
+):  # fmt: skip
+    """Those of a call without weights of classes, for csrc/autograd: see _differentiable."""
+    options = SimpleNamespace(
+        reduction=reduction,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        layouts=layouts,
+    )
+    return _differentiable(options, grad_output, input, linear_weight, target, linear_bias, None, needs)
 
 
 def _refuse_double_backward(ops, ctx, *grads):

@@ -3,7 +3,8 @@
 ``_nodes.linear(input, weight, bias, activation)`` and its like give the result of a plain call, and ``NotImplemented``
 for every other (csrc/autograd/arguments.h says what is plain), whose caller then goes the long way, through Python's
 checks and ``autograd.Function``. Both compute the same, by the same ops; a forward by Python took 1.8 to 6 times as
-long at tiny sizes. torch.compile cannot see into the quick way: who asks it asks ``is_compiling()`` first.
+long at tiny sizes. ``is_small`` and ``is_small_product`` say whether a call is torch's for its size alone, and
+nothing else is asked then. torch.compile cannot see into the quick way: who asks it asks ``is_compiling()`` first.
 
 The module needs torch's whole C++ interface, so it is loaded only beside the very torch that it was built with;
 elsewhere, and with ``PYDL_NODES=0``, every call is answered with ``NotImplemented``; ``why_not`` says why, and so does
@@ -26,10 +27,15 @@ NAMES = (
     "dropout",
     "layer_norm",
     "linear",
+    "linear_cross_entropy",
     "log_softmax",
     "max_pool2d",
     "optimizer_step",
+    "recurrent",
+    "recurrent_cell",
+    "recurrent_stack",
     "rms_norm",
+    "scaled_dot_product_attention",
     "softmax",
     "zero_grad",
 )
@@ -57,11 +63,17 @@ def _no_call(*args):
     return NotImplemented
 
 
+def _never(*args):
+    return False
+
+
 def use(on):
     """Takes the quick way from now on, or no longer; for tests and comparisons."""
     found = _module if on else None
     for name in NAMES:
         globals()[name] = getattr(found, name, _no_call)
+    for name in ("is_small", "is_small_product"):
+        globals()[name] = getattr(found, name, _never)
 
 
 def serve_cpu(on):

@@ -17,6 +17,7 @@ from pydl.aside import is_torchs
 from pydl.ops import _attention_batching, _library, _nodes  # noqa: F401  (the rules of torch.func.vmap)
 from pydl.ops._attention_autograd import gradient_of_mask, gradients, seen_keys
 from pydl.ops._attention_schema import CONTIGUOUS, FLASH, TRANSPOSED_KEY
+from pydl.ops._nodes import is_compiling
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 WIDEST = 256  # numbers of a head
@@ -162,6 +163,10 @@ def scaled_dot_product_attention(
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit; attn_mask together with is_causal.
     """
+    if attn_mask is None and lengths is None and enable_gqa is False and not is_compiling():
+        output = _nodes.scaled_dot_product_attention(query, key, value, dropout_p, is_causal, scale, None)
+        if output is not NotImplemented:
+            return output
     if is_torchs(query, key, value, attn_mask, lengths):
         return _by_torch(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, lengths)
     return attention_unasked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, lengths)

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _library, _nodes
 from pydl.ops._elementwise_autograd import OF_OUTPUT
+from pydl.ops._nodes import is_compiling
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -59,6 +60,11 @@ class _Eager(torch.autograd.Function):
 
 
 _apply = _library.eager(_Eager)
+
+
+def is_small(name, input):
+    """Whether the function is torch's for the tensor's size alone: the most frequent reason, seen most cheaply."""
+    return not is_compiling() and _nodes.is_small(input, WORTH_A_CALL[name])
 
 
 def served(name, input, *options):

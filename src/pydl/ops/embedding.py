@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _library, _nodes
+from pydl.ops._nodes import is_compiling
 
 _library.define(
     "embedding_backward",
@@ -73,6 +74,11 @@ class _Eager(torch.autograd.Function):
 
 
 _apply = _library.eager(_Eager)
+
+
+def is_small(input, width):
+    """Whether the call is torch's for its size alone: the most frequent reason, and the cheapest to see."""
+    return not is_compiling() and _nodes.is_small(input, WORTH_A_CALL // max(width, 1))
 
 
 def _is_served(input, weight, padding_idx, sparse):

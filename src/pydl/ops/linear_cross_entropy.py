@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, dispatch_modes, functorch_active, is_legacy_batchedtensor
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _library, _nodes
 from pydl.ops._linear_cross_entropy_autograd import backward, check_layer, laid_out
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, number, reduction_number, switch
 from pydl.ops.linear import SUPPORTED, layouts, linear
 from pydl.ops.softmax_cross_entropy import class_weight, cross_entropy
@@ -71,6 +72,12 @@ def linear_cross_entropy(
             with one of our own arguments.
         RuntimeError: other shapes or dtypes that do not fit, label_smoothing above 1.
     """
+    if weight is None and options is None and not is_compiling():
+        found = _nodes.linear_cross_entropy(
+            input, linear_weight, target, linear_bias, reduction, ignore_index, label_smoothing, z_loss, return_correct
+        )
+        if found is not NotImplemented:
+            return found if return_correct else found[0]
     for name, value in (("input", input), ("linear_weight", linear_weight), ("target", target)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{_OP}: expected {name} to be a Tensor, got {type(value).__name__}")

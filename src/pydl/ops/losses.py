@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library, _losses_autograd  # noqa: F401  (which defines the ops)
+from pydl.ops import _library, _losses_autograd, _nodes  # noqa: F401  (which defines the ops)
 from pydl.ops._memory_format import product_strides, row_major
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import REDUCTIONS
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -74,6 +75,11 @@ class _Eager(torch.autograd.Function):
 
 
 _apply = _library.eager(_Eager)
+
+
+def is_small(name, input):
+    """Whether the loss is torch's for the tensor's size alone: the most frequent reason, and the cheapest to see."""
+    return not is_compiling() and _nodes.is_small(input, WORTH_A_CALL[name])
 
 
 def is_served(name, input, target, reduction):

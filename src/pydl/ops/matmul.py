@@ -13,7 +13,8 @@ import torch
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _library, _nodes
+from pydl.ops._nodes import is_compiling
 from pydl.ops.linear import SUPPORTED, WORTH_ASKING, lies_in_columns
 
 # column_major: the columns of the result lie one after another in memory, as torch leaves some gradients.
@@ -174,6 +175,8 @@ def _multiplications(left, right):
 
 def _served_by(left, right, addend=None, dims=0, numbers=()):
     """The ops that serve a product of tensors of ``dims`` dimensions (0: of any number), or None: it is torch's."""
+    if not is_compiling() and _nodes.is_small_product(left, right, WORTH_A_CALL):
+        return None
     try:
         if is_torchs(left, right, addend) or left.dim() < 2 or right.dim() < 2:
             return None

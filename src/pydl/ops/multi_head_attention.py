@@ -9,7 +9,9 @@ import torch.nn.functional as F
 
 from pydl import backend
 from pydl.aside import is_torchs
+from pydl.ops import _nodes
 from pydl.ops._attention_schema import FLASH
+from pydl.ops._nodes import is_compiling
 from pydl.ops.attention import attention_unasked
 from pydl.ops.dropout import dropout
 from pydl.ops.linear import linear_unasked
@@ -104,17 +106,33 @@ def fits(query, key, value, embed_dim, num_heads, weights, key_padding_mask, att
         return False
 
 
+def _linear(input, weight, bias):
+    """:func:`linear_unasked` by the quick way where there is one."""
+    output = NotImplemented if is_compiling() else _nodes.linear(input, weight, bias, None)
+    return linear_unasked(input, weight, bias) if output is NotImplemented else output
+
+
+def _attention(query, key, value, mask, dropout_p, is_causal):
+    """The same of :func:`attention_unasked`, over heads that lie as flash attention leaves them."""
+    output = NotImplemented
+    if mask is None and not is_compiling():
+        output = _nodes.scaled_dot_product_attention(query, key, value, dropout_p, is_causal, None, FLASH)
+    if output is NotImplemented:
+        output = attention_unasked(query, key, value, mask, dropout_p, is_causal, layout=FLASH)
+    return output
+
+
 def _projected(query, key, value, weights, bias):
     if isinstance(weights, tuple):
         biases = (None,) * 3 if bias is None else bias.chunk(3)
-        return [linear_unasked(t, w, b) for t, w, b in zip((query, key, value), weights, biases, strict=True)]
+        return [_linear(t, w, b) for t, w, b in zip((query, key, value), weights, biases, strict=True)]
     if query is key and key is value:
-        return linear_unasked(query, weights, bias).chunk(3, -1)
+        return _linear(query, weights, bias).chunk(3, -1)
     if key is value:
         width = weights.shape[0] // 3
         of_query, of_others = weights.split((width, 2 * width))
         biases = (None, None) if bias is None else bias.split((width, 2 * width))
-        return linear_unasked(query, of_query, biases[0]), *linear_unasked(key, of_others, biases[1]).chunk(2, -1)
+        return _linear(query, of_query, biases[0]), *_linear(key, of_others, biases[1]).chunk(2, -1)
     return _projected(query, key, value, weights.chunk(3), bias)
 
 
@@ -158,7 +176,9 @@ def multi_head_attention_unasked(query, key, value, heads, projections, dropout_
         scores = matmul(q * q.shape[-1] ** -0.5, k.mT)
         if mask is not None:
             scores = scores.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        found = dropout(softmax(scores, -1), dropout_p)
+        found = softmax(scores, -1)
+        if dropout_p > 0:
+            found = dropout(found, dropout_p)
         output = matmul(found, v)
         if average:
             found = found.mean(1)
@@ -166,6 +186,6 @@ def multi_head_attention_unasked(query, key, value, heads, projections, dropout_
             found = found[0]
     else:
         seen = ~mask if mask is not None and mask.dtype == torch.bool else mask
-        output = attention_unasked(q, k, v, seen, dropout_p, is_causal, layout=FLASH)
+        output = _attention(q, k, v, seen, dropout_p, is_causal)
     output = (output.permute(2, 0, 1, 3) if batched else output[0].transpose(0, 1)).flatten(-2)
-    return linear_unasked(output, out_weight, out_bias), found
+    return _linear(output, out_weight, out_bias), found

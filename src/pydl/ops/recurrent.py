@@ -11,7 +11,8 @@ import torch
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library, _recurrent_steps
+from pydl.ops import _library, _nodes, _recurrent_steps
+from pydl.ops._nodes import is_compiling
 from pydl.ops.dropout import dropout_unasked
 from pydl.ops.linear import lies_in_columns
 
@@ -194,6 +195,9 @@ def run_layer(ops, kind, tensors, batch_sizes, reverse):
     if torch.compiler.is_compiling():
         found = ops.recurrent_forward(*tensors, batch_sizes, kind, reverse, True)
         return found[: 3 if kind == "lstm" else 2]
+    found = _nodes.recurrent(*tensors, batch_sizes, kind, reverse)
+    if found is not NotImplemented:
+        return found
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _apply(*(None if t is None else alive(t) for t in tensors), (ops, kind, reverse, batch_sizes))
     with below_autograd():
@@ -295,11 +299,13 @@ _PACKED_NAMES = ("data", "batch_sizes", *_NAMES[1:-1])
 
 def _serve(kind, torchs, args, kwargs):
     try:
-        input = args[
-            0
-        ]  # in torch's own layers the first by position; asked first, since small calls have no time to lose
+        input = args[0]  # torch's own layers give it by position
         if input.numel() < LEAST_ROWS[kind] * input.shape[-1]:
             return torchs(*args, **kwargs)
+        if len(args) == 9 and not kwargs and not is_compiling():
+            found = _nodes.recurrent_stack(*args, kind)
+            if found is not NotImplemented:
+                return found
         call = _Call(kind, args, kwargs)
         theirs = call.is_torchs() or not call.is_served()
         ops = None if theirs else backend.ops_for(call.input, "recurrent")

@@ -8,6 +8,8 @@ import torch
 from pydl import backend
 from pydl._private import functorch_active
 from pydl.aside import is_torchs
+from pydl.ops import _nodes
+from pydl.ops._nodes import is_compiling
 from pydl.ops.recurrent import SUPPORTED, run_layer
 
 LEAST_BATCH = 2  # rows from which on ours is quicker
@@ -35,7 +37,12 @@ def _is_served(kind, input, states, weight_ih, weight_hh, bias_ih, bias_hh):
 def _serve(kind, torchs, input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     try:
         ops = None
-        if input.shape[0] >= LEAST_BATCH and not functorch_active():
+        small = input.shape[0] < LEAST_BATCH
+        if not small and not is_compiling():
+            found = _nodes.recurrent_cell(input, hx, w_ih, w_hh, b_ih, b_hh, kind)
+            if found is not NotImplemented:
+                return found if kind == "lstm" else found[0]
+        if not small and not functorch_active():
             states, weights = tuple(hx) if kind == "lstm" else (hx,), (w_ih, w_hh, b_ih, b_hh)
             theirs = torch.is_autocast_enabled("cpu") or is_torchs(input, *states) or is_torchs(*weights)
             if not theirs and _is_served(kind, input, states, *weights):

@@ -1,0 +1,19 @@
+#include "csrc/autograd/losses.h"
+
+#include <cstring>
+
+namespace pydl::autograd {
+
+int64_t reduction(const char* name) {
+  constexpr const char* names[] = {"none", "mean", "sum"};
+  for (int64_t i = 0; i < 3; ++i) {
+    if (std::strcmp(name, names[i]) == 0) return i;
+  }
+  throw NotPlain();
+}
+
+bool is_batched(const Tensor& grad) {
+  return under_transform() || grad.key_set().has(c10::DispatchKey::Batched);
+}
+
+}  // namespace pydl::autograd

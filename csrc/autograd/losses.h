@@ -1,0 +1,19 @@
+// What the losses of class indices share.
+#pragma once
+
+#include "csrc/autograd/arguments.h"
+#include "csrc/autograd/node.h"
+
+namespace pydl::autograd {
+
+struct LossOptions {
+  int64_t reduction, ignore_index;
+  double label_smoothing, z_loss;
+};
+
+int64_t reduction(const char* name);  // torch's number of it; what there is not is refused in Python
+
+// Whether a vmap over the gradient is at work: of torch.func, or torch's older one, of is_grads_batched.
+bool is_batched(const Tensor& grad);
+
+}  // namespace pydl::autograd
