@@ -98,18 +98,19 @@ def train_seq2seq(net, data_iter, lr, num_epochs, tgt_vocab, device=None, *, swa
         return loss(net(X, begun, X_len)[0], Y, Y_len).sum()
 
     net.train()
-    for epoch in range(num_epochs):
-        began, metric = Timer(), Accumulator(2)
-        for batch in data_iter:
-            batch = [tensor.to(device) for tensor in batch]
-            optimizer.zero_grad()
-            total = found(net, batch)
-            total.backward()
-            grad_clipping(net, 1)
-            optimizer.step()
-            metric.add(total.detach(), batch[3].sum())
-        if (epoch + 1) % 10 == 0 or epoch == num_epochs - 1:
-            animator.add(epoch + 1, (metric[0] / metric[1],))
+    with serving.training(swapped, optimizer):
+        for epoch in range(num_epochs):
+            began, metric = Timer(), Accumulator(2)
+            for batch in data_iter:
+                batch = [tensor.to(device) for tensor in batch]
+                optimizer.zero_grad()
+                total = found(net, batch)
+                total.backward()
+                grad_clipping(net, 1)
+                optimizer.step()
+                metric.add(total.detach(), batch[3].sum())
+            if (epoch + 1) % 10 == 0 or epoch == num_epochs - 1:
+                animator.add(epoch + 1, (metric[0] / metric[1],))
     print(f"loss {metric[0] / metric[1]:.3f}, {metric[1] / began.stop():.1f} tokens/sec on {device}")
     seconds = timer.stop()
     if swapped:
