@@ -11,6 +11,7 @@ An output of the pool cannot be resized (``resize_``, ``untyped_storage().resize
 switches the pool off; torch's allocator serves every output then.
 """
 
+import contextlib
 import os
 
 from pydl import _C
@@ -46,6 +47,22 @@ def serve_torch(on=True):
     elif _nodes.serve_memory(_C.memory_capsule()):
         _C.memory_serve_torch(True)
     return stats()["serves_torch"]
+
+
+@contextlib.contextmanager
+def serving_torch(wanted=True):
+    """:func:`serve_torch` while the context lasts, where ``wanted``; what the pool keeps idle is given back at its end.
+
+    Where the pool serves torch already, and where it cannot, the context does nothing.
+    """
+    if not wanted or stats()["serves_torch"] or not serve_torch():
+        yield
+        return
+    try:
+        yield
+    finally:
+        serve_torch(False)
+        empty_cache()
 
 
 def empty_cache():

@@ -3,7 +3,6 @@
 The parts are in :mod:`pydl.training`: a learner is one model in training, the loop advances it by chunks of steps.
 """
 
-import contextlib
 import dataclasses
 import os
 
@@ -54,24 +53,9 @@ def train(config, out=None, resume=None, console=None, dataset=None, report=Fals
     with joined(device.type) as processes, open(os.devnull, "w") as nowhere:
         if not processes.first:
             console = Console(file=nowhere)
-        with _memory(device.type == "cpu" and name != "torch" and not config.compare):
+        # a comparison with torch is with torch as it comes
+        with memory.serving_torch(device.type == "cpu" and name != "torch" and not config.compare):
             return _run(config, device, processes, out, resume, console or Console(), dataset, report)
-
-
-@contextlib.contextmanager
-def _memory(serves):
-    """The pool serves torch's tensors too, where ``serves`` says so, and gives back what it keeps at the end.
-
-    Not in a comparison with torch, which is with torch as it comes.
-    """
-    if not serves or memory.stats()["serves_torch"] or not memory.serve_torch():
-        yield
-        return
-    try:
-        yield
-    finally:
-        memory.serve_torch(False)
-        memory.empty_cache()
 
 
 def _resolved(config):

@@ -40,6 +40,8 @@ PICTURES = {
     "anchors": 0,
     "linear_objects": 3,
     "classifiers_objects": 3,
+    "language_objects": 3,
+    "transformer": 1,
 }
 HERE = Path(__file__).parent
 
@@ -157,6 +159,18 @@ def test_translation_learns(ran):
     found = ran["seq2seq"]["out"]
     assert found.count("bleu") == 3
     assert last("loss #,", found) < 0.25  # of the second net; 0.4 at first
+
+
+def test_the_later_editions_sequences(ran):
+    values = ran["language_objects"]["values"]
+    assert values["perplexities"][-1] < 20  # of 28 characters
+    assert len(values["before"]) == len(values["after"]) == len("it has") + 20
+    assert ran["language_objects"]["out"].count("pydl serves 2 of 2 layers") == 2
+    values = ran["transformer"]["values"]
+    assert values["losses"][-1] < values["losses"][0] / 1.5
+    assert values["steps"] == 9
+    assert re.search("pydl serves 67 of 67 layers", ran["transformer"]["out"])
+    assert ran["transformer"]["out"].count("bleu") == 2
 
 
 def test_values_of_attention_and_boxes(ran):

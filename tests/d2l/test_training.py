@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import pydl
 from pydl import d2l
@@ -79,6 +80,9 @@ def test_made_up_data():
         assert ((parts[0] @ torch.tensor([[2], [-3.4]]) + 4.2 - parts[1]).abs() < 0.1).all()  # pairs stay pairs
     in_order = d2l.load_array((X, y), 64, is_train=False)
     assert len(in_order) == 16
+    assert (in_order.batch_size, len(in_order.dataset)) == (64, 1000)
+    assert isinstance(in_order, DataLoader)
+    assert list(d2l.load_array((X[:0], y[:0]), 64, is_train=False)) == []
     assert torch.equal(torch.cat([x for x, _ in in_order]), X)
 
 
@@ -107,7 +111,9 @@ def test_files_are_found(how, fashion, tmp_path, monkeypatch, capsys):
             path.rename(tmp_path / "data" / path.name)
         monkeypatch.chdir(tmp_path)
     train_iter, test_iter = d2l.load_data_fashion_mnist(4, root=fashion if how == "root" else None)
-    assert (len(train_iter), len(test_iter)) == (2, 1)
+    assert (len(train_iter), len(test_iter), train_iter.batch_size) == (2, 1, 4)
+    image, label = train_iter.dataset[1]
+    assert (image.shape, label) == ((1, 28, 28), 1)
     X, y = next(iter(test_iter))
     assert (X.shape, X.dtype, y.tolist()) == ((4, 1, 28, 28), torch.float32, [0, 1, 2, 3])
     assert X.min() == 0
@@ -237,6 +243,23 @@ def test_the_comparison_with_torch_leaves_the_net_as_it_is(capsys):
     assert re.fullmatch(r"pydl serves 2 of \d layers: a step takes [\d.]+ ms, [\d.]+ ms by torch \([\d.]+×\)\n", out), (
         out
     )
+
+
+def test_a_training_is_served_as_a_whole():
+    """The optimizer and torch's large tensors too, while it lasts."""
+    possible = pydl.memory.serve_torch()
+    pydl.memory.serve_torch(False)
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with serving.training(False, optimizer):
+        assert type(optimizer) is torch.optim.SGD
+        assert not pydl.memory.stats()["serves_torch"]
+    with serving.training(True, optimizer):
+        assert type(optimizer) is pydl.optim.SGD
+        assert pydl.memory.stats()["serves_torch"] == possible
+    assert not pydl.memory.stats()["serves_torch"]
+    with serving.training(True, d2l.sgd):  # a function stays one
+        pass
 
 
 def test_what_cannot_be_swapped_is_left():

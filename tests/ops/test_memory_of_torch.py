@@ -72,6 +72,24 @@ def test_off_is_a_flag_and_memory_goes_back_where_it_came_from():
     assert large().sum() == 2 * MB
 
 
+def test_a_context_leaves_things_as_they_were():
+    before = used()
+    with pydl.memory.serving_torch():
+        assert pydl.memory.stats()["serves_torch"]
+    assert pydl.memory.stats()["serves_torch"]  # as it did before
+    pydl.memory.serve_torch(False)
+    with pydl.memory.serving_torch(False):
+        assert not pydl.memory.stats()["serves_torch"]
+    with pydl.memory.serving_torch():
+        pooled = large()
+        assert used() - before == 8 * MB
+        large()
+    assert not pydl.memory.stats()["serves_torch"]
+    assert pydl.memory.stats()["idle"] == 0
+    assert pooled.sum() == 2 * MB
+    pydl.memory.serve_torch()
+
+
 def test_outputs_of_ours_can_be_resized():
     x = large()
     for y in (x + 0, PF.dropout(x, 0.5)):

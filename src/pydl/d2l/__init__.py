@@ -38,9 +38,19 @@ from pydl.d2l.boxes import (
     offset_inverse,
     show_bboxes,
 )
-from pydl.d2l.counting import Accumulator, Timer, accuracy, evaluate_accuracy, evaluate_accuracy_gpu, evaluate_loss
+from pydl.d2l.counting import (
+    Accumulator,
+    Timer,
+    accuracy,
+    check_len,
+    check_shape,
+    evaluate_accuracy,
+    evaluate_accuracy_gpu,
+    evaluate_loss,
+)
 from pydl.d2l.drawing import plot, set_axes, set_figsize, show_heatmaps, show_images, use_svg_display
 from pydl.d2l.images import get_dataloader_workers, get_fashion_mnist_labels, load_data_fashion_mnist
+from pydl.d2l.language import GRU, RNN, RNNLM, RNNLMScratch, RNNScratch, TimeMachine
 from pydl.d2l.layers import Residual, corr2d, resnet18
 from pydl.d2l.objects import (
     DataModule,
@@ -73,7 +83,9 @@ from pydl.d2l.seq2seq import (
     Decoder,
     Encoder,
     EncoderDecoder,
+    Seq2Seq,
     Seq2SeqEncoder,
+    init_seq2seq,
     predict_seq2seq,
     train_seq2seq,
 )
@@ -106,6 +118,7 @@ from pydl.d2l.transformer import (
     TransformerEncoderBlock,
 )
 from pydl.d2l.translation import (
+    MTFraEng,
     bleu,
     build_array_nmt,
     load_data_nmt,
@@ -116,6 +129,9 @@ from pydl.d2l.translation import (
 )
 
 __all__ = [
+    "GRU",
+    "RNN",
+    "RNNLM",
     "SGD",
     "Accumulator",
     "AddNorm",
@@ -135,6 +151,7 @@ __all__ = [
     "HyperParameters",
     "LinearRegression",
     "LinearRegressionScratch",
+    "MTFraEng",
     "MaskLM",
     "MaskedSoftmaxCELoss",
     "Module",
@@ -143,13 +160,17 @@ __all__ = [
     "PositionWiseFFN",
     "PositionalEncoding",
     "ProgressBoard",
+    "RNNLMScratch",
     "RNNModel",
     "RNNModelScratch",
+    "RNNScratch",
     "Residual",
+    "Seq2Seq",
     "Seq2SeqEncoder",
     "SeqDataLoader",
     "SoftmaxRegression",
     "SyntheticRegressionData",
+    "TimeMachine",
     "Timer",
     "Trainer",
     "TransformerEncoder",
@@ -164,6 +185,8 @@ __all__ = [
     "box_corner_to_center",
     "box_iou",
     "build_array_nmt",
+    "check_len",
+    "check_shape",
     "corr2d",
     "count_corpus",
     "cpu",
@@ -177,6 +200,7 @@ __all__ = [
     "gpu",
     "grad_clipping",
     "init_cnn",
+    "init_seq2seq",
     "linreg",
     "load_array",
     "load_corpus_time_machine",

@@ -95,6 +95,18 @@ def moved(tensors, device):
     return tensors if device is None else tensors.to(device)
 
 
+def check_len(a, n):
+    """Raises ValueError unless ``len(a)`` is ``n``."""
+    if len(a) != n:
+        raise ValueError(f"check_len: expected the length to be {n}, got {len(a)}")
+
+
+def check_shape(a, shape):
+    """Raises ValueError unless the shape of the tensor ``a`` is ``shape``."""
+    if a.shape != tuple(shape):
+        raise ValueError(f"check_shape: expected the shape to be {tuple(shape)}, got {tuple(a.shape)}")
+
+
 @torch.no_grad()
 def evaluate_loss(net, data_iter, loss):
     """The mean of ``loss(net(X), y)`` over all numbers of ``data_iter``; of a loss that is a mean, over batches."""

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from pydl.data import Batches, Preprocessing, digits, fashion_mnist
 from pydl.data.idx import FASHION
@@ -57,7 +57,7 @@ def load_data_fashion_mnist(batch_size, resize=None, *, root=None):
     else:
         preprocessing = Preprocessing(size, mean=(0.0,), std=(1.0,))
     return tuple(
-        in_batches(Batches(split, preprocessing), len(split), batch_size, shuffle)
+        Loader(Images(Batches(split, preprocessing)), batch_size, shuffle)
         for split, shuffle in ((dataset.train, True), (dataset.test, False))
     )
 
@@ -81,23 +81,34 @@ def _digits():
     return digits()
 
 
-class _Order:
-    """The indices of each batch of an epoch."""
+class Loader(DataLoader):
+    """A ``DataLoader`` of a data set that is indexed by tensors: a batch is one call, where torch's own makes N."""
 
-    def __init__(self, count, batch_size, shuffle):
-        self.count, self.batch_size, self.shuffle = count, batch_size, shuffle
-
-    def __len__(self):
-        return -(-self.count // self.batch_size)
+    def __init__(self, dataset, batch_size, shuffle):
+        super().__init__(dataset, batch_size, shuffle)
+        self._shuffle = shuffle
 
     def __iter__(self):
-        every = torch.randperm(self.count) if self.shuffle else torch.arange(self.count)
-        return iter(every.split(self.batch_size))
+        count = len(self.dataset)
+        order = torch.randperm(count) if self._shuffle else torch.arange(count)
+        for start in range(0, count, self.batch_size):
+            yield list(self.dataset[order[start : start + self.batch_size]])
 
 
-def in_batches(dataset, count, batch_size, shuffle):
-    """A ``DataLoader`` of a data set that is indexed by tensors: a batch is one call, where torch's own makes N."""
-    return DataLoader(dataset, batch_size=None, sampler=_Order(count, batch_size, shuffle))
+class Images(Dataset):
+    """A data set of pictures: by number, or a batch by a tensor of numbers."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        if torch.is_tensor(index) and index.dim():
+            return self.batches[index]
+        images, labels = self.batches[torch.tensor([int(index) % len(self)])]
+        return images[0], int(labels[0])
 
 
 def get_dataloader_workers():

@@ -11,7 +11,7 @@ from pydl.d2l import places, serving
 from pydl.d2l.animator import Chart, curves
 from pydl.d2l.counting import Timer, moved
 from pydl.d2l.drawing import numbers, set_axes, use_svg_display
-from pydl.d2l.images import in_batches
+from pydl.d2l.images import Loader
 from pydl.d2l.training import grad_clipping
 
 
@@ -160,8 +160,7 @@ class DataModule(HyperParameters):
 
     def get_tensorloader(self, tensors, train, indices=slice(0, None)):
         """A loader of ``self.batch_size`` over parts of tensors, in a new order each time where ``train``."""
-        dataset = TensorDataset(*(tensor[indices] for tensor in tensors))
-        return in_batches(dataset, len(dataset), self.batch_size, shuffle=train)
+        return Loader(TensorDataset(*(tensor[indices] for tensor in tensors)), self.batch_size, shuffle=train)
 
 
 class Trainer(HyperParameters):
@@ -204,9 +203,10 @@ class Trainer(HyperParameters):
         self.optim = model.configure_optimizers()
         self.epoch = self.train_batch_idx = self.val_batch_idx = 0
         timer = Timer()
-        for epoch in range(self.max_epochs):
-            self.epoch = epoch
-            self.fit_epoch()
+        with serving.training(swapped, self.optim):
+            for epoch in range(self.max_epochs):
+                self.epoch = epoch
+                self.fit_epoch()
         seconds = timer.stop()
         model.board.flush()
         if swapped and any(p.requires_grad for p in model.parameters()):

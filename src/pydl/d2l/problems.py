@@ -5,7 +5,7 @@ from torch import nn
 
 from pydl import functional
 from pydl.d2l.drawing import show_images
-from pydl.d2l.images import get_fashion_mnist_labels, in_batches, load_data_fashion_mnist
+from pydl.d2l.images import Loader, get_fashion_mnist_labels, load_data_fashion_mnist
 from pydl.d2l.objects import DataModule, HyperParameters, Module
 
 
@@ -86,22 +86,6 @@ class LinearRegression(Module):
         return self.net.weight.data, self.net.bias.data
 
 
-class _Images:
-    """A data set of pictures: by number, or a batch by a tensor of numbers."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __getitem__(self, index):
-        if torch.is_tensor(index) and index.dim():
-            return self.batches[index]
-        images, labels = self.batches[torch.tensor([int(index) % len(self)])]
-        return images[0], int(labels[0])
-
-
 class FashionMNIST(DataModule):
     """Fashion-MNIST, or the digits in its place: see :func:`load_data_fashion_mnist`.
 
@@ -113,7 +97,7 @@ class FashionMNIST(DataModule):
         super().__init__()
         self.save_hyperparameters()
         loaders = load_data_fashion_mnist(batch_size, resize)
-        self.train, self.val = (_Images(loader.dataset) for loader in loaders)
+        self.train, self.val = (loader.dataset for loader in loaders)
 
     def text_labels(self, indices):
         """Names of classes."""
@@ -121,8 +105,7 @@ class FashionMNIST(DataModule):
 
     def get_dataloader(self, train):
         """A loader of one of both parts."""
-        dataset = self.train if train else self.val
-        return in_batches(dataset, len(dataset), self.batch_size, shuffle=train)
+        return Loader(self.train if train else self.val, self.batch_size, shuffle=train)
 
     def visualize(self, batch, nrows=1, ncols=8, labels=()):
         """Draws the first images of a batch under their names, or under ``labels``."""

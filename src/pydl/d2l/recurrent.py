@@ -120,12 +120,13 @@ def train_ch8(net, train_iter, vocab, lr, num_epochs, device=None, use_random_it
             return sgd(net.params, lr, batch_size)
 
     timer = Timer()
-    for epoch in range(num_epochs):
-        if isinstance(net, nn.Module):
-            net.train()
-        perplexity, speed = train_epoch_ch8(net, train_iter, loss, updater, device, use_random_iter)
-        if (epoch + 1) % 10 == 0 or epoch == num_epochs - 1:
-            animator.add(epoch + 1, [perplexity])
+    with serving.training(swapped, updater):
+        for epoch in range(num_epochs):
+            if isinstance(net, nn.Module):
+                net.train()
+            perplexity, speed = train_epoch_ch8(net, train_iter, loss, updater, device, use_random_iter)
+            if (epoch + 1) % 10 == 0 or epoch == num_epochs - 1:
+                animator.add(epoch + 1, [perplexity])
     seconds = timer.stop()
     print(f"perplexity {perplexity:.1f}, {speed:.1f} tokens/sec on {device}")
     if isinstance(net, nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import TensorDataset
 
-from pydl.d2l.images import in_batches
+from pydl.d2l.images import Loader
 
 
 def synthetic_data(w, b, num_examples):
@@ -21,8 +21,7 @@ def data_iter(batch_size, features, labels):
 
 def load_array(data_arrays, batch_size, is_train=True):
     """A ``DataLoader`` over tensors of equal length; in a new order each time where ``is_train``."""
-    dataset = TensorDataset(*data_arrays)
-    return in_batches(dataset, len(dataset), batch_size, shuffle=is_train)
+    return Loader(TensorDataset(*data_arrays), batch_size, shuffle=is_train)
 
 
 def linreg(X, w, b):

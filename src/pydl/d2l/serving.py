@@ -1,5 +1,6 @@
 """pydl's kernels under a net that the book's functions train, and what they brought."""
 
+import contextlib
 import copy
 import statistics
 import time
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import pydl
+from pydl import memory
 from pydl.backend import use
 
 # The comparison with torch takes three steps of each, and goes on for so long, or for this share of the training.
@@ -20,6 +22,18 @@ def serve(net, swap):
         return False
     pydl.swap(net)
     return True
+
+
+@contextlib.contextmanager
+def training(swapped, optimizer=None):
+    """While a net that was swapped trains: our kernel under its optimizer, our pool under torch's tensors.
+
+    The pool's memory goes back at the end; an optimizer that is no torch's, or has no kernel, stays as it is.
+    """
+    if swapped and isinstance(optimizer, torch.optim.Optimizer):
+        pydl.swap(optimizer)
+    with memory.serving_torch(swapped):
+        yield
 
 
 def tell(net, step, seconds):

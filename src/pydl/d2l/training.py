@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from pydl import optim
 from pydl.d2l import serving
 from pydl.d2l.animator import Animator
 from pydl.d2l.counting import Accumulator, Timer, accuracy, evaluate_accuracy, evaluate_accuracy_gpu, moved
@@ -47,9 +48,10 @@ def train_ch3(net, train_iter, test_iter, loss, num_epochs, updater, *, swap=Tru
     swapped = serving.serve(net, swap)
     animator = Animator("epoch", legend=LEGEND, xlim=[1, num_epochs])
     timer = Timer()
-    for epoch in range(num_epochs):
-        found = train_epoch_ch3(net, train_iter, loss, updater)
-        animator.add(epoch + 1, (*found, evaluate_accuracy(net, test_iter)))
+    with serving.training(swapped, updater):
+        for epoch in range(num_epochs):
+            found = train_epoch_ch3(net, train_iter, loss, updater)
+            animator.add(epoch + 1, (*found, evaluate_accuracy(net, test_iter)))
     seconds = timer.stop()
     print(f"loss {found[0]:.3f}, train acc {found[1]:.3f}, test acc {animator.Y[2][-1]:.3f}")
     if swapped:
@@ -91,7 +93,6 @@ def train_ch6(net, train_iter, test_iter, num_epochs, lr, device=None, *, swap=T
 
     def train_batch(X, y):
         X, y = moved(X, device), moved(y, device)
-        net.train()
         trainer.zero_grad()
         y_hat = net(X)
         found = loss(y_hat, y)
@@ -102,18 +103,20 @@ def train_ch6(net, train_iter, test_iter, num_epochs, lr, device=None, *, swap=T
     def test():
         return evaluate_accuracy_gpu(net, test_iter, device)
 
-    seconds = _epochs(train_iter, num_epochs, train_batch, test, str(device))
+    with serving.training(swapped, trainer):
+        seconds = _epochs(net, train_iter, num_epochs, train_batch, test, str(device))
     if swapped:
         X, y = (moved(tensor, device) for tensor in next(iter(train_iter)))
         serving.tell(net, lambda net: loss(net(X), y), seconds)
 
 
-def _epochs(train_iter, num_epochs, train_batch, test, where):
+def _epochs(net, train_iter, num_epochs, train_batch, test, where):
     """Calls ``train_batch`` (the sums of loss and right predictions of a batch), draws, prints; returns the seconds."""
     animator = Animator("epoch", legend=LEGEND, xlim=[1, num_epochs])
     timer, num_batches = Timer(), len(train_iter)
     examples = 0
     for epoch in range(num_epochs):
+        net.train()
         metric = Accumulator(3)
         for i, (X, y) in enumerate(train_iter):
             timer.start()
@@ -154,13 +157,15 @@ def train_ch13(net, train_iter, test_iter, loss, trainer, num_epochs, devices=No
     net.to(devices[0])
     swapped = serving.serve(net, swap)
     spread = nn.DataParallel(net, device_ids=devices) if len(devices) > 1 else net
-    seconds = _epochs(
-        train_iter,
-        num_epochs,
-        lambda X, y: train_batch_ch13(spread, X, y, loss, trainer, devices),
-        lambda: evaluate_accuracy_gpu(spread, test_iter, devices[0]),
-        ", ".join(map(str, devices)),
-    )
+    with serving.training(swapped, trainer):
+        seconds = _epochs(
+            spread,
+            train_iter,
+            num_epochs,
+            lambda X, y: train_batch_ch13(spread, X, y, loss, trainer, devices),
+            lambda: evaluate_accuracy_gpu(spread, test_iter, devices[0]),
+            ", ".join(map(str, devices)),
+        )
     if swapped:
         X, y = (moved(tensor, devices[0]) for tensor in next(iter(train_iter)))
         serving.tell(net, lambda net: loss(net(X), y).sum(), seconds)
@@ -170,4 +175,4 @@ def grad_clipping(net, theta):
     """Scales all gradients so that their joint norm is at most ``theta``; ``net`` is a module, or has ``params``."""
     params = net.parameters() if isinstance(net, nn.Module) else net.params
     params = [p for p in params if p.requires_grad and p.grad is not None]
-    nn.utils.clip_grad_norm_(params, theta)
+    optim.clip_grad_norm_(params, theta)

@@ -7,6 +7,7 @@ import torch
 
 from pydl.d2l import spelling
 from pydl.d2l.images import folders, say_once
+from pydl.d2l.objects import DataModule
 from pydl.d2l.regression import load_array
 from pydl.d2l.text import Vocab
 
@@ -72,6 +73,58 @@ def load_data_nmt(batch_size, num_steps, num_examples=600):
         for array in build_array_nmt(lines, vocab, num_steps)
     ]
     return load_array(arrays, batch_size), *vocabs
+
+
+class MTFraEng(DataModule):
+    """Pairs of sentences: the first ``num_train`` of :func:`read_data_nmt`'s, then ``num_val``.
+
+    Words that occur once among them are unknown; a sentence ends in ``<eos>``, and has ``num_steps`` words.
+
+    Attributes:
+        arrays: (source, target from ``<bos>`` on, valid lengths of the source, target one word further).
+        src_vocab, tgt_vocab: the vocabularies.
+    """
+
+    def __init__(self, batch_size, num_steps=9, num_train=512, num_val=128):
+        super().__init__()
+        self.save_hyperparameters()
+        self.arrays, self.src_vocab, self.tgt_vocab = self._build_arrays(self._download())
+
+    def _download(self):
+        """The lines as one text; nothing is downloaded."""
+        return read_data_nmt()
+
+    def _preprocess(self, text):
+        return preprocess_nmt(text)
+
+    def _tokenize(self, text, max_examples=None):
+        """(source, target): lists of words with ``<eos>``."""
+        return tuple(
+            [[word for word in words if word] + ["<eos>"] for words in side]
+            for side in tokenize_nmt(text, max_examples)
+        )
+
+    def _build_arrays(self, raw_text, src_vocab=None, tgt_vocab=None):
+        found = []
+        sides = self._tokenize(self._preprocess(raw_text), self.num_train + self.num_val)
+        for lines, vocab in zip(sides, (src_vocab, tgt_vocab), strict=True):
+            lines = [truncate_pad(line, self.num_steps, "<pad>") for line in lines]
+            vocab = Vocab(lines, min_freq=2, reserved_tokens=["<pad>", "<bos>", "<eos>"]) if vocab is None else vocab
+            found.append((torch.tensor(vocab[lines]), vocab))
+        (source, src_vocab), (target, tgt_vocab) = found
+        before = torch.cat((torch.full_like(target[:, :1], tgt_vocab["<bos>"]), target[:, :-1]), dim=1)
+        return (source, before, (source != src_vocab["<pad>"]).sum(1), target), src_vocab, tgt_vocab
+
+    def build(self, src_sentences, tgt_sentences):
+        """Arrays as ``arrays`` of these sentences, by the vocabularies that there are."""
+        pairs = zip(src_sentences, tgt_sentences, strict=True)
+        return self._build_arrays("\n".join("\t".join(pair) for pair in pairs), self.src_vocab, self.tgt_vocab)[0]
+
+    def get_dataloader(self, train):
+        """A loader of one of both parts."""
+        return self.get_tensorloader(
+            self.arrays, train, slice(0, self.num_train) if train else slice(self.num_train, None)
+        )
 
 
 def bleu(pred_seq, label_seq, k):
