@@ -4,6 +4,7 @@ tests/build/test_private_names.py holds each to what it must do, and the rest of
 itself. Attributes of torch's objects that have no public name are read through the functions at the end.
 """
 
+import sys
 from types import FunctionType
 
 import torch
@@ -51,6 +52,7 @@ __all__ = [
     "below_autograd",
     "disable_dynamo",
     "dispatch_modes",
+    "dynamo_backend",
     "forward_ad",
     "function_modes",
     "functorch_active",
@@ -84,6 +86,18 @@ CALL = torch.nn.Module.__call__, torch.nn.Module._call_impl
 def is_exporting():
     """``torch.compiler.is_exporting``, which under torch 2.11's ``torch.compile`` is True without any export."""
     return torch.compiler._is_exporting_flag
+
+
+def dynamo_backend():
+    """The backend that TorchDynamo records a frame for at this moment, in torch's own wrappers; None where it does not.
+
+    Its module is imported wherever it records: not here, since that takes a second.
+    """
+    recording = sys.modules.get("torch._dynamo.symbolic_convert")
+    try:
+        return recording.InstructionTranslator.current_tx().output.compiler_fn
+    except AttributeError:  # no module, or no frame
+        return None
 
 
 def op_under(overload):
