@@ -16,7 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import has_torch_function_variadic
 
-from pydl._private import DeviceContext, dynamo_backend, forward_ad, function_modes, is_exporting, no_torch_function, tracing_state
+from pydl._private import (
+    DeviceContext,
+    dynamo_backend,
+    forward_ad,
+    function_modes,
+    is_exporting,
+    no_torch_function,
+    tracing_state,
+)
 
 _strided = torch.strided
 

@@ -2,9 +2,6 @@
 
 import copy
 
-import torch
-
-from pydl import backend
 from pydl.swapping.table import Report, Row, serving_on
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl import functional
+from pydl._private import HigherOrderOperator, OpOverload
 from pydl.compiling.memory import name_of, tensor_of
 from pydl.ops import elementwise, embedding, losses
 from pydl.swapping.mode import ours_of
@@ -48,7 +49,7 @@ def _signature(function):
 
 
 def arguments(ours, node):
-    """{name: value} of a node's call in the terms of a function of ours, with its defaults; None where it has others."""
+    """{name: value} of a node's call in the terms of a function of ours, or None where that has no such arguments."""
     try:
         bound = _signature(ours).bind(*node.args, **node.kwargs)
     except TypeError:
@@ -74,9 +75,9 @@ def serving(node):
     if node.op == "call_module":
         return None, "torch.compile did not look into it"
     function = called(node)
-    if isinstance(function, torch._ops.OpOverload) and function.namespace.startswith("pydl"):
+    if isinstance(function, OpOverload) and function.namespace.startswith("pydl"):
         return function, None
-    if isinstance(function, torch._ops.HigherOrderOperator):
+    if isinstance(function, HigherOrderOperator):
         return None, "it holds graphs of its own"
     ours = _ours(function)
     if ours is None:

@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from pydl._private import OpOverload, log_api_usage, storage_of
+
 # Functions that change nothing but their results, or say so by a name or an argument.
 _PLAIN_MODULES = frozenset(
-    ("torch", "torch.functional", "torch.nn.functional", "torch._C._nn", "torch._C._linalg", "torch._C._fft")
-    + ("torch._C._special", "_operator", "math", "torch._tensor")
-)
+    getattr(function, "__module__", None)
+    for function in (torch.relu, torch.einsum, F.relu, F.linear, torch.linalg.norm, torch.fft.fft, torch.special.erf)
+    + (operator.add, math.sqrt)
+) - {None}
 _IN_PLACE = frozenset(
     getattr(operator, f"i{name}")
     for name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
@@ -70,9 +73,9 @@ def written(node):
         return nodes_in(node.args[1:3], node.kwargs.get("running_mean"), node.kwargs.get("running_var"))
     if function in _IN_PLACE:
         return nodes_in(node.args[:1])
-    if function is builtins.getattr or function is torch._C._log_api_usage_once:
+    if function is builtins.getattr or function is log_api_usage:
         return []
-    if isinstance(function, torch._ops.OpOverload):
+    if isinstance(function, OpOverload):
         return None if function._schema.is_mutable else []
     name = getattr(function, "__name__", "")
     if getattr(function, "__module__", None) not in _PLAIN_MODULES and not hasattr(math, name):
@@ -92,7 +95,7 @@ def _storages(nodes):
         value = example(node)
         if isinstance(value, torch.Tensor):
             try:
-                found.add(value.untyped_storage()._cdata)
+                found.add(storage_of(value))
             except (NotImplementedError, RuntimeError):  # sparse tensors have none
                 found.add(None)
         elif not isinstance(value, int | float | bool | torch.SymInt | torch.SymFloat | torch.SymBool | torch.Size):
@@ -130,6 +133,6 @@ def name_of(node):
     if node.op == "call_method":
         return node.target
     function = node.target
-    if node.op == "call_function" and isinstance(function, torch._ops.OpOverload):
+    if node.op == "call_function" and isinstance(function, OpOverload):
         return function.name().partition(".")[0]
     return str(getattr(function, "__name__", function))

@@ -41,7 +41,11 @@ def convolution_batch_norm(
             output = trained(input, weight, bias, options, *norm, *rest)
             if output is not None:
                 return output
-        elif training is False and residual is None and folding_pays(input, weight, options[0], running_mean, running_var):
+        elif (
+            training is False
+            and residual is None
+            and folding_pays(input, weight, options[0], running_mean, running_var)
+        ):
             weight, bias = folded(weight, bias, *norm, eps)
             return functional.conv2d(input, weight, bias, *options, activation=activation)
     output = functional.conv2d(input, weight, bias, *options)
@@ -83,8 +87,8 @@ def checkpointed(changed, body, *args, context_fn=None, **options):
     """What ``torch.utils.checkpoint`` does with a graph that TorchDynamo recorded inside it.
 
     Args:
-        changed: the numbers of those ``args`` that the graph writes to: buffers, which the checkpointed function knew as
-            its own, and which its second run finds as they are then.
+        changed: the numbers of those ``args`` that the graph writes to: buffers, which were the function's own, and
+            which its second run finds as they are then.
         body: the graph module.
         context_fn: of a selective checkpoint.
         options: of ``torch.utils.checkpoint.checkpoint``.
