@@ -57,7 +57,9 @@ APART = {
     "the residual is written to": (
         lambda s, x: (r := x * 1, y := s.norm(x) + r, r.mul_(2), F.relu(y) + r)[3], "relu",
     ),
-    "the running mean is written to": (lambda s, x: (y := s.norm(x), s.norm.running_mean.add_(1), F.relu(y))[2], "relu"),
+    "the running mean is written to": (
+        lambda s, x: (y := s.norm(x), s.norm.running_mean.add_(1), F.relu(y))[2], "relu",
+    ),
     "the running mean is read": (
         lambda s, x: (y := s.norm(x), m := s.norm.running_mean * 2, F.relu(y) + m[:, None, None])[2], "relu",
     ),
@@ -122,7 +124,10 @@ def test_an_input_that_is_written_to():
     assert torch.equal(x, expected)
 
 
-def loss(s, x, target=torch.tensor([1, 0, 3]), **options):
+TARGET = torch.tensor([1, 0, 3])
+
+
+def loss(s, x, target=TARGET, **options):
     return F.cross_entropy(s.linear(x), target, **options)
 
 

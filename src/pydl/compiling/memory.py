@@ -16,11 +16,8 @@ from torch.fx.node import map_arg
 from pydl._private import OpOverload, log_api_usage, storage_of
 
 # Functions that change nothing but their results, or say so by a name or an argument.
-_PLAIN_MODULES = frozenset(
-    getattr(function, "__module__", None)
-    for function in (torch.relu, torch.einsum, F.relu, F.linear, torch.linalg.norm, torch.fft.fft, torch.special.erf)
-    + (operator.add, math.sqrt)
-) - {None}
+_PLAIN = (torch.relu, torch.einsum, F.relu, F.linear, torch.linalg.norm, torch.fft.fft, torch.special.erf, operator.add)
+_PLAIN_MODULES = frozenset(function.__module__ for function in _PLAIN)
 _IN_PLACE = frozenset(
     getattr(operator, f"i{name}")
     for name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
@@ -78,7 +75,7 @@ def written(node):
     if isinstance(function, OpOverload):
         return None if function._schema.is_mutable else []
     name = getattr(function, "__name__", "")
-    if getattr(function, "__module__", None) not in _PLAIN_MODULES and not hasattr(math, name):
+    if getattr(function, "__module__", None) not in _PLAIN_MODULES and getattr(math, name, None) is not function:
         return None
     if function not in _KNOWN and any(word in name for word in _UNKNOWN):
         return None
