@@ -22,7 +22,7 @@ class _Recorder:
 
 
 def explain(net, *example):
-    """A table of the calls that ``torch.compile(net, backend="pydl")`` records: what serves each, what is fused, or why not.
+    """A table of what ``torch.compile(net, backend="pydl")`` records: what serves each call, what is fused, or why not.
 
     The model is compiled and called once, on a copy, in the mode that it is in; a function is called itself. What
     torch.compile has kept in this process is dropped before and after, as by ``torch._dynamo.explain``: what was
