@@ -1,5 +1,6 @@
 """One training step of whole models: forward, loss, backward, SGD; swapped and fused, beside torch's two ways.
 
+Swapped in eager mode, and by ``torch.compile(backend="pydl")``, which the ratio is not of.
 And beside the same step in JAX and TensorFlow where they are installed, and torch's with MKL's own path (peers.py).
 """
 
@@ -46,6 +47,7 @@ def case(name, batch, channels, size, target, quick=False):
         target=(target, target),
         quick=quick,
         check=check,
+        backend=True,
         peers=lambda: (
             theirs.net,
             {"model": name, "input": [batch, channels, size, size], "learning_rate": LEARNING_RATE},

@@ -14,11 +14,17 @@ from pathlib import Path
 BEGIN, END = "<!-- benchmarks: made by benchmarks/report.py -->", "<!-- end of benchmarks -->"
 
 
-# beside pydl: torch's two ways, torch with MKL's own path for this CPU, and other libraries (peers.py)
-CONTESTANTS = ("eager", "compile", "mkl", "jax", "tensorflow")
-TITLES = dict(
-    zip(CONTESTANTS, ("torch eager", "torch.compile", "eager, MKL's own path", "JAX", "TensorFlow"), strict=True)
-)
+# beside pydl: our backend of torch.compile, torch's two ways, torch with MKL's own path for this CPU, and other
+# libraries (peers.py)
+TITLES = {
+    "pydl_compiled": "pydl, compiled",
+    "eager": "torch eager",
+    "compile": "torch.compile",
+    "mkl": "eager, MKL's own path",
+    "jax": "JAX",
+    "tensorflow": "TensorFlow",
+}
+CONTESTANTS = tuple(TITLES)
 
 
 def duration(microseconds):

@@ -41,6 +41,7 @@ class Case:
         seconds: how long the case is timed (but for the quick run).
         network: for one of many layers of a network, {"name", "pass", "channels_last"}: such cases are reported by
             network, as a geometric mean and the worst of them.
+        backend: whether ``torch.compile(backend="pydl")`` of ours takes part, beside swapped in eager mode.
         peers: for a whole training step, what processes of other libraries need to take it too: returns the model and
             their task (peers.Peer).
     """
@@ -63,6 +64,7 @@ class Case:
     oracle: torch.dtype = torch.float64
     seconds: float = 2.5
     network: dict | None = None
+    backend: bool = False
     peers: Callable | None = None
 
     @property
@@ -118,6 +120,8 @@ def contestants(case):
     if case.compile:
         torch._dynamo.reset()
         found["compile"] = case.timed(torch.compile(case.torch, dynamic=False))
+    if case.backend:
+        found["pydl_compiled"] = case.timed(torch.compile(case.ours, backend="pydl", dynamic=False))
     if case.peers is not None:
         model, task = case.peers()
         found |= {name: peers.Peer(name, model, task) for name in peers.present()}
@@ -136,7 +140,7 @@ def plan(seconds, budget, least=0.0):
 def figures(case, seconds, ceilings, cache):
     """The figures of a case from its median seconds by contestant."""
     record = {f"{name}_us": value * 1e6 for name, value in seconds.items()}
-    ours, best = seconds["pydl"], min(value for name, value in seconds.items() if name != "pydl")
+    ours, best = seconds["pydl"], min(value for name, value in seconds.items() if not name.startswith("pydl"))
     record["ratio"] = best / ours
     moved = case.read + case.written
     if moved:

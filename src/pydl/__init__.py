@@ -24,7 +24,21 @@ with _importing.in_words():
         )
 
     from pydl import backend, functional, memory, models, nn, optim
+    from pydl.compiling import explain
     from pydl.swapping import freeze, report, swap, swapped, unswap
 
 __version__ = "0.1.0"
-__all__ = ["backend", "freeze", "functional", "memory", "models", "nn", "optim", "report", "swap", "swapped", "unswap"]
+__all__ = [
+    "backend",
+    "explain",
+    "freeze",
+    "functional",
+    "memory",
+    "models",
+    "nn",
+    "optim",
+    "report",
+    "swap",
+    "swapped",
+    "unswap",
+]

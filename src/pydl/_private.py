@@ -4,6 +4,7 @@ tests/build/test_private_names.py holds each to what it must do, and the rest of
 itself. Attributes of torch's objects that have no public name are read through the functions at the end.
 """
 
+import sys
 from types import FunctionType
 
 import torch
@@ -26,6 +27,9 @@ from torch._C import (
     _len_torch_dispatch_stack as dispatch_modes,  # how many modes see ops below autograd
 )
 from torch._C import (
+    _log_api_usage_once as log_api_usage,  # what some of torch's functions call, for torch's own statistics
+)
+from torch._C import (
     _will_engine_execute_node as will_engine_execute_node,  # in a backward: whether a gradient is wanted
 )
 from torch._C._functorch import (
@@ -34,6 +38,7 @@ from torch._C._functorch import (
 from torch._C._functorch import (
     unwrap_if_dead as alive,  # a tensor itself, or the one inside a wrapper whose transform is over
 )
+from torch._ops import HigherOrderOperator, OpOverload
 from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad  # its _current_level, -1 outside of forward-mode AD, is read at each call
 from torch.nn import _reduction as reduction_names  # of the arguments size_average and reduce
@@ -47,21 +52,26 @@ __all__ = [
     "CALL",
     "GLOBAL_HOOKS",
     "DeviceContext",
+    "HigherOrderOperator",
+    "OpOverload",
     "alive",
     "below_autograd",
     "disable_dynamo",
     "dispatch_modes",
+    "dynamo_backend",
     "forward_ad",
     "function_modes",
     "functorch_active",
     "increment_version",
     "is_exporting",
     "is_legacy_batchedtensor",
+    "log_api_usage",
     "no_torch_function",
     "op_under",
     "optimizer_hooks",
     "reduction_names",
     "set_backward",
+    "storage_of",
     "suggest_memory_format",
     "tracing_state",
     "tree_leaves",
@@ -84,6 +94,18 @@ CALL = torch.nn.Module.__call__, torch.nn.Module._call_impl
 def is_exporting():
     """``torch.compiler.is_exporting``, which under torch 2.11's ``torch.compile`` is True without any export."""
     return torch.compiler._is_exporting_flag
+
+
+def dynamo_backend():
+    """The backend that TorchDynamo records a frame for at this moment, in torch's own wrappers; None where it does not.
+
+    Its module is imported wherever it records: not here, since that takes a second.
+    """
+    recording = sys.modules.get("torch._dynamo.symbolic_convert")
+    try:
+        return recording.InstructionTranslator.current_tx().output.compiler_fn
+    except AttributeError:  # no module, or no frame
+        return None
 
 
 def op_under(overload):
@@ -110,6 +132,11 @@ def optimizer_hooks(optimizer):
 def set_backward(function):
     """The node of an ``autograd.Function`` calls its ``backward`` at once, without looking for other forms of it."""
     function._backward_cls.apply = function.backward
+
+
+def storage_of(tensor):
+    """A number that tensors which share memory share, those without data too."""
+    return tensor.untyped_storage()._cdata
 
 
 def without_dynamo(function):

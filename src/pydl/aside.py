@@ -16,9 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import has_torch_function_variadic
 
-from pydl._private import DeviceContext, forward_ad, function_modes, is_exporting, no_torch_function, tracing_state
+from pydl._private import (
+    DeviceContext,
+    dynamo_backend,
+    forward_ad,
+    function_modes,
+    is_exporting,
+    no_torch_function,
+    tracing_state,
+)
 
 _strided = torch.strided
+
+backend_is_loaded = False  # pydl.compiling.backend, which layers leave what they are recorded for to
 
 of_tensors = weakref.WeakKeyDictionary()  # module -> why it last stepped aside because of the tensors of a call
 
@@ -59,6 +69,7 @@ def steps_aside(module, own, function, input, other=None):
             or forward_ad._current_level >= 0
             or is_exporting()
             or tracing_state() is not None
+            or (backend_is_loaded and is_rewritten())
         ) and _is_so(module, input, other)
     except AttributeError:  # no tensor: torch says so in its own words
         return True
@@ -73,7 +84,26 @@ def is_unusual(module, input):
         or forward_ad._current_level >= 0
         or is_exporting()
         or tracing_state() is not None
+        or (backend_is_loaded and is_rewritten())
     ) and _is_so(module, input)
+
+
+def is_rewritten():
+    """Whether torch.compile records the call for our own backend, which puts our ops under torch's by itself."""
+    return torch.compiler.is_compiling() and _is_recorded_for_us()
+
+
+def _is_recorded_for_us():
+    backend = dynamo_backend()
+    while backend is not None:
+        if hasattr(backend, "is_pydls"):
+            return True
+        wrapped = (getattr(backend, name, None) for name in ("_torchdynamo_orig_backend", "compiler_fn", "__wrapped__"))
+        backend = next(filter(None, wrapped), None)
+    return False
+
+
+_is_recorded_for_us._dynamo_marked_constant = True  # torch.compile calls it while it records
 
 
 def is_special(module, parameter, b=None, c=None, d=None):

@@ -271,6 +271,51 @@ def test_without_dynamo_finds_what_is_hidden_from_the_compiler():
     assert _private.without_dynamo(torch.compiler.disable(function)) is function
 
 
+def test_dynamo_backend_is_the_one_that_torch_compile_records_for():
+    found = []
+
+    def backend(graph, inputs):
+        return graph
+
+    def ask():
+        found.append(_private.dynamo_backend())
+        return 1
+
+    ask._dynamo_marked_constant = True
+    assert _private.dynamo_backend() is None
+    torch.compile(lambda x: x + ask(), backend=backend)(torch.ones(1))
+    (inner,) = found
+    while inner is not backend:  # through torch's own wrappers
+        inner = getattr(inner, "_torchdynamo_orig_backend", None) or inner.compiler_fn
+    assert _private.dynamo_backend() is None
+
+
+def test_log_api_usage_is_what_losses_call_under_torch_compile():
+    targets = []
+
+    def backend(graph, inputs):
+        targets.extend(node.target for node in graph.graph.nodes)
+        return graph
+
+    torch.compile(lambda x: torch.nn.MSELoss()(x, x), backend=backend)(torch.ones(1))
+    assert torch._C._log_api_usage_once in targets
+    assert _private.log_api_usage is torch._C._log_api_usage_once
+
+
+def test_storage_of_is_shared_by_views_and_by_what_holds_no_data():
+    for device in ("cpu", "meta"):
+        x = torch.ones(4, device=device)
+        assert _private.storage_of(x) == _private.storage_of(x[1:])
+        assert _private.storage_of(x) != _private.storage_of(x.clone())
+
+
+def test_HigherOrderOperator_and_OpOverload_tell_what_a_graph_calls():
+    assert isinstance(torch.ops.higher_order.tag_activation_checkpoint, _private.HigherOrderOperator)
+    assert isinstance(torch.ops.aten.add.Tensor, _private.OpOverload)
+    assert torch.ops.aten.add_.Tensor._schema.is_mutable
+    assert not torch.ops.aten.add.Tensor._schema.is_mutable
+
+
 # a part of the path that begins with an underscore, or a private attribute of what autograd and functions have
 PRIVATE = re.compile(r"\b(?:torch(?:\.\w+)*?\.(_[a-zA-Z]\w*)|\w+\.(_backward_cls|_op)\b)")
 
@@ -321,6 +366,7 @@ OF_TORCH = {
     "dispatch_modes": "_len_torch_dispatch_stack",
     "functorch_active": "_are_functorch_transforms_active",
     "increment_version": "_increment_version",
+    "log_api_usage": "_log_api_usage_once",
     "no_torch_function": "_disabled_torch_function_impl",
     "op_under": "default._op",
     "reduction_names": "legacy_get_string",

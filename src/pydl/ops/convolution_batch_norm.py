@@ -82,22 +82,64 @@ _apply = _library.eager(_ConvolutionBatchNorm)
 
 
 def trained_together(convolution, norm, input, residual, activation):
-    """activation(norm(convolution(input)) + residual) as one node, or None where that is not offered.
-
-    It is in training in eager mode, by kernels of ours, with running statistics that take a fixed part of each batch,
-    and for a residual of the result's own shape.
-    """
-    weight, mean, var, momentum = convolution.weight, norm.running_mean, norm.running_var, norm.momentum
+    """activation(norm(convolution(input)) + residual) of two layers as one node, or None where that is not offered."""
     if (
         not norm.training
         or not norm.track_running_stats
-        or mean is None
-        or type(momentum) not in (float, int)
-        or norm.eps <= 0
-        or not torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
         or not isinstance(norm, torch.nn.BatchNorm2d)
         or convolution.padding_mode != "zeros"
+        or torch.compiler.is_compiling()
+    ):
+        return None
+    return trained(
+        input,
+        convolution.weight,
+        convolution.bias,
+        (convolution.stride, convolution.padding, convolution.dilation, convolution.groups),
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        norm.momentum,
+        norm.eps,
+        residual,
+        activation,
+        norm.num_batches_tracked,
+    )
+
+
+def trained(
+    input,
+    weight,
+    bias,
+    options,
+    mean,
+    var,
+    scale,
+    shift,
+    momentum,
+    eps,
+    residual,
+    activation,
+    count,
+):
+    """activation(batch_norm(conv2d(input)) + residual) in training as one node, or None where that is not offered.
+
+    It is in eager mode, by kernels of ours, with running statistics that take a fixed part of each batch, and for a
+    residual of the result's own shape.
+
+    Args:
+        options: stride, padding, dilation and groups of the convolution.
+        mean, var: the running statistics.
+        scale, shift: weight and bias of the batch norm.
+        count: the number of batches so far, to which 1 is added, or None.
+    """
+    if (
+        mean is None
+        or var is None
+        or type(momentum) not in (float, int)
+        or eps <= 0
+        or not torch.is_grad_enabled()
         or input.dim() != 4
         or input.shape[0] < 2
         or input.numel() == 0
@@ -112,8 +154,9 @@ def trained_together(convolution, norm, input, residual, activation):
     ops = backend.ops_for(input, "conv2d")
     if ops is None or backend.ops_for(input) is not ops:
         return None
-    stride, dilation = pair("conv2d", "stride", convolution.stride), pair("conv2d", "dilation", convolution.dilation)
-    padding = padding_of(convolution.padding, weight, stride, dilation)
+    stride, padding, dilation, groups = options
+    stride, dilation = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
+    padding = padding_of(padding, weight, stride, dilation)
     if residual is not None:
         padded = (input.shape[2] + padding[0] + padding[1], input.shape[3] + padding[2] + padding[3])
         size = ((padded[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1 for d in (0, 1))
@@ -124,15 +167,60 @@ def trained_together(convolution, norm, input, residual, activation):
             or residual.device != input.device
         ):
             return None
-    count = norm.num_batches_tracked
     if count is not None and not counts_inside(count):
         count.add_(1)
         count = None
     channels_last = is_channels_last(input) or is_channels_last(weight)
-    options = (stride, padding, dilation, convolution.groups, "none", channels_last)
-    rest = (ops, options, mean, var, count, momentum, norm.eps, ACTIVATIONS[activation])
-    tensors = (input, weight, convolution.bias, norm.weight, norm.bias, residual)
-    output = _apply(*(None if t is None else alive(t) for t in tensors), rest)
+    options = (stride, padding, dilation, groups, "none", channels_last)
+    rest = (ops, options, mean, var, count, momentum, eps, ACTIVATIONS[activation])
+    output = _apply(*(None if t is None else alive(t) for t in (input, weight, bias, scale, shift, residual)), rest)
     written = mean, var, count
     increment_version(written if count is not None else written[:2])
     return output
+
+
+def foldable(weight, mean, var):
+    """Whether an evaluating batch norm with these running statistics can be folded into the weight before it."""
+    return (
+        mean is not None
+        and var is not None
+        and type(weight) in (torch.Tensor, torch.nn.Parameter)
+        and weight.dtype == var.dtype
+        and weight.is_floating_point()
+    )
+
+
+def folding_pays(input, weight, stride, mean, var):
+    """Whether folding at this call, in evaluation, costs less than the pass over the output that it saves.
+
+    Measured on two cores: folding takes 30 µs and a nanosecond for 15 weights, the pass 14 µs and a nanosecond for 15
+    numbers. Gradients would have to flow through the folding, so it waits for evaluation without them.
+    """
+    if torch.is_grad_enabled() or input.dim() != 4:
+        return False
+    y, x = pair("conv2d", "stride", stride)
+    output = input.numel() // max(input.shape[1] * y * x, 1) * weight.shape[0]
+    return (
+        output > weight.numel() + (1 << 18)
+        and input.dtype == weight.dtype
+        and not torch.is_autocast_enabled(input.device.type)
+        and not _library.transforms_active()
+        and foldable(weight, mean, var)
+    )
+
+
+def folded(weight, bias, mean, var, scale, shift, eps):
+    """Weight and bias of a convolution with an evaluating batch norm in them.
+
+    With s = scale / sqrt(var + eps): norm(conv(x)) = conv(x; weight s) + (bias - mean) s + shift.
+    """
+    # in float64 the square root and the product are exact to the last place of the result
+    s = (var.double() + eps).rsqrt()
+    if scale is not None:
+        s = s * scale.double()
+    moved = -mean.double() * s
+    if bias is not None:
+        moved = moved + bias.double() * s
+    if shift is not None:
+        moved = moved + shift.double()
+    return weight * s.to(var.dtype).view(-1, 1, 1, 1), moved.to(var.dtype)

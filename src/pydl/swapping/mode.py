@@ -22,6 +22,14 @@ def _dropout(input, p, train):
     return functional.dropout(input, p, train)
 
 
+def _softmax(input, dim, dtype=None):
+    return functional.softmax(input, dim, dtype=dtype)
+
+
+def _log_softmax(input, dim, dtype=None):
+    return functional.log_softmax(input, dim, dtype=dtype)
+
+
 def _max_pool2d_with_indices(
     input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=True
 ):
@@ -49,6 +57,7 @@ def _forms(name, *torchs):
                 return torchs(*args, **kwargs)
             return ours(*args, **kwargs)
 
+        served.__name__ = name
         return served
 
     return {call: serving(call) for call in torchs}
@@ -63,7 +72,14 @@ _OURS |= {torch.batch_norm: _batch_norm, torch.dropout: _dropout, F.max_pool2d_w
 for _name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "sigmoid", "tanh"):
     _OURS |= _forms(_name, getattr(torch, _name), getattr(torch.Tensor, _name))
 _OURS[F.scaled_dot_product_attention] = functional.scaled_dot_product_attention
+_OURS |= {torch.softmax: _softmax, torch.Tensor.softmax: _softmax}
+_OURS |= {torch.log_softmax: _log_softmax, torch.Tensor.log_softmax: _log_softmax}
 _OURS[torch.linalg.matmul] = _OURS[torch.matmul]  # X @ W is Tensor.matmul
+
+
+def ours_of(function):
+    """What serves a function of torch's here, or None."""
+    return _OURS.get(function)
 
 
 class swapped(TorchFunctionMode):

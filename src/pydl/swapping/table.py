@@ -99,7 +99,7 @@ def make_report(module):
         ):
             served_by, reason = _status(layer, cls, device)
             if name in inside and reason:
-                served_by, reason = _serving(device)  # as part of another layer's kernel
+                served_by, reason = serving_on(device)  # as part of another layer's kernel
             elif not reason and layer in aside.of_tensors:
                 left[name] = f"has stepped aside for its input: {aside.of_tensors[layer]}"
             rows.append(Row(name, cls.__name__, served_by, reason, fused.get(name, "")))
@@ -109,7 +109,7 @@ def make_report(module):
 def report_optimizer(optimizer):
     """The :class:`Report` of an optimizer: one row."""
     reason = optim.why_torch(optimizer)
-    served_by = _serving(torch.device("cpu"))[0] if reason is None else "torch"
+    served_by = serving_on(torch.device("cpu"))[0] if reason is None else "torch"
     return Report([Row("", type(optimizer).__name__, served_by, reason or "")], unit="optimizers")
 
 
@@ -164,11 +164,11 @@ def _status(layer, cls, model_device):
         reason = why_left(layer) or (why_aside(layer) if is_swapped(layer) else "not swapped")
     if reason is None:
         tensor = next(layer.parameters(), None)
-        return _serving(model_device if tensor is None else tensor.device, cls)
+        return serving_on(model_device if tensor is None else tensor.device, cls)
     return "torch", reason
 
 
-def _serving(device, cls=None):
+def serving_on(device, cls=None):
     """What serves our layers (``cls`` among them) on ``device``, and why that is not pydl, if so."""
     rule = None if cls is None else rule_of(cls)
     op = None if rule is None else rule.name
