@@ -1,7 +1,7 @@
-// pydl::softmax_forward, softmax_backward, log_softmax_forward, log_softmax_backward: along the last dimension, on the
-// CPU alone
+// pydl::softmax_forward, softmax_backward, log_softmax_forward, log_softmax_backward: along a dimension, on the CPU alone
 //
-// lengths: int64, for each of as many of the first dimensions as it has; null: all of a row counts.
+// dim: counted from the last, -1.
+// lengths: int64, for each of as many of the first dimensions as it has; null: all of a row counts. With dim -1 alone.
 #include "kernels/softmax.h"
 
 #include "csrc/convert.h"
@@ -12,13 +12,18 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
-SoftmaxParams params_of(const Tensor& t, const Optional& lengths, bool logarithm) {
+SoftmaxParams params_of(const Tensor& t, int64_t dim, const Optional& lengths, bool logarithm) {
+  PYDL_CHECK(dim < 0 && dim >= -t.dim(), "softmax: expected dim to be one of ", -t.dim(), " to -1, got ",
+             dim);
   SoftmaxParams p{};
   p.dtype = dtype_of("softmax", t);
   p.logarithm = logarithm;
-  p.width = t.size(t.dim() - 1);
+  p.width = t.size(t.dim() + dim);
+  p.inner = 1;
+  for (int64_t d = t.dim() + dim + 1; d < t.dim(); ++d) p.inner *= t.size(d);
   p.rows = p.width == 0 ? 0 : t.numel() / p.width;
   if (lengths) {
+    PYDL_CHECK(dim == -1, "softmax: expected dim to be the last one where lengths are given, got ", dim);
     PYDL_CHECK(lengths->scalar_type() == ScalarType::Long, "softmax: expected lengths to be int64, got ",
                dtype_name(lengths->scalar_type()));
     bool fits = lengths->dim() < t.dim();
@@ -30,11 +35,11 @@ SoftmaxParams params_of(const Tensor& t, const Optional& lengths, bool logarithm
   return p;
 }
 
-Tensor forward(const Tensor& input, const Optional& lengths, bool logarithm) {
+Tensor forward(const Tensor& input, int64_t dim, const Optional& lengths, bool logarithm) {
   const char* name = logarithm ? "log_softmax_forward" : "softmax_forward";
   PYDL_CHECK(input.dim() >= 1, "softmax: expected input to be at least 1-D, got shape ()");
-  SoftmaxParams p = params_of(input, lengths, logarithm);
-  if (p.dtype == DType::f16) return rounded(forward(widened(input), lengths, logarithm));
+  SoftmaxParams p = params_of(input, dim, lengths, logarithm);
+  if (p.dtype == DType::f16) return rounded(forward(widened(input), dim, lengths, logarithm));
   Tensor output = empty(input, input.scalar_type(), sizes_of(input));
   if (p.rows == 0) return output;
   const Verbose line(name, input);
@@ -47,14 +52,15 @@ Tensor forward(const Tensor& input, const Optional& lengths, bool logarithm) {
   return output;
 }
 
-Tensor backward(const Tensor& grad_output, const Tensor& output, const Optional& lengths, bool logarithm) {
+Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim, const Optional& lengths,
+                bool logarithm) {
   PYDL_CHECK(sizes_of(grad_output) == sizes_of(output) && output.dim() >= 1,
              "softmax: expected grad_output to be of shape ", shape_of(output), ", got ",
              shape_of(grad_output));
   check_same_dtype("softmax", "grad_output", grad_output, "output", output);
-  SoftmaxParams p = params_of(output, lengths, logarithm);
+  SoftmaxParams p = params_of(output, dim, lengths, logarithm);
   if (p.dtype == DType::f16)
-    return rounded(backward(widened(grad_output), widened(output), lengths, logarithm));
+    return rounded(backward(widened(grad_output), widened(output), dim, lengths, logarithm));
   Tensor grad_input = empty(output, output.scalar_type(), sizes_of(output));
   if (p.rows == 0) return grad_input;
   const Verbose line(logarithm ? "log_softmax_backward" : "softmax_backward", grad_output);
@@ -68,15 +74,18 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, const Optional&
   return grad_input;
 }
 
-Tensor softmax_forward(const Tensor& input, const Optional& lengths) {
-  return forward(input, lengths, false);
+Tensor softmax_forward(const Tensor& input, int64_t dim, const Optional& lengths) {
+  return forward(input, dim, lengths, false);
 }
-Tensor softmax_backward(const Tensor& grad_output, const Tensor& output, const Optional& lengths) {
-  return backward(grad_output, output, lengths, false);
+Tensor softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim,
+                        const Optional& lengths) {
+  return backward(grad_output, output, dim, lengths, false);
 }
-Tensor log_softmax_forward(const Tensor& input) { return forward(input, std::nullopt, true); }
-Tensor log_softmax_backward(const Tensor& grad_output, const Tensor& output) {
-  return backward(grad_output, output, std::nullopt, true);
+Tensor log_softmax_forward(const Tensor& input, int64_t dim) {
+  return forward(input, dim, std::nullopt, true);
+}
+Tensor log_softmax_backward(const Tensor& grad_output, const Tensor& output, int64_t dim) {
+  return backward(grad_output, output, dim, std::nullopt, true);
 }
 
 }  // namespace

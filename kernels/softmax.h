@@ -1,6 +1,6 @@
-// Softmax and its logarithm along the last dimension (d2l "Softmax Regression", "Attention Scoring Functions").
+// Softmax and its logarithm along a dimension (d2l "Softmax Regression", "Attention Scoring Functions").
 //
-// For each row of `width` values x, of which the first n count (n: lengths, or width):
+// For each row of `width` values x, which lie `inner` apart, and of which the first n count (n: lengths, or width):
 //
 //   output[j] = exp(x[j] - max) / sum of exp(x - max)            j < n; 0 beyond
 //             = x[j] - max - log(sum of exp(x - max))            logarithm
@@ -8,7 +8,7 @@
 //   grad_input = output * (grad_output - sum of grad_output * output)
 //              = grad_output - exp(output) * sum of grad_output  logarithm
 //
-// A row of length 0 is 1 / width everywhere, as where all of it is masked by one large negative number.
+// So a row of length 0 is 0, and its gradient too.
 #pragma once
 
 #include "kernels/common.h"
@@ -20,7 +20,8 @@ struct SoftmaxParams {
   DType dtype;  // not f16, which arrives as f32
   bool logarithm;
   int64_t rows, width;
-  const int64_t* lengths;  // one for each `rows_of_length` rows; null: width
+  int64_t inner;           // numbers in the dimensions behind: 1 along the last one
+  const int64_t* lengths;  // one for each `rows_of_length` rows, inner being 1; null: width
   int64_t rows_of_length;
   const void *input, *grad_output;  // all tensors are contiguous; input: of the backward, the output
   void* output;                     // of the backward, the gradient of the input

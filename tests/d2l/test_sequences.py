@@ -183,6 +183,10 @@ def test_masked_softmax():
     assert found[0, 0].tolist() == [1, 0, 0, 0]
     assert found[1, 0].tolist() == [0.25] * 4  # no key at all
     torch.testing.assert_close(found[1, 1], X[1, 1].softmax(-1))
+    X.requires_grad_()
+    d2l.masked_softmax(X, torch.tensor([0, 3])).sin().sum().backward()
+    assert not X.grad[0].any()
+    assert X.grad[1, :, :3].all()
 
 
 def test_masked_loss():

@@ -136,6 +136,7 @@ def test_softmax(device, width, dtype):
         x = torch.randn(rows, width).to(dtype)
         compare(lambda x: pf.softmax(x, 1), lambda x: F.softmax(x, 1), x)
         compare(lambda x: pf.log_softmax(x, 1), lambda x: F.log_softmax(x, 1), x)
+        compare(lambda x: pf.softmax(x, 0), lambda x: F.softmax(x, 0), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)

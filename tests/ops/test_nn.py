@@ -20,6 +20,7 @@ LAYERS = [
     ("RMSNorm", {"normalized_shape": 7}, (5, 7)),
     ("Softmax", {"dim": -1}, (5, 7)),
     ("LogSoftmax", {"dim": 1}, (5, 7)),
+    ("Softmax2d", {}, (2, 5, 7, 3)),
     ("ReLU", {}, (5, 7)),
     ("LeakyReLU", {"negative_slope": 0.3}, (5, 7)),
     ("Sigmoid", {}, (5, 7)),

@@ -322,7 +322,7 @@ def test_fakes_predict_them(layout):
             "layer_norm": lambda x: PF.layer_norm(x, x.shape[3:]),
             "rms_norm": lambda x: PF.rms_norm(x, x.shape[1:]),
             "softmax": lambda x: PF.softmax(x, -1),
-            "log_softmax": lambda x: PF.log_softmax(x, -1),
+            "log_softmax": lambda x: PF.log_softmax(x, 1),
             "relu": PF.relu,
             "gelu": PF.gelu,
             "scaled_dot_product_attention": lambda x: PF.scaled_dot_product_attention(x, x, x),

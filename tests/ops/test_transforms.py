@@ -77,7 +77,7 @@ OPS = {
     "layer_norm": lambda f, x: f.layer_norm(x, (5, 6), torch.linspace(-1, 1, 30).double().view(5, 6)),
     "rms_norm": lambda f, x: f.rms_norm(x, (6,), torch.linspace(-1, 1, 6).double()),
     "softmax": lambda f, x: f.softmax(x, -1),
-    "log_softmax": lambda f, x: f.log_softmax(x, 3),
+    "log_softmax": lambda f, x: f.log_softmax(x, 1),
     "relu": lambda f, x: f.relu(x),
     "leaky_relu": lambda f, x: f.leaky_relu(x),
     "sigmoid": lambda f, x: f.sigmoid(x),

@@ -56,6 +56,7 @@ LAYERS = {
     "LayerNorm": (lambda: nn.LayerNorm((5, 6)), (3, 5, 6), "layer_norm"),
     "RMSNorm": (lambda: nn.RMSNorm(6), (3, 5, 6), "rms_norm"),
     "Softmax": (lambda: nn.Softmax(dim=-1), (3, 5, 6), "softmax"),
+    "Softmax2d": (nn.Softmax2d, (3, 5, 6, 2), "softmax"),
     "LogSoftmax": (lambda: nn.LogSoftmax(dim=2), (3, 5, 6), "log_softmax"),
     "ReLU": (nn.ReLU, (3, 5, 6), "relu"),
     "LeakyReLU": (lambda: nn.LeakyReLU(0.3), (3, 5, 6), "leaky_relu"),

@@ -69,7 +69,7 @@ def quick(request):
 
 QUICK = {
     *("AvgPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Conv2d", "CrossEntropyLoss", "Dropout"),
-    *("LayerNorm", "Linear", "LogSoftmax", "MaxPool2d", "RMSNorm", "Softmax"),
+    *("LayerNorm", "Linear", "LogSoftmax", "MaxPool2d", "RMSNorm", "Softmax", "Softmax2d"),
 }
 
 

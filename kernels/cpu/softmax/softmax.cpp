@@ -1,4 +1,4 @@
-// Softmax along rows on the CPU. See kernels/softmax.h for the formulas.
+// Softmax along rows on the CPU; along other dimensions: softmax_columns.cpp. See kernels/softmax.h for the formulas.
 //
 // Four rows in step, so that their exponentials and their sums are four chains; a row of a length of its own by itself.
 #include "kernels/softmax.h"
@@ -6,14 +6,10 @@
 #include "kernels/cpu/base/math.h"
 #include "kernels/cpu/base/simd_reduce.h"
 #include "kernels/cpu/rows/along.h"
+#include "kernels/cpu/softmax/softmax_columns.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
-
-// Rows in step; float64 and SSE2, which few train in, do without the text.
-template <class T>
-constexpr int kGroup = kVectorBytes == 16 || sizeof(T) == 8 ? 1 : 4;
-constexpr int64_t kTaskElements = 8192;  // for fewer a thread is not woken
 
 template <int kRows, class T>
 void forward(const T* x, T* y, int64_t width, int64_t n, bool logarithm) {
@@ -103,15 +99,14 @@ struct Count {
 };
 
 template <class T>
-void fill(T* y, int64_t from, int64_t to, acc_t<T> value) {
-  for (int64_t j = from; j < to; j += lanes<acc_t<T>>)
-    store_n(y + j, broadcast(value), min_of(lanes<acc_t<T>>, to - j));
+void fill_zero(T* y, int64_t from, int64_t to) {
+  along<acc_t<T>>(from, to, [&](int64_t j, auto part) { store_part(y + j, vec<acc_t<T>>{}, part); });
 }
 
-// rows(row, n, count) for `count` rows in step of length n; rest(row, n): what is beyond it.
-template <int kCount, class Some, class Rest>
-void each_row(const SoftmaxParams& p, const Parallel& parallel, const Some& rows, const Rest& rest) {
-  parallel(ceil_div(p.rows, kCount), ceil_div(kTaskElements, kCount * p.width),
+// rows(row, n, count) for `count` rows in step of length n. What is beyond it is 0.
+template <int kCount, class T, class Some>
+void each_row(const SoftmaxParams& p, const Parallel& parallel, T* to, const Some& rows) {
+  parallel(ceil_div(p.rows, kCount), ceil_div(kSoftmaxTask, kCount * p.width),
            [&](int64_t begin, int64_t end) {
              const int64_t last = min_of(end * kCount, p.rows);
              for (int64_t row = begin * kCount; row < last;) {
@@ -125,7 +120,7 @@ void each_row(const SoftmaxParams& p, const Parallel& parallel, const Some& rows
                const int64_t length = p.lengths ? p.lengths[row / p.rows_of_length] : p.width;
                const int64_t n = max_of(min_of(length, p.width), 0);
                if (n > 0) rows(row, n, Count<1>{});
-               rest(row, n);
+               fill_zero(to + row * p.width, n, p.width);
                ++row;
              }
            });
@@ -134,34 +129,28 @@ void each_row(const SoftmaxParams& p, const Parallel& parallel, const Some& rows
 }  // namespace
 
 void softmax_forward(const SoftmaxParams& p, const Parallel& parallel) {
+  if (p.inner > 1) return softmax_columns_forward(p, parallel);
   dispatch_rows(p.dtype, [&](auto type) {
     using T = decltype(type);
     const T* x = static_cast<const T*>(p.input);
     T* y = static_cast<T*>(p.output);
     const int64_t w = p.width;
-    each_row<kGroup<T>>(
-        p, parallel,
-        [&](int64_t row, int64_t n, auto count) {
-          forward<count.value>(x + row * w, y + row * w, w, n, p.logarithm);
-        },
-        [&](int64_t row, int64_t n) {
-          fill(y + row * w, n, w, n > 0 ? acc_t<T>(0) : acc_t<T>(1) / static_cast<acc_t<T>>(w));
-        });
+    each_row<kSoftmaxGroup<T>>(p, parallel, y, [&](int64_t row, int64_t n, auto count) {
+      forward<count.value>(x + row * w, y + row * w, w, n, p.logarithm);
+    });
   });
 }
 
 void softmax_backward(const SoftmaxParams& p, const Parallel& parallel) {
+  if (p.inner > 1) return softmax_columns_backward(p, parallel);
   dispatch_rows(p.dtype, [&](auto type) {
     using T = decltype(type);
     const T *y = static_cast<const T*>(p.input), *g = static_cast<const T*>(p.grad_output);
     T* to = static_cast<T*>(p.output);
     const int64_t w = p.width;
-    each_row<kGroup<T>>(
-        p, parallel,
-        [&](int64_t row, int64_t n, auto count) {
-          backward<count.value>(y + row * w, g + row * w, to + row * w, w, n, p.logarithm);
-        },
-        [&](int64_t row, int64_t n) { fill(to + row * w, n, w, acc_t<T>(0)); });
+    each_row<kSoftmaxGroup<T>>(p, parallel, to, [&](int64_t row, int64_t n, auto count) {
+      backward<count.value>(y + row * w, g + row * w, to + row * w, w, n, p.logarithm);
+    });
   });
 }
 

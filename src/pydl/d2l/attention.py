@@ -19,9 +19,14 @@ def masked_softmax(X, valid_lens):
     """Softmax along the last dimension of ``X`` (N, queries, keys), in which the keys behind valid_lens count nothing.
 
     Args:
-        valid_lens: (N), or (N, queries), or None for all keys. A row of length 0 gets the same everywhere.
+        valid_lens: (N), or (N, queries), or None for all keys. A row of length 0 gets the same everywhere, as in the
+            book, where all its scores become one large negative number.
     """
-    return functional.softmax(X, dim=-1, lengths=None if valid_lens is None else valid_lens.to(torch.int64))
+    if valid_lens is None:
+        return functional.softmax(X, dim=-1)
+    weights = functional.softmax(X, dim=-1, lengths=valid_lens.to(torch.int64))  # 0 for a row of length 0
+    empty = (valid_lens < 1).to(weights.dtype) / max(X.shape[-1], 1)
+    return weights + empty.reshape(*empty.shape, *(1,) * (X.dim() - empty.dim()))
 
 
 class MaskedSoftmaxCELoss(nn.CrossEntropyLoss):

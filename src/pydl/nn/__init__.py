@@ -26,7 +26,7 @@ from pydl.nn.norm import (
 )
 from pydl.nn.pooling import AvgPool2d, MaxPool2d
 from pydl.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
-from pydl.nn.softmax import LogSoftmax, Softmax
+from pydl.nn.softmax import LogSoftmax, Softmax, Softmax2d
 
 __all__ = [
     "GELU",
@@ -70,6 +70,7 @@ __all__ = [
     "Sigmoid",
     "SmoothL1Loss",
     "Softmax",
+    "Softmax2d",
     "Softplus",
     "SyncBatchNorm",
     "Tanh",

@@ -26,6 +26,22 @@ class Softmax(_Eager, torch.nn.Softmax):
         return softmax_unasked(input, self.dim, 5, None)
 
 
+class Softmax2d(_Eager, torch.nn.Softmax2d):
+    """``torch.nn.Softmax2d``, over the channels of images, by :func:`pydl.functional.softmax`; on the CPU."""
+
+    own = Own(torch.nn.Softmax2d, "softmax")
+
+    def forward(self, input):
+        own = Softmax2d.own
+        if F.softmax is own.function and own.cls.forward is own.forward and not is_compiling():
+            output = _nodes.softmax(input, -3)
+            if output is not NotImplemented and output.dim() in (3, 4):
+                return output
+        if steps_aside(self, own, F.softmax, input) or input.dim() not in (3, 4):
+            return torch.nn.Softmax2d.forward(self, input)
+        return softmax_unasked(input, -3, 5, None)
+
+
 class LogSoftmax(_Eager, torch.nn.LogSoftmax):
     """``torch.nn.LogSoftmax`` over :func:`pydl.functional.log_softmax`; on the CPU."""
 

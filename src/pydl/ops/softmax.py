@@ -3,8 +3,8 @@
     softmax        exp(x) / sum of exp(x)
     log_softmax    x - log(sum of exp(x))
 
-along the last dimension, on the CPU alone; of a softmax, of the first ``lengths`` numbers of each row. Along other
-dimensions both are torch's own.
+along a dimension, on the CPU alone; of a softmax along the last one, of the first ``lengths`` numbers of each row. The
+ops count ``dim`` from the last, -1, so that dimensions in front change nothing.
 """
 
 import torch
@@ -16,52 +16,54 @@ from pydl.aside import is_torchs
 from pydl.ops import _library, _nodes
 from pydl.ops._nodes import is_compiling
 
-_library.define("softmax_forward", "(Tensor input, Tensor? lengths) -> Tensor")
-_library.define("softmax_backward", "(Tensor grad_output, Tensor output, Tensor? lengths) -> Tensor")
-_library.define("log_softmax_forward", "(Tensor input) -> Tensor")
-_library.define("log_softmax_backward", "(Tensor grad_output, Tensor output) -> Tensor")
+_library.define("softmax_forward", "(Tensor input, int dim, Tensor? lengths) -> Tensor")
+_library.define("softmax_backward", "(Tensor grad_output, Tensor output, int dim, Tensor? lengths) -> Tensor")
+_library.define("log_softmax_forward", "(Tensor input, int dim) -> Tensor")
+_library.define("log_softmax_backward", "(Tensor grad_output, Tensor output, int dim) -> Tensor")
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @_library.fake("softmax_forward")
-def _(input, lengths):
+def _(input, dim, lengths):
     return input.new_empty(input.shape)
 
 
 @_library.fake("softmax_backward")
-def _(grad_output, output, lengths):
+def _(grad_output, output, dim, lengths):
     return output.new_empty(output.shape)
 
 
 @_library.fake("log_softmax_forward")
-def _(input):
+def _(input, dim):
     return input.new_empty(input.shape)
 
 
 @_library.fake("log_softmax_backward")
-def _(grad_output, output):
+def _(grad_output, output, dim):
     return output.new_empty(output.shape)
 
 
 def _softmax_context(ctx, inputs, output):
-    ctx.save_for_backward(output, inputs[1])
+    _, ctx.dim, lengths = inputs
+    ctx.save_for_backward(output, lengths)
 
 
 def _softmax_backward(ops, ctx, grad):
     output, lengths = ctx.saved_tensors
-    return ops.softmax_backward(grad, output, lengths), None
+    return ops.softmax_backward(grad, output, ctx.dim, lengths), None, None
 
 
 _library.autograd("softmax_forward", _softmax_context, _softmax_backward)
 
 
 def _log_softmax_context(ctx, inputs, output):
+    ctx.dim = inputs[1]
     ctx.save_for_backward(output)
 
 
 def _log_softmax_backward(ops, ctx, grad):
-    return ops.log_softmax_backward(grad, *ctx.saved_tensors)
+    return ops.log_softmax_backward(grad, *ctx.saved_tensors, ctx.dim), None
 
 
 _library.autograd("log_softmax_forward", _log_softmax_context, _log_softmax_backward)
@@ -70,32 +72,34 @@ _library.autograd("log_softmax_forward", _log_softmax_context, _log_softmax_back
 # Double backward: what the backward gives is linear in grad_output, for a softmax by a symmetric matrix. Where a row
 # has ended, the gradient of output may be anything: the backward that made output drops it.
 def _softmax_again_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    grad_output, softmax, ctx.dim, lengths = inputs
+    ctx.save_for_backward(grad_output, softmax, lengths)
 
 
 def _softmax_again(ops, ctx, grad):
     grad_output, output, lengths = ctx.saved_tensors
-    to_grad = ops.softmax_backward(grad, output, lengths) if ctx.needs_input_grad[0] else None
+    to_grad = ops.softmax_backward(grad, output, ctx.dim, lengths) if ctx.needs_input_grad[0] else None
     to_output = None
     if ctx.needs_input_grad[1]:
-        along, other = ((t * output).sum(-1, keepdim=True) for t in (grad_output, grad))
+        along, other = ((t * output).sum(ctx.dim, keepdim=True) for t in (grad_output, grad))
         to_output = grad * (grad_output - along) - grad_output * other
-    return to_grad, to_output, None
+    return to_grad, to_output, None, None
 
 
 _library.autograd("softmax_backward", _softmax_again_context, _softmax_again)
 
 
 def _log_softmax_again_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.dim = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _log_softmax_again(ops, ctx, grad):
     grad_output, output = ctx.saved_tensors
     probability = grad * output.exp()
-    to_grad = grad - probability.sum(-1, keepdim=True) if ctx.needs_input_grad[0] else None
-    to_output = -probability * grad_output.sum(-1, keepdim=True) if ctx.needs_input_grad[1] else None
-    return to_grad, to_output
+    to_grad = grad - probability.sum(ctx.dim, keepdim=True) if ctx.needs_input_grad[0] else None
+    to_output = -probability * grad_output.sum(ctx.dim, keepdim=True) if ctx.needs_input_grad[1] else None
+    return to_grad, to_output, None
 
 
 _library.autograd("log_softmax_backward", _log_softmax_again_context, _log_softmax_again)
@@ -107,9 +111,9 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, rest):
         # what needs no gradient comes as one tuple: each argument of its own costs on the way in and out
-        ctx.ops, ctx.logarithm, lengths = ops, logarithm, lengths = rest
+        ctx.ops, ctx.logarithm, ctx.dim, lengths = ops, logarithm, dim, lengths = rest
         with below_autograd():
-            output = _forward(_library.quick(ops), logarithm, input, lengths)
+            output = _forward(_library.quick(ops), logarithm, input, dim, lengths)
         ctx.to_save = (output,) if logarithm else (output, lengths)  # what ctx.save_for_backward sets
         return output
 
@@ -123,48 +127,49 @@ class _Eager(torch.autograd.Function):
         else:
             with below_autograd():
                 found = backward(_library.quick(ctx.ops), ctx, grad)
-        return (found, None) if ctx.logarithm else found
+        return found[:2]
 
 
 _apply = _library.eager(_Eager)
 
 
-def _forward(ops, logarithm, input, lengths):
-    return ops.log_softmax_forward(input) if logarithm else ops.softmax_forward(input, lengths)
+def _forward(ops, logarithm, input, dim, lengths):
+    return ops.log_softmax_forward(input, dim) if logarithm else ops.softmax_forward(input, dim, lengths)
 
 
 def _is_served(input, dim, dtype):
-    """Whether the call is ours: along the last dimension, in the dtype that the input has."""
+    """Whether the call is ours: along a dimension that input has, in its dtype."""
     try:
         if type(dim) is not int or input.dtype not in SUPPORTED or dtype not in (None, input.dtype):
             return False
-        return dim in (-1, input.dim() - 1) and input.dim() > 0
+        return -input.dim() <= dim < input.dim()
     except AttributeError:  # no tensor: torch says so in its own words
         return False
 
 
-def _call(ops, logarithm, input, lengths=None):
+def _call(ops, logarithm, input, dim, lengths=None):
+    dim = dim if dim < 0 else dim - input.dim()
     transforms = functorch_active()
     if transforms:
         ops = _library.transformed(ops)
     if transforms or torch.compiler.is_compiling():
-        return _forward(ops, logarithm, input, lengths)
+        return _forward(ops, logarithm, input, dim, lengths)
     if torch.is_grad_enabled():
-        return _apply(alive(input), (ops, logarithm, lengths))
+        return _apply(alive(input), (ops, logarithm, dim, lengths))
     with below_autograd():
-        return _forward(_library.quick(ops), logarithm, input, lengths)
+        return _forward(_library.quick(ops), logarithm, input, dim, lengths)
 
 
 def softmax(input, dim=None, _stacklevel=3, dtype=None, *, lengths=None):
     """``exp(x) / sum of exp(x)`` along a dimension, as :func:`torch.nn.functional.softmax`.
 
     Args:
-        input: any shape and strides; float32, float64, bfloat16 or float16 on the CPU. Along other dimensions than the
-            last, and for other dtypes and devices, it is served by torch.
+        input: any shape and strides; float32, float64, bfloat16 or float16 on the CPU. For other dtypes and devices it
+            is served by torch.
         dim: the dimension.
         dtype: the dtype of the result; where it is not input's, the call is torch's.
         lengths: keyword-only: int64, of input's first dimensions (all but the last, or fewer): how many numbers of a
-            row count. The others get 0; a row of length 0 gets the same everywhere. ``dim`` is the last one then.
+            row count. The others get 0, and a gradient of 0: all of a row of length 0. ``dim`` is the last one then.
 
     Returns:
         Of input's shape, contiguous. The result does not depend on the number of threads.
@@ -191,7 +196,7 @@ def softmax_unasked(input, dim, _stacklevel, dtype, lengths=None):
     ops = backend.ops_for(input, "softmax") if _is_served(input, dim, dtype) else None
     if ops is None:
         return _by_torch(input, dim, _stacklevel + 1, dtype, lengths)
-    return _call(ops, False, input, lengths)
+    return _call(ops, False, input, dim, lengths)
 
 
 def _check_lengths(input, dim, lengths):
@@ -209,8 +214,7 @@ def _by_torch(input, dim, _stacklevel, dtype, lengths):
         return F.softmax(input, dim, _stacklevel, dtype)
     lengths = lengths.view(*lengths.shape, *(1,) * (input.dim() - lengths.dim()))
     ended = torch.arange(input.shape[-1], device=input.device) >= lengths
-    output = F.softmax(input.masked_fill(ended & (lengths > 0), -torch.inf), -1, dtype=dtype)
-    return torch.where(lengths > 0, output, 1 / max(input.shape[-1], 1)).to(output.dtype)
+    return F.softmax(input.masked_fill(ended & (lengths > 0), -torch.inf), -1, dtype=dtype).masked_fill(ended, 0)
 
 
 def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
@@ -229,4 +233,4 @@ def log_softmax_unasked(input, dim, _stacklevel, dtype):
     ops = backend.ops_for(input, "log_softmax") if _is_served(input, dim, dtype) else None
     if ops is None:
         return F.log_softmax(input, dim, _stacklevel + 1, dtype)
-    return _call(ops, True, input)
+    return _call(ops, True, input, dim)

@@ -48,6 +48,7 @@ RULES = (
     Rule(torch.nn.LayerNorm, nn.LayerNorm, (F.layer_norm, torch.layer_norm)),
     Rule(torch.nn.RMSNorm, nn.RMSNorm, (F.rms_norm, torch.rms_norm)),
     Rule(torch.nn.Softmax, nn.Softmax, (F.softmax,)),
+    Rule(torch.nn.Softmax2d, nn.Softmax2d, (F.softmax,)),
     Rule(torch.nn.LogSoftmax, nn.LogSoftmax, (F.log_softmax,)),
     Rule(torch.nn.MultiheadAttention, nn.MultiheadAttention, (F.multi_head_attention_forward,)),
     Rule(torch.nn.RNN, nn.RNN, (torch.rnn_tanh,)),
