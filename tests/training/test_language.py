@@ -12,7 +12,9 @@ import pydl as package
 from pydl import models, train
 from pydl.errors import CheckpointError, OptionError
 from pydl.text import prose
+from pydl.training import language
 from pydl.training.config import Config
+from pydl.training.processes import Processes
 
 MODELS = models.names("language")
 # options that keep a step short
@@ -152,6 +154,23 @@ def test_the_state_goes_on_in_an_epoch_and_only_there(novel):
     assert X.shape == (8, 10)
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (2, 5, 16)])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_states_of_several_processes_are_one(shape, world):
+    """A checkpoint holds the state of all rows, whose parts other processes than those that wrote it may take."""
+    whole = torch.randn(shape), torch.randn(shape)
+    for state in (whole, whole[0]):
+        parts = []
+        for rank in range(world):
+            one = object.__new__(language.LanguageLearner)
+            one.processes = Processes(rank, world)
+            parts.append(language._map(one._own_rows, state))
+            first = parts[-1][0] if isinstance(state, tuple) else parts[-1]
+            assert first.shape[-2] == len(one.processes.shard(torch.arange(5)))
+        torch.testing.assert_close(language._joined(parts), state)
+    assert language._joined([]) is language._map(torch.Tensor.detach, None) is None
+
+
 def test_losses_are_means_over_tokens(tmp_path, novel):
     options = small("lstm_lm", novel, lr=1e-12, optimizer="sgd", epochs=1, schedule="constant", partition="random")
     result, _ = run(tmp_path, "lstm_lm", **options)
@@ -230,8 +249,7 @@ def test_resume_refuses_another_vocabulary(tmp_path, novel):
         run(None, resume=tmp_path / "run", root=str(tmp_path / "other.txt"))
 
 
-@pytest.mark.parametrize("tokens", ["letters", "word", "bpe"])
-@pytest.mark.parametrize("model", ["ngram", "gru_lm"])
+@pytest.mark.parametrize("model, tokens", [("ngram", "letters"), ("gru_lm", "word"), ("gru_lm", "bpe")])
 def test_generate(pydl, tmp_path, novel, model, tokens):
     words = [f"--option={name}={value}" for name, value in SMALL.get(model, {}).items()]
     words += ["--data=text", f"--root={novel}", "--batch-size=2", "--num-steps=5", "--max-steps=3"]

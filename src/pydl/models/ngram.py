@@ -112,7 +112,7 @@ class WindowLM(Module):
         """(logits (N, T, V), the last tokens (N, window - 1)) of tokens (N, T); before the first stands ``<unk>``."""
         state = tokens.new_zeros(len(tokens), self.window - 1) if state is None else state
         whole = torch.cat([state, tokens], 1)
-        windows = self.embedding(whole).unfold(1, self.window, 1).flatten(2)  # (N, T, embedding · window)
+        windows = self.embedding(whole.unfold(1, self.window, 1)).flatten(2)  # (N, T, window · embedding)
         return self.output(self.activation(self.hidden(windows))), whole[:, whole.shape[1] - self.window + 1 :]
 
 
