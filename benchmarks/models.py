@@ -21,9 +21,8 @@ from pathlib import Path
 from machine import describe, name
 from rich.console import Console
 
-from pydl import data, models, train
+from pydl import models, train
 from pydl.training.config import Config
-from pydl.training.learner import Learner
 
 BEGIN, END = "<!-- models: made by benchmarks/models.py -->", "<!-- end of models -->"
 SECONDS, LEAST, MOST = 4.0, 4, 200  # of a timing, and pairs of steps in it
@@ -32,13 +31,9 @@ SECONDS, LEAST, MOST = 4.0, 4, 200  # of a timing, and pairs of steps in it
 def prepare(model):
     """The learners of the recipe, ours and torch's, and what is counted rather than measured."""
     config = Config(model).resolved()
-    dataset = data.get(config.data)
-    size = (config.size, config.size)
-    preprocessing = None if dataset.regression else data.Preprocessing.fit(dataset.train.images, size)
-    splits = [data.Batches(split, preprocessing) for split in (dataset.train, dataset.test)]
-    learners = [Learner(config, *splits, len(dataset.classes), backend, "cpu") for backend in ("cpu", "torch")]
+    learners = train.learners(config, ("cpu", "torch"))
     parameters = sum(p.numel() for p in learners[0].model.parameters())
-    shape = [config.batch_size, *splits[0].images.shape[1:]]
+    shape = list(learners[0].train[learners[0]._batches[0]][0].shape)
     return learners, {"input": shape, "parameters": parameters, "epoch_steps": learners[0].epoch_steps}
 
 
@@ -48,7 +43,7 @@ def accuracy(model):
         console = Console(file=io.StringIO())
         result = train.train(Config(model), out=Path(folder) / model, console=console)
     row, config = result.history[-1], result.config
-    score = {key: row[key] for key in ("test_accuracy", "test_loss") if key in row}
+    score = {key: row[key] for key in ("test_accuracy", "test_perplexity", "test_loss") if key in row}
     return {
         **prepare(model)[1],
         **score,
@@ -98,6 +93,8 @@ def table(kept):
         cells = [model, "×".join(map(str, row["input"])), f"{row['parameters']:,}", "–", "–", "–", "–", "–", "–"]
         if "epochs" in row:
             score = f"{row['test_accuracy']:.4f}" if "test_accuracy" in row else f"loss {row['test_loss']:.2g}"
+            if "test_perplexity" in row:
+                score = f"perplexity {row['test_perplexity']:.3f}"
             cells[3:5] = str(row["epochs"]), score
         if "ratio" in row:
             epoch = f"{row['step_ms'] * row['epoch_steps'] / 1e3:.2g} s"

@@ -46,7 +46,9 @@ def train(
         str | None, typer.Argument(help="Model to train; `pydl info` lists them.", metavar="MODEL")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Data set; `pydl info` lists them. Most models: digits.")] = None,
-    root: Annotated[str, typer.Option(help="Folder with the files of data sets that are not bundled.")] = "data",
+    root: Annotated[
+        str, typer.Option(help="Folder with the files of data sets that are not bundled; the file of `text`.")
+    ] = "data",
     download: Annotated[bool, typer.Option("--download", help="Fetch the files first, by torchvision.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps, inside an epoch too.")] = None,
@@ -66,6 +68,9 @@ def train(
     workers: Annotated[int, typer.Option(help="Processes that make batches ready; for large image folders.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, order of the data and dropout.")] = 0,
     size: Annotated[int | None, typer.Option(help="Height and width of the model's input.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Of language models: tokens of a row in a step.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Of language models: letters, char, word or bpe.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Of language models: sequential or random.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="The model's own NAME=VALUE: ratio=1, hidden=8,8.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
@@ -161,6 +166,23 @@ def predict(
     if out is not None:
         paths = save_pictures(predictions, out)
         console.print(f"{out}/ holds {len(paths)} pictures with their labels", highlight=False)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of a language model.", metavar="RUN")],
+    prefix: Annotated[str, typer.Argument(help="Text to go on from.", metavar="PREFIX")],
+    length: Annotated[int, typer.Option(help="Tokens to write.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Below 1 likely tokens become likelier; 0: the likeliest.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many of the likeliest tokens alone.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+):
+    """Print PREFIX and what a trained language model writes after it."""
+    from pydl.generate import Writer
+
+    print(Writer(checkpoint, device, backend)(prefix, length, temperature, top_k, seed))
 
 
 @app.command()

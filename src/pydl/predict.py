@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pydl import backend, data
+from pydl import backend, data, models
 from pydl.errors import CheckpointError, MissingExtra
 from pydl.training import checkpoint
 from pydl.training.build import build
@@ -43,7 +43,7 @@ class Predictor:
             self.preprocessing = data.Preprocessing(**{k: tuple(v) for k, v in preprocessing.items()})
         except (TypeError, KeyError):
             raise CheckpointError(f"{path}: the checkpoint was written by another version of pydl") from None
-        if not self.classes:
+        if models.kind(config.model) != "classifier":
             raise CheckpointError(f"{path}: expected the checkpoint of a classifier, got one of {config.model}")
         config.device, config.backend = device, backend_name
         self.backend, self.device = place(config)

@@ -12,17 +12,19 @@ from rich.console import Console
 import pydl
 from pydl import data, memory, models
 from pydl.errors import CheckpointError, OptionError, did_you_mean
+from pydl.text import Windows
 from pydl.training import board, checkpoint, display
-from pydl.training.build import check
+from pydl.training.build import check, check_kind
 from pydl.training.config import Config
 from pydl.training.folder import Folder
+from pydl.training.language import LanguageLearner
 from pydl.training.learner import Learner
 from pydl.training.loop import Interrupted, loop
 from pydl.training.place import place
 from pydl.training.processes import environment, joined
 from pydl.training.result import Result
 
-__all__ = ["Config", "Interrupted", "Result", "cross_validate", "resumed", "train"]
+__all__ = ["Config", "Interrupted", "Result", "cross_validate", "learners", "resumed", "train"]
 
 
 def train(config, out=None, resume=None, console=None, dataset=None, report=False):
@@ -65,13 +67,17 @@ def _resolved(config):
             f"model: expected the name to be one of {', '.join(names)}, got {config.model!r}"
             + did_you_mean(config.model, names)
         )
-    return config.resolved()
+    config = config.resolved()
+    check_kind(config)
+    return config
 
 
 def _dataset(config, dataset=None):
     """``dataset``, or the one that ``config.data`` names, once it is sure that it fits the model."""
     if dataset is None:
         options = {"size": (config.size, config.size)} if config.data == "folder" else {}
+        if config.data in data.TEXTS and config.tokens:
+            options["tokens"] = config.tokens
         dataset = data.get(config.data, root=config.root, **options)
     check(config, dataset)
     return dataset
@@ -79,18 +85,9 @@ def _dataset(config, dataset=None):
 
 def _run(config, device, processes, out, resume, console, dataset, report):
     dataset = _dataset(config, dataset)
-    if resume is not None:
-        preprocessing = _same_data(dataset, resume)
-    elif dataset.regression:
-        preprocessing = None
-    else:
-        preprocessing = data.Preprocessing.fit(dataset.train.images, (config.size, config.size))
-    at = "cpu" if config.workers else device  # worker processes have no business on a GPU
-    splits = [data.Batches(split, preprocessing, at) for split in (dataset.train, dataset.test)]
-    learners = [
-        Learner(config, *splits, len(dataset.classes), backend, device, processes)
-        for backend in ([config.backend, "torch"] if config.compare else [config.backend])
-    ]
+    preprocessing = _preprocessing(config, dataset) if resume is None else _same_data(dataset, resume)
+    backends = [config.backend, "torch"] if config.compare else [config.backend]
+    learners = _learners(config, dataset, preprocessing, backends, device, processes)
     history = [] if resume is None else _restore(learners, resume)
     if resume is None or out is not None:
         folder = Folder(processes.by_first(lambda: Folder.new(out, config.model).path))
@@ -112,6 +109,29 @@ def _run(config, device, processes, out, resume, console, dataset, report):
     return result
 
 
+def _preprocessing(config, dataset):
+    """The preprocessing of images; None for other data."""
+    if dataset.kind != "classification":
+        return None
+    return data.Preprocessing.fit(dataset.train.images, (config.size, config.size))
+
+
+def _learners(config, dataset, preprocessing, backends, device, processes=None):
+    at = "cpu" if config.workers else device  # worker processes have no business on a GPU
+    if dataset.kind == "text":
+        splits = [Windows(part, config.num_steps, at) for part in (dataset.train, dataset.test)]
+        return [LanguageLearner(config, *splits, dataset.tokenizer, name, device, processes) for name in backends]
+    splits = [data.Batches(split, preprocessing, at) for split in (dataset.train, dataset.test)]
+    return [Learner(config, *splits, len(dataset.classes), name, device, processes) for name in backends]
+
+
+def learners(config, backends):
+    """The learners of a resolved ``config`` on each of ``backends``, on the CPU, before their first step."""
+    check_kind(config)
+    dataset = _dataset(config)
+    return _learners(config, dataset, _preprocessing(config, dataset), backends, torch.device("cpu"))
+
+
 def cross_validate(config, folds, out=None, console=None):
     """Trains ``config`` ``folds`` times, each time testing on another part of the training set; returns the results.
 
@@ -128,8 +148,8 @@ def cross_validate(config, folds, out=None, console=None):
         raise OptionError("--folds: expected one process, got a run under torchrun")
     resolved = _resolved(config)
     dataset = _dataset(resolved)
-    if not torch.is_tensor(dataset.train.images):
-        raise OptionError(f"--folds: expected a data set in memory, got {resolved.data!r}")
+    if dataset.kind == "text" or not torch.is_tensor(dataset.train.images):
+        raise OptionError(f"--folds: expected a data set of examples in memory, got {resolved.data!r}")
     if not 2 <= folds <= len(dataset.train):
         raise OptionError(f"--folds: expected a number from 2 to the {len(dataset.train)} examples, got {folds}")
     parent, results = Folder.new(out, f"{config.model}-folds").path, []
@@ -158,6 +178,11 @@ def resumed(path, **changes):
 def _same_data(dataset, content):
     """The checkpoint's preprocessing, once it is sure that it was trained on this very data set."""
     expected = content["examples"], tuple(content["classes"])
+    if dataset.kind == "text" and expected[1] != dataset.classes:
+        raise CheckpointError(
+            f"{content['folder']}: expected the vocabulary of the checkpoint, {len(expected[1]):,} tokens, in data set "
+            f"{dataset.name!r}, got another of {len(dataset.classes):,}"
+        )
     if expected != (len(dataset.train), dataset.classes):
         raise CheckpointError(
             f"{content['folder']}: expected the {expected[0]:,} training examples and {len(expected[1])} classes of "

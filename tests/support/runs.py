@@ -13,7 +13,7 @@ from pydl.training.config import Config
 from pydl.training.learner import Learner
 
 # what a row measures and no rule decides
-TIMES = {"examples_per_second", "seconds", "torch_examples_per_second", "torch_seconds"}
+TIMES = {f"{side}{key}" for side in ("", "torch_") for key in ("examples_per_second", "tokens_per_second", "seconds")}
 
 
 def run(out, model="mlp", resume=None, dataset=None, report=False, **options):

@@ -92,7 +92,6 @@ from pydl.d2l.seq2seq import (
 from pydl.d2l.text import (
     SeqDataLoader,
     Vocab,
-    count_corpus,
     load_corpus_time_machine,
     load_data_time_machine,
     read_time_machine,
@@ -127,6 +126,7 @@ from pydl.d2l.translation import (
     tokenize_nmt,
     truncate_pad,
 )
+from pydl.text import count_corpus
 
 __all__ = [
     "GRU",

@@ -1,12 +1,12 @@
 """Text for language models: lines, tokens, a vocabulary, and batches of neighbouring tokens."""
 
-import collections
 import re
 
 import torch
 
 from pydl.d2l.images import folders, say_once
 from pydl.errors import DataError
+from pydl.text import Vocab, Windows, letters, random_starts, sequential_starts, tokenize
 
 FILE = "timemachine.txt"
 
@@ -26,7 +26,7 @@ def read_time_machine():
             f"d2l: no {FILE} in " + ", ".join(map(str, folders())) + ": the prose is that of Python's reference manual."
         )
         lines = _manual()
-    return [re.sub("[^A-Za-z]+", " ", line).strip().lower() for line in lines]
+    return [letters(line) for line in lines]
 
 
 def _manual():
@@ -45,61 +45,6 @@ def _manual():
                 yield from paragraph.splitlines()
 
 
-def tokenize(lines, token="word"):
-    """Lists of words, or of characters (``token="char"``), one per line."""
-    if token not in ("word", "char"):
-        raise ValueError(f"tokenize: expected token to be word or char, got {token!r}")
-    return [line.split() if token == "word" else list(line) for line in lines]
-
-
-def count_corpus(tokens):
-    """How often each token occurs: a ``Counter`` of a list of tokens, or of lists of them."""
-    if len(tokens) == 0 or isinstance(tokens[0], list):
-        tokens = [token for line in tokens for token in line]
-    return collections.Counter(tokens)
-
-
-class Vocab:
-    """Numbers for tokens: 0 is ``<unk>``, then the reserved ones, then all from the most frequent on.
-
-    Args:
-        tokens: a list of tokens, or of lists of them.
-        min_freq: a token that occurs less often is unknown.
-        reserved_tokens: such as ``<pad>``, which get a number whether they occur or not.
-
-    Attributes:
-        idx_to_token, token_to_idx: a list and a dictionary.
-        token_freqs: (token, how often), the most frequent first.
-    """
-
-    def __init__(self, tokens=None, min_freq=0, reserved_tokens=None):
-        counter = count_corpus([] if tokens is None else tokens)
-        self.token_freqs = sorted(counter.items(), key=lambda pair: -pair[1])
-        frequent = (token for token, count in self.token_freqs if count >= min_freq)
-        self.idx_to_token = list(dict.fromkeys(["<unk>", *(reserved_tokens or ()), *frequent]))
-        self.token_to_idx = {token: number for number, token in enumerate(self.idx_to_token)}
-
-    def __len__(self):
-        return len(self.idx_to_token)
-
-    def __getitem__(self, tokens):
-        """The number of a token, or those of a list."""
-        if isinstance(tokens, list | tuple):
-            return [self[token] for token in tokens]
-        return self.token_to_idx.get(tokens, self.unk)
-
-    def to_tokens(self, indices):
-        """The token of a number, or those of a list or a tensor."""
-        if isinstance(indices, list | tuple) or getattr(indices, "ndim", 0):
-            return [self.to_tokens(index) for index in indices]
-        return self.idx_to_token[int(indices)]
-
-    @property
-    def unk(self):
-        """The number of unknown tokens."""
-        return 0
-
-
 def load_corpus_time_machine(max_tokens=-1):
     """(corpus, vocab): all characters of :func:`read_time_machine` as numbers, or the first ``max_tokens``."""
     tokens = tokenize(read_time_machine(), "char")
@@ -113,28 +58,14 @@ def seq_data_iter_random(corpus, batch_size, num_steps):
 
     They begin at a random one of the first ``num_steps`` tokens, and no two of them overlap.
     """
-    corpus = torch.as_tensor(corpus)
-    corpus = corpus[_below(num_steps) :]
-    count = (len(corpus) - 1) // num_steps
-    starts = torch.randperm(count) * num_steps
-    steps = torch.arange(num_steps)
-    for chosen in starts[: count // batch_size * batch_size].view(-1, batch_size):
-        places = chosen.unsqueeze(1) + steps
-        yield corpus[places], corpus[places + 1]
+    windows = Windows(torch.as_tensor(corpus), num_steps)
+    yield from map(windows.__getitem__, random_starts(len(windows), batch_size, num_steps))
 
 
 def seq_data_iter_sequential(corpus, batch_size, num_steps):
     """As :func:`seq_data_iter_random`, but a row of a batch goes on where that row of the batch before ended."""
-    corpus = torch.as_tensor(corpus)
-    corpus = corpus[_below(num_steps) :]
-    length = (len(corpus) - 1) // batch_size
-    X, Y = (corpus[i : i + batch_size * length].reshape(batch_size, length) for i in (0, 1))
-    for start in range(0, length // num_steps * num_steps, num_steps):
-        yield X[:, start : start + num_steps], Y[:, start : start + num_steps]
-
-
-def _below(count):
-    return int(torch.randint(count, ()))
+    windows = Windows(torch.as_tensor(corpus), num_steps)
+    yield from map(windows.__getitem__, sequential_starts(len(windows), batch_size, num_steps))
 
 
 class SeqDataLoader:

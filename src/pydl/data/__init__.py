@@ -1,4 +1,4 @@
-"""Data sets by name, as tensors in memory: ``pydl.data.get("digits")`` gives a :class:`Dataset`."""
+"""Data sets by name, in memory: ``pydl.data.get("digits")`` gives a :class:`Dataset`, a text a :class:`TextDataset`."""
 
 from pydl.data.augment import Augment
 from pydl.data.cifar import cifar10
@@ -10,6 +10,7 @@ from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.loader import in_order
 from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.synthetic import synthetic
+from pydl.data.text import TextDataset, prose, text
 from pydl.errors import OptionError, did_you_mean
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Dataset",
     "Preprocessing",
     "Split",
+    "TextDataset",
     "cifar10",
     "digits",
     "download",
@@ -30,8 +32,10 @@ __all__ = [
     "mnist",
     "names",
     "polynomial",
+    "prose",
     "read_image",
     "synthetic",
+    "text",
     "weight_decay",
 ]
 
@@ -45,7 +49,10 @@ _LOADERS = {
     "linear": linear,
     "polynomial": polynomial,
     "weight-decay": weight_decay,
+    "prose": prose,
+    "text": text,
 }
+TEXTS = "prose", "text"  # the sets of language models
 
 
 def names():
@@ -59,7 +66,8 @@ def get(name, root="data", seed=0, **options):
     Args:
         name: one of :func:`names`.
         root: folder under which sets that come as files are looked for; bundled and synthetic sets do not read it.
-        options: further arguments of the set's own function, such as ``size`` and ``workers`` of ``folder``.
+        options: further arguments of the set's own function, such as ``size`` and ``workers`` of ``folder``,
+            and ``tokens`` of texts.
         seed: of the split, where the set has none of its own, and of the values of a synthetic set.
 
     Raises:

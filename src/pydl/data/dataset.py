@@ -47,6 +47,11 @@ class Dataset:
     def regression(self):
         return not self.classes
 
+    @property
+    def kind(self):
+        """What is learnt from it: ``regression`` or ``classification``."""
+        return "regression" if self.regression else "classification"
+
 
 def folds(dataset, count, seed=0):
     """Yields ``count`` data sets: each has one part of the training split for its test split, and trains on the rest.

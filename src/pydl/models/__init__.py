@@ -7,15 +7,17 @@ loads as it is; the docstrings say with which options. FLOPs count a multiply-ad
 convolutions and affine layers.
 """
 
-from pydl.models._registry import builder, get, names
+from pydl.models._registry import builder, get, kind, names
 from pydl.models.alexnet import alexnet
 from pydl.models.cifar import cifar_net
 from pydl.models.googlenet import googlenet
 from pydl.models.lenet import lenet, lenet_bn
 from pydl.models.linear import linear_regression, polynomial_regression, softmax_regression, weight_decay
 from pydl.models.mlp import mlp
+from pydl.models.ngram import ngram, nnlm
 from pydl.models.nin import nin
 from pydl.models.preact import preact_resnet18, wide_resnet
+from pydl.models.recurrent import gru_lm, lstm_lm, rnn_lm
 from pydl.models.resnet import resnet18, resnet50, resnext50
 from pydl.models.vgg import vgg11
 
@@ -25,17 +27,23 @@ __all__ = [
     "cifar_net",
     "get",
     "googlenet",
+    "gru_lm",
+    "kind",
     "lenet",
     "lenet_bn",
     "linear_regression",
+    "lstm_lm",
     "mlp",
     "names",
+    "ngram",
     "nin",
+    "nnlm",
     "polynomial_regression",
     "preact_resnet18",
     "resnet18",
     "resnet50",
     "resnext50",
+    "rnn_lm",
     "softmax_regression",
     "vgg11",
     "weight_decay",

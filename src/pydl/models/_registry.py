@@ -1,10 +1,11 @@
 """Models by name: a file of this package decorates each builder with :func:`register`."""
 
+KINDS = ("classifier", "regression", "language")
 _BUILDERS, _KINDS = {}, {}
 
 
 def register(kind):
-    """Decorator: makes ``builder(**options) -> module`` known under its own name, as a classifier or a regression."""
+    """Decorator: makes ``builder(**options) -> module`` known under its own name, as one of :data:`KINDS`."""
 
     def known(builder):
         _BUILDERS[builder.__name__], _KINDS[builder.__name__] = builder, kind
@@ -14,9 +15,9 @@ def register(kind):
 
 
 def names(kind=None):
-    """The names of the models, sorted; with ``kind``, ``"classifier"`` or ``"regression"``, of those alone."""
-    if kind not in (None, "classifier", "regression"):
-        raise ValueError(f"models: expected kind to be classifier or regression, got {kind!r}")
+    """The names of the models, sorted; with ``kind``, one of :data:`KINDS`, of those alone."""
+    if kind not in (None, *KINDS):
+        raise ValueError(f"models: expected kind to be one of {', '.join(KINDS)}, got {kind!r}")
     return sorted(name for name in _BUILDERS if kind in (None, _KINDS[name]))
 
 
@@ -31,6 +32,12 @@ def builder(name):
     return _BUILDERS[name]
 
 
+def kind(name):
+    """What the model ``name`` is, one of :data:`KINDS`; the errors are those of :func:`builder`."""
+    builder(name)
+    return _KINDS[name]
+
+
 def get(name, **options):
     """Builds a model by name: ``get("lenet", num_classes=10, in_channels=1)``.
 
@@ -39,7 +46,7 @@ def get(name, **options):
         options: arguments of the model's own function. Every image classifier takes ``num_classes`` (outputs of the
             last layer, 10 by default), ``in_channels`` (channels of its input; 1 by default, 3 for the models of
             small colour images) and ``input_size`` (height and width, where no layer depends on it only checked); the
-            regressions take their number of inputs instead.
+            regressions take their number of inputs instead, the language models ``vocab_size``.
 
     Returns:
         A ``torch.nn.Module`` built from ``pydl.nn``, in training mode, with torch's default initial weights.
@@ -55,6 +62,13 @@ def check_variant(name, variant, variants):
     """``variant`` must be one of ``variants``: the error of the models that come in more than one."""
     if variant not in variants:
         raise ValueError(f"{name}: expected variant to be one of {', '.join(variants)}, got {variant!r}")
+
+
+def check_at_least(name, **sizes):
+    """Each of ``sizes`` must be at least 1."""
+    for what, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}: expected {what} to be at least 1, got {size}")
 
 
 def check_input_size(name, input_size, smallest):

@@ -30,20 +30,28 @@ class Board:
 
     def begin(self, learner):
         """The model's graph, and some of the images it is trained on."""
+        if learner.unit == "tokens":
+            self._graph(learner.model, learner.train[torch.zeros(2, dtype=torch.int64)][0])
+            return
         images = learner.train[torch.arange(min(EXAMPLES, len(learner.train)), device=learner.train.device)][0]
         if learner.train.preprocessing is not None:
             pictures = learner.train.preprocessing.undo(images).clamp(0, 1)
             self.writer.add_images("examples", pictures.cpu(), learner.step)
+        self._graph(learner.model, images[:2])
+
+    def _graph(self, model, example):
         # The graph is made by tracing, which refuses our ops: on torch's, a layer is the same node. A copy, since
         # tracing runs the model.
-        model = unswap(copy.deepcopy(learner.model)).cpu().eval()
+        model = unswap(copy.deepcopy(model)).cpu().eval()
         with backend.use("torch"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing is deprecated, and still what TensorBoard draws
-            self.writer.add_graph(model, images[:2].cpu())
+            self.writer.add_graph(model, example.cpu())
 
     def epoch(self, row):
         for key, value in row.items():
-            if key not in ("epoch", "step"):
+            if key == "sample":
+                self.writer.add_text("sample", value, row["step"])
+            elif key not in ("epoch", "step"):
                 self.writer.add_scalar(_tag(key), value, row["step"])
         self.writer.flush()
 
@@ -72,6 +80,8 @@ def _tag(key):
     groups = {
         "loss": "loss/{}train",
         "test_loss": "loss/{}test",
+        "perplexity": "perplexity/{}train",
+        "test_perplexity": "perplexity/{}test",
         "train_accuracy": "accuracy/{}train",
         "test_accuracy": "accuracy/{}test",
     }

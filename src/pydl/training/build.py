@@ -8,24 +8,25 @@ from pydl import backend, models
 from pydl.errors import OptionError, did_you_mean
 from pydl.training.recipes import recipe
 
-
-def is_regression(model):
-    """Whether the model called ``model`` predicts a number: its function then takes no ``num_classes``."""
-    return "num_classes" not in inspect.signature(models.builder(model)).parameters
+# the kind of data set that each kind of model learns from
+LEARNS_FROM = {"classifier": "classification", "regression": "regression", "language": "text"}
+# options that only one kind of model takes
+OF_IMAGES, OF_TEXT = ("size", "augment"), ("num_steps", "tokens", "partition")
 
 
 def own_options(model):
     """The options of the model's own function with their defaults: what ``--option`` takes."""
     parameters = inspect.signature(models.builder(model)).parameters
-    given = ("num_classes", "in_channels", "input_size", "in_features")  # by the data and by --size
+    given = ("num_classes", "in_channels", "input_size", "in_features", "vocab_size")  # by the data and by --size
     return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
 
 def check(config, dataset):
-    """Refuses a regression on a classification's data set and the reverse, and options that the model does not have."""
-    if is_regression(config.model) != dataset.regression:
-        kind = "a regression" if dataset.regression else "a classification"
-        raise OptionError(f"--data: expected a set that fits {config.model}, got {config.data!r}, which is {kind}")
+    """Refuses a data set of another kind than the model's, and options that the model does not have."""
+    if LEARNS_FROM[models.kind(config.model)] != dataset.kind:
+        raise OptionError(
+            f"--data: expected a set that fits {config.model}, got {config.data!r}, which is a {dataset.kind}"
+        )
     own = own_options(config.model)
     for name in config.options:
         if name not in own:
@@ -48,18 +49,30 @@ def _in_form(options, own):
     }
 
 
+def check_kind(config):
+    """Refuses options of images for a language model, and of texts for the others."""
+    language = models.kind(config.model) == "language"
+    for name in OF_IMAGES if language else OF_TEXT:
+        if getattr(config, name):
+            kind = "a model of images" if language else "a language model"
+            option = f"--{name.replace('_', '-')}"
+            raise OptionError(f"{option}: expected {kind} to take it, got {config.model}")
+
+
 def build(config, num_classes, preprocessing, features=None):
     """The model of ``config`` on the CPU; lazy layers have taken their shapes, in eval mode, which counts no batch.
 
     Args:
-        num_classes, preprocessing: of a classification.
+        num_classes, preprocessing: of a classification; of a language model, the size of its vocabulary and None.
         features: of a regression, the number of its inputs.
 
     Raises:
         OptionError: for a size or an option that the model does not take.
     """
     known = inspect.signature(models.builder(config.model)).parameters
-    if features is None:
+    if models.kind(config.model) == "language":
+        given, example = {"vocab_size": num_classes}, torch.zeros(1, 2, dtype=torch.int64)
+    elif features is None:
         given = {"num_classes": num_classes, "in_channels": preprocessing.channels, "input_size": config.size}
         example = torch.zeros(2, preprocessing.channels, *preprocessing.size)
     else:
@@ -83,7 +96,7 @@ def build(config, num_classes, preprocessing, features=None):
     except (RuntimeError, TypeError, ValueError):
         asked = {}  # the size is at fault, or has its share in it
     if not asked:
-        at = f"--size {config.size}" if features is None else "its options"
+        at = f"--size {config.size}" if "input_size" in given else "its options"
         raise OptionError(f"{config.model} cannot be built with {at}: {reason}")
     typed = " ".join(f"--option {_words(name, value)}" for name, value in asked.items())
     forms = " ".join(_words(name, own[name]) for name in asked)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from pydl import text
 from pydl.data.augment import KINDS
 from pydl.errors import OptionError, did_you_mean
 from pydl.training.recipes import INITS, recipe
@@ -12,6 +13,7 @@ from pydl.training.schedule import SCHEDULES
 # torch's own defaults of weight decay
 WEIGHT_DECAY = {"sgd": 0.0, "momentum": 0.0, "adam": 0.0, "adamw": 0.01}
 OPTIMIZERS = tuple(WEIGHT_DECAY)
+PARTITIONS = ("sequential", "random")
 
 
 @dataclass
@@ -25,6 +27,9 @@ class Config:
         l1: factor of the sum of all absolute weights in what is minimised; the loss that is shown is without it.
         amp: mixed precision: bfloat16 on a CPU, float16 with a scaled loss on a GPU.
         patience: stop after this many epochs without a lower test loss.
+        num_steps: of a language model: tokens of a row in a step.
+        tokens: of a language model: ``letters``, ``char``, ``word`` or ``bpe``; see :class:`pydl.text.Tokenizer`.
+        partition: of a language model: ``sequential``, where a row's state goes on from step to step, or ``random``.
         augment: of ``crop`` and ``flip``, what the training images are varied by.
         init: first weights of linear and convolution layers: ``torch``, ``xavier`` or ``kaiming``.
         workers: processes that make batches ready while the model computes.
@@ -46,6 +51,9 @@ class Config:
     l1: float = 0.0
     amp: bool = False
     patience: int | None = None
+    num_steps: int | None = None
+    tokens: str | None = None
+    partition: str | None = None
     augment: list | None = None
     init: str | None = None
     workers: int = 0
@@ -67,14 +75,14 @@ class Config:
         """
         defaults = recipe(self.model)
         names = ("data", "epochs", "batch_size", "lr", "optimizer", "schedule", "warmup")
-        names += ("size", "weight_decay", "init")
+        names += ("size", "weight_decay", "init", "clip", "patience", "num_steps", "tokens", "partition")
         filled = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
         config = dataclasses.replace(self, **filled)
         config.options = {**defaults.options, **(self.options or {})}
         if config.weight_decay is None:
             config.weight_decay = WEIGHT_DECAY[config.optimizer] if config.optimizer in OPTIMIZERS else 0.0
         config.augment = list(self.augment or [])
-        for name in ("epochs", "max_steps", "batch_size", "size", "threads", "patience"):
+        for name in ("epochs", "max_steps", "batch_size", "size", "threads", "patience", "num_steps"):
             value = getattr(config, name)
             if value is not None and value < 1:
                 raise OptionError(f"--{name.replace('_', '-')}: expected a number of at least 1, got {value}")
@@ -91,6 +99,10 @@ class Config:
                 raise OptionError(f"--{name.replace('_', '-')}: expected a finite number of at least 0, got {value}")
         if config.clip is not None and not config.clip > 0:
             raise OptionError(f"--clip: expected a number above 0, got {config.clip}")
+        for name, known in (("tokens", text.KINDS), ("partition", PARTITIONS)):
+            value = getattr(config, name)
+            if value is not None and value not in known:
+                raise OptionError(f"--{name}: expected one of {', '.join(known)}, got {value!r}")
         for kind in config.augment:
             if kind not in KINDS:
                 raise OptionError(f"--augment: expected one of {', '.join(KINDS)}, got {kind!r}")

@@ -1,4 +1,4 @@
-"""``curves.png``: the loss and both accuracies over the epochs."""
+"""``curves.png``: the loss and both accuracies, or perplexities, over the epochs."""
 
 import importlib.util
 import math
@@ -17,13 +17,18 @@ def draw(path, history, title, compare=False):
     from matplotlib.figure import Figure  # the object-oriented interface: no window, no global state
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
-    regression = "test_accuracy" not in history[-1]
+    language = "test_perplexity" in history[-1]
+    regression = not language and "test_accuracy" not in history[-1]
     figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
     left = panels[0]
     epochs = [row["epoch"] for row in history]
     lines = [(left, "loss", "train", TRAIN), (left, "test_loss", "test", TEST)]
-    if not regression:
+    if language:
+        right = panels[1]
+        right.set(ylabel="perplexity", yscale="log")
+        lines += [(right, "perplexity", "train", TRAIN), (right, "test_perplexity", "test", TEST)]
+    elif not regression:
         right = panels[1]
         right.set(ylabel="accuracy", ylim=(0, 1.05))
         lines += [(right, "train_accuracy", "train", TRAIN), (right, "test_accuracy", "test", TEST)]

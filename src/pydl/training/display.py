@@ -4,6 +4,9 @@ import statistics
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from pydl.text import perplexity
 
 # A bar that is drawn more often than the eye reads it takes time from the cores that train.
 REFRESH_SECONDS = 0.2
@@ -27,6 +30,9 @@ class Lines:
     def print(self, thing):
         self.console.print(thing)
 
+    def sample(self, text):
+        print(f"  {text}", file=self.console.file, flush=True)
+
     def epoch(self, row):
         text = f"epoch {row['epoch']}/{self.epochs}  step {row['step']}  {_scores(row)}"
         if "torch_loss" in row:
@@ -38,17 +44,24 @@ def _scores(row):
     parts = [f"loss {row['loss']:.4f}"]
     if "test_accuracy" in row:
         parts += [f"train acc {row['train_accuracy']:.4f}", f"test acc {row['test_accuracy']:.4f}"]
+    elif "perplexity" in row:
+        parts += [f"perplexity {row['perplexity']:.3f}", f"test perplexity {row['test_perplexity']:.3f}"]
     else:
         parts.append(f"test loss {row['test_loss']:.4f}")
-    return "  ".join([*parts, f"{row['examples_per_second']:,.0f} examples/s"])
+    unit = _unit(row)
+    return "  ".join([*parts, f"{row[f'{unit}_per_second']:,.0f} {unit}/s"])
+
+
+def _unit(row):
+    return "tokens" if "tokens_per_second" in row else "examples"
 
 
 class Bar:
-    """A progress bar over all epochs with loss, accuracy and examples/s; drawn when told to, never from a thread."""
+    """A progress bar over all epochs with loss, scores and the rate; drawn when told to, never from a thread."""
 
-    def __init__(self, console, model, epochs, total, done, epoch):
+    def __init__(self, console, model, epochs, total, done, epoch, unit):
         wide = console.width >= 100
-        self.model, self.epochs, self.current = model, epochs, epoch
+        self.model, self.epochs, self.current, self.unit = model, epochs, epoch, unit
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24 if wide else 10),
@@ -70,7 +83,9 @@ class Bar:
 
     def update(self, done, loss, accuracy, rate, ratio):
         text = f"loss {loss:.4f}" + (f"  acc {accuracy:.3f}" if accuracy is not None else "")
-        text += f"  {rate:,.0f} examples/s"
+        if self.unit == "tokens":
+            text += f"  perplexity {perplexity(loss):.2f}"
+        text += f"  {rate:,.0f} {self.unit}/s"
         if ratio is not None:
             text += f"  {ratio:.2f}× torch"
         self.progress.update(
@@ -84,9 +99,12 @@ class Bar:
     def print(self, thing):
         self.progress.console.print(thing)
 
+    def sample(self, text):
+        self.progress.console.print(Text(f"  {text}"))
+
     def epoch(self, row):
         self.current = row["epoch"] + 1
-        test = row.get("test_accuracy", row["test_loss"])
+        test = row.get("test_accuracy", row.get("test_perplexity", row["test_loss"]))
         self.progress.update(self.task, completed=row["step"], test=f"test {test:.3f}")
 
 
@@ -96,10 +114,12 @@ def headline(result):
     scores = [f"test loss {row['test_loss']:.4f}"]
     if "test_accuracy" in row:
         scores.insert(0, f"test accuracy {row['test_accuracy']:.4f}")
+    if "test_perplexity" in row:
+        scores.insert(0, f"test perplexity {row['test_perplexity']:.3f}")
     text = f"{result.config.model} on {result.config.data}: {', '.join(scores)} after {count(row['epoch'], 'epoch')}"
     if result.rates:
         name = "torch" if result.backend == "torch" else f"pydl ({result.backend})"
-        text += f"; {result.seconds[0]:.1f} s of training by {name}, {result.rates[0]:,.0f} examples/s"
+        text += f"; {result.seconds[0]:.1f} s of training by {name}, {result.rates[0]:,.0f} {_unit(row)}/s"
     return text
 
 
@@ -126,8 +146,12 @@ def comparison(result):
     if "test_accuracy" in row:
         add("train accuracy", "train_accuracy", "{:.4f}")
         add("test accuracy", "test_accuracy", "{:.4f}")
+    if "test_perplexity" in row:
+        add("test perplexity", "test_perplexity", "{:.3f}")
     if result.rates:
-        table.add_row("examples/s", *(f"{rate:,.0f}" for rate in result.rates), f"[bold]{result.ratio:.2f}×[/bold]")
+        table.add_row(
+            f"{_unit(row)}/s", *(f"{rate:,.0f}" for rate in result.rates), f"[bold]{result.ratio:.2f}×[/bold]"
+        )
     table.add_row("epochs, steps", f"{row['epoch']}, {row['step']}", "", "")
     return table
 

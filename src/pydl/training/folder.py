@@ -19,6 +19,7 @@ class Folder:
         self.metrics = self.path / "metrics.jsonl"
         self.monitor = self.path / "monitor.jsonl"
         self.curves = self.path / "curves.png"
+        self.samples = self.path / "samples.txt"
 
     @classmethod
     def new(cls, out, model, parent="runs"):
@@ -47,6 +48,12 @@ class Folder:
         with _in_words(self.metrics):
             temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
             os.replace(temporary, self.metrics)
+
+    def write_samples(self, history):
+        """What a language model wrote, epoch by epoch."""
+        with _in_words(self.samples):
+            blocks = [f"epoch {row['epoch']}\n{row['sample']}\n" for row in history if "sample" in row]
+            self.samples.write_text("\n".join(blocks), encoding="utf-8")
 
     def append_metrics(self, row):
         """One line, in the file when this returns."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 import pydl.nn
-from pydl import backend, data
+from pydl import backend, data, models
 from pydl.errors import OptionError, UserError
 from pydl.training import not_finite
 from pydl.training.build import build
@@ -24,11 +24,11 @@ EVALUATION_BATCH = 256
 
 @dataclass
 class Epoch:
-    """What an epoch came to: means over its examples, and the seconds its steps took (evaluation excluded)."""
+    """What an epoch came to: means over its units, and the seconds its steps took (evaluation excluded)."""
 
     loss: float
     accuracy: float | None
-    examples: int
+    units: int  # examples, or tokens
     seconds: float
 
 
@@ -41,18 +41,21 @@ class Learner:
     Attributes:
         step: steps done so far, over all epochs.
         step_in_epoch, epoch_steps: steps done of this epoch, and how many it has.
+        unit: what is counted, ``examples``, or the ``tokens`` of :class:`pydl.training.language.LanguageLearner`.
         monitor: the :class:`pydl.training.monitor.Monitor` of each epoch's first step, or None.
     """
+
+    unit, units_per_row = "examples", 1
 
     def __init__(self, config, train, test, num_classes, backend_name, device, processes=None):
         self.config, self.train, self.test = config, train, test
         self.backend, self.device = backend_name, torch.device(device)
         self.processes = processes or Processes()
+        self.classifies = models.kind(config.model) == "classifier"
         self.step = self.step_in_epoch = 0
         with torch.random.fork_rng(devices=self._cuda_devices()):
             torch.manual_seed(config.seed)
-            features = None if num_classes else train.images.shape[1]
-            self.model = build(config, num_classes, train.preprocessing, features).to(self.device)
+            self.model = self._build(num_classes).to(self.device)
             initialise(self.model, config.init)
             self._check_batch_norm()
             if not self.processes.first:  # layers draw their own numbers for their own examples
@@ -64,14 +67,18 @@ class Learner:
             pydl.swap(self.model)  # built from our layers already: this fuses neighbours
         several = self.processes.world > 1
         self._stepped = distributed(self.model, self.device) if several else self.model  # what a training step calls
-        self.regression = not num_classes
-        self.criterion = torch.nn.MSELoss() if self.regression else pydl.nn.CrossEntropyLoss()
+        self.criterion = pydl.nn.CrossEntropyLoss() if num_classes else torch.nn.MSELoss()
         self.stepper = Stepper(config, self.model.parameters(), self.device)
         self.lr, self._scheduled = config.lr, config.schedule != "constant" or config.warmup > 0
         self.order = torch.Generator().manual_seed(config.seed)  # of the data, apart from what layers draw
         self.augment = data.Augment(config.augment, config.seed) if config.augment else None
         self.monitor = Monitor(self.model) if config.monitor else None
         self._begin_epoch()
+
+    def _build(self, num_classes):
+        """The model on the CPU."""
+        features = None if num_classes else self.train.images.shape[1]
+        return build(self.config, num_classes, self.train.preprocessing, features)
 
     def use(self):
         """The context in which this learner's backend serves the layers."""
@@ -103,15 +110,19 @@ class Learner:
     def _begin_epoch(self):
         """Draws the order of the next epoch's batches and clears its sums."""
         self._order_at_begin = self.order.get_state()
+        self._batches, self._coming = self._draw(), None
+        self._losses = torch.zeros(len(self._batches), device=self.device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.step_in_epoch, self.seconds = 0, 0.0
+
+    def _draw(self):
+        """The index tensors of an epoch's batches."""
         order = torch.randperm(len(self.train), generator=self.order).to(self.train.device)
         batches = list(order.split(self.config.batch_size))
         if len(batches) > 1 and len(batches[-1]) == 1:
             # a last batch of one would leave BatchNorm one value per channel: it joins the batch before
             batches[-2:] = [torch.cat(batches[-2:])]
-        self._batches, self._coming = batches, None
-        self._losses = torch.zeros(len(batches), device=self.device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.step_in_epoch, self.seconds = 0, 0.0
+        return batches
 
     def _take(self):
         """(images, targets) of the step that comes: this process's part, made ready ahead where there are workers."""
@@ -129,13 +140,13 @@ class Learner:
         return images, targets
 
     def run(self, steps):
-        """Trains for ``steps`` steps, at most to the end of the epoch; returns (examples, seconds).
+        """Trains for ``steps`` steps, at most to the end of the epoch; returns (examples or tokens, seconds).
 
         Raises:
             NotFinite: when a loss is nan or infinite. On a CPU the weights are then still those that led to it.
         """
         batches = self._batches[self.step_in_epoch : self.step_in_epoch + steps]
-        examples = sum(map(len, batches))
+        units = sum(map(len, batches)) * self.units_per_row
         self._stepped.train()
         with self.use(), self._own_random():
             begin = time.perf_counter()
@@ -151,13 +162,17 @@ class Learner:
         self.seconds += seconds
         if self.device.type != "cpu":
             self._find_not_finite(len(batches))
-        return examples, seconds
+        return units, seconds
+
+    def _forward(self, inputs):
+        """What a training step's model puts out."""
+        return self._stepped(inputs)
 
     def _one(self, batch):
         images, targets = self._take()
         self.stepper.clear()
         with self.precision():
-            logits = self._stepped(images)
+            logits = self._forward(images)
             loss = self._loss(logits, targets, len(batch))
         value = self.processes.sum(loss.detach() / self.processes.world) if self.processes.world > 1 else loss
         if self.device.type == "cpu":  # reading the value costs nothing here, and stops before the weights are spoilt
@@ -171,7 +186,7 @@ class Learner:
         self.stepper.step()
         with torch.no_grad():
             self._losses[self.step_in_epoch] = value
-            if not self.regression:
+            if self.classifies:
                 self._correct += (logits.argmax(1) == targets).sum()
         self.step_in_epoch += 1
         self.step += 1
@@ -182,10 +197,13 @@ class Learner:
         DistributedDataParallel takes the mean of the processes' gradients, whose parts may be of unequal size.
         """
         if self.processes.world == 1:
-            return self.criterion(logits, targets)
+            return self._criterion(logits, targets)
         if not len(logits):
             return logits.sum()  # 0, and a gradient of 0 for every parameter, which the other processes wait for
-        return self.criterion(logits, targets) * (len(logits) * self.processes.world / size)
+        return self._criterion(logits, targets) * (len(logits) * self.processes.world / size)
+
+    def _criterion(self, logits, targets):
+        return self.criterion(logits, targets)
 
     def _find_not_finite(self, steps):
         """On a GPU losses are looked at after several steps, without stopping the stream at each."""
@@ -209,8 +227,8 @@ class Learner:
         sizes = torch.tensor([len(b) for b in self._batches[: self.step_in_epoch]], dtype=torch.float64)
         losses = self._losses[: self.step_in_epoch].double().cpu()
         examples = int(sizes.sum())
-        accuracy = None if self.regression else int(self.processes.sum(self._correct.clone())) / examples
-        epoch = Epoch(float(losses @ sizes) / examples, accuracy, examples, self.seconds)
+        accuracy = int(self.processes.sum(self._correct.clone())) / examples if self.classifies else None
+        epoch = Epoch(float(losses @ sizes) / examples, accuracy, examples * self.units_per_row, self.seconds)
         if self.step_in_epoch == self.epoch_steps:
             self._begin_epoch()
         return epoch
@@ -218,7 +236,7 @@ class Learner:
     def running(self):
         """(loss of the last step, accuracy of the epoch so far or None), the latter of this process's examples."""
         examples = sum(len(self.processes.shard(b)) for b in self._batches[: self.step_in_epoch])
-        accuracy = None if self.regression else int(self._correct) / max(examples, 1)
+        accuracy = int(self._correct) / max(examples, 1) if self.classifies else None
         return float(self._losses[self.step_in_epoch - 1]), accuracy
 
     def _test_batches(self, indices):
@@ -235,17 +253,17 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self):
-        """(mean loss, accuracy) on the test split; a regression's accuracy is None."""
+        """(mean loss, accuracy) on the test split; the accuracy of what is no classifier is None."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of losses and of right answers
         with self.use(), self.precision():
             for images, targets in self._test_batches(self.processes.shard(torch.arange(len(self.test)))):
                 logits = self.model(images)
-                sums[0] += self.criterion(logits, targets).double() * len(targets)
-                if not self.regression:
+                sums[0] += self._criterion(logits, targets).double() * len(targets)
+                if self.classifies:
                     sums[1] += (logits.argmax(1) == targets).sum()
         loss, correct = (self.processes.sum(sums) / len(self.test)).tolist()
-        return loss, None if self.regression else correct
+        return loss, correct if self.classifies else None
 
     # Layers draw from torch's generators; each learner has its own stream of them.
     def _cuda_devices(self):

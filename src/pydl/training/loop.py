@@ -8,9 +8,12 @@ falls on both alike. Of several processes each runs the loop; the first one alon
 import statistics
 
 from pydl.errors import CheckpointError, DataError, TrainingError, UserError
+from pydl.text import perplexity
 from pydl.training import checkpoint, display, monitor, stopping
 from pydl.training.board import Board
 from pydl.training.processes import Elsewhere
+
+SAMPLE_EVERY = 3  # epochs from one text that a language model writes to the next
 
 
 class Interrupted(UserError):
@@ -20,20 +23,20 @@ class Interrupted(UserError):
 
 
 class Clock:
-    """Seconds and examples of each chunk, per learner; the first chunk warms up and is left out where it can be."""
+    """Seconds and units of each chunk, per learner; the first chunk warms up and is left out where it can be."""
 
     def __init__(self, learners):
         self.chunks = [[] for _ in range(learners)]
 
-    def add(self, index, examples, seconds):
-        self.chunks[index].append((examples, seconds))
+    def add(self, index, units, seconds):
+        self.chunks[index].append((units, seconds))
 
     def _warm(self, index, last):
         return (self.chunks[index][1:] or self.chunks[index])[-last:]
 
     def rate(self, index, last=10_000):
-        """Examples per second: the median over chunks, which a neighbour's burst does not move."""
-        return statistics.median(examples / seconds for examples, seconds in self._warm(index, last))
+        """Examples or tokens per second: the median over chunks, which a neighbour's burst does not move."""
+        return statistics.median(units / seconds for units, seconds in self._warm(index, last))
 
     def ratio(self, last=10_000):
         """Torch's seconds over ours, chunk by chunk; the median."""
@@ -61,7 +64,8 @@ def loop(result, learners, about, console):
         return
     clock = Clock(len(learners))
     if console.is_terminal:
-        show = display.Bar(console, config.model, config.epochs, total, first.step, len(result.history) + 1)
+        number = len(result.history) + 1
+        show = display.Bar(console, config.model, config.epochs, total, first.step, number, first.unit)
     else:
         show = display.Lines(console, config.epochs)
     try:
@@ -99,9 +103,11 @@ def _chunks(result, learners, about, clock, show, total):
         ratio = clock.ratio(last=50) if len(learners) > 1 else None
         show.update(first.step, *first.running(), clock.rate(0, last=50), ratio)
         if first.step_in_epoch == first.epoch_steps or first.step == total:
-            row = _row(learners, len(history) + 1)
+            row = _row(learners, len(history) + 1, first.step == total)
             _keep(result, learners, about, row)
             show.epoch(row)
+            if "sample" in row:
+                show.sample(row["sample"])
             over = stopping.over(config.patience, history)
             if config.monitor and first.monitor.rows and (len(history) == 1 or first.step == total or over):
                 show.print(monitor.table(first.monitor.rows, first.monitor.step))
@@ -110,18 +116,22 @@ def _chunks(result, learners, about, clock, show, total):
                 return
 
 
-def _row(learners, number):
-    """The line of metrics.jsonl for the epoch that ends now."""
+def _row(learners, number, last):
+    """The line of metrics.jsonl for the epoch that ends now, the ``last`` or not."""
     row = {"epoch": number, "step": learners[0].step, "lr": learners[0].lr}
     for learner, prefix in zip(learners, ("", "torch_"), strict=False):
         epoch, (test_loss, test_accuracy) = learner.end_epoch(), learner.evaluate()
         row |= {f"{prefix}loss": epoch.loss, f"{prefix}test_loss": test_loss}
         if test_accuracy is not None:
             row |= {f"{prefix}train_accuracy": epoch.accuracy, f"{prefix}test_accuracy": test_accuracy}
+        elif learner.unit == "tokens":
+            row |= {f"{prefix}perplexity": perplexity(epoch.loss), f"{prefix}test_perplexity": perplexity(test_loss)}
         row |= {
-            f"{prefix}examples_per_second": round(epoch.examples / epoch.seconds, 1),
+            f"{prefix}{learner.unit}_per_second": round(epoch.units / epoch.seconds, 1),
             f"{prefix}seconds": round(epoch.seconds, 4),
         }
+    if learners[0].unit == "tokens" and (number % SAMPLE_EVERY == 1 or last):
+        row["sample"] = learners[0].sample(number)
     return row
 
 
@@ -136,6 +146,8 @@ def _keep(result, learners, about, row):
         if config.patience is not None and stopping.best(history) == row["epoch"]:
             checkpoint.save(result.folder.best, content)
         result.folder.append_metrics(row)
+        if "sample" in row:
+            result.folder.write_samples(history)
         if config.monitor and learners[0].monitor.rows:  # none in an epoch that was resumed after its first step
             result.folder.append_monitor(row["epoch"], learners[0].monitor)
         if config.tensorboard:
@@ -164,7 +176,7 @@ def _kept(result):
     result.draw_curves()
     result.draw_monitor()
     last = result.history[-1]
-    name = "test_accuracy" if "test_accuracy" in last else "test_loss"
+    name = next(name for name in ("test_accuracy", "test_perplexity", "test_loss") if name in last)
     score = f"{name.replace('_', ' ')} {last[name]:.4f}"
     return (
         f"{folder.path} keeps epoch {last['epoch']} ({score}); `pydl train --resume {folder.path}` goes on from there"

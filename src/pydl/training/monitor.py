@@ -40,6 +40,7 @@ class Monitor:
 
         def hook(name, layer):
             def look(module, inputs, output):
+                output = output[0] if isinstance(output, tuple) else output  # of recurrent layers without their state
                 if not torch.is_tensor(output) or any(row["name"] == name for row in self.rows):
                     return
                 row = {"name": name, "kind": type(layer).__name__, "activation": _rms(output)}

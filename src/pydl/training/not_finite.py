@@ -21,6 +21,7 @@ def first_layer(model, images):
     def look(name, kind):
         def hook(module, inputs, output):
             ran.append(name)
+            output = output[0] if isinstance(output, tuple) else output  # of recurrent layers without their state
             if not found and torch.is_tensor(output) and not output.isfinite().all():
                 found.append((len(ran), f"{name} ({kind})"))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 import pydl
-from pydl import backend
+from pydl import backend, models
 from pydl.swapping import Report
 from pydl.training import curves, display, mistakes, scales
 from pydl.training.board import Board
@@ -22,7 +22,7 @@ class Result:
     Attributes:
         backend: what served our layers.
         history: one dict per epoch, the lines of ``metrics.jsonl``.
-        rates: examples/s, ours and (in a comparison) torch's: medians over chunks, without the first, which warms up.
+        rates: units per second, ours and (in a comparison) torch's: medians over chunks, without the first.
         seconds: spent in training steps, likewise.
         ratio: in a comparison, the median over chunks of torch's seconds over ours.
     """
@@ -37,10 +37,6 @@ class Result:
     ratio: float | None = None
     board: Board | None = None
 
-    @property
-    def regression(self):
-        return "test_accuracy" not in self.history[-1]
-
     def draw_curves(self):
         """Draws ``curves.png`` where matplotlib is installed; returns the names of the files drawn."""
         if not curves.available() or not self.history:
@@ -51,7 +47,7 @@ class Result:
 
     def draw_mistakes(self, learner, classes):
         """Draws ``confusion.png`` and, if there is a mistake, ``mistakes.png``; returns the names of the files."""
-        if not curves.available() or not classes:
+        if not curves.available() or not learner.classifies:
             return []
         probabilities = learner.probabilities()
         targets = learner.test.targets.cpu()
@@ -68,7 +64,8 @@ class Result:
         """The report of the model and of its loss: which kernels served which layer."""
         with backend.use(self.backend):
             rows = pydl.report(self.model).rows
-            loss = pydl.report(torch.nn.MSELoss() if self.regression else pydl.nn.CrossEntropyLoss()).rows
+            regression = models.kind(self.config.model) == "regression"
+            loss = pydl.report(torch.nn.MSELoss() if regression else pydl.nn.CrossEntropyLoss()).rows
         return Report(rows + [dataclasses.replace(row, name="loss") for row in loss])
 
     def draw_monitor(self):
@@ -93,7 +90,7 @@ class Result:
             console.print(display.headline(self), soft_wrap=True, highlight=False)
         if report:
             console.print(self.kernels())
-        kept = [self.folder.checkpoint, self.folder.best, self.folder.metrics, self.folder.monitor]
+        kept = [self.folder.checkpoint, self.folder.best, self.folder.metrics, self.folder.samples, self.folder.monitor]
         names = [path.name for path in kept if path.exists()] + names
         console.print(f"{self.folder.path}/ holds {', '.join(names)}", soft_wrap=True, highlight=False)
         if not curves.available():

@@ -1,0 +1,86 @@
+"""Texts for language models, as token numbers: prose that comes with Python, and any text file."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pydl.errors import DataError
+from pydl.text import Tokenizer
+from pydl.text import prose as pieces
+
+HELD_OUT = 0.1  # of a file without a test file beside it
+
+
+@dataclass
+class TextDataset:
+    """A train and a test text as token numbers.
+
+    Attributes:
+        train, test: int64 tensors (N,).
+        tokenizer: the :class:`pydl.text.Tokenizer` fitted to the train text.
+    """
+
+    name: str
+    train: torch.Tensor
+    test: torch.Tensor
+    tokenizer: Tokenizer
+
+    kind = "text"
+
+    @property
+    def classes(self):
+        """The tokens, by number."""
+        return tuple(self.tokenizer.vocab.idx_to_token)
+
+
+def prose(root=None, seed=0, tokens="letters"):
+    """English prose that every Python has, the topics of its language reference, in small letters and blanks.
+
+    A sentence that they repeat stays once; the test part, about a tenth, is whole topics. How long it is depends on
+    Python's version: about 260,000 characters and 28 tokens.
+    """
+    return _dataset("prose", *pieces.split(pieces.topics()), tokens)
+
+
+def text(root="data", seed=0, tokens="letters"):
+    """The text of the file ``root``, in UTF-8.
+
+    The test part is the file beside it whose name has ``test`` (or ``valid``) where this one has ``train``, as those of
+    Penn Treebank and WikiText-2; without one, the last tenth of the lines.
+
+    Raises:
+        DataError: for a path that is no file, no text, or empty.
+    """
+    path = Path(root)
+    if not path.is_file():
+        raise DataError(f"data set 'text': expected --root to be a file of text, got {str(root)!r}")
+    beside = (path.with_name(re.sub("train", word, path.name)) for word in ("test", "valid"))
+    other = next((each for each in beside if each != path and each.is_file()), None)
+    train = _read(path)
+    if other is not None:
+        return _dataset("text", train, _read(other), tokens)
+    lines = train.splitlines(keepends=True)
+    held = max(1, round(HELD_OUT * len(lines)))
+    if len(lines) > 1:
+        return _dataset("text", "".join(lines[:-held]), "".join(lines[-held:]), tokens)
+    cut = len(train) - round(HELD_OUT * len(train))  # one long line
+    return _dataset("text", train[:cut], train[cut:], tokens)
+
+
+def _read(path):
+    try:
+        found = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected text in UTF-8, got byte {error.object[error.start]:#x}") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    if not found.strip():
+        raise DataError(f"{path}: expected text, got an empty file")
+    return found
+
+
+def _dataset(name, train, test, tokens):
+    tokenizer = Tokenizer.fit(tokens, train)
+    return TextDataset(name, *(torch.tensor(tokenizer.encode(part)).long() for part in (train, test)), tokenizer)

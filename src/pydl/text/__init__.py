@@ -1,0 +1,27 @@
+"""Text as tokens: vocabularies, tokenizers, byte pair encoding, and windows of neighbouring tokens.
+
+What reads files is in :mod:`pydl.data`, what predicts in :mod:`pydl.models`.
+"""
+
+from pydl.text.bpe import BytePairEncoding
+from pydl.text.continuation import continued, perplexity
+from pydl.text.prose import letters, sentences
+from pydl.text.tokenizer import KINDS, Tokenizer
+from pydl.text.vocabulary import Vocab, count_corpus, tokenize
+from pydl.text.windows import Windows, random_starts, sequential_starts
+
+__all__ = [
+    "KINDS",
+    "BytePairEncoding",
+    "Tokenizer",
+    "Vocab",
+    "Windows",
+    "continued",
+    "count_corpus",
+    "letters",
+    "perplexity",
+    "random_starts",
+    "sentences",
+    "sequential_starts",
+    "tokenize",
+]

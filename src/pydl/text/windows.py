@@ -1,0 +1,56 @@
+"""Batches of neighbouring tokens, as places in a corpus where the windows of each batch begin."""
+
+import torch
+
+
+def random_starts(length, batch_size, num_steps, generator=None):
+    """Places of windows in random order: a list of int64 tensors (batch_size,).
+
+    They begin at a random one of the first ``num_steps`` tokens; no two windows overlap.
+
+    Args:
+        length: tokens of the corpus.
+        num_steps: tokens of a window; its targets end one token further.
+        generator: of the random numbers; torch's own if None.
+
+    Source: d2l section "Language Models", partitioning sequences.
+    """
+    offset = _below(num_steps, generator)
+    count = (length - offset - 1) // num_steps
+    if count < batch_size:
+        return []
+    starts = offset + torch.randperm(count, generator=generator) * num_steps
+    return list(starts[: count // batch_size * batch_size].view(-1, batch_size))
+
+
+def sequential_starts(length, batch_size, num_steps, generator=None):
+    """As :func:`random_starts`, but a row of a batch goes on where that row of the batch before ended.
+
+    A state that a model carries from one batch to the next then is that of the tokens before.
+    """
+    offset = _below(num_steps, generator)
+    row = (length - offset - 1) // batch_size
+    rows = offset + torch.arange(batch_size) * row
+    return [rows + start for start in range(0, row // num_steps * num_steps, num_steps)]
+
+
+def _below(count, generator):
+    return int(torch.randint(count, (), generator=generator))
+
+
+class Windows:
+    """Windows of a corpus: indexed by places (N,) it gives (X, Y), each (N, num_steps), Y one token further.
+
+    Attributes:
+        corpus: int64 tensor of token numbers.
+    """
+
+    def __init__(self, corpus, num_steps, device="cpu"):
+        self.corpus, self.num_steps, self.device = corpus.to(device), num_steps, torch.device(device)
+
+    def __len__(self):
+        return len(self.corpus)
+
+    def __getitem__(self, starts):
+        places = starts.to(self.device).unsqueeze(1) + torch.arange(self.num_steps, device=self.device)
+        return self.corpus[places], self.corpus[places + 1]
