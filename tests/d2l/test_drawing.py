@@ -30,14 +30,21 @@ def files():
 
 
 def test_a_script_leaves_the_last_state(monkeypatch, capsys):
+    clock = types.SimpleNamespace(perf_counter=lambda: seconds)
+    monkeypatch.setattr(module, "time", clock)
+    seconds = 0.0
     animator = d2l.Animator("epoch", legend=["a", "b"], xlim=[1, 1])  # limits that are equal: an epoch of one
+    seconds = 0.9
+    animator.add(0, (2.0, None))
     assert files() == []
+    seconds = 1.1
     animator.add(1, (1.0, None))
     (name,) = files()
     first = Path(name).read_bytes()
+    seconds = 2.0
     for epoch in range(2, 60):
         animator.add(epoch, (1.0 / epoch, torch.tensor(0.5, requires_grad=True)))
-    assert [list(range(1, 60)), list(range(2, 60))] == animator.X
+    assert [list(range(60)), list(range(2, 60))] == animator.X
     assert animator.Y[1] == [0.5] * 58
     assert Path(name).read_bytes() == first  # less than a second ago
     del animator

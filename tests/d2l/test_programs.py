@@ -122,9 +122,7 @@ def test_regularisation(ran):
 
 def test_a_polynomial_is_found(ran):
     weights = re.search(r"weight: \[\[(.*)\]\]", ran["polynomial"]["out"]).group(1).split()
-    assert [float(w) for w in weights] == pytest.approx(
-        [5, 1.2, -3.4, 5.6], abs=1.5
-    )  # 200 epochs of the 400 that it takes
+    assert [float(w) for w in weights] == pytest.approx([5, 1.2, -3.4, 5.6], abs=0.5)
 
 
 def test_what_is_saved_is_what_was_trained(ran):

@@ -92,7 +92,7 @@ class Chart:
             self.axes = [axes]
         self.figure, self.draw = self.axes[0].figure, draw
         self.place = _place(plt, self)
-        self.drawn, self.due = True, 0.0
+        self.drawn, self.due = True, time.perf_counter() + self.place.wait
 
     def changed(self):
         """Draws, unless the last drawing was a moment ago."""
@@ -122,7 +122,7 @@ def _place(plt, chart):
 class _Notebook:
     """The output of a cell: one picture, in the place of its former state."""
 
-    seconds = 0.0
+    wait, seconds = 0.0, 0.0  # before the first drawing, and between two of them
     _charts: ClassVar = weakref.WeakSet()  # those whose last points are drawn when their cell ends
     _listening = False
 
@@ -154,7 +154,7 @@ class _Notebook:
 class _PyCharm:
     """The tool window for pictures, where each drawing is a new one."""
 
-    seconds = 5.0
+    wait, seconds = 0.0, 5.0
 
     def show(self, figure):
         figure.canvas.show()
@@ -163,7 +163,7 @@ class _PyCharm:
 class _File:
     """A PNG file in the current folder."""
 
-    seconds = 1.0
+    wait, seconds = 1.0, 1.0  # nobody looks at the first point alone
 
     def __init__(self):
         script = Path(sys.argv[0] if sys.argv else "").stem

@@ -1,5 +1,6 @@
 """Text for language models: lines, tokens, a vocabulary, and batches of neighbouring tokens."""
 
+import itertools
 import re
 
 import torch
@@ -49,8 +50,8 @@ def load_corpus_time_machine(max_tokens=-1):
     """(corpus, vocab): all characters of :func:`read_time_machine` as numbers, or the first ``max_tokens``."""
     tokens = tokenize(read_time_machine(), "char")
     vocab = Vocab(tokens)
-    corpus = [vocab[token] for line in tokens for token in line]
-    return corpus[:max_tokens] if max_tokens > 0 else corpus, vocab
+    wanted = itertools.islice(itertools.chain.from_iterable(tokens), max_tokens if max_tokens > 0 else None)
+    return [vocab[token] for token in wanted], vocab
 
 
 def seq_data_iter_random(corpus, batch_size, num_steps):

@@ -25,7 +25,7 @@ def train(train_features, test_features, train_labels, test_labels, num_epochs=4
     batch_size = min(10, train_labels.shape[0])
     train_iter = d2l.load_array((train_features, train_labels.reshape(-1, 1)), batch_size)
     test_iter = d2l.load_array((test_features, test_labels.reshape(-1, 1)), batch_size, is_train=False)
-    trainer = torch.optim.SGD(net.parameters(), lr=0.01)
+    trainer = torch.optim.SGD(net.parameters(), lr=0.05)
     animator = d2l.Animator(
         xlabel="epoch", ylabel="loss", yscale="log", xlim=[1, num_epochs], ylim=[1e-3, 1e2], legend=["train", "test"]
     )
@@ -44,4 +44,4 @@ def fit(degrees, num_epochs):
     )  # fmt: skip
 
 
-normal, under = fit(4, 200), fit(2, 20)
+normal, under = fit(4, 60), fit(2, 20)
