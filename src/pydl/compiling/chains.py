@@ -17,7 +17,7 @@ import torch
 from torch.fx import Node
 
 from pydl import functional
-from pydl.compiling.functions import CONVOLUTION, LINEAR, LOSS, NORM, OURS, activation_of, arguments, called
+from pydl.compiling.functions import CONVOLUTION, LINEAR, LOSS, NORM, OURS, activation_of, arguments, call_of, called
 from pydl.compiling.memory import example, only_user, tensor_of, why_not_moved
 from pydl.compiling.run import convolution_batch_norm, linear_cross_entropy
 
@@ -83,7 +83,7 @@ def _activated(head, ours, given):
     activation = activation_of(user)
     if activation is None:
         return []
-    return [Chain([head, user], ours, (), {**given, "activation": activation})]
+    return [Chain([head, user], ours, *call_of(ours, {**given, "activation": activation}))]
 
 
 def _losses(head, given, loss):
@@ -112,7 +112,7 @@ def _norms(norm, convolution=None, at_convolution=None):
     def chain(links, residual, activation):
         call = {**given, "residual": residual, "activation": activation}
         if convolution is None:
-            return Chain(links, functional.batch_norm, (), call, writes)
+            return Chain(links, functional.batch_norm, *call_of(functional.batch_norm, call), writes)
         options = tuple(at_convolution[name] for name in _CONVOLUTION)
         args = (at_convolution["input"], at_convolution["weight"], at_convolution["bias"], options)
         del call["input"]

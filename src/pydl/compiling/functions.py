@@ -58,6 +58,12 @@ def arguments(ours, node):
     return bound.arguments
 
 
+def call_of(ours, given):
+    """(args, kwargs) of a call of a function of ours with {name: value}: by position what may be, which is quicker."""
+    bound = inspect.BoundArguments(_signature(ours), given)
+    return bound.args, bound.kwargs
+
+
 def _ours(function):
     try:
         return ours_of(function)
