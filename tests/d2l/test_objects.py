@@ -25,6 +25,7 @@ def test_a_board_draws_into_axes_of_ones_own(tmp_path, monkeypatch):
     figure, axes = d2l.plt.subplots()
     board = d2l.ProgressBoard("x", "y", yscale="log", axes=axes)
     board.draw(1, 2, "a")
+    board.flush()
     assert board.fig is figure
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("x", "y", "log")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a"]
