@@ -39,6 +39,7 @@ OPS = {
     "conv2d": lambda f, x: f.conv2d(x, WEIGHT),
     "layer_norm": lambda f, x: f.layer_norm(x, (6,)),
     "rms_norm": lambda f, x: f.rms_norm(x, (6,)),
+    "instance_norm": lambda f, x: f.instance_norm(x),
     "softmax": lambda f, x: f.softmax(x, 3),
     "log_softmax": lambda f, x: f.log_softmax(x, -1),
     "relu": lambda f, x: f.relu(x),
