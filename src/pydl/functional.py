@@ -9,6 +9,7 @@ from pydl.ops.conv_transpose2d import conv_transpose2d
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
 from pydl.ops.elementwise import gelu, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from pydl.ops.embedding import embedding
+from pydl.ops.instance_norm import instance_norm
 from pydl.ops.layer_norm import layer_norm, rms_norm
 from pydl.ops.linear import linear
 from pydl.ops.linear_cross_entropy import linear_cross_entropy
@@ -40,6 +41,7 @@ __all__ = [
     "gru",
     "gru_cell",
     "huber_loss",
+    "instance_norm",
     "l1_loss",
     "layer_norm",
     "leaky_relu",

@@ -68,6 +68,7 @@ OPS = {
     "dropout2d": lambda f, x: f.dropout2d(x, 0.5),
     "layer_norm": lambda f, x: f.layer_norm(x, x.shape[3:]),
     "layer_norm of images": lambda f, x: f.layer_norm(x, x.shape[1:]),
+    "instance_norm": lambda f, x: f.instance_norm(x, *statistics(x), use_input_stats=x[0, 0].numel() > 1),
     "rms_norm": lambda f, x: f.rms_norm(x, x.shape[3:]),
     "rms_norm of images": lambda f, x: f.rms_norm(x, x.shape[1:]),
     "softmax": lambda f, x: f.softmax(x, 3),

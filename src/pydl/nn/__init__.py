@@ -12,6 +12,14 @@ from pydl.nn.attention import MultiheadAttention
 from pydl.nn.convolution import Conv2d, ConvTranspose2d, LazyConv2d, LazyConvTranspose2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from pydl.nn.embedding import Embedding
+from pydl.nn.instance_norm import (
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+)
 from pydl.nn.layer_norm import LayerNorm, RMSNorm
 from pydl.nn.linear import LazyLinear, Linear
 from pydl.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, HuberLoss, L1Loss, MSELoss, SmoothL1Loss
@@ -48,6 +56,9 @@ __all__ = [
     "Embedding",
     "GRUCell",
     "HuberLoss",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "L1Loss",
     "LSTMCell",
     "LayerNorm",
@@ -56,6 +67,9 @@ __all__ = [
     "LazyBatchNorm3d",
     "LazyConv2d",
     "LazyConvTranspose2d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
     "LazyLinear",
     "LeakyReLU",
     "Linear",
