@@ -86,6 +86,7 @@ class LinearCrossEntropy : public Node {
 
   void release_variables() override {
     Node::release_variables();
+    const std::lock_guard<std::mutex> lock(mutex_);
     made_.clear();
   }
 

@@ -66,7 +66,7 @@ variable_list NodeOfMany::apply(variable_list&& grads) {
   }
   if (!came) return variable_list(num_outputs());  // nothing came back: nothing goes on
   const variable_list saved = unpacked();
-  if (at::GradMode::is_enabled()) return gradients(grads, saved);
+  if (!is_below_autograd()) return gradients(grads, saved);
   BelowAutograd guard;
   return gradients(grads, saved);
 }

@@ -90,6 +90,9 @@ class NodeOfMany : public torch::autograd::Node {
   // one at least is defined.
   virtual variable_list gradients(const variable_list& grads, const variable_list& saved) = 0;
 
+  // Whether the running backward calls ops below the layer that records gradients: not where it is to be differentiated
+  // itself.
+  virtual bool is_below_autograd() const { return !at::GradMode::is_enabled(); }
   // Whether the running backward wants the gradient of this input.
   bool wants(size_t input) const { return task_should_compute_output(input); }
   // Without those that are not: an op returns empty tensors in their place.

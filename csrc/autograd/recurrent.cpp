@@ -118,18 +118,22 @@ class Recurrent : public NodeOfMany {
 
   void release_variables() override {
     NodeOfMany::release_variables();
+    const std::lock_guard<std::mutex> lock(mutex_);
     output_ = Noted();
     unchecked_ = {};
   }
 
  protected:
+  // Torch's cells, which serve a vmap over the gradient too, are differentiated in a backward of their own.
+  bool is_below_autograd() const override { return NodeOfMany::is_below_autograd() && !under_transform(); }
+
   variable_list gradients(const variable_list& grads, const variable_list& saved) override {
     static const Op op("pydl::recurrent_backward");
     const Tensor& input = saved[0].defined() ? saved[0] : unchecked_[0].tensor();
     const Tensor& weight_ih = saved[3].defined() ? saved[3] : unchecked_[1].tensor();
     const Tensor &hidden = saved[1], &cell = saved[2], &weight_hh = saved[4], &batch_sizes = saved[6],
                  &bias_ih = unchecked_[2].tensor(), &bias_hh = unchecked_[3].tensor();
-    if (at::GradMode::is_enabled() || under_transform()) {
+    if (!is_below_autograd()) {
       expect_unwritten();
       return by_cells({input, hidden, cell, weight_ih, weight_hh, bias_ih, bias_hh}, batch_sizes, grads);
     }
