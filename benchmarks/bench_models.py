@@ -1,7 +1,7 @@
 """One training step of whole models: forward, loss, backward, SGD; swapped and fused, beside torch's two ways.
 
-Swapped in eager mode, and by ``torch.compile(backend="pydl")``, which the ratio is not of.
-And beside the same step in JAX and TensorFlow where they are installed, and torch's with MKL's own path (peers.py).
+Also by our own backend of torch.compile (the ratio is that of eager mode), and beside the same step in JAX and
+TensorFlow where they are installed, and torch's with MKL's own path (peers.py).
 """
 
 import copy

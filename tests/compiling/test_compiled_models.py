@@ -34,7 +34,7 @@ SMALL = {  # name -> (options of the model, shape of its input)
     "weight_decay": ({"in_features": 5}, (3, 5)),
     "wide_resnet": ({"depth": 10, "width": 1}, (2, 3, 32, 32)),
 }
-SLOW = ("resnet50", "resnext50", "googlenet", "preact_resnet18")  # seconds to record
+SLOW = ("alexnet", "googlenet", "preact_resnet18", "resnet50", "resnext50")  # seconds to record, or large
 
 
 def without_dropout(net):

@@ -41,11 +41,11 @@ def assert_same(actual, expected, scale=1):
         assert torch.equal(actual, expected)
 
 
-def assert_as_eager(net, *inputs, scale=1, **options):
+def assert_as_eager(net, *inputs, scale=1, backend="pydl"):
     """A compiled copy of ``net`` computes what ``net`` does in eager mode, in the dtype and mode that it is in."""
     torch._dynamo.reset()
     compiled, oracle = copy.deepcopy(net), copy.deepcopy(net)
-    actual = outcome(torch.compile(compiled, backend="pydl", **options), *inputs)
+    actual = outcome(torch.compile(compiled, backend=backend), *inputs)
     expected = outcome(oracle, *inputs)
     assert len(expected) == len(actual)
     for (name, value), found in zip(expected.items(), actual.values(), strict=True):
