@@ -96,7 +96,7 @@ class _Served:
     step.hooked = True  # by profile_hook_step above
 
     def zero_grad(self, set_to_none=True):
-        """Makes gradients None, or 0, as torch's does, without what that asks first, which takes as long as a kernel."""
+        """Makes gradients None, or 0, as torch's does, which first asks as much as a kernel takes."""
         torchs = self._torchs.cls.zero_grad is _TORCHS_ZERO_GRAD and not torch.compiler.is_compiling()
         if not set_to_none or not torchs or _nodes.zero_grad(self.param_groups) is NotImplemented:
             super().zero_grad(set_to_none)

@@ -45,6 +45,7 @@ IN_THE_CLONE = {
 }
 ELSEWHERE = {
     "torchrun --nproc-per-node=2 -m pydl train resnet18": "tests/training/test_train_processes.py",
+    "pydl generate RUN PREFIX": "tests/training/test_language.py",
     "benchmarks/gpu.sh": "needs a GPU",
     "pytest benchmarks": "takes an hour; tests/build/test_bench.py runs a case",
 }
