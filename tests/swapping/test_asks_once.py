@@ -69,7 +69,7 @@ def quick(request):
 
 QUICK = {
     *("AvgPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Conv2d", "CrossEntropyLoss", "Dropout"),
-    *("LayerNorm", "Linear", "LogSoftmax", "MaxPool2d", "RMSNorm", "Softmax", "Softmax2d"),
+    *("LayerNorm", "Linear", "LinearCrossEntropyLoss", "LogSoftmax", "MaxPool2d", "RMSNorm", "Softmax", "Softmax2d"),
 }
 
 
@@ -109,6 +109,8 @@ def test_a_function_asks_each_thing_once(name, quick):
         rest = [torch.randn(5, 3), *rest]
     elif name == "Conv2d":
         rest = [torch.randn(7, 5, 3, 2)]
+    elif name == "ConvTranspose2d":
+        rest = [torch.randn(5, 4, 3, 2)]
     elif name == "Linear":
         rest = [torch.randn(4, 6)]
     elif name in ("LayerNorm", "RMSNorm"):
