@@ -40,6 +40,7 @@ COMMANDS = {
 }
 # In the clone alone, since the files are the clone's.
 IN_THE_CLONE = {
+    "pytest benchmarks -k language": ["-m", "pytest", "benchmarks", "-k", "language", "--collect-only", "-q"],
     "pytest benchmarks -k models": ["-m", "pytest", "benchmarks", "-k", "models", "--collect-only", "-q"],
     "python benchmarks/models.py": ["benchmarks/models.py", "-h"],
 }
