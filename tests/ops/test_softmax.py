@@ -315,7 +315,7 @@ def test_autocast_changes_nothing(name, dtype):
 def test_vmap(name, in_dim):
     x = torch.randn(3, 4, 5, dtype=torch.float64)
     for of, dim in itertools.product((lambda f: f, lambda f: grad(lambda x: f(x).sin().sum())), (-1, 0)):
-        ours, theirs = (vmap(of(lambda x, f=f: f(x, dim)), in_dims=in_dim)(x) for f in OPS[name])  # noqa: B023
+        ours, theirs = (vmap(of(lambda x, f=f: f(x, dim)), in_dims=in_dim)(x) for f in OPS[name])  # noqa: B023  (called at once)
         assert_close(ours, theirs)
     lengths = torch.tensor([[1, 5, 2, 0], [3, 3, 3, 3], [4, 5, 1, 2]])
     ours, theirs = (vmap(f)(x, lengths) for f in (lambda x, n: softmax(x, -1, lengths=n), masked))

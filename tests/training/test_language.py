@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from runs import assert_same_state, command_line, no_pictures, numbers, one_thread, pictures, run  # noqa: F401
+from runs import assert_same_state, command_line, no_pictures, numbers, one_thread, pictures, run  # noqa: F401  (fixtures)
 
 import pydl as package
 from pydl import models, train

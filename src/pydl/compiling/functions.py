@@ -104,8 +104,6 @@ def _why_torchs(name, node, given):
     if input is None:
         known = next((value for value in inputs if value is not None), None)
         return None if known is None else f"{str(known.dtype).removeprefix('torch.')} numbers are torch's"
-    if name in ("softmax", "log_softmax") and given.get("dim") not in (-1, input.dim() - 1, None):
-        return "along another dimension than the last"
     least = {**elementwise.WORTH_A_CALL, **losses.WORTH_A_CALL, "embedding": embedding.WORTH_A_CALL}.get(name, 0)
     values = math.prod(input.shape) if all(type(size) is int for size in input.shape) else least
     if name == "embedding":

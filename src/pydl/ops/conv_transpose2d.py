@@ -20,10 +20,6 @@ from pydl.ops._options import integer, pair
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING, weight_gradient_format
 
 
-def _plus(output, bias):
-    return output if bias is None else output + bias[:, None, None]
-
-
 def _backward(ops, ctx, grad, needs):
     input, weight = ctx.saved_tensors
     grad_input = grad_weight = grad_bias = None
@@ -126,7 +122,8 @@ def conv_transpose2d_unasked(input, weight, bias, stride, padding, output_paddin
     rest = (size, *options, channels_last)
     if beyond or transforms or torch.compiler.is_compiling():
         output = ops.conv2d_backward_input(input, weight, *rest)
-        output = _plus(F.pad(output, beyond) if beyond else output, bias)
+        output = F.pad(output, beyond) if beyond else output
+        output = output if bias is None else output + bias[:, None, None]
     elif torch.is_grad_enabled():
         output = _apply(alive(input), alive(weight), None if bias is None else alive(bias), (ops, *rest))
     else:
