@@ -1,11 +1,11 @@
 // Average pooling on the CPU. See kernels/avg_pool2d.h for the formula.
 //
 // In rows of pixels lanes are outputs of a row, whose sums stay in registers; with a stride beyond 2 the
-// window's rows are added up first, as they lie, and the columns of that one row after. In channels_last
-// lanes are channels.
+// window's rows are added up first, as they lie, and the columns of that one row after, as they all are in
+// channels_last (channel_sums.h).
 #include "kernels/avg_pool2d.h"
 
-#include "kernels/cpu/pool2d/pool2d.h"
+#include "kernels/cpu/pool2d/channel_sums.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -140,30 +140,23 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
 template <class T>
 void channels(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
-  constexpr int64_t all = lanes<A>;
   const Axis y = vertical(p), x = horizontal(p);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t oy = row % y.out;
-    const T* image = static_cast<const T*>(p.from) + row / y.out * p.from_stride[0];
-    const Range rs = y.taps(oy);
-    for (int64_t ox = 0; ox < x.out; ++ox) {
-      T* output = static_cast<T*>(p.to) + (row * x.out + ox) * p.channels;
-      const Range ss = x.taps(ox);
-      const T* window = image + y.start(oy) * p.from_stride[2] + x.start(ox) * p.from_stride[3];
-      const vec<A> scale = broadcast(scale_of<A>(p, oy, ox));
-      for (int64_t c = 0; c < p.channels; c += all) {
-        const int64_t n = p.channels - c;
-        vec<A> sum{};
-        for (int64_t r = rs.begin; r < rs.end; ++r)
-          for (int64_t s = ss.begin; s < ss.end; ++s) {
-            const T* pixel = window + r * p.from_stride[2] + s * p.from_stride[3] + c;
-            sum += n >= all ? load(pixel) : load_n(pixel, n);
-          }
-        sum *= scale;
-        n >= all ? store(output + c, sum) : store_n(output + c, sum, n);
-      }
-    }
-  }
+  channel_sums<T>(
+      begin, end, x.out, p.channels, p.from_stride[2], p.from_stride[3],
+      [&](int64_t row) PYDL_INLINE_LAMBDA {
+        const int64_t oy = row % y.out, top = y.start(oy);
+        const Range taps = y.taps(oy);
+        return RowOfSums<T>{static_cast<T*>(p.to) + row * x.out * p.channels,
+                            static_cast<const T*>(p.from) + row / y.out * p.from_stride[0],
+                            {top + taps.begin, top + taps.end},
+                            scale_of_row<A>(p, oy)};
+      },
+      [](int64_t) PYDL_INLINE_LAMBDA { return A(1); },
+      [&](int64_t ox) PYDL_INLINE_LAMBDA {
+        const Range taps = x.taps(ox);
+        return Range{x.start(ox) + taps.begin, x.start(ox) + taps.end};
+      },
+      nullptr, static_cast<const A*>(p.column_scale));
 }
 
 // The same, whatever the strides: pixel by pixel.
@@ -197,7 +190,7 @@ void avg_pool2d(const AvgPool2dParams& p, const Parallel& parallel) {
     parallel(count, ceil_div(kPoolGrain, max_of(pixels, 1)), [&](int64_t begin, int64_t end) {
       if (in_rows)
         rows<T>(p, begin, end);
-      else if (p.channels_last && p.from_stride[1] == 1)
+      else if (p.channels_last && p.from_stride[1] == 1 && p.kernel_width <= kWidest)
         channels<T>(p, begin, end);
       else
         strided<T>(p, begin, end);

@@ -1,6 +1,6 @@
 // The gradient of average pooling: each pixel gathers its share of the windows that cover it.
 #include "kernels/avg_pool2d.h"
-#include "kernels/cpu/pool2d/pool2d.h"
+#include "kernels/cpu/pool2d/channel_sums.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -138,30 +138,21 @@ void scatter(const AvgPool2dParams& p, int64_t begin, int64_t end) {
 template <class T>
 void channels(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
-  constexpr int64_t all = lanes<A>;
   const Axis y = vertical(p), x = horizontal(p);
-  const A* column_scale = static_cast<const A*>(p.column_scale);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t i = row % y.in;
-    const T* image = static_cast<const T*>(p.from) + row / y.in * p.from_stride[0];
-    const Range down = y.windows(i);
-    Range right = x.windows(0);
-    for (int64_t j = 0; j < x.in; ++j) {
-      x.follow(right, j);
-      T* to = static_cast<T*>(p.to) + (row * x.in + j) * p.channels;
-      for (int64_t c = 0; c < p.channels; c += all) {
-        const int64_t n = min_of(all, p.channels - c);
-        vec<A> sum{};
-        for (int64_t oy = down.begin; oy < down.end; ++oy)
-          for (int64_t ox = right.begin; ox < right.end; ++ox) {
-            const T* grad = image + oy * p.from_stride[2] + ox * p.from_stride[3] + c;
-            const A scale = scale_of_row<A>(p, oy) * (column_scale ? column_scale[ox] : A(1));
-            sum += (n == all ? load(grad) : load_n(grad, n)) * broadcast(scale);
-          }
-        n == all ? store(to + c, sum) : store_n(to + c, sum, n);
-      }
-    }
-  }
+  Range right = x.windows(0);
+  channel_sums<T>(
+      begin, end, x.in, p.channels, p.from_stride[2], p.from_stride[3],
+      [&](int64_t row) PYDL_INLINE_LAMBDA {
+        return RowOfSums<T>{static_cast<T*>(p.to) + row * x.in * p.channels,
+                            static_cast<const T*>(p.from) + row / y.in * p.from_stride[0],
+                            y.windows(row % y.in), A(1)};
+      },
+      [&](int64_t oy) PYDL_INLINE_LAMBDA { return scale_of_row<A>(p, oy); },
+      [&](int64_t j) PYDL_INLINE_LAMBDA {
+        x.follow(right, j);
+        return right;
+      },
+      static_cast<const A*>(p.column_scale), nullptr);
 }
 
 // The same, whatever the strides: pixel by pixel.
@@ -188,7 +179,7 @@ void strided(const AvgPool2dParams& p, int64_t begin, int64_t end) {
 template <class T>
 void backward(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   const bool dense = p.from_stride[p.channels_last ? 1 : 3] == 1;
-  if (dense && p.channels_last) return channels<T>(p, begin, end);
+  if (dense && p.channels_last && p.kernel_width <= kWidest) return channels<T>(p, begin, end);
   if (dense && p.stride_width == 1) return rows<1, T>(p, begin, end);
   if (dense && p.stride_width == 2 && p.kernel_width == 2 && p.kernel_height <= p.stride_height)
     return halves<T>(p, begin, end);
