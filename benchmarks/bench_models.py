@@ -1,6 +1,7 @@
 """One training step of whole models: forward, loss, backward, SGD; swapped and fused, beside torch's two ways.
 
-Also by our own backend of torch.compile (the ratio is that of eager mode), and beside the same step in JAX and
+In float32 and, under torch.autocast, in bfloat16, and with images in NCHW and in channels_last: of these four the user
+picks, so torch's best of them counts as well. In float32 and NCHW also by our own backend of torch.compile (the ratio is that of eager mode), and beside the same step in JAX and
 TensorFlow where they are installed, and torch's with MKL's own path (peers.py).
 """
 
@@ -16,43 +17,64 @@ import pydl
 from pydl import models
 
 
-def case(name, batch, channels, size, target, quick=False):
-    ours, theirs = Step(), Step()
+def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, channels_last=False):
+    autocast = None if dtype == torch.float32 else dtype
+    ours, theirs = Step(autocast), Step(autocast)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    usual = dtype == torch.float32 and not channels_last
 
     def inputs():
-        theirs.net = plain(getattr(models, name)())
+        theirs.net = plain(getattr(models, name)()).to(memory_format=layout)
         ours.net = copy.deepcopy(theirs.net)
         pydl.swap(ours)
-        return [torch.randn(batch, channels, size, size), torch.randint(10, (batch,))]
+        images = torch.randn(batch, channels, size, size).contiguous(memory_format=layout)
+        return [images, torch.randint(10, (batch,))]
 
     def check(run, x, label):
         """A few steps on copies, dropout off, beside torch in float64; the tests do fifty."""
         reference, twin = copy.deepcopy(theirs).double(), copy.deepcopy(ours)
+        reference.autocast = None
         for layer in [*reference.modules(), *twin.modules()]:
             if isinstance(layer, nn.Dropout):
                 layer.p = 0.0
         steps = trained(twin), trained(reference)
-        for tolerance in (1e-5, 1e-3, 1e-2):  # a deep network multiplies what rounding leaves
+        # a deep network multiplies what rounding leaves
+        for tolerance in (1e-5, 1e-3, 1e-2) if dtype == torch.float32 else (3e-2, 6e-2, 1e-1):
             loss, expected = steps[0](x, label)[0].double(), steps[1](x.double(), label)[0]
             close = abs(loss - expected) < tolerance * abs(expected)
             assert close, f"{name}: loss {loss:.8g}, torch in float64 {expected:.8g}"
 
     return Case(
         "models",
-        f"{name}, N {batch}",
+        f"{name}, N {batch}" + (", channels_last" if channels_last else ""),
         inputs,
         ours,
         theirs,
         trained,
+        dtype=dtype,
         target=(target, target),
         quick=quick,
         check=check,
-        backend=True,
-        peers=lambda: (
-            theirs.net,
-            {"model": name, "input": [batch, channels, size, size], "learning_rate": LEARNING_RATE},
-        ),
+        compile=usual,
+        backend=usual,
+        peers=(
+            lambda: (
+                theirs.net,
+                {"model": name, "input": [batch, channels, size, size], "learning_rate": LEARNING_RATE},
+            )
+        )
+        if usual
+        else None,
     )
+
+
+def formats(*shape, target):
+    """The other three ways to train a model; `target`: in bfloat16."""
+    return [
+        case(*shape, 1.0, channels_last=True),
+        case(*shape, target, dtype=torch.bfloat16),
+        case(*shape, target, dtype=torch.bfloat16, channels_last=True),
+    ]
 
 
 CASES = [
@@ -61,6 +83,10 @@ CASES = [
     case("cifar_net", 64, 3, 32, 1.4),
     case("resnet18", 32, 1, 96, 1.8),
     case("mlp", 256, 1, 28, 1.2, quick=True),
+    *formats("lenet", 256, 1, 28, target=3.8),
+    *formats("cifar_net", 64, 3, 32, target=1.4),
+    *formats("resnet18", 32, 1, 96, target=1.9),
+    case("mlp", 256, 1, 28, 3.0, dtype=torch.bfloat16),
 ]
 
 

@@ -36,14 +36,22 @@ class Language(nn.Module):
 
 
 class Step(nn.Module):
-    """A model and its loss, built when its case comes up."""
+    """A model and its loss, built when its case comes up.
 
-    def __init__(self):
+    Args:
+        autocast: the dtype in which torch.autocast lets the model compute, or None.
+    """
+
+    def __init__(self, autocast=None):
         super().__init__()
         self.net, self.loss = nn.Identity(), nn.CrossEntropyLoss()
+        self.autocast = autocast
 
     def forward(self, x, target):
-        return self.loss(self.net(x), target)
+        if self.autocast is None:
+            return self.loss(self.net(x), target)
+        with torch.autocast("cpu", self.autocast):
+            return self.loss(self.net(x), target)
 
 
 def trained(step, learning_rate=LEARNING_RATE):
