@@ -16,17 +16,17 @@ from pydl.text.pairs import PAD
 from pydl.training import heatmaps
 from pydl.training.translation import weights_of
 
-numbers = data.get("numbers", trained=4000, tested=200)
+numbers = data.get("numbers", trained=2000, tested=100)
 source_vocab, vocab = numbers.source_vocab, numbers.target_vocab
 train, test = (SentencePairs(part, source_vocab, vocab) for part in (numbers.train, numbers.test))
 
 torch.manual_seed(0)
-sizes = {"source_vocab_size": len(source_vocab), "vocab_size": len(vocab), "embedding": 32, "hidden": 96}
+sizes = {"source_vocab_size": len(source_vocab), "vocab_size": len(vocab), "embedding": 32, "hidden": 64}
 net = models.get("seq2seq_attention", **sizes, layers=1, dropout=0.0)
 optimizer = pydl.optim.Adam(net.parameters(), lr=1e-2)
 criterion = pydl.nn.CrossEntropyLoss(ignore_index=PAD)
-for epoch in range(4):
-    for batch in buckets(train.sizes, 64):
+for epoch in range(3):
+    for batch in buckets(train.sizes, 40):
         (source, lengths, target), answer = train[batch]
         loss = criterion(net(source, lengths, target).flatten(0, 1), answer.flatten())
         optimizer.zero_grad()

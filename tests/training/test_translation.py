@@ -162,6 +162,27 @@ def test_the_transformer_is_torchs():
     torch.testing.assert_close(found, expected)
 
 
+def test_one_hot_words_are_all_alike_unlike():
+    words = torch.nn.functional.one_hot(torch.arange(50)).float()
+    cosines = torch.nn.functional.cosine_similarity(words[:, None], words, dim=-1)
+    assert torch.equal(cosines, torch.eye(50))
+
+
+def test_shuffled_words_keep_their_vectors_without_positions():
+    from pydl.models.transformer import EncoderBlock, Words
+
+    torch.manual_seed(0)
+    words, block = Words(50, 16, 0.0, 20), EncoderBlock(16, 2, 24, 0.0)
+    tokens, order, lengths = torch.randint(50, (2, 9)), torch.randperm(9), torch.tensor([9, 9])
+
+    def vectors(tokens, positions):
+        x = words(tokens)
+        return block(x if positions else x - words.positions[: tokens.shape[1]], lengths)
+
+    torch.testing.assert_close(vectors(tokens[:, order], False), vectors(tokens, False)[:, order])
+    assert (vectors(tokens[:, order], True) - vectors(tokens, True)[:, order]).abs().max() > 0.1
+
+
 @pytest.mark.parametrize(
     "model, options, message",
     [

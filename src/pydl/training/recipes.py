@@ -88,13 +88,13 @@ RECIPES = {
     "rnn_lm": _language(lr=2e-3, epochs=15),
     "gru_lm": _language(lr=3e-3, epochs=8),
     "lstm_lm": _language(lr=3e-3, epochs=8),
-    "seq2seq": _translation(lr=5e-3, epochs=12, options={"layers": 1, "embedding": 64, "dropout": 0.0}),
+    "seq2seq": _translation(lr=5e-3, epochs=6, options={"layers": 1, "embedding": 64, "dropout": 0.0}),
     "seq2seq_attention": _translation(
         lr=5e-3, epochs=5, options={"layers": 1, "embedding": 64, "hidden": 128, "dropout": 0.0}
     ),
     "transformer": _translation(
         lr=2e-3,
-        epochs=6,
+        epochs=5,
         warmup=100,
         label_smoothing=0.1,
         options={"blocks": 2, "width": 128, "hidden": 256, "heads": 4},
