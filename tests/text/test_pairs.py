@@ -120,6 +120,8 @@ def test_buckets():
     assert sum(spread) / len(spread) < 3
     first = [int(sizes[0, batch].min()) for batch in batches]
     assert first != sorted(first)
+    fewer = buckets(sizes, 16, torch.Generator().manual_seed(1), least=9)  # the last one of 8 joins another
+    assert sorted(map(len, fewer)) == [16] * 61 + [24]
     again = buckets(sizes, 16, torch.Generator().manual_seed(1))
     assert all(map(torch.equal, batches, again))
     assert not torch.equal(torch.cat(batches), torch.cat(buckets(sizes, 16, torch.Generator().manual_seed(2))))

@@ -254,7 +254,7 @@ def test_losses_are_means_over_words(tmp_path, file, model):
 def test_scores_are_those_of_the_words_that_are_written(file):
     import sacrebleu
 
-    (one,) = learners("seq2seq_attention", file, ["cpu"], {"hidden": 32}, lr=0.02)
+    (one,) = learners("seq2seq_attention", file, ["cpu"], {"hidden": 32}, lr=0.02, schedule="constant")
     for _ in range(8):
         one.run(one.epoch_steps)
         one.end_epoch()

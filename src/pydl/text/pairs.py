@@ -70,7 +70,7 @@ def _padded(lines, begin):
     return torch.tensor([row + [PAD] * (width - len(row)) for row in rows]).view(-1, width)
 
 
-def buckets(sizes, batch_size, generator=None):
+def buckets(sizes, batch_size, generator=None, least=1):
     """Batches of indices in random order, each of sentences of about a length.
 
     The order is random; within so many batches together the pairs are sorted by their lengths and cut into batches.
@@ -78,6 +78,7 @@ def buckets(sizes, batch_size, generator=None):
     Args:
         sizes: (sides, N) lengths; the first side is sorted by first.
         generator: of the random numbers; torch's own if None.
+        least: a last batch of fewer joins the one before.
     """
     order = torch.randperm(sizes.shape[1], generator=generator)
     batches = []
@@ -85,4 +86,6 @@ def buckets(sizes, batch_size, generator=None):
         for side in reversed(sizes):  # a stable sort by the last key first
             pool = pool[side[pool].argsort(stable=True)]
         batches += pool.split(batch_size)
+    if len(batches) > 1 and len(batches[-1]) < least:
+        batches[-2:] = [torch.cat(batches[-2:])]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

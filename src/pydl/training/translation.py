@@ -40,9 +40,10 @@ class TranslationLearner(Learner):
         return [pydl.nn.CrossEntropyLoss(ignore_index=PAD, label_smoothing=s) for s in (smoothing, 0.0)]
 
     def _draw(self):
-        if self.config.batch_size < self.processes.world:
-            raise OptionError(f"--batch-size: expected a sentence for each process, got {self.config.batch_size}")
-        return buckets(self.train.sizes, self.config.batch_size, self.order)
+        size, world = min(self.config.batch_size, len(self.train)), self.processes.world
+        if size < world:
+            raise OptionError(f"--batch-size: expected a sentence for each of {world} processes, got {size}")
+        return buckets(self.train.sizes, self.config.batch_size, self.order, world)
 
     def _units(self, batch):
         return int(self.train.sizes[1, batch.cpu()].sum())
@@ -75,7 +76,7 @@ class TranslationLearner(Learner):
         self.model.eval()
         longest, found = int(self.test.sizes[1].max()), []
         with self.use(), self.precision():
-            for batch in indices.split(EVALUATION_BATCH):
+            for batch in indices.split(EVALUATION_BATCH) if len(indices) else ():
                 (source, lengths, _), _ = self.test[batch.to(self.test.device)]
                 found += greedy(self.model, source.to(self.device), lengths.to(self.device), longest)
         return [" ".join(self.vocab.to_tokens(row)) for row in found]
