@@ -1,7 +1,7 @@
 """Numbers translated from English to French by gated recurrent units with attention, and where they look.
 
-d2l section "The Bahdanau Attention Mechanism". Run: python examples/translation_with_attention.py [PICTURE]; trained for
-longer, with one command: pydl train seq2seq_attention;
+d2l section "The Bahdanau Attention Mechanism". Run: python examples/translation_with_attention.py [PICTURE]; trained
+for longer, with one command: pydl train seq2seq_attention;
 pydl translate runs/seq2seq_attention "ninety nine thousand and one" --beam 4 --attention map.png
 """
 

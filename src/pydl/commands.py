@@ -47,7 +47,8 @@ def train(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Data set; `pydl info` lists them. Most models: digits.")] = None,
     root: Annotated[
-        str, typer.Option(help="Folder with the files of data sets that are not bundled; the file of `text` or `pairs`.")
+        str,
+        typer.Option(help="Folder with the files of data sets that are not bundled; the file of `text` or `pairs`."),
     ] = "data",
     download: Annotated[bool, typer.Option("--download", help="Fetch the files first, by torchvision.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,

@@ -188,8 +188,8 @@ def _same_data(dataset, content):
     expected = content["examples"], tuple(content["classes"])
     if dataset.kind == "pairs" and tuple(content.get("source", ())) != dataset.source:
         raise CheckpointError(
-            f"{content['folder']}: expected the source's vocabulary of the checkpoint in data set {dataset.name!r}, got "
-            f"another of {len(dataset.source):,} tokens"
+            f"{content['folder']}: expected the source's vocabulary of the checkpoint in data set {dataset.name!r}, "
+            f"got another of {len(dataset.source):,} tokens"
         )
     if dataset.kind in ("text", "pairs") and expected[1] != dataset.classes:
         raise CheckpointError(

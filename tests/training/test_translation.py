@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,7 +117,9 @@ def test_attention_by_hand():
     context, weights = attention(query, attention.keys(values), values, torch.tensor([4, 2]))
     for row, length in ((0, 4), (1, 2)):
         scores = [
-            float(attention.score.weight @ torch.tanh(attention.query.weight @ query[row, 0] + attention.key.weight @ k))
+            float(
+                attention.score.weight @ torch.tanh(attention.query.weight @ query[row, 0] + attention.key.weight @ k)
+            )
             for k in values[row, :length]
         ]
         by_hand = torch.tensor(scores).softmax(0)
@@ -297,7 +300,9 @@ def test_what_a_run_shows_and_keeps(tmp_path, file):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"curves.png", "monitor.png", "attention.png", "samples.txt", "checkpoint.pt", "best.pt"} <= names
     assert "confusion.png" not in names
-    kinds = {layer["kind"] for layer in json.loads((tmp_path / "run/monitor.jsonl").read_text().splitlines()[0])["layers"]}
+    kinds = {
+        layer["kind"] for layer in json.loads((tmp_path / "run/monitor.jsonl").read_text().splitlines()[0])["layers"]
+    }
     assert kinds == {"Embedding", "Dropout", "Linear", "LayerNorm", "ReLU"}
     assert result.history[-1]["exact_match"] <= 1
 
@@ -319,8 +324,16 @@ def test_what_does_not_fit_is_said_in_a_sentence(tmp_path, file, monkeypatch):
         ("lenet", {"num_steps": 5}, f"--num-steps: {lm} or a translator to take it, got lenet"),
         ("gru_lm", {"language": "fr"}, "--language: expected a translator to take it, got gru_lm"),
         ("seq2seq", {**fits, "language": "fr"}, "--language: expected the data set numbers to take it, got pairs"),
-        ("seq2seq", {**fits, "label_smoothing": 1.0}, "--label-smoothing: expected a number from 0 to below 1, got 1.0"),
-        ("weight_decay", {"label_smoothing": 0.1}, "--label-smoothing: expected a model that chooses to take it, got w"),
+        (
+            "seq2seq",
+            {**fits, "label_smoothing": 1.0},
+            "--label-smoothing: expected a number from 0 to below 1, got 1",
+        ),
+        (
+            "weight_decay",
+            {"label_smoothing": 0.1},
+            "--label-smoothing: expected a model that chooses to take it, got w",
+        ),
         ("seq2seq", {"data": "prose"}, "expected a set that fits seq2seq, got 'prose', which is a text"),
         ("lenet", {"data": "pairs", "root": file}, "expected a set that fits lenet, got 'pairs', which is a pairs"),
     ):
@@ -340,7 +353,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(tmp_path, file, monkeypatch):
 def test_resume_refuses_another_vocabulary(tmp_path, file):
     run(tmp_path / "run", "seq2seq", **small("seq2seq", file, max_steps=1))
     for side, message in ((0, "the source's vocabulary of the checkpoint"), (1, "the vocabulary of the checkpoint, 3")):
-        lines = [line.split("\t") for line in open(file, encoding="utf-8").read().splitlines()]
+        lines = [line.split("\t") for line in Path(file).read_text(encoding="utf-8").splitlines()]
         for line in lines:
             line[side] = line[side].replace("t", "d")
         (tmp_path / "other.txt").write_text("\n".join("\t".join(line) for line in lines), encoding="utf-8")

@@ -129,7 +129,9 @@ CLEANED = {"numbers": parted, "pairs": lambda text: " ".join(spaced(text).split(
 
 
 def _dataset(name, train, test, longest, min_freq):
-    train, test = ([p for p in part if longest is None or max(len(s.split()) for s in p) <= longest] for part in (train, test))
+    train, test = (
+        [p for p in part if longest is None or max(len(s.split()) for s in p) <= longest] for part in (train, test)
+    )
     if not train or not test:
         short = "" if longest is None else f" of at most {longest} words"
         raise DataError(

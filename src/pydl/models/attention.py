@@ -20,7 +20,8 @@ def sinusoids(count, width):
 class Additive(Module):
     """Scores ``w · tanh(W_q q + W_k k)`` of one query for each row. The keys' part is made once, by :meth:`keys`.
 
-    Source: Bahdanau, Cho and Bengio, "Neural Machine Translation by Jointly Learning to Align and Translate", ICLR 2015.
+    Source: Bahdanau, Cho and Bengio, "Neural Machine Translation by Jointly Learning to Align and Translate", ICLR
+    2015.
     """
 
     def __init__(self, width):

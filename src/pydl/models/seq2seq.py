@@ -46,7 +46,7 @@ class Seq2Seq(Module):
         return state, state[-1]
 
     def decode(self, target, state, need_weights=False):
-        """(logits (N, T, V), state, weights) of the tokens (N, T) that come next; there are no weights: they are None."""
+        """(logits (N, T, V), state, weights) of the tokens (N, T) that come next; weights are always None."""
         state, context = state
         words = self.dropout(self.embedding(target.T))
         outputs, state = self.recurrent(torch.cat([words, context.expand(len(words), -1, -1)], -1), state)
@@ -129,8 +129,8 @@ def seq2seq_attention(
 ):
     """As :func:`seq2seq`, with attention to every word of the source; ``attention``: ``additive`` or ``dot``.
 
-    Source: d2l section "The Bahdanau Attention Mechanism"; Bahdanau, Cho and Bengio, ICLR 2015; Luong, Pham and Manning,
-    "Effective Approaches to Attention-based Neural Machine Translation", EMNLP 2015, for ``dot``.
+    Source: d2l section "The Bahdanau Attention Mechanism"; Bahdanau, Cho and Bengio, ICLR 2015; Luong, Pham and
+    Manning, "Effective Approaches to Attention-based Neural Machine Translation", EMNLP 2015, for ``dot``.
     Input: (N, S), (N,), (N, T). Output: (N, T, 30), or (N, T, vocab_size).
     Parameters: 1,931,294.
     FLOPs: 3,816,960 a source's and a target's word, without the scores' sums over the source.

@@ -48,7 +48,9 @@ class SentencePairs:
 
     def __init__(self, texts, source_vocab, target_vocab, device="cpu"):
         self.texts, self.device = texts, torch.device(device)
-        sides = [[vocab[text[side].split()] for text in texts] for side, vocab in ((0, source_vocab), (1, target_vocab))]
+        sides = [
+            [vocab[text[side].split()] for text in texts] for side, vocab in ((0, source_vocab), (1, target_vocab))
+        ]
         self.sizes = torch.tensor([[len(words) + 1 for words in side] for side in sides]).view(2, -1)
         self.source = _padded(sides[0], ()).to(device)
         self.target = _padded(sides[1], (BOS,)).to(device)

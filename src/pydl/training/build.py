@@ -19,7 +19,14 @@ ONLY |= {"language": (PAIRS,)}
 def own_options(model):
     """The options of the model's own function with their defaults: what ``--option`` takes."""
     parameters = inspect.signature(models.builder(model)).parameters
-    given = ("num_classes", "in_channels", "input_size", "in_features", "vocab_size", "source_vocab_size")  # by the data and by --size
+    given = (
+        "num_classes",
+        "in_channels",
+        "input_size",
+        "in_features",
+        "vocab_size",
+        "source_vocab_size",
+    )  # by the data and by --size
     return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
 

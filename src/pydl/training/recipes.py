@@ -94,7 +94,7 @@ RECIPES = {
     ),
     "transformer": _translation(
         lr=2e-3,
-        epochs=5,
+        epochs=4,
         warmup=100,
         label_smoothing=0.1,
         options={"blocks": 2, "width": 128, "hidden": 256, "heads": 4},
