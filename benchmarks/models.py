@@ -33,7 +33,8 @@ def prepare(model):
     config = Config(model).resolved()
     learners = train.learners(config, ("cpu", "torch"))
     parameters = sum(p.numel() for p in learners[0].model.parameters())
-    shape = list(learners[0].train[learners[0]._batches[0]][0].shape)
+    inputs = learners[0].train[learners[0]._batches[0]][0]
+    shape = list((inputs[0] if isinstance(inputs, tuple) else inputs).shape)  # of a translator, its source
     return learners, {"input": shape, "parameters": parameters, "epoch_steps": learners[0].epoch_steps}
 
 
@@ -43,7 +44,7 @@ def accuracy(model):
         console = Console(file=io.StringIO())
         result = train.train(Config(model), out=Path(folder) / model, console=console)
     row, config = result.history[-1], result.config
-    score = {key: row[key] for key in ("test_accuracy", "test_perplexity", "test_loss") if key in row}
+    score = {key: row[key] for key in ("test_accuracy", "exact_match", "test_perplexity", "test_loss") if key in row}
     return {
         **prepare(model)[1],
         **score,
@@ -95,6 +96,8 @@ def table(kept):
             score = f"{row['test_accuracy']:.4f}" if "test_accuracy" in row else f"loss {row['test_loss']:.2g}"
             if "test_perplexity" in row:
                 score = f"perplexity {row['test_perplexity']:.3f}"
+            if "exact_match" in row:
+                score = f"exact match {row['exact_match']:.3f}"
             cells[3:5] = str(row["epochs"]), score
         if "ratio" in row:
             epoch = f"{row['step_ms'] * row['epoch_steps'] / 1e3:.2g} s"

@@ -47,7 +47,8 @@ def train(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Data set; `pydl info` lists them. Most models: digits.")] = None,
     root: Annotated[
-        str, typer.Option(help="Folder with the files of data sets that are not bundled; the file of `text`.")
+        str,
+        typer.Option(help="Folder with the files of data sets that are not bundled; the file of `text` or `pairs`."),
     ] = "data",
     download: Annotated[bool, typer.Option("--download", help="Fetch the files first, by torchvision.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
@@ -68,9 +69,11 @@ def train(
     workers: Annotated[int, typer.Option(help="Processes that make batches ready; for large image folders.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, order of the data and dropout.")] = 0,
     size: Annotated[int | None, typer.Option(help="Height and width of the model's input.")] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Of language models: tokens of a row in a step.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Tokens of a row; of translators: longest sentence.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Of language models: letters, char, word or bpe.")] = None,
     partition: Annotated[str | None, typer.Option(help="Of language models: sequential or random.")] = None,
+    language: Annotated[str | None, typer.Option(help="Of the data set numbers: fr, de or es.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Share of each target that all classes get.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="The model's own NAME=VALUE: ratio=1, hidden=8,8.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
@@ -183,6 +186,25 @@ def generate(
     from pydl.generate import Writer
 
     print(Writer(checkpoint, device, backend)(prefix, length, temperature, top_k, seed))
+
+
+@app.command()
+def translate(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of a translator.", metavar="RUN")],
+    sentence: Annotated[str, typer.Argument(help="Sentence to translate.", metavar="SENTENCE")],
+    beam: Annotated[int, typer.Option(help="Sentences kept by beam search; 1: the likeliest word each time.")] = 1,
+    attention: Annotated[Path | None, typer.Option(help="Picture of where the model looked.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+):
+    """Print a trained translator's translation of SENTENCE."""
+    from pydl.translate import Translator
+
+    translator = Translator(checkpoint, device, backend)
+    translation = translator(sentence, beam)
+    print(translation)
+    if attention is not None:
+        translator.draw(attention, sentence, translation)
 
 
 @app.command()

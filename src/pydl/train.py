@@ -12,7 +12,7 @@ from rich.console import Console
 import pydl
 from pydl import data, memory, models
 from pydl.errors import CheckpointError, OptionError, did_you_mean
-from pydl.text import Windows
+from pydl.text import SentencePairs, Windows
 from pydl.training import board, checkpoint, display
 from pydl.training.build import check, check_kind
 from pydl.training.config import Config
@@ -23,6 +23,7 @@ from pydl.training.loop import Interrupted, loop
 from pydl.training.place import place
 from pydl.training.processes import environment, joined
 from pydl.training.result import Result
+from pydl.training.translation import TranslationLearner
 
 __all__ = ["Config", "Interrupted", "Result", "cross_validate", "learners", "resumed", "train"]
 
@@ -78,6 +79,8 @@ def _dataset(config, dataset=None):
         options = {"size": (config.size, config.size)} if config.data == "folder" else {}
         if config.data in data.TEXTS and config.tokens:
             options["tokens"] = config.tokens
+        if config.data in data.PAIRS:
+            options |= {"language": config.language, "longest": config.num_steps}
         dataset = data.get(config.data, root=config.root, **options)
     check(config, dataset)
     return dataset
@@ -97,6 +100,7 @@ def _run(config, device, processes, out, resume, console, dataset, report):
         "config": config.to_dict(),
         "classes": list(dataset.classes),
         "examples": len(dataset.train),
+        **({"source": list(dataset.source)} if dataset.kind == "pairs" else {}),
         "preprocessing": preprocessing
         and {key: list(value) for key, value in dataclasses.asdict(preprocessing).items()},
         "pydl": pydl.__version__,
@@ -121,6 +125,10 @@ def _learners(config, dataset, preprocessing, backends, device, processes=None):
     if dataset.kind == "text":
         splits = [Windows(part, config.num_steps, at) for part in (dataset.train, dataset.test)]
         return [LanguageLearner(config, *splits, dataset.tokenizer, name, device, processes) for name in backends]
+    if dataset.kind == "pairs":
+        vocabs = dataset.source_vocab, dataset.target_vocab
+        splits = [SentencePairs(part, *vocabs, at) for part in (dataset.train, dataset.test)]
+        return [TranslationLearner(config, *splits, dataset, name, device, processes) for name in backends]
     splits = [data.Batches(split, preprocessing, at) for split in (dataset.train, dataset.test)]
     return [Learner(config, *splits, len(dataset.classes), name, device, processes) for name in backends]
 
@@ -148,7 +156,7 @@ def cross_validate(config, folds, out=None, console=None):
         raise OptionError("--folds: expected one process, got a run under torchrun")
     resolved = _resolved(config)
     dataset = _dataset(resolved)
-    if dataset.kind == "text" or not torch.is_tensor(dataset.train.images):
+    if dataset.kind in ("text", "pairs") or not torch.is_tensor(dataset.train.images):
         raise OptionError(f"--folds: expected a data set of examples in memory, got {resolved.data!r}")
     if not 2 <= folds <= len(dataset.train):
         raise OptionError(f"--folds: expected a number from 2 to the {len(dataset.train)} examples, got {folds}")
@@ -178,7 +186,12 @@ def resumed(path, **changes):
 def _same_data(dataset, content):
     """The checkpoint's preprocessing, once it is sure that it was trained on this very data set."""
     expected = content["examples"], tuple(content["classes"])
-    if dataset.kind == "text" and expected[1] != dataset.classes:
+    if dataset.kind == "pairs" and tuple(content.get("source", ())) != dataset.source:
+        raise CheckpointError(
+            f"{content['folder']}: expected the source's vocabulary of the checkpoint in data set {dataset.name!r}, "
+            f"got another of {len(dataset.source):,} tokens"
+        )
+    if dataset.kind in ("text", "pairs") and expected[1] != dataset.classes:
         raise CheckpointError(
             f"{content['folder']}: expected the vocabulary of the checkpoint, {len(expected[1]):,} tokens, in data set "
             f"{dataset.name!r}, got another of {len(dataset.classes):,}"

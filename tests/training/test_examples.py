@@ -2,6 +2,8 @@
 
 import re
 import runpy
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ PROMISES = {
     "resnet_compared": ("pydl is", 0.1),
     "resume_and_predict": ("test accuracy", 0.95),
     "gru_from_scratch": ("outputs of pydl.nn.GRU agree:", 1),
+    "attention_demo": ("with positions: they change by up to", 0.01),
+    "translation_with_attention": ("right word for word:", 0.9),
 }
 
 
@@ -27,6 +31,7 @@ def test_every_example_is_tested():
 @pytest.mark.parametrize("name", PROMISES)
 def test_example(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name])
     state = torch.get_rng_state()
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     torch.set_rng_state(state)
@@ -49,4 +54,12 @@ def test_example(name, capsys, tmp_path, monkeypatch):
     if name == "gru_from_scratch":
         assert float(re.search(r"it chooses among ([\d.]+) letters where it began with 28", out)[1]) < 12
         assert "the value of " in out
-    assert list(tmp_path.iterdir()) == []  # an example leaves nothing behind
+    if name == "attention_demo":
+        pictures = tmp_path / "attention_demo"
+        names = {"heads", "masked_softmax", "nadaraya_watson", "one_hot", "positions"}
+        assert {path.name for path in pictures.iterdir()} == {f"{each}.png" for each in names}
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures.iterdir())
+        assert float(re.search(r"one-hot: largest cosine of two words ([\d.]+)", out)[1]) == 0
+        assert float(re.search(r"shuffled words keep their vectors to ([\d.]+)", out)[1]) < 1e-5
+        shutil.rmtree(pictures)
+    assert list(tmp_path.iterdir()) == []  # an example leaves nothing else behind

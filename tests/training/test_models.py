@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pydl
 
-# language models: test_language.py
-NAMES = sorted(set(pydl.models.names()) - set(pydl.models.names("language")))
+# language models: test_language.py; translators: test_translation.py
+NAMES = sorted({name for kind in ("classifier", "regression") for name in pydl.models.names(kind)})
 CLASSIFIERS = pydl.models.names("classifier")
 # options and input that keep a step of the large ones short
 SMALL = {

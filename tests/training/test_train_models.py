@@ -13,7 +13,7 @@ from pydl import cli, data, models
 from pydl.training.recipes import RECIPES
 
 MODELS = ["softmax_regression", "mlp", "lenet", "lenet_bn"]
-IMAGES = sorted(set(RECIPES) - set(models.names("language")))  # and regressions; the others: test_language.py
+IMAGES = sorted(set(RECIPES) & {*models.names("classifier"), *models.names("regression")})
 # the deep ones with the narrowest option, one step of a small batch each, on either backend
 DEEP = {
     "alexnet": {"size": 67},

@@ -7,6 +7,7 @@ from torch import nn
 
 from pydl import functional
 from pydl.d2l.editions import bound, signature
+from pydl.models.attention import sinusoids
 
 
 def sequence_mask(X, valid_len, value=0):
@@ -152,9 +153,7 @@ class PositionalEncoding(nn.Module):
     def __init__(self, num_hiddens, dropout, max_len=1000):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        columns = torch.arange(0, num_hiddens, 2, dtype=torch.float32)
-        angles = torch.arange(max_len, dtype=torch.float32).unsqueeze(1) / 10000 ** (columns / num_hiddens)
-        P = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :num_hiddens]  # an odd width ends in a sine
+        P = sinusoids(max_len, num_hiddens)
         self.register_buffer("P", P.unsqueeze(0), persistent=False)
 
     def forward(self, X):

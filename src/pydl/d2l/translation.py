@@ -10,6 +10,7 @@ from pydl.d2l.images import folders, say_once
 from pydl.d2l.objects import DataModule
 from pydl.d2l.regression import load_array
 from pydl.d2l.text import Vocab
+from pydl.text.pairs import spaced
 
 FILES = ("fra.txt", "fra-eng/fra.txt")
 
@@ -34,10 +35,7 @@ def read_data_nmt():
 
 def preprocess_nmt(text):
     """Small letters, plain blanks, and a blank before each mark ``, . ! ?``."""
-    text = text.replace("\u202f", " ").replace("\xa0", " ").lower()
-    marks = set(",.!?")
-    before = " " + text[:-1]
-    return "".join(f" {c}" if c in marks and b != " " else c for b, c in zip(before, text, strict=True))
+    return spaced(text)
 
 
 def tokenize_nmt(text, num_examples=None):

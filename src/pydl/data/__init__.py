@@ -1,4 +1,6 @@
-"""Data sets by name, in memory: ``pydl.data.get("digits")`` gives a :class:`Dataset`, a text a :class:`TextDataset`."""
+"""Data sets by name, in memory: ``pydl.data.get("digits")`` gives a :class:`Dataset`, a text a :class:`TextDataset`,
+pairs of sentences a :class:`TranslationDataset`.
+"""
 
 from pydl.data.augment import Augment
 from pydl.data.cifar import cifar10
@@ -11,6 +13,7 @@ from pydl.data.loader import in_order
 from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.synthetic import synthetic
 from pydl.data.text import TextDataset, prose, text
+from pydl.data.translation import TranslationDataset, numbers, pairs
 from pydl.errors import OptionError, did_you_mean
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "Preprocessing",
     "Split",
     "TextDataset",
+    "TranslationDataset",
     "cifar10",
     "digits",
     "download",
@@ -31,6 +35,8 @@ __all__ = [
     "linear",
     "mnist",
     "names",
+    "numbers",
+    "pairs",
     "polynomial",
     "prose",
     "read_image",
@@ -51,8 +57,11 @@ _LOADERS = {
     "weight-decay": weight_decay,
     "prose": prose,
     "text": text,
+    "numbers": numbers,
+    "pairs": pairs,
 }
 TEXTS = "prose", "text"  # the sets of language models
+PAIRS = "numbers", "pairs"  # those of translators
 
 
 def names():
@@ -67,7 +76,7 @@ def get(name, root="data", seed=0, **options):
         name: one of :func:`names`.
         root: folder under which sets that come as files are looked for; bundled and synthetic sets do not read it.
         options: further arguments of the set's own function, such as ``size`` and ``workers`` of ``folder``,
-            and ``tokens`` of texts.
+            ``tokens`` of texts, and ``language`` of ``numbers``.
         seed: of the split, where the set has none of its own, and of the values of a synthetic set.
 
     Raises:

@@ -23,7 +23,7 @@ def in_order(batches, indices, workers, device):
     """Yields ``batches[i]`` on ``device`` for each index tensor ``i`` of ``indices``.
 
     Args:
-        batches: a :class:`pydl.data.Batches`; with workers, one that lies on the CPU.
+        batches: a :class:`pydl.data.Batches`, or what gives tuples alike; with workers, one that lies on the CPU.
         indices: a list of int64 tensors.
         workers: processes that read, decode and preprocess batches while the model computes; 0 does it in between.
         device: where the batches go. For a GPU they pass through pinned memory, from which the copy runs beside the
@@ -31,8 +31,7 @@ def in_order(batches, indices, workers, device):
     """
     if workers == 0:
         for index in indices:
-            images, targets = batches[index]
-            yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            yield _moved(batches[index], device)
         return
     loader = DataLoader(
         _Indexed(batches),
@@ -44,5 +43,11 @@ def in_order(batches, indices, workers, device):
     for item in loader:
         if isinstance(item, UserError):
             raise item
-        images, targets = item
-        yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        yield _moved(item, device)
+
+
+def _moved(item, device):
+    """A tensor on ``device``, or the tensors of tuples of them."""
+    if torch.is_tensor(item):
+        return item.to(device, non_blocking=True)
+    return tuple(_moved(part, device) for part in item)

@@ -19,6 +19,8 @@ from pydl.models.nin import nin
 from pydl.models.preact import preact_resnet18, wide_resnet
 from pydl.models.recurrent import gru_lm, lstm_lm, rnn_lm
 from pydl.models.resnet import resnet18, resnet50, resnext50
+from pydl.models.seq2seq import seq2seq, seq2seq_attention
+from pydl.models.transformer import transformer
 from pydl.models.vgg import vgg11
 
 __all__ = [
@@ -44,7 +46,10 @@ __all__ = [
     "resnet50",
     "resnext50",
     "rnn_lm",
+    "seq2seq",
+    "seq2seq_attention",
     "softmax_regression",
+    "transformer",
     "vgg11",
     "weight_decay",
     "wide_resnet",

@@ -1,6 +1,6 @@
 """Models by name: a file of this package decorates each builder with :func:`register`."""
 
-KINDS = ("classifier", "regression", "language")
+KINDS = ("classifier", "regression", "language", "translation")
 _BUILDERS, _KINDS = {}, {}
 
 
@@ -46,7 +46,8 @@ def get(name, **options):
         options: arguments of the model's own function. Every image classifier takes ``num_classes`` (outputs of the
             last layer, 10 by default), ``in_channels`` (channels of its input; 1 by default, 3 for the models of
             small colour images) and ``input_size`` (height and width, where no layer depends on it only checked); the
-            regressions take their number of inputs instead, the language models ``vocab_size``.
+            regressions take their number of inputs instead, the language models ``vocab_size``, the translators
+            ``source_vocab_size`` too.
 
     Returns:
         A ``torch.nn.Module`` built from ``pydl.nn``, in training mode, with torch's default initial weights.

@@ -5,6 +5,8 @@ What reads files is in :mod:`pydl.data`, what predicts in :mod:`pydl.models`.
 
 from pydl.text.bpe import BytePairEncoding
 from pydl.text.continuation import continued, perplexity
+from pydl.text.decoding import beam_search, greedy
+from pydl.text.pairs import SentencePairs, buckets, spaced
 from pydl.text.prose import letters, sentences
 from pydl.text.tokenizer import KINDS, Tokenizer
 from pydl.text.vocabulary import Vocab, count_corpus, tokenize
@@ -13,15 +15,20 @@ from pydl.text.windows import Windows, random_starts, sequential_starts
 __all__ = [
     "KINDS",
     "BytePairEncoding",
+    "SentencePairs",
     "Tokenizer",
     "Vocab",
     "Windows",
+    "beam_search",
+    "buckets",
     "continued",
     "count_corpus",
+    "greedy",
     "letters",
     "perplexity",
     "random_starts",
     "sentences",
     "sequential_starts",
+    "spaced",
     "tokenize",
 ]

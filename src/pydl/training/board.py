@@ -45,7 +45,9 @@ class Board:
         model = unswap(copy.deepcopy(model)).cpu().eval()
         with backend.use("torch"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing is deprecated, and still what TensorBoard draws
-            self.writer.add_graph(model, example.cpu())
+            self.writer.add_graph(
+                model, tuple(t.cpu() for t in example) if isinstance(example, tuple) else example.cpu()
+            )
 
     def epoch(self, row):
         for key, value in row.items():

@@ -9,15 +9,24 @@ from pydl.errors import OptionError, did_you_mean
 from pydl.training.recipes import recipe
 
 # the kind of data set that each kind of model learns from
-LEARNS_FROM = {"classifier": "classification", "regression": "regression", "language": "text"}
-# options that only one kind of model takes
-OF_IMAGES, OF_TEXT = ("size", "augment"), ("num_steps", "tokens", "partition")
+LEARNS_FROM = {"classifier": "classification", "regression": "regression", "language": "text", "translation": "pairs"}
+# options that only some kinds of models take, and what those are called
+IMAGES, TEXT, PAIRS = "a model of images", "a language model", "a translator"
+ONLY = {"size": (IMAGES,), "augment": (IMAGES,), "num_steps": (TEXT, PAIRS), "tokens": (TEXT,), "partition": (TEXT,)}
+ONLY |= {"language": (PAIRS,)}
 
 
 def own_options(model):
     """The options of the model's own function with their defaults: what ``--option`` takes."""
     parameters = inspect.signature(models.builder(model)).parameters
-    given = ("num_classes", "in_channels", "input_size", "in_features", "vocab_size")  # by the data and by --size
+    given = (
+        "num_classes",
+        "in_channels",
+        "input_size",
+        "in_features",
+        "vocab_size",
+        "source_vocab_size",
+    )  # by the data and by --size
     return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
 
@@ -50,39 +59,46 @@ def _in_form(options, own):
 
 
 def check_kind(config):
-    """Refuses options of images for a language model, and of texts for the others."""
-    language = models.kind(config.model) == "language"
-    for name in OF_IMAGES if language else OF_TEXT:
-        if getattr(config, name):
-            kind = "a model of images" if language else "a language model"
+    """Refuses options of images for models of text, and the other way round."""
+    kind = {"language": TEXT, "translation": PAIRS}.get(models.kind(config.model), IMAGES)
+    for name, takes in ONLY.items():
+        if getattr(config, name) and kind not in takes:
             option = f"--{name.replace('_', '-')}"
-            raise OptionError(f"{option}: expected {kind} to take it, got {config.model}")
+            raise OptionError(f"{option}: expected {' or '.join(takes)} to take it, got {config.model}")
+    if config.label_smoothing and models.kind(config.model) == "regression":
+        raise OptionError(f"--label-smoothing: expected a model that chooses to take it, got {config.model}")
 
 
 def build(config, num_classes, preprocessing, features=None):
     """The model of ``config`` on the CPU; lazy layers have taken their shapes, in eval mode, which counts no batch.
 
     Args:
-        num_classes, preprocessing: of a classification; of a language model, the size of its vocabulary and None.
-        features: of a regression, the number of its inputs.
+        num_classes, preprocessing: of a classification; of a language model or a translator, the size of the vocabulary
+            that it writes, and None.
+        features: of a regression, the number of its inputs; of a translator, the size of the source's vocabulary.
 
     Raises:
         OptionError: for a size or an option that the model does not take.
     """
     known = inspect.signature(models.builder(config.model)).parameters
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
     if models.kind(config.model) == "language":
-        given, example = {"vocab_size": num_classes}, torch.zeros(1, 2, dtype=torch.int64)
+        given, example = {"vocab_size": num_classes}, (tokens,)
+    elif models.kind(config.model) == "translation":
+        given = {"vocab_size": num_classes, "source_vocab_size": features}
+        # the longest sentence of all, for models that have a place for each token
+        example = tokens, torch.tensor([2]), torch.zeros(1, config.num_steps + 1, dtype=torch.int64)
     elif features is None:
         given = {"num_classes": num_classes, "in_channels": preprocessing.channels, "input_size": config.size}
-        example = torch.zeros(2, preprocessing.channels, *preprocessing.size)
+        example = (torch.zeros(2, preprocessing.channels, *preprocessing.size),)
     else:
-        given, example = {"in_features": features}, torch.zeros(2, features)
+        given, example = {"in_features": features}, (torch.zeros(2, features),)
     given = {name: value for name, value in given.items() if name in known}
 
     def make(options):
         model = models.get(config.model, **given, **_in_form(options, own))
         with torch.no_grad(), backend.use("torch"):
-            model.eval()(example)
+            model.eval()(*example)
         return model.train()
 
     own, usual = own_options(config.model), recipe(config.model).options

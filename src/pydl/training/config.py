@@ -27,9 +27,11 @@ class Config:
         l1: factor of the sum of all absolute weights in what is minimised; the loss that is shown is without it.
         amp: mixed precision: bfloat16 on a CPU, float16 with a scaled loss on a GPU.
         patience: stop after this many epochs without a lower test loss.
-        num_steps: of a language model: tokens of a row in a step.
+        num_steps: of a language model: tokens of a row in a step; of a translator: the most words of a sentence.
         tokens: of a language model: ``letters``, ``char``, ``word`` or ``bpe``; see :class:`pydl.text.Tokenizer`.
         partition: of a language model: ``sequential``, where a row's state goes on from step to step, or ``random``.
+        language: of the data set ``numbers``: what they are translated to, ``fr``, ``de`` or ``es``.
+        label_smoothing: share of each target that goes to all classes alike, in what is minimised; tests are without.
         augment: of ``crop`` and ``flip``, what the training images are varied by.
         init: first weights of linear and convolution layers: ``torch``, ``xavier`` or ``kaiming``.
         workers: processes that make batches ready while the model computes.
@@ -54,6 +56,8 @@ class Config:
     num_steps: int | None = None
     tokens: str | None = None
     partition: str | None = None
+    language: str | None = None
+    label_smoothing: float | None = None
     augment: list | None = None
     init: str | None = None
     workers: int = 0
@@ -76,6 +80,7 @@ class Config:
         defaults = recipe(self.model)
         names = ("data", "epochs", "batch_size", "lr", "optimizer", "schedule", "warmup")
         names += ("size", "weight_decay", "init", "clip", "patience", "num_steps", "tokens", "partition")
+        names += ("label_smoothing",)
         filled = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
         config = dataclasses.replace(self, **filled)
         config.options = {**defaults.options, **(self.options or {})}
@@ -103,6 +108,8 @@ class Config:
             value = getattr(config, name)
             if value is not None and value not in known:
                 raise OptionError(f"--{name}: expected one of {', '.join(known)}, got {value!r}")
+        if not 0 <= config.label_smoothing < 1:
+            raise OptionError(f"--label-smoothing: expected a number from 0 to below 1, got {config.label_smoothing}")
         for kind in config.augment:
             if kind not in KINDS:
                 raise OptionError(f"--augment: expected one of {', '.join(KINDS)}, got {kind!r}")

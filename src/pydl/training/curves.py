@@ -1,4 +1,4 @@
-"""``curves.png``: the loss and both accuracies, or perplexities, over the epochs."""
+"""``curves.png``: the loss and both accuracies, or perplexities, or the scores of a translator, over the epochs."""
 
 import importlib.util
 import math
@@ -17,8 +17,9 @@ def draw(path, history, title, compare=False):
     from matplotlib.figure import Figure  # the object-oriented interface: no window, no global state
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
-    language = "test_perplexity" in history[-1]
-    regression = not language and "test_accuracy" not in history[-1]
+    translation = "exact_match" in history[-1]
+    language = not translation and "test_perplexity" in history[-1]
+    regression = not language and not translation and "test_accuracy" not in history[-1]
     figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
     left = panels[0]
@@ -28,15 +29,20 @@ def draw(path, history, title, compare=False):
         right = panels[1]
         right.set(ylabel="perplexity", yscale="log")
         lines += [(right, "perplexity", "train", TRAIN), (right, "test_perplexity", "test", TEST)]
+    elif translation:
+        right = panels[1]
+        right.set(ylabel="test sentences", ylim=(0, 1.05))
+        lines += [(right, "exact_match", "exact match", TRAIN), (right, "bleu", "BLEU / 100", TEST)]
     elif not regression:
         right = panels[1]
         right.set(ylabel="accuracy", ylim=(0, 1.05))
         lines += [(right, "train_accuracy", "train", TRAIN), (right, "test_accuracy", "test", TEST)]
     marker = "o" if len(history) < 3 else None  # one point is no line
     for axes, key, label, colour in lines:
-        axes.plot(epochs, [row[key] for row in history], color=colour, label=label, marker=marker)
+        scale = 0.01 if key == "bleu" else 1
+        axes.plot(epochs, [scale * row[key] for row in history], color=colour, label=label, marker=marker)
         if compare:
-            values = [row[f"torch_{key}"] for row in history]
+            values = [scale * row[f"torch_{key}"] for row in history]
             axes.plot(epochs, values, color=colour, label=f"{label}, torch", linestyle=(0, (4, 3)), alpha=0.6)
     if regression:
         left.set(ylabel="mean squared error", yscale="log")

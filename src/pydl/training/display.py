@@ -10,6 +10,7 @@ from pydl.text import perplexity
 
 # A bar that is drawn more often than the eye reads it takes time from the cores that train.
 REFRESH_SECONDS = 0.2
+OF_TRANSLATORS = (("exact_match", "exact match", "{:.4f}"), ("bleu", "BLEU", "{:.2f}"))
 
 
 class Lines:
@@ -31,13 +32,17 @@ class Lines:
         self.console.print(thing)
 
     def sample(self, text):
-        print(f"  {text}", file=self.console.file, flush=True)
+        print(_indented(text), file=self.console.file, flush=True)
 
     def epoch(self, row):
         text = f"epoch {row['epoch']}/{self.epochs}  step {row['step']}  {_scores(row)}"
         if "torch_loss" in row:
             text += f"  |  torch: {_scores({key: row[f'torch_{key}'] for key in row if f'torch_{key}' in row})}"
         print(text, file=self.console.file, flush=True)  # not through rich: a line stays one line, however long
+
+
+def _indented(text):
+    return "\n".join(f"  {line}" for line in text.splitlines())
 
 
 def _scores(row):
@@ -48,6 +53,7 @@ def _scores(row):
         parts += [f"perplexity {row['perplexity']:.3f}", f"test perplexity {row['test_perplexity']:.3f}"]
     else:
         parts.append(f"test loss {row['test_loss']:.4f}")
+    parts += [f"{label} {form.format(row[key])}" for key, label, form in OF_TRANSLATORS if key in row]
     unit = _unit(row)
     return "  ".join([*parts, f"{row[f'{unit}_per_second']:,.0f} {unit}/s"])
 
@@ -100,11 +106,11 @@ class Bar:
         self.progress.console.print(thing)
 
     def sample(self, text):
-        self.progress.console.print(Text(f"  {text}"))
+        self.progress.console.print(Text(_indented(text)))
 
     def epoch(self, row):
         self.current = row["epoch"] + 1
-        test = row.get("test_accuracy", row.get("test_perplexity", row["test_loss"]))
+        test = row.get("exact_match", row.get("test_accuracy", row.get("test_perplexity", row["test_loss"])))
         self.progress.update(self.task, completed=row["step"], test=f"test {test:.3f}")
 
 
@@ -116,6 +122,7 @@ def headline(result):
         scores.insert(0, f"test accuracy {row['test_accuracy']:.4f}")
     if "test_perplexity" in row:
         scores.insert(0, f"test perplexity {row['test_perplexity']:.3f}")
+    scores[:0] = [f"{label} {form.format(row[key])}" for key, label, form in OF_TRANSLATORS if key in row]
     text = f"{result.config.model} on {result.config.data}: {', '.join(scores)} after {count(row['epoch'], 'epoch')}"
     if result.rates:
         name = "torch" if result.backend == "torch" else f"pydl ({result.backend})"
@@ -148,6 +155,9 @@ def comparison(result):
         add("test accuracy", "test_accuracy", "{:.4f}")
     if "test_perplexity" in row:
         add("test perplexity", "test_perplexity", "{:.3f}")
+    for key, label, form in OF_TRANSLATORS:
+        if key in row:
+            add(label, key, form)
     if result.rates:
         table.add_row(
             f"{_unit(row)}/s", *(f"{rate:,.0f}" for rate in result.rates), f"[bold]{result.ratio:.2f}×[/bold]"

@@ -67,7 +67,7 @@ class Learner:
             pydl.swap(self.model)  # built from our layers already: this fuses neighbours
         several = self.processes.world > 1
         self._stepped = distributed(self.model, self.device) if several else self.model  # what a training step calls
-        self.criterion = pydl.nn.CrossEntropyLoss() if num_classes else torch.nn.MSELoss()
+        self.criterion, self.measure = self._criteria() if num_classes else [torch.nn.MSELoss()] * 2
         self.stepper = Stepper(config, self.model.parameters(), self.device)
         self.lr, self._scheduled = config.lr, config.schedule != "constant" or config.warmup > 0
         self.order = torch.Generator().manual_seed(config.seed)  # of the data, apart from what layers draw
@@ -79,6 +79,11 @@ class Learner:
         """The model on the CPU."""
         features = None if num_classes else self.train.images.shape[1]
         return build(self.config, num_classes, self.train.preprocessing, features)
+
+    def _criteria(self):
+        """What is trained by, and what tests measure by: without smoothing."""
+        smoothing = self.config.label_smoothing
+        return pydl.nn.CrossEntropyLoss(label_smoothing=smoothing), pydl.nn.CrossEntropyLoss()
 
     def use(self):
         """The context in which this learner's backend serves the layers."""
@@ -146,7 +151,7 @@ class Learner:
             NotFinite: when a loss is nan or infinite. On a CPU the weights are then still those that led to it.
         """
         batches = self._batches[self.step_in_epoch : self.step_in_epoch + steps]
-        units = sum(map(len, batches)) * self.units_per_row
+        units = sum(map(self._units, batches))
         self._stepped.train()
         with self.use(), self._own_random():
             begin = time.perf_counter()
@@ -164,6 +169,10 @@ class Learner:
             self._find_not_finite(len(batches))
         return units, seconds
 
+    def _units(self, batch):
+        """Examples or tokens of a batch."""
+        return len(batch) * self.units_per_row
+
     def _forward(self, inputs):
         """What a training step's model puts out."""
         return self._stepped(inputs)
@@ -173,7 +182,7 @@ class Learner:
         self.stepper.clear()
         with self.precision():
             logits = self._forward(images)
-            loss = self._loss(logits, targets, len(batch))
+            loss = self._loss(logits, targets, self._units(batch))
         value = self.processes.sum(loss.detach() / self.processes.world) if self.processes.world > 1 else loss
         if self.device.type == "cpu":  # reading the value costs nothing here, and stops before the weights are spoilt
             number = value.item()
@@ -192,7 +201,7 @@ class Learner:
         self.step += 1
 
     def _loss(self, logits, targets, size):
-        """The mean loss; in one of several processes weighed so that their mean is the mean over all ``size`` examples.
+        """The mean loss; in one of several processes weighed so that their mean is the mean over all ``size`` units.
 
         DistributedDataParallel takes the mean of the processes' gradients, whose parts may be of unequal size.
         """
@@ -200,10 +209,14 @@ class Learner:
             return self._criterion(logits, targets)
         if not len(logits):
             return logits.sum()  # 0, and a gradient of 0 for every parameter, which the other processes wait for
-        return self._criterion(logits, targets) * (len(logits) * self.processes.world / size)
+        return self._criterion(logits, targets) * (self._count(targets) * self.processes.world / size)
+
+    def _count(self, targets):
+        """Examples or tokens of these targets."""
+        return len(targets) * self.units_per_row
 
     def _criterion(self, logits, targets):
-        return self.criterion(logits, targets)
+        return (self.criterion if self.model.training else self.measure)(logits, targets)
 
     def _find_not_finite(self, steps):
         """On a GPU losses are looked at after several steps, without stopping the stream at each."""
@@ -224,11 +237,11 @@ class Learner:
 
     def end_epoch(self):
         """Sums up the epoch (all of it, or the part that was run) and draws the order of the next one if it is over."""
-        sizes = torch.tensor([len(b) for b in self._batches[: self.step_in_epoch]], dtype=torch.float64)
+        sizes = torch.tensor([self._units(b) for b in self._batches[: self.step_in_epoch]], dtype=torch.float64)
         losses = self._losses[: self.step_in_epoch].double().cpu()
-        examples = int(sizes.sum())
-        accuracy = int(self.processes.sum(self._correct.clone())) / examples if self.classifies else None
-        epoch = Epoch(float(losses @ sizes) / examples, accuracy, examples * self.units_per_row, self.seconds)
+        units = int(sizes.sum())
+        accuracy = int(self.processes.sum(self._correct.clone())) / units if self.classifies else None
+        epoch = Epoch(float(losses @ sizes) / units, accuracy, units, self.seconds)
         if self.step_in_epoch == self.epoch_steps:
             self._begin_epoch()
         return epoch
@@ -264,6 +277,10 @@ class Learner:
                     sums[1] += (logits.argmax(1) == targets).sum()
         loss, correct = (self.processes.sum(sums) / len(self.test)).tolist()
         return loss, correct if self.classifies else None
+
+    def scores(self):
+        """What else the test split shows, {name: number}, after :meth:`evaluate`."""
+        return {}
 
     # Layers draw from torch's generators; each learner has its own stream of them.
     def _cuda_devices(self):

@@ -126,6 +126,7 @@ def _row(learners, number, last):
             row |= {f"{prefix}train_accuracy": epoch.accuracy, f"{prefix}test_accuracy": test_accuracy}
         elif learner.unit == "tokens":
             row |= {f"{prefix}perplexity": perplexity(epoch.loss), f"{prefix}test_perplexity": perplexity(test_loss)}
+        row |= {f"{prefix}{name}": score for name, score in learner.scores().items()}
         row |= {
             f"{prefix}{learner.unit}_per_second": round(epoch.units / epoch.seconds, 1),
             f"{prefix}seconds": round(epoch.seconds, 4),
@@ -176,7 +177,7 @@ def _kept(result):
     result.draw_curves()
     result.draw_monitor()
     last = result.history[-1]
-    name = next(name for name in ("test_accuracy", "test_perplexity", "test_loss") if name in last)
+    name = next(name for name in ("test_accuracy", "exact_match", "test_perplexity", "test_loss") if name in last)
     score = f"{name.replace('_', ' ')} {last[name]:.4f}"
     return (
         f"{folder.path} keeps epoch {last['epoch']} ({score}); `pydl train --resume {folder.path}` goes on from there"

@@ -31,7 +31,7 @@ def first_layer(model, images):
     handles = [m.register_forward_hook(look(name, type(m).__name__)) for name, m in leaves]
     try:
         with torch.no_grad():
-            model(images)
+            model(*images) if isinstance(images, tuple) else model(images)
     finally:
         for handle in handles:
             handle.remove()

@@ -19,6 +19,7 @@ class Recipe:
         clip: the largest norm of all gradients together; None for any.
         patience: epochs without a lower test loss before the run stops; None for no such end.
         num_steps, tokens, partition: of a text, see :class:`pydl.training.config.Config`; None for images.
+        label_smoothing: see :class:`pydl.training.config.Config`.
         weight_decay: the L2 penalty; None for torch's default of the optimizer.
         init: ``xavier``, as d2l initialises most of its networks; ``kaiming``, for deep ones with ReLU alone; or
             ``torch`` for the modules' own initialisation.
@@ -40,6 +41,7 @@ class Recipe:
     num_steps: int | None = None
     tokens: str | None = None
     partition: str | None = None
+    label_smoothing: float = 0.0
 
 
 def _language(**changes):
@@ -50,6 +52,12 @@ def _language(**changes):
     """
     book = {"batch_size": 32, "num_steps": 35, "tokens": "letters", "partition": "sequential", "clip": 1.0}
     return Recipe("prose", size=None, **{**book, "schedule": "cosine", "patience": 2, **changes})
+
+
+def _translation(**changes):
+    """The book's clipping; smaller models than its own, since numbers have 30 words, for a few epochs."""
+    book = {"batch_size": 128, "num_steps": 50, "clip": 1.0, "schedule": "cosine", "patience": 5}
+    return Recipe("numbers", size=None, **{**book, **changes})
 
 
 # Learning rates were tried on the digits with two seeds each. d2l trains the sigmoid LeNet by SGD at 0.9; on a
@@ -80,6 +88,17 @@ RECIPES = {
     "rnn_lm": _language(lr=2e-3, epochs=15),
     "gru_lm": _language(lr=3e-3, epochs=8),
     "lstm_lm": _language(lr=3e-3, epochs=8),
+    "seq2seq": _translation(lr=5e-3, epochs=6, options={"layers": 1, "embedding": 64, "dropout": 0.0}),
+    "seq2seq_attention": _translation(
+        lr=5e-3, epochs=5, options={"layers": 1, "embedding": 64, "hidden": 128, "dropout": 0.0}
+    ),
+    "transformer": _translation(
+        lr=2e-3,
+        epochs=4,
+        warmup=100,
+        label_smoothing=0.1,
+        options={"blocks": 2, "width": 128, "hidden": 256, "heads": 4},
+    ),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 import pydl
 from pydl import backend, models
 from pydl.swapping import Report
-from pydl.training import curves, display, mistakes, scales
+from pydl.training import curves, display, heatmaps, mistakes, scales
 from pydl.training.board import Board
 from pydl.training.config import Config
 from pydl.training.folder import Folder
@@ -60,6 +60,17 @@ class Result:
             page.unlink(missing_ok=True)  # of the run that this one continued
         return names
 
+    def draw_attention(self, learner):
+        """Draws ``attention.png`` of a translator that has attention; returns the names of the files."""
+        if not curves.available() or not hasattr(learner, "attention"):
+            return []
+        sentences = learner.attention()
+        if sentences is None:
+            return []
+        path = self.folder.path / "attention.png"
+        heatmaps.draw(path, sentences, f"{self.config.model} on {self.config.data}, test sentences")
+        return [path.name]
+
     def kernels(self):
         """The report of the model and of its loss: which kernels served which layer."""
         with backend.use(self.backend):
@@ -79,7 +90,8 @@ class Result:
 
     def finish(self, learner, classes, console, report=False):
         """Draws the pictures and says what the run came to and where everything lies; ``report`` adds each layer."""
-        names = self.draw_curves() + self.draw_mistakes(learner, classes) + self.draw_monitor()
+        names = self.draw_curves() + self.draw_mistakes(learner, classes)
+        names += self.draw_attention(learner) + self.draw_monitor()
         if self.board is not None:
             for name in names:
                 self.board.picture(self.history[-1]["step"], name.removesuffix(".png"), self.folder.path / name)
