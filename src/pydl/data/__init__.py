@@ -10,7 +10,7 @@ from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.loader import in_order
 from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.synthetic import synthetic
-from pydl.data.text import TextDataset, prose, text
+from pydl.data.text import TextDataset, prose, text, wiki
 from pydl.errors import OptionError, did_you_mean
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "synthetic",
     "text",
     "weight_decay",
+    "wiki",
 ]
 
 _LOADERS = {
@@ -50,9 +51,10 @@ _LOADERS = {
     "polynomial": polynomial,
     "weight-decay": weight_decay,
     "prose": prose,
+    "wiki": wiki,
     "text": text,
 }
-TEXTS = "prose", "text"  # the sets of language models
+TEXTS = "prose", "wiki", "text"  # the sets of language models
 
 
 def names():

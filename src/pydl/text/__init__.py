@@ -4,6 +4,7 @@ What reads files is in :mod:`pydl.data`, what predicts in :mod:`pydl.models`.
 """
 
 from pydl.text.bpe import BytePairEncoding
+from pydl.text.byte_bpe import BytePairs
 from pydl.text.continuation import continued, perplexity
 from pydl.text.prose import letters, sentences
 from pydl.text.tokenizer import KINDS, Tokenizer
@@ -13,6 +14,7 @@ from pydl.text.windows import Windows, random_starts, sequential_starts
 __all__ = [
     "KINDS",
     "BytePairEncoding",
+    "BytePairs",
     "Tokenizer",
     "Vocab",
     "Windows",
