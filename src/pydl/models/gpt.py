@@ -4,12 +4,14 @@ import torch
 from torch import nn
 from torch.nn import Module, ModuleList
 
+from pydl.aside import is_torchs
 from pydl.functional import linear, scaled_dot_product_attention
 from pydl.models._registry import check_at_least, check_variant, register
 from pydl.nn import GELU, Dropout, Embedding, LayerNorm, Linear, RMSNorm, SiLU
+from pydl.ops.multi_head_attention import attention_of_heads
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
-STD = 0.02  # of the first weights, as GPT-2's
+LAST = 0.02  # standard deviation of the first weights of a block's last layers, times the root of their number
 BASE = 10_000.0  # of the wavelengths of rotary positions
 
 # GPT-2's names, of the whole and of a block, and ours; those with a star are stored as (in, out)
@@ -24,6 +26,11 @@ GPT2_BLOCK = {
 }
 
 
+def _angles(positions, width, base):
+    """(positions, half of the width, rounded up): each position times frequencies from 1 down to almost 1 / base."""
+    return torch.arange(positions).unsqueeze(1) * float(base) ** -(torch.arange(0, width, 2) / width)
+
+
 class Rotary(Module):
     """Turns each pair of numbers of a head by an angle that grows with the position.
 
@@ -34,8 +41,7 @@ class Rotary(Module):
 
     def __init__(self, positions, width):
         super().__init__()
-        frequencies = BASE ** -(torch.arange(0, width, 2) / width)
-        angles = torch.arange(positions).unsqueeze(1) * frequencies.repeat(2)
+        angles = _angles(positions, width, BASE).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
@@ -63,8 +69,9 @@ class Attention(Module):
     def forward(self, x, past=None):
         """(N, T, hidden), and the keys and values (N, kv_heads, S, width) of all S tokens so far."""
         rows, steps, hidden = x.shape
-        numbers = self.qkv(x).view(rows, steps, -1, self.width).transpose(1, 2)  # heads of q, then k, then v
-        q, k, v = numbers.split([self.heads, self.kv_heads, self.kv_heads], 1)
+        widths = [heads * self.width for heads in (self.heads, self.kv_heads, self.kv_heads)]
+        # cut before the heads are: the gradients then lie as the product before them takes them
+        q, k, v = (x.view(rows, steps, -1, self.width).transpose(1, 2) for x in self.qkv(x).split(widths, 2))
         before = 0 if past is None else past[0].shape[2]
         if self.rotary is not None:
             q, k = self.rotary(q, before), self.rotary(k, before)
@@ -73,15 +80,12 @@ class Attention(Module):
         mask = None
         if before and steps > 1:  # row i sees all that stood before, and what comes up to itself
             mask = torch.ones(steps, before + steps, dtype=torch.bool, device=x.device).tril(before)
-        out = scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=not before,
-            enable_gqa=self.kv_heads != self.heads,
-        )
+        arguments = q, k, v, mask, self.dropout if self.training else 0.0, not before
+        grouped = self.kv_heads != self.heads
+        if is_torchs(q, k, v):
+            out = scaled_dot_product_attention(*arguments, enable_gqa=grouped)
+        else:
+            out = attention_of_heads(*arguments, grouped)
         return self.output(out.transpose(1, 2).reshape(rows, steps, hidden)), (k, v)
 
 
@@ -142,12 +146,29 @@ class GPT(Module):
         self.position_embedding = None if rotary else Embedding(positions, hidden)
         self.dropout = Dropout(dropout)
         self.blocks, self.norm = ModuleList(blocks), norm(hidden)
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self):
+        """GPT-2's zeros and its small last layers of each block, and beginnings that a short training asks for.
+
+        GPT-2's 0.02 for all else is for 768 numbers and weeks. At 128 numbers the first block then drowns the token,
+        and all tokens are attended to alike: for 700 steps nothing is learnt but pairs of characters. Here the scale of
+        a layer goes with its width; embeddings are large, and positions begin as sinusoids, by which neighbours are
+        told apart at once.
+        """
+        hidden = self.embedding.embedding_dim
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif parameter.dim() == 2:  # as many layers add up as there are ways around them
-                last = name.endswith(("attention.output.weight", "down.weight"))
-                nn.init.normal_(parameter, std=STD / (2 * len(blocks)) ** 0.5 if last else STD)
+            elif name.endswith(("attention.output.weight", "down.weight")):  # as many add up as there are
+                nn.init.normal_(parameter, std=LAST / (2 * len(self.blocks)) ** 0.5)
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=hidden**-0.5)
+        if self.position_embedding is not None:
+            angles = _angles(self.positions, hidden, self.positions)
+            waves = torch.cat([angles.sin(), angles.cos()], 1)[:, :hidden]
+            self.position_embedding.weight.copy_((2 / hidden) ** 0.5 * waves)
 
     def own_names(self, state):
         """A state_dict under GPT-2's names, as it is published, under ours; what is named otherwise stays.

@@ -80,7 +80,7 @@ RECIPES = {
     "rnn_lm": _language(lr=2e-3, epochs=15),
     "gru_lm": _language(lr=3e-3, epochs=8),
     "lstm_lm": _language(lr=3e-3, epochs=8),
-    "gpt": _language(lr=3e-3, epochs=14, batch_size=16, num_steps=128, partition="random", warmup=100),
+    "gpt": _language(lr=3e-3, epochs=10, batch_size=8, num_steps=128, partition="random", warmup=100),
 }
 
 
