@@ -228,7 +228,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     path.write_text("x")
     with pytest.raises(CheckpointError, match="not a readable file of weights: the file was cut off or damaged"):
         weights.load(net(), path)
-    with pytest.raises(CheckpointError, match="none.pt: there is no such file of weights"):
+    with pytest.raises(CheckpointError, match=r"none\.pt: there is no such file of weights"):
         weights.load(net(), tmp_path / "none.pt")
 
 

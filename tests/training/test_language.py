@@ -250,7 +250,9 @@ def test_resume_refuses_another_vocabulary(tmp_path, novel):
         run(None, resume=tmp_path / "run", root=str(tmp_path / "other.txt"))
 
 
-@pytest.mark.parametrize("model, tokens", [("ngram", "letters"), ("gru_lm", "word"), ("gru_lm", "bpe"), ("gpt", "byte-bpe")])
+@pytest.mark.parametrize(
+    "model, tokens", [("ngram", "letters"), ("gru_lm", "word"), ("gru_lm", "bpe"), ("gpt", "byte-bpe")]
+)
 def test_generate(pydl, tmp_path, novel, model, tokens):
     words = [f"--option={name}={value}" for name, value in SMALL.get(model, {}).items()]
     words += ["--data=text", f"--root={novel}", "--batch-size=2", "--num-steps=5", "--max-steps=3"]

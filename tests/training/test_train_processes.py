@@ -191,6 +191,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
     assert len(result.history) == 3
 
 
+@pytest.mark.slow
 def test_two_processes_accumulate_as_one_trains_with_the_whole_batch(tmp_path):
     options = {"data": "text", "root": str(tmp_path / "novel.txt"), "batch_size": 11, "num_steps": 8, "epochs": 1}
     (tmp_path / "novel.txt").write_text(" ".join(prose.sentences(prose.topics()["types"]))[:3_000])

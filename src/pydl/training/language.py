@@ -34,7 +34,9 @@ class LanguageLearner(Learner):
         config, model = self.config, build(self.config, num_classes, None)
         if hasattr(model, "positions"):
             if config.partition == "sequential":
-                raise OptionError(f"--partition: expected random for {config.model}, got sequential, whose state it lacks")
+                raise OptionError(
+                    f"--partition: expected random for {config.model}, got sequential, whose state it lacks"
+                )
             if config.num_steps > model.positions:
                 raise OptionError(
                     f"--num-steps: expected at most {config.model}'s {model.positions} positions, got "

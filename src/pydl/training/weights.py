@@ -33,9 +33,7 @@ def load(model, path):
         faults.append(f"it has {_listed(unknown)}, which the model does not know")
     shapes = [name for name in expected if name in state and state[name].shape != expected[name].shape]
     for name in shapes[:1]:
-        faults.append(
-            f"expected {name} to be of shape {tuple(expected[name].shape)}, got {tuple(state[name].shape)}"
-        )
+        faults.append(f"expected {name} to be of shape {tuple(expected[name].shape)}, got {tuple(state[name].shape)}")
     if faults:
         raise CheckpointError(f"{path}: the weights do not fit the model: {'; '.join(faults)}")
     model.load_state_dict(state)
