@@ -1,7 +1,8 @@
-"""One training step of the book's three language models, beside torch, JAX and TensorFlow (peers.py)."""
+"""One training step of the book's three language models and of GPT, beside torch, JAX and TensorFlow (peers.py)."""
 
 import copy
 
+import gpt
 import pytest
 import torch
 from runner import Case
@@ -43,11 +44,45 @@ def case(kind, steps, batch, units, target):
     )
 
 
+def check_gpt(_run, x, label):
+    """A few steps without dropout, beside torch in float64."""
+    ours, theirs = Step(), Step()
+    theirs.net = gpt.of_torch(0.0)
+    ours.net = gpt.Ours(pydl.models.gpt(**gpt.SIZES, dropout=0.0))
+    ours.net.model.load_state_dict(theirs.net.state_dict())
+    of_ours, of_torch = trained(pydl.swap(ours)), trained(theirs.double())
+    for _ in range(3):
+        torch.testing.assert_close(of_ours(x, label)[0].double(), of_torch(x, label)[0], rtol=1e-5, atol=0)
+
+
+def gpt_case(rows, dropout, target):
+    ours, theirs = Step(), Step()
+
+    def inputs():
+        theirs.net = gpt.of_torch(dropout)
+        ours.net = gpt.Ours(pydl.models.gpt(**gpt.SIZES, dropout=dropout))
+        pydl.swap(ours)
+        return list(gpt.tokens(rows))
+
+    task = {"model": "GPT", "rows": rows, "dropout": dropout, "libraries": ["mkl", "jax"]}
+    return Case(
+        "language",
+        f"GPT 4 blocks of 128, {rows}×128, dropout {dropout:g}",
+        inputs,
+        ours,
+        theirs,
+        trained,
+        target=(target, target),
+        check=check_gpt,
+        peers=lambda: (theirs.net, task | {"learning_rate": LEARNING_RATE}),
+    )
+
+
 CASES = [
     case(kind, *sizes, target)
     for kind, target in (("RNN", 1.5), ("GRU", 2.0), ("LSTM", 0.95))
     for sizes in ((35, 32, 256), (32, 1024, 32))
-]
+] + [gpt_case(16, 0.1, 1.5), gpt_case(16, 0.0, 1.3)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)

@@ -49,6 +49,10 @@ def init(words, shape, random):
             shape = (shape[0], int(np.prod(shape[1:])))
         elif kind == "mean":
             shape = (shape[0], shape[-1])
+        elif kind == "gpt":
+            vocabulary, hidden, positions, _, blocks, _ = options
+            p = gpt_init(random, vocabulary, hidden, positions, blocks)
+            shape = (*shape, vocabulary)
         elif kind == "residual":
             (p["main"], s["main"], after), (p["side"], s["side"], _) = (init(part, shape, random) for part in options)
             shape = after
@@ -83,6 +87,55 @@ def recurrent(kind, p, x):
 
     zeros = jnp.zeros((x.shape[1], p["u"].shape[0]), x.dtype)
     return lax.scan(step, (zeros, zeros), x @ p["w"] + p["b"])[1]
+
+
+def gpt_init(random, vocabulary, hidden, positions, blocks):
+    """Parameters of GPT, its embedding tied to its last layer."""
+
+    def affine(inputs, outputs):
+        scale = inputs**-0.5
+        return {"w": random.uniform(-scale, scale, (inputs, outputs)), "b": np.zeros(outputs)}
+
+    def norm():
+        return {"w": np.ones(hidden), "b": np.zeros(hidden)}
+
+    def block():
+        layers = {"qkv": (hidden, 3 * hidden), "output": (hidden, hidden)}
+        layers |= {"up": (hidden, 4 * hidden), "down": (4 * hidden, hidden)}
+        return {"norm1": norm(), "norm2": norm()} | {name: affine(*sizes) for name, sizes in layers.items()}
+
+    sizes = {"tokens": (vocabulary, hidden), "positions": (positions, hidden)}
+    embeddings = {name: 0.02 * random.standard_normal(size) for name, size in sizes.items()}
+    return embeddings | {"blocks": [block() for _ in range(blocks)], "norm": norm()}
+
+
+def gpt(p, x, heads, rate, key):
+    """Logits (N, T, V) of tokens (N, T), as benchmarks/gpt.py has it in torch."""
+
+    def norm(x, q):
+        mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        return (x - mean) * lax.rsqrt(var + EPS) * q["w"] + q["b"]
+
+    def affine(x, q):
+        return x @ q["w"] + q["b"]
+
+    def dropped(x, number):
+        if rate == 0:
+            return x
+        kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape)
+        return jnp.where(kept, x / (1 - rate), 0)
+
+    steps = x.shape[1]
+    x, seen = dropped(p["tokens"][x] + p["positions"][:steps], 0), jnp.tril(jnp.ones((steps, steps), bool))
+    for i, block in enumerate(p["blocks"]):
+        q, k, v = jnp.split(affine(norm(x, block["norm1"]), block["qkv"]), 3, -1)
+        q, k, v = (part.reshape(*part.shape[:2], heads, -1).transpose(0, 2, 1, 3) for part in (q, k, v))
+        scores = jnp.where(seen, q @ k.swapaxes(2, 3) * q.shape[-1] ** -0.5, -jnp.inf)
+        out = dropped(jax.nn.softmax(scores, -1), 3 * i + 1) @ v
+        x = x + dropped(affine(out.transpose(0, 2, 1, 3).reshape(x.shape), block["output"]), 3 * i + 2)
+        wide = jax.nn.gelu(affine(norm(x, block["norm2"]), block["up"]), approximate=True)
+        x = x + dropped(affine(wide, block["down"]), 3 * i + 3)
+    return norm(x, p["norm"]) @ p["tokens"].T
 
 
 def apply(words, parameters, state, x, key):
@@ -120,6 +173,8 @@ def apply(words, parameters, state, x, key):
         elif kind == "dropout":
             keep = 1 - options[0]
             x = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, i), keep, x.shape), x / keep, 0)
+        elif kind == "gpt":
+            x = gpt(p, x, options[3], options[5], jax.random.fold_in(key, i))
         elif kind == "residual":
             inner = jax.random.fold_in(key, i)
             main, of_main = apply(options[0], p["main"], s["main"], x, inner)
@@ -131,7 +186,11 @@ def apply(words, parameters, state, x, key):
 
 def make(task):
     words, rate, random = task["layers"], task["learning_rate"], np.random.default_rng(0)
-    if "tokens" in task:
+    if "rows" in task:
+        _, vocabulary, _, positions, *_ = words[0]
+        shape = task["rows"], positions
+        x, target = (jnp.asarray(random.integers(vocabulary, size=shape)) for _ in range(2))
+    elif "tokens" in task:
         shape = task["tokens"]
         x, target = (jnp.asarray(random.integers(task["characters"], size=shape)) for _ in range(2))
     else:

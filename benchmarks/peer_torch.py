@@ -2,6 +2,7 @@
 
 import time
 
+import gpt
 import torch
 from peers import serve
 from steps import Language, Step, plain, trained
@@ -11,7 +12,10 @@ from pydl import models
 
 def make(task):
     step = Step()
-    if "tokens" in task:
+    if task["model"] == "GPT":
+        step.net = gpt.of_torch(task["dropout"])
+        x, target = gpt.tokens(task["rows"])
+    elif "tokens" in task:
         step.net = Language(task["model"], task["characters"], task["units"])
         x, target = (torch.randint(task["characters"], task["tokens"]) for _ in range(2))
         target = target.flatten()

@@ -40,6 +40,10 @@ def layers_of(module):
         for stage in (module.layer1, module.layer2, module.layer3, module.layer4):
             words += layers_of(stage)
         return [*words, ["mean"], *layers_of(module.fc)]
+    if hasattr(module, "position_embedding"):
+        block = module.blocks[0]
+        shapes = [*module.embedding.weight.shape, len(module.position_embedding.weight), block.attention.heads]
+        return [["gpt", *shapes, len(module.blocks), module.dropout.p]]
     if hasattr(module, "rnn"):
         return [["one_hot", module.rnn.input_size], *layers_of(module.rnn), *layers_of(module.output)]
     if isinstance(module, nn.RNN | nn.GRU | nn.LSTM) and module.num_layers == 1 and not module.bidirectional:
@@ -69,7 +73,7 @@ class Peer:
         name: ``"jax"``, ``"tensorflow"`` or ``"mkl"``.
         model: the model that it shall equal, of torch's classes or ours.
         task: what its process is told: ``model``, ``learning_rate`` and ``input``; or, of a language model,
-            ``tokens`` (steps, batch), ``characters`` and ``units``.
+            ``tokens`` (steps, batch), ``characters`` and ``units``; or, of GPT, ``rows`` and ``dropout``.
 
     Raises:
         RuntimeError: the process ended, with what it said, or has another count of parameters.

@@ -124,7 +124,8 @@ def contestants(case):
         found["pydl_compiled"] = case.timed(torch.compile(case.ours, backend="pydl", dynamic=False))
     if case.peers is not None:
         model, task = case.peers()
-        found |= {name: peers.Peer(name, model, task) for name in peers.present()}
+        able = task.get("libraries", peers.present())  # not every peer has every model
+        found |= {name: peers.Peer(name, model, task) for name in peers.present() if name in able}
     return found
 
 

@@ -54,6 +54,8 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps, inside an epoch too.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
+    accumulate: Annotated[int, typer.Option(help="Parts that a step's batch is computed in, for memory.")] = 1,
+    weights: Annotated[str | None, typer.Option(help="File of weights to begin with; gpt: GPT-2's too.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, momentum, adam or adamw.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="L2 penalty; for adamw, decoupled.")] = None,
@@ -70,7 +72,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, order of the data and dropout.")] = 0,
     size: Annotated[int | None, typer.Option(help="Height and width of the model's input.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Tokens of a row; of translators: longest sentence.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Of language models: letters, char, word or bpe.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Of language models: letters, char, word, bpe, byte-bpe.")] = None,
     partition: Annotated[str | None, typer.Option(help="Of language models: sequential or random.")] = None,
     language: Annotated[str | None, typer.Option(help="Of the data set numbers: fr, de or es.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="Share of each target that all classes get.")] = None,
@@ -178,14 +180,17 @@ def generate(
     length: Annotated[int, typer.Option(help="Tokens to write.")] = 200,
     temperature: Annotated[float, typer.Option(help="Below 1 likely tokens become likelier; 0: the likeliest.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Draw from so many of the likeliest tokens alone.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest that have this probability.")] = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
 ):
-    """Print PREFIX and what a trained language model writes after it."""
+    """Print PREFIX and what a trained language model writes after it, and on stderr how fast it wrote."""
     from pydl.generate import Writer
 
-    print(Writer(checkpoint, device, backend)(prefix, length, temperature, top_k, seed))
+    writer = Writer(checkpoint, device, backend)
+    print(writer(prefix, length, temperature, top_k, seed, top_p))
+    print(f"{length} tokens, {writer.rate:,.0f} tokens/s", file=sys.stderr)
 
 
 @app.command()

@@ -13,7 +13,7 @@ import pydl
 from pydl import data, memory, models
 from pydl.errors import CheckpointError, OptionError, did_you_mean
 from pydl.text import SentencePairs, Windows
-from pydl.training import board, checkpoint, display
+from pydl.training import board, checkpoint, display, weights
 from pydl.training.build import check, check_kind
 from pydl.training.config import Config
 from pydl.training.folder import Folder
@@ -91,6 +91,9 @@ def _run(config, device, processes, out, resume, console, dataset, report):
     preprocessing = _preprocessing(config, dataset) if resume is None else _same_data(dataset, resume)
     backends = [config.backend, "torch"] if config.compare else [config.backend]
     learners = _learners(config, dataset, preprocessing, backends, device, processes)
+    if config.weights is not None and resume is None:
+        for learner in learners:
+            weights.load(learner.model, config.weights)
     history = [] if resume is None else _restore(learners, resume)
     if resume is None or out is not None:
         folder = Folder(processes.by_first(lambda: Folder.new(out, config.model).path))
@@ -99,6 +102,7 @@ def _run(config, device, processes, out, resume, console, dataset, report):
     about = {
         "config": config.to_dict(),
         "classes": list(dataset.classes),
+        "tokenizer": dataset.tokenizer.state if dataset.kind == "text" else None,
         "examples": len(dataset.train),
         **({"source": list(dataset.source)} if dataset.kind == "pairs" else {}),
         "preprocessing": preprocessing

@@ -101,6 +101,27 @@ def test_jax_computes_what_the_model_says(peers, monkeypatch):
         parameters[2] = {"w": np.asarray(net.output.weight.detach().T), "b": np.asarray(net.output.bias.detach())}
         actual, _ = peer.apply(peers.layers_of(net), parameters, state, np.asarray(x), jax.random.key(0))
         np.testing.assert_allclose(np.asarray(actual).reshape(12, 7), net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    torchs = of_file("gpt").of_torch(0.1).eval()
+    words, x = peers.layers_of(torchs), torch.randint(28, (2, 128))
+    assert words == [["gpt", 28, 128, 128, 4, 4, 0.1]]
+    (parameters,), _, shape = peer.init(words, (2, 128), np.random.default_rng(0))
+    assert shape == (2, 128, 28)
+    left = {name: np.asarray(p.detach()) for name, p in torchs.named_parameters()}
+    parameters["tokens"], parameters["positions"] = (
+        left.pop(f"{name}.weight") for name in ("embedding", "position_embedding")
+    )
+
+    def fill(target, path):
+        target["w"], target["b"] = left.pop(f"{path}.weight").T, left.pop(f"{path}.bias")
+
+    fill(parameters["norm"], "norm")
+    paths = {"qkv": "attention.qkv", "output": "attention.output", "up": "feed_forward.up", "down": "feed_forward.down"}
+    for i, block in enumerate(parameters["blocks"]):
+        for name, target in block.items():
+            fill(target, f"blocks.{i}.{paths.get(name, name)}")
+    assert not left
+    actual = peer.gpt(parameters, np.asarray(x), 4, 0.0, jax.random.key(0))
+    np.testing.assert_allclose(np.asarray(actual).reshape(-1, 28), torchs(x).detach().numpy(), rtol=1e-3, atol=1e-4)
     flattened = {16 * 5 * 5: (16, 5, 5), 64 * 4 * 4: (64, 4, 4)}  # LeNet's and the CIFAR net's
     for name, size in (("lenet_bn", 28), ("resnet18", 64), ("cifar_net", 32)):
         channels = 3 if name == "cifar_net" else 1

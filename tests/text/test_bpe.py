@@ -2,10 +2,12 @@
 
 import itertools
 import random
+import sys
 
 import pytest
 
-from pydl.text import BytePairEncoding, Tokenizer, letters, prose
+from pydl.errors import MissingExtra
+from pydl.text import BytePairEncoding, BytePairs, Tokenizer, letters, prose
 
 BOOK = {"low": 5, "lower": 2, "newest": 6, "widest": 3}
 
@@ -69,12 +71,33 @@ def test_decoding_joins_up_to_the_end_of_a_word():
     assert BytePairEncoding.decode([]) == ""
 
 
-def test_prose_comes_back():
+@pytest.mark.parametrize("kind", ["bpe", "byte-bpe"])
+def test_prose_comes_back(kind):
     text = " ".join(prose.sentences(prose.topics()["naming"]))
-    tokenizer = Tokenizer.fit("bpe", text)
+    tokenizer = Tokenizer.fit(kind, text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode(text)) < 0.5 * len(text)
     assert tokenizer.decode(tokenizer.encode("unheard of words")) == "unheard of words"
-    again = Tokenizer("bpe", tokenizer.vocab.idx_to_token)  # as from a checkpoint: the pieces are enough
+    again = Tokenizer(kind, tokenizer.vocab.idx_to_token, tokenizer.state)  # as from a checkpoint
+    assert (again.state is None) == (kind == "bpe")  # of ours the pieces are enough
     assert again.encode(text) == tokenizer.encode(text)
     assert letters("A, b!") == "a b"
+
+
+def test_bytes_give_every_text_back():
+    text = prose.topics()["naming"]
+    pairs = BytePairs.train(text, 300)
+    assert pairs.pieces[0] == "<unk>"
+    assert len(pairs.pieces) == 1 + 256 + 300 == len(set(pairs.pieces))
+    for each in (text, "\n  two blanks, naïve ☃\t\r\n", "<unk>", ""):
+        assert pairs.decode(pairs.encode(each)) == each
+    assert len(pairs.encode(text)) < 0.5 * len(text)
+    snowman = pairs.encode("☃")
+    assert len(snowman) == 3
+    assert pairs.decode(snowman[:2]) == "\ufffd"
+
+
+def test_without_the_library_a_sentence_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(MissingExtra, match=r"--tokens byte-bpe needs tokenizers, .*\[train\]"):
+        Tokenizer.fit("byte-bpe", "text")

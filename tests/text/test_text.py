@@ -1,13 +1,17 @@
 """Tokens of texts: prose, files, vocabularies, windows, continuations."""
 
+import bz2
+import importlib.util
 import itertools
 import math
+import sys
+import types
 
 import pytest
 import torch
 
 from pydl import data
-from pydl.errors import DataError, OptionError
+from pydl.errors import DataError, MissingExtra, OptionError
 from pydl.text import Tokenizer, Windows, continued, perplexity, prose, random_starts, sequential_starts
 
 
@@ -134,6 +138,10 @@ def test_continuations():
     assert set(drawn) == set(range(1, 10))  # never <unk>
     follows = sum(b == a + 1 for a, b in itertools.pairwise(drawn)) / 199
     assert follows == pytest.approx(math.e**3 / (math.e**3 + 8), abs=0.12)
+    for top_p, most in ((0.6, 1), (0.72, 2), (0.76, 3)):  # 0.715 for the successor, 0.036 for each other
+        some = set(itertools.pairwise(continued(model, [4], 300, generator=generator, top_p=top_p)))
+        assert max(sum((a, b) in some for b in range(10)) for a in range(5, 9)) == most
+        assert {(a, a + 1) for a in range(5, 9)} <= some
     few = set(itertools.pairwise(continued(model, [4], 300, top_k=2, generator=generator)))
     assert all(1 <= sum((a, b) in few for b in range(10)) <= 2 for a, _ in few)
     assert {(a, a + 1) for a in range(5, 9)} <= few
@@ -142,3 +150,39 @@ def test_continuations():
 def test_perplexity():
     assert perplexity(math.log(28)) == pytest.approx(28)
     assert perplexity(1e4) == math.inf
+
+
+PAGE = "<page><title>{0}</title><ns>{1}</ns><id>{2}</id><revision><id>1</id><text>{3}</text></revision></page>"
+MEDIAWIKI = "http://www.mediawiki.org/xml/export-0.4/"
+
+
+def test_wiki_is_gensims_sample(monkeypatch, tmp_path):
+    """Of a gensim with a small sample; where it is not installed, of a parser that gives that sample's pages."""
+    pages = [("Aa", "Aa is a [[river]]. All rivers flow."), ("Ab", "#REDIRECT [[Aa]]")]
+    pages += [(f"River {i:c}", f"River {i:c} is wide. All rivers flow.") for i in range(97, 117)]
+    sample = tmp_path / "sample.xml.bz2"
+    xml = "".join(PAGE.format(title, 0, i, text) for i, (title, text) in enumerate(pages))
+    sample.write_bytes(bz2.compress(f'<mediawiki xmlns="{MEDIAWIKI}">{xml}</mediawiki>'.encode()))
+    if importlib.util.find_spec("gensim") is None:
+        parser, where = types.ModuleType("gensim.corpora.wikicorpus"), types.ModuleType("gensim.test.utils")
+        parser.extract_pages = lambda file, filter_namespaces: [(*page, "1") for page in pages if file.read(1)]
+        parser.filter_wiki = lambda text: text.replace("[[", "").replace("]]", "")
+        for name in ("gensim", "gensim.corpora", "gensim.test"):
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        monkeypatch.setitem(sys.modules, "gensim.corpora.wikicorpus", parser)
+        monkeypatch.setitem(sys.modules, "gensim.test.utils", where)
+    else:
+        where = importlib.import_module("gensim.test.utils")
+    monkeypatch.setattr(where, "datapath", lambda name: str(sample), raising=False)
+    found = data.get("wiki")
+    both = " ".join(found.tokenizer.decode(part.tolist()) for part in (found.train, found.test))
+    assert "aa is a river" in both
+    assert both.count("all rivers flow") == 1
+    assert "redirect" not in both
+    assert 0 < len(found.test) < len(found.train) / 3
+    sample.unlink()
+    with pytest.raises(DataError, match="the sample of gensim cannot be read: No such file"):
+        data.get("wiki")
+    monkeypatch.setitem(sys.modules, "gensim.corpora.wikicorpus", None)
+    with pytest.raises(MissingExtra, match=r"data set 'wiki' needs gensim, .*\[wiki\]"):
+        data.get("wiki")

@@ -10,6 +10,7 @@ from pydl import data, train
 from pydl.errors import DataError, OptionError
 from pydl.training import stopping
 from pydl.training.config import Config
+from pydl.training.not_finite import NotFinite
 
 
 def test_l1_adds_the_sign_of_each_weight_to_its_gradient():
@@ -26,6 +27,63 @@ def test_l1_makes_weights_sparse(tmp_path):
     options = {"model": "weight_decay", "weight_decay": 0.0, "epochs": 30}
     plain, penalised = (run(tmp_path / str(l1), l1=l1, **options)[0].model[0].weight for l1 in (0.0, 0.1))
     assert penalised.abs().median() < 0.1 * plain.abs().median()
+
+
+@pytest.mark.parametrize(
+    "model, options",
+    [
+        ("linear_regression", {"batch_size": 7}),
+        ("softmax_regression", {"l1": 0.01, "augment": ["crop"]}),
+        ("lenet", {"clip": 0.1}),
+        ("ngram", {"num_steps": 5}),
+        ("nnlm", {"num_steps": 5}),
+        ("gru_lm", {"num_steps": 5, "options": {"hidden": 16, "layers": 2}}),
+        ("lstm_lm", {"num_steps": 5, "options": {"hidden": 16, "layers": 2}}),
+        ("gpt", {"num_steps": 8, "options": {"hidden": 16, "layers": 2, "dropout": 0.0}}),
+    ],
+)
+def test_a_batch_in_parts_is_the_whole_batch(model, options):
+    options = {"optimizer": "sgd", "lr": 0.1, "batch_size": 11, **options}
+    whole, parts = (
+        train.learners(Config(model, accumulate=count, **options).resolved(), ["cpu"])[0] for count in (1, 4)
+    )
+    for one in (whole, parts):
+        one.run(3)
+    torch.testing.assert_close(parts._losses[:3], whole._losses[:3], rtol=1e-5, atol=1e-6)
+    assert int(parts._correct) == int(whole._correct)
+    for p, q in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    if options.get("num_steps"):
+        torch.testing.assert_close(parts._state, whole._state, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_are_as_many_as_a_batch_has_room_for():
+    options = {"batch_size": 8, "accumulate": 8, "optimizer": "sgd", "lr": 0.1}
+    seen, one = [], learner("lenet", **options)
+    one.model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    one.run(2)
+    assert seen == [1] * 16
+    one._batches = [batch[:3] for batch in one._batches]  # as the short batch at the end of an epoch
+    one._coming, seen[:] = None, []
+    one.run(1)
+    assert seen == [1] * 3
+    normalised = learner("lenet_bn", **options)  # two to a part
+    assert normalised._parts(8) == 4
+    assert normalised._parts(3) == 1
+    normalised.run(1)
+    with pytest.raises(OptionError, match="--accumulate: expected at most the batch size, 8, got 9"):
+        learner("lenet", **{**options, "accumulate": 9})
+    with pytest.raises(OptionError, match="--accumulate: expected a number of at least 1, got 0"):
+        learner("lenet", **{**options, "accumulate": 0})
+
+
+def test_a_loss_that_is_not_finite_in_a_part_leaves_the_weights(tmp_path):
+    one = learner("lenet", batch_size=8, accumulate=4)
+    before = [p.clone() for p in one.model.parameters()]
+    one.train.images[one._batches[0][5]] = math.inf
+    with pytest.raises(NotFinite, match="step 1"):
+        one.run(1)
+    assert all(torch.equal(p, q) for p, q in zip(before, one.model.parameters(), strict=True))
 
 
 def test_amp_computes_in_bfloat16_on_a_cpu(tmp_path):

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from runs import no_pictures, one_thread, run  # noqa: F401  (fixtures)
 
 import pydl
+from pydl.text import prose
 from pydl.training.processes import Elsewhere, Processes, environment
 
 CASES = {
@@ -188,3 +189,18 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
     # one process goes on from where two stopped, and what cannot be is said once
     result, _ = run(None, resume=tmp_path / "two", epochs=3)
     assert len(result.history) == 3
+
+
+@pytest.mark.slow
+def test_two_processes_accumulate_as_one_trains_with_the_whole_batch(tmp_path):
+    options = {"data": "text", "root": str(tmp_path / "novel.txt"), "batch_size": 11, "num_steps": 8, "epochs": 1}
+    (tmp_path / "novel.txt").write_text(" ".join(prose.sentences(prose.topics()["types"]))[:3_000])
+    model = {"hidden": 16, "layers": 1, "dropout": 0.0}
+    alone, _ = run(tmp_path / "alone", "gpt", options=model, **options)
+    words = [f"--option={name}={value}" for name, value in model.items()] + ["--accumulate=3", "--out=two"]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    code, _, err = torchrun(tmp_path, "gpt", *words)
+    assert code == 0, err
+    (row,) = (json.loads(line) for line in (tmp_path / "two/metrics.jsonl").read_text().splitlines())
+    for key in ("loss", "test_loss", "perplexity"):
+        assert row[key] == pytest.approx(alone.history[0][key], rel=1e-5), key

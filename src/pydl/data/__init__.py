@@ -12,7 +12,7 @@ from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.loader import in_order
 from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.synthetic import synthetic
-from pydl.data.text import TextDataset, prose, text
+from pydl.data.text import TextDataset, prose, text, wiki
 from pydl.data.translation import TranslationDataset, numbers, pairs
 from pydl.errors import OptionError, did_you_mean
 
@@ -43,6 +43,7 @@ __all__ = [
     "synthetic",
     "text",
     "weight_decay",
+    "wiki",
 ]
 
 _LOADERS = {
@@ -56,11 +57,12 @@ _LOADERS = {
     "polynomial": polynomial,
     "weight-decay": weight_decay,
     "prose": prose,
+    "wiki": wiki,
     "text": text,
     "numbers": numbers,
     "pairs": pairs,
 }
-TEXTS = "prose", "text"  # the sets of language models
+TEXTS = "prose", "wiki", "text"  # the sets of language models
 PAIRS = "numbers", "pairs"  # those of translators
 
 

@@ -11,6 +11,7 @@ from pydl.models._registry import builder, get, kind, names
 from pydl.models.alexnet import alexnet
 from pydl.models.cifar import cifar_net
 from pydl.models.googlenet import googlenet
+from pydl.models.gpt import gpt
 from pydl.models.lenet import lenet, lenet_bn
 from pydl.models.linear import linear_regression, polynomial_regression, softmax_regression, weight_decay
 from pydl.models.mlp import mlp
@@ -29,6 +30,7 @@ __all__ = [
     "cifar_net",
     "get",
     "googlenet",
+    "gpt",
     "gru_lm",
     "kind",
     "lenet",

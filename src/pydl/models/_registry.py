@@ -59,10 +59,10 @@ def get(name, **options):
     return builder(name)(**options)
 
 
-def check_variant(name, variant, variants):
+def check_variant(name, variant, variants, what="variant"):
     """``variant`` must be one of ``variants``: the error of the models that come in more than one."""
     if variant not in variants:
-        raise ValueError(f"{name}: expected variant to be one of {', '.join(variants)}, got {variant!r}")
+        raise ValueError(f"{name}: expected {what} to be one of {', '.join(variants)}, got {variant!r}")
 
 
 def check_at_least(name, **sizes):

@@ -112,13 +112,17 @@ def _linear(input, weight, bias):
     return linear_unasked(input, weight, bias) if output is NotImplemented else output
 
 
-def _attention(query, key, value, mask, dropout_p, is_causal):
-    """The same of :func:`attention_unasked`, over heads that lie as flash attention leaves them."""
+def attention_of_heads(query, key, value, mask, dropout_p, is_causal, gqa=False):
+    """The same of :func:`attention_unasked`, over heads that lie as flash attention leaves them.
+
+    What comes after it takes them without a copy, with dropout too, where torch's own function would leave the heads
+    apart.
+    """
     output = NotImplemented
-    if mask is None and not is_compiling():
+    if mask is None and not gqa and not is_compiling():
         output = _nodes.scaled_dot_product_attention(query, key, value, dropout_p, is_causal, None, FLASH)
     if output is NotImplemented:
-        output = attention_unasked(query, key, value, mask, dropout_p, is_causal, layout=FLASH)
+        output = attention_unasked(query, key, value, mask, dropout_p, is_causal, None, gqa, layout=FLASH)
     return output
 
 
@@ -186,6 +190,6 @@ def multi_head_attention_unasked(query, key, value, heads, projections, dropout_
             found = found[0]
     else:
         seen = ~mask if mask is not None and mask.dtype == torch.bool else mask
-        output = _attention(q, k, v, seen, dropout_p, is_causal)
+        output = attention_of_heads(q, k, v, seen, dropout_p, is_causal)
     output = (output.permute(2, 0, 1, 3) if batched else output[0].transpose(0, 1)).flatten(-2)
     return _linear(output, out_weight, out_bias), found

@@ -4,6 +4,7 @@ What reads files is in :mod:`pydl.data`, what predicts in :mod:`pydl.models`.
 """
 
 from pydl.text.bpe import BytePairEncoding
+from pydl.text.byte_bpe import BytePairs
 from pydl.text.continuation import continued, perplexity
 from pydl.text.decoding import beam_search, greedy
 from pydl.text.pairs import SentencePairs, buckets, spaced
@@ -15,6 +16,7 @@ from pydl.text.windows import Windows, random_starts, sequential_starts
 __all__ = [
     "KINDS",
     "BytePairEncoding",
+    "BytePairs",
     "SentencePairs",
     "Tokenizer",
     "Vocab",

@@ -2,10 +2,11 @@
 
 from pydl.errors import OptionError
 from pydl.text.bpe import BytePairEncoding
+from pydl.text.byte_bpe import BytePairs
 from pydl.text.prose import letters
 from pydl.text.vocabulary import Vocab, count_corpus
 
-KINDS = ("letters", "char", "word", "bpe")
+KINDS = ("letters", "char", "word", "bpe", "byte-bpe")
 LEAST_WORD = 2  # a word that occurs once is unknown
 MERGES = 1000
 
@@ -15,23 +16,32 @@ class Tokenizer:
 
     Args:
         kind: ``letters`` (characters of the text in small letters and blanks), ``char`` (characters as they stand),
-            ``word`` (what blanks part; those that occur once are unknown) or ``bpe`` (pieces of words, of at most
-            1,000 merges).
+            ``word`` (what blanks part; those that occur once are unknown), ``bpe`` (pieces of words, of at most 1,000
+            merges) or ``byte-bpe`` (pieces of bytes, of as many, by the ``tokenizers`` library).
         tokens: of the vocabulary, the first of which is ``<unk>``.
+        state: of ``byte-bpe``, what the attribute ``state`` was.
 
     Attributes:
         vocab: a :class:`pydl.text.Vocab`.
+        state: what is needed besides the tokens to make it again, a text; None where they are enough.
     """
 
-    def __init__(self, kind, tokens):
-        self.kind, self.vocab = kind, Vocab(reserved_tokens=tokens)
-        self._bpe = BytePairEncoding(tokens[1:]) if kind == "bpe" else None
+    def __init__(self, kind, tokens, state=None):
+        self.kind, self.vocab, self.state = kind, Vocab(reserved_tokens=tokens), state
+        self._bpe = None
+        if kind == "bpe":
+            self._bpe = BytePairEncoding(tokens[1:])
+        elif kind == "byte-bpe":
+            self._bpe = BytePairs(state)
 
     @classmethod
     def fit(cls, kind, text):
         """The tokenizer whose vocabulary is that of ``text``."""
         if kind == "letters":
             text = letters(text)
+        if kind == "byte-bpe":
+            pairs = BytePairs.train(text, MERGES)
+            return cls(kind, pairs.pieces, pairs.state())
         if kind == "bpe":
             vocab = Vocab(reserved_tokens=BytePairEncoding.train(count_corpus(text.split() or [""]), MERGES).pieces)
         elif kind == "word":
@@ -42,7 +52,7 @@ class Tokenizer:
 
     def split(self, text):
         """The tokens of ``text``, known or not."""
-        if self.kind == "bpe":
+        if self._bpe is not None:
             return self._bpe.encode(text)
         if self.kind == "word":
             return text.split()
@@ -73,6 +83,6 @@ class Tokenizer:
     def decode(self, numbers):
         """The text of token numbers."""
         tokens = self.vocab.to_tokens(list(numbers))
-        if self.kind == "bpe":
-            return BytePairEncoding.decode(tokens)
+        if self._bpe is not None:
+            return self._bpe.decode(tokens)
         return (" " if self.kind == "word" else "").join(tokens)

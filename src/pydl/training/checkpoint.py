@@ -55,7 +55,7 @@ def find(path):
     return path
 
 
-def _why_unreadable(path, error):
+def why_unreadable(path, error):
     """In our words: torch's are about options of its own functions."""
     if isinstance(error, PermissionError):
         return "the file may not be read"
@@ -91,7 +91,7 @@ def load(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise a dozen types, from EOFError to UnpicklingError
-        raise CheckpointError(f"{path}: not a readable checkpoint: {_why_unreadable(path, error)}") from None
+        raise CheckpointError(f"{path}: not a readable checkpoint: {why_unreadable(path, error)}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of `pydl train`")
     if content.get("version") != VERSION:

@@ -22,13 +22,16 @@ class Config:
 
     Attributes:
         options: further arguments of the model's own function, such as ``{"ratio": 4}``.
+        weights: a file of weights to begin with, see :func:`pydl.training.weights.load`.
+        accumulate: parts that the batch of a step is computed in, one after the other, for want of memory; their
+            gradients add up to the batch's, but for batch norm, which sees each part by itself.
         warmup: steps over which the learning rate rises linearly.
         clip: the largest norm of all gradients together; above it they are scaled down.
         l1: factor of the sum of all absolute weights in what is minimised; the loss that is shown is without it.
         amp: mixed precision: bfloat16 on a CPU, float16 with a scaled loss on a GPU.
         patience: stop after this many epochs without a lower test loss.
         num_steps: of a language model: tokens of a row in a step; of a translator: the most words of a sentence.
-        tokens: of a language model: ``letters``, ``char``, ``word`` or ``bpe``; see :class:`pydl.text.Tokenizer`.
+        tokens: of a language model: one of :data:`pydl.text.KINDS`; see :class:`pydl.text.Tokenizer`.
         partition: of a language model: ``sequential``, where a row's state goes on from step to step, or ``random``.
         language: of the data set ``numbers``: what they are translated to, ``fr``, ``de`` or ``es``.
         label_smoothing: share of each target that goes to all classes alike, in what is minimised; tests are without.
@@ -44,6 +47,8 @@ class Config:
     epochs: int | None = None
     max_steps: int | None = None
     batch_size: int | None = None
+    accumulate: int = 1
+    weights: str | None = None
     lr: float | None = None
     optimizer: str | None = None
     weight_decay: float | None = None
@@ -87,10 +92,14 @@ class Config:
         if config.weight_decay is None:
             config.weight_decay = WEIGHT_DECAY[config.optimizer] if config.optimizer in OPTIMIZERS else 0.0
         config.augment = list(self.augment or [])
-        for name in ("epochs", "max_steps", "batch_size", "size", "threads", "patience", "num_steps"):
+        for name in ("epochs", "max_steps", "batch_size", "accumulate", "size", "threads", "patience", "num_steps"):
             value = getattr(config, name)
             if value is not None and value < 1:
                 raise OptionError(f"--{name.replace('_', '-')}: expected a number of at least 1, got {value}")
+        if config.accumulate > config.batch_size:
+            raise OptionError(
+                f"--accumulate: expected at most the batch size, {config.batch_size}, got {config.accumulate}"
+            )
         if not (config.lr > 0 and math.isfinite(config.lr)):
             raise OptionError(f"--lr: expected a finite number above 0, got {config.lr}")
         if config.optimizer not in OPTIMIZERS:

@@ -8,8 +8,8 @@ from pydl.training.build import build
 from pydl.training.learner import Learner
 
 TEST_ROWS = 16  # the test text is read as so many rows at a time; fewer tokens than these, at its end, are left out
-SAMPLE_LENGTHS = {"letters": 120, "char": 120, "word": 30, "bpe": 40}
-SAMPLE_PREFIX = {"letters": 24, "char": 24, "word": 4, "bpe": 6}
+SAMPLE_LENGTHS = {"letters": 120, "char": 120, "word": 30, "bpe": 40, "byte-bpe": 40}
+SAMPLE_PREFIX = {"letters": 24, "char": 24, "word": 4, "bpe": 6, "byte-bpe": 6}
 SAMPLE_TEMPERATURE = 0.5
 
 
@@ -31,7 +31,17 @@ class LanguageLearner(Learner):
         super().__init__(config, train, test, len(tokenizer.vocab), backend_name, device, processes)
 
     def _build(self, num_classes):
-        model = build(self.config, num_classes, None)
+        config, model = self.config, build(self.config, num_classes, None)
+        if hasattr(model, "positions"):
+            if config.partition == "sequential":
+                raise OptionError(
+                    f"--partition: expected random for {config.model}, got sequential, whose state it lacks"
+                )
+            if config.num_steps > model.positions:
+                raise OptionError(
+                    f"--num-steps: expected at most {config.model}'s {model.positions} positions, got "
+                    f"{config.num_steps}; --option positions={config.num_steps} gives it more"
+                )
         if hasattr(model, "count"):  # counts are no weights: they are taken at once, and the rest is trained on
             rest = model.count(self.train.corpus.cpu())
             self.train = Windows(rest, self.train.num_steps, self.train.device)
@@ -39,7 +49,7 @@ class LanguageLearner(Learner):
 
     def _begin_epoch(self):
         super()._begin_epoch()
-        self._state = None
+        self._state, self._coming_states = None, []  # of the parts of a step so far
 
     def _draw(self):
         config = self.config
@@ -54,9 +64,13 @@ class LanguageLearner(Learner):
             )
         return batches
 
-    def _forward(self, inputs):
-        logits, state = self._stepped(inputs, self._state)
-        self._state = _detached(state) if self.config.partition == "sequential" else None
+    def _forward(self, inputs, part, parts):
+        state = _map(lambda whole: whole.tensor_split(parts, -2)[part].contiguous(), self._state)
+        logits, state = self._stepped(inputs, state)
+        if self.config.partition == "sequential":
+            self._coming_states.append(_map(torch.Tensor.detach, state))
+            if part == parts - 1:
+                self._state, self._coming_states = _joined(self._coming_states), []
         return logits
 
     def _criterion(self, logits, targets):
@@ -67,6 +81,8 @@ class LanguageLearner(Learner):
         """(mean loss per token of the test text, None); each row's state goes on from its beginning to its end."""
         self.model.eval()
         corpus, steps = self.test.corpus, self.config.num_steps
+        if hasattr(self.model, "positions"):  # half of the window stands before each part that is predicted
+            steps = min(steps, max(1, self.model.positions // 2))
         length = (len(corpus) - 1) // TEST_ROWS
         X, Y = (self.processes.shard(corpus[i : i + TEST_ROWS * length].view(TEST_ROWS, length)) for i in (0, 1))
         total, state = torch.zeros((), dtype=torch.float64, device=self.device), None
@@ -80,7 +96,7 @@ class LanguageLearner(Learner):
     def sample(self, number):
         """What the model writes after the first tokens of the test text; ``number`` decides what it draws."""
         kind = self.tokenizer.kind
-        prefix = self.test.corpus[: SAMPLE_PREFIX[kind]].tolist()
+        prefix = self.test.corpus[: min(SAMPLE_PREFIX[kind], getattr(self.model, "positions", 1000))].tolist()
         generator = torch.Generator().manual_seed((self.config.seed + number) % 2**63)
         self.model.eval()
         with self.use():
@@ -88,7 +104,8 @@ class LanguageLearner(Learner):
         return self.tokenizer.decode(prefix + more)
 
     def state_dict(self):
-        parts = [part for part in self.processes.gather(self._state) if part is not None]
+        state = self._state if self.processes.world == 1 else _map(torch.Tensor.cpu, self._state)
+        parts = [part for part in self.processes.gather(state) if part is not None]
         return {**super().state_dict(), "state": _joined(parts)}
 
     def load_state_dict(self, state):
@@ -109,14 +126,10 @@ def _map(function, state):
     return function(state) if torch.is_tensor(state) else tuple(map(function, state))
 
 
-def _detached(state):
-    return _map(torch.Tensor.detach, state)
-
-
 def _joined(parts):
-    """The states of all processes as one."""
+    """The states of the parts of a batch, such as those of all processes, as one."""
     if len(parts) < 2:
         return parts[0] if parts else None
     if torch.is_tensor(parts[0]):
-        return torch.cat([part.cpu() for part in parts], -2)
-    return tuple(torch.cat([part.cpu() for part in each], -2) for each in zip(*parts, strict=True))
+        return torch.cat(parts, -2)
+    return tuple(torch.cat(each, -2) for each in zip(*parts, strict=True))

@@ -104,9 +104,12 @@ class Learner:
         return self.config.epochs * self.epoch_steps
 
     def _check_batch_norm(self):
-        if self.config.batch_size == 1:
-            for name, module in self.model.named_modules():
-                if isinstance(module, torch.nn.BatchNorm1d):
+        """Sets the least examples that can be computed together, and refuses batches of less."""
+        self._least = 1
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+                self._least = 2
+                if self.config.batch_size == 1 and isinstance(module, torch.nn.BatchNorm1d):
                     raise OptionError(
                         f"--batch-size: expected at least 2 for {self.config.model}, whose layer {name} "
                         "normalises over the batch, got 1"
@@ -173,39 +176,56 @@ class Learner:
         """Examples or tokens of a batch."""
         return len(batch) * self.units_per_row
 
-    def _forward(self, inputs):
-        """What a training step's model puts out."""
+    def _forward(self, inputs, part, parts):
+        """What a training step's model puts out for number ``part`` of the ``parts`` of its batch."""
         return self._stepped(inputs)
 
     def _one(self, batch):
         images, targets = self._take()
         self.stepper.clear()
+        parts, size, value = self._parts(len(batch)), self._units(batch), 0.0
+        for part, pair in enumerate(zip(_split(images, parts), _split(targets, parts), strict=True)):
+            # gradients are averaged over the processes once, with those of the last part
+            alone = self.processes.world > 1 and part < parts - 1
+            with self._stepped.no_sync() if alone else contextlib.nullcontext():
+                value = value + self._part(*pair, part, parts, size)
+        if self._scheduled:
+            self.lr = self.config.lr * factor(self.config.schedule, self.step, self.total_steps, self.config.warmup)
+            self.stepper.set_lr(self.lr)
+        self.stepper.step()
+        self._losses[self.step_in_epoch] = value
+        self.step_in_epoch += 1
+        self.step += 1
+
+    def _parts(self, size):
+        """How many parts a batch of ``size`` is computed in: each has something, for batch norm two, to each process.
+
+        The short batch at the end of an epoch may have less than ``--accumulate`` asks for.
+        """
+        return min(self.config.accumulate, max(1, size // (self._least * self.processes.world)))
+
+    def _part(self, images, targets, part, parts, size):
+        """Adds one part's gradients to those there are; returns its share of the loss of all ``size`` units."""
         with self.precision():
-            logits = self._forward(images)
-            loss = self._loss(logits, targets, self._units(batch))
-        value = self.processes.sum(loss.detach() / self.processes.world) if self.processes.world > 1 else loss
+            logits = self._forward(images, part, parts)
+            loss = self._loss(logits, targets, size)
+        value = self.processes.sum(loss.detach() / self.processes.world) if self.processes.world > 1 else loss.detach()
         if self.device.type == "cpu":  # reading the value costs nothing here, and stops before the weights are spoilt
             number = value.item()
             if not math.isfinite(number):
                 raise NotFinite(self.step + 1, number, self._first_layer(images))
         self.stepper.backward(loss)
-        if self._scheduled:
-            self.lr = self.config.lr * factor(self.config.schedule, self.step, self.total_steps, self.config.warmup)
-            self.stepper.set_lr(self.lr)
-        self.stepper.step()
-        with torch.no_grad():
-            self._losses[self.step_in_epoch] = value
-            if self.classifies:
+        if self.classifies:
+            with torch.no_grad():
                 self._correct += (logits.argmax(1) == targets).sum()
-        self.step_in_epoch += 1
-        self.step += 1
+        return value
 
     def _loss(self, logits, targets, size):
-        """The mean loss; in one of several processes weighed so that their mean is the mean over all ``size`` units.
+        """This part's share of the mean loss over all ``size`` units of a step.
 
-        DistributedDataParallel takes the mean of the processes' gradients, whose parts may be of unequal size.
+        Of several processes times their number: DistributedDataParallel takes the mean of their gradients.
         """
-        if self.processes.world == 1:
+        if self.processes.world == 1 and self._count(targets) == size:
             return self._criterion(logits, targets)
         if not len(logits):
             return logits.sum()  # 0, and a gradient of 0 for every parameter, which the other processes wait for
@@ -227,7 +247,8 @@ class Learner:
             images, _ = self.train[self.processes.shard(self._batches[at])]
             value = float(self._losses[at])
             step = self.step - self.step_in_epoch + at + 1
-            raise NotFinite(step, value, self._first_layer(images.to(self.device)))
+            images = images.to(self.device) if torch.is_tensor(images) else tuple(i.to(self.device) for i in images)
+            raise NotFinite(step, value, self._first_layer(images))
 
     def _first_layer(self, images):
         with self.precision():
@@ -330,3 +351,10 @@ class Learner:
         self._losses[: self.step_in_epoch] = state["losses"].to(self.device)
         if self.processes.first:
             self._correct += state["correct"]
+
+
+def _split(inputs, parts):
+    """The parts of a batch along its first dimension: of a tensor, or of each of a tuple of them."""
+    if torch.is_tensor(inputs):
+        return inputs.tensor_split(parts)
+    return tuple(zip(*(each.tensor_split(parts) for each in inputs), strict=True))

@@ -38,15 +38,15 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss):
-        """Gradients of ``loss``, in the scale that the loss has."""
+        """Adds the gradients of ``loss``, in the scaler's scale until :meth:`step`, to those there are."""
         self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
 
     def step(self):
         """One step of the optimizer; the gradients are clipped before the penalties come to them, L1's as L2's.
 
         The gradient of l1 · Σ |w| is l1 · sign(w), and 0 at 0.
         """
+        self.scaler.unscale_(self.optimizer)
         if self.clip is not None:
             optim.clip_grad_norm_(self.parameters, self.clip)
         if self.l1:

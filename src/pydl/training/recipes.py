@@ -99,6 +99,7 @@ RECIPES = {
         label_smoothing=0.1,
         options={"blocks": 2, "width": 128, "hidden": 256, "heads": 4},
     ),
+    "gpt": _language(lr=3e-3, epochs=10, batch_size=8, num_steps=128, partition="random", warmup=100),
 }
 
 

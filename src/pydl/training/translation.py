@@ -51,7 +51,7 @@ class TranslationLearner(Learner):
     def _count(self, targets):
         return int((targets != PAD).sum())
 
-    def _forward(self, inputs):
+    def _forward(self, inputs, part, parts):
         return self._stepped(*inputs)
 
     def _criterion(self, logits, targets):

@@ -1,0 +1,70 @@
+"""``--weights FILE``: first weights from a file, under the model's own names or those that it knows from elsewhere."""
+
+from pathlib import Path
+
+import torch
+
+from pydl.errors import CheckpointError, MissingExtra
+from pydl.training.checkpoint import why_unreadable
+
+NAMED = 5  # keys that a sentence lists
+
+
+def load(model, path):
+    """Puts the weights of the file ``path`` into ``model``.
+
+    Args:
+        path: a state_dict as ``torch.save`` writes it, or a ``.safetensors`` file (where that library is installed). A
+            model with a method ``own_names`` takes other names too: ``gpt`` those of GPT-2.
+
+    Raises:
+        CheckpointError: for a file that cannot be read, or does not fit: names that the model has and the file lacks,
+            that the file has and the model does not know, and shapes.
+        MissingExtra: for ``.safetensors`` without the library.
+    """
+    state = _read(Path(path))
+    if hasattr(model, "own_names"):
+        state = model.own_names(state)
+    expected = model.state_dict()
+    faults = []
+    if missing := [name for name in expected if name not in state]:
+        faults.append(f"it lacks {_listed(missing)}")
+    if unknown := [name for name in state if name not in expected]:
+        faults.append(f"it has {_listed(unknown)}, which the model does not know")
+    shapes = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    for name in shapes[:1]:
+        faults.append(f"expected {name} to be of shape {tuple(expected[name].shape)}, got {tuple(state[name].shape)}")
+    if faults:
+        raise CheckpointError(f"{path}: the weights do not fit the model: {'; '.join(faults)}")
+    model.load_state_dict(state)
+
+
+def _listed(names):
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _read(path):
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            state = _read_safetensors(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except MissingExtra:
+        raise
+    except Exception as error:  # both libraries raise a dozen types for what they cannot read
+        why = str(error).splitlines()[0] if path.suffix == ".safetensors" else why_unreadable(path, error)
+        raise CheckpointError(f"{path}: not a readable file of weights: {why}") from None
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise CheckpointError(f"{path}: expected a state_dict, names with tensors, got something else")
+    return state
+
+
+def _read_safetensors(path):
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise MissingExtra(f"--weights {path.name}", "safetensors", "weights") from None
+    return load_file(path)
