@@ -1,8 +1,9 @@
 """One training step of whole models: forward, loss, backward, SGD; swapped and fused, beside torch's two ways.
 
 In float32 and, under torch.autocast, in bfloat16, and with images in NCHW and in channels_last: of these four the user
-picks, so torch's best of them counts as well. In float32 and NCHW also by our own backend of torch.compile (the ratio is that of eager mode), and beside the same step in JAX and
-TensorFlow where they are installed, and torch's with MKL's own path (peers.py).
+picks, so torch's best of them counts as well. In float32 and NCHW also by our own backend of torch.compile (the ratio
+is that of eager mode), and beside the same step in JAX and TensorFlow where they are installed, and torch's with MKL's
+own path (peers.py).
 """
 
 import copy
