@@ -31,7 +31,7 @@ def in_order(batches, indices, workers, device):
     """
     if workers == 0:
         for index in indices:
-            yield _moved(batches[index], device)
+            yield moved(batches[index], device)
         return
     loader = DataLoader(
         _Indexed(batches),
@@ -43,11 +43,11 @@ def in_order(batches, indices, workers, device):
     for item in loader:
         if isinstance(item, UserError):
             raise item
-        yield _moved(item, device)
+        yield moved(item, device)
 
 
-def _moved(item, device):
+def moved(item, device):
     """A tensor on ``device``, or the tensors of tuples of them."""
     if torch.is_tensor(item):
         return item.to(device, non_blocking=True)
-    return tuple(_moved(part, device) for part in item)
+    return tuple(moved(part, device) for part in item)

@@ -9,6 +9,7 @@ import torch
 
 import pydl.nn
 from pydl import backend, data, models
+from pydl.data.loader import moved
 from pydl.errors import OptionError, UserError
 from pydl.training import not_finite
 from pydl.training.build import build
@@ -247,8 +248,7 @@ class Learner:
             images, _ = self.train[self.processes.shard(self._batches[at])]
             value = float(self._losses[at])
             step = self.step - self.step_in_epoch + at + 1
-            images = images.to(self.device) if torch.is_tensor(images) else tuple(i.to(self.device) for i in images)
-            raise NotFinite(step, value, self._first_layer(images))
+            raise NotFinite(step, value, self._first_layer(moved(images, self.device)))
 
     def _first_layer(self, images):
         with self.precision():
