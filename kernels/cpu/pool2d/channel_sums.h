@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kBuffer = 2048;      // numbers: 8 KB, or 16 of float64
 constexpr int64_t kMostColumns = 128;  // of what is written, in a block
-constexpr int64_t kWidest = 64;        // window: a vector of channels of each column fits
+constexpr int64_t kWidest = 64;        // columns in a sum: a vector of channels of each fits
 
 // sums[j] = the n numbers of each row, times the row's weight, added up.
 template <class T, class Weights>
@@ -74,7 +74,7 @@ struct RowOfSums {
 // The rows [begin, end) as row(i) describes them, `width` pixels each. Pixel j is the sum of the pixels of the row's
 // rows and of columns(j), which do not go back from one j to the next, each times row_weights(row); rows are `down` and
 // columns `right` elements apart. Where they are given, pixels that are read have a scale by their column as well
-// (scales_read), or those that are written (scales_written). Windows are no wider than kWidest.
+// (scales_read), or those that are written (scales_written). A sum is of kWidest columns at most, or of as many as fit.
 template <class T, class Rows, class RowWeights, class Columns>
 PYDL_INLINE void channel_sums(int64_t begin, int64_t end, int64_t width, int64_t channels, int64_t down,
                               int64_t right, const Rows& row, const RowWeights& row_weights, Columns columns,
