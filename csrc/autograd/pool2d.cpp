@@ -86,7 +86,8 @@ Integers equal_windows(const Tensor& input, const Integers& count) {
   Integers kernel;
   for (size_t d = 0; d < 2; ++d) {
     const int64_t length = input.size(2 + static_cast<int64_t>(d));
-    if (count[d] <= 0 || length == 0 || length % count[d] != 0) throw NotPlain();  // torch's
+    if (count[d] <= 0 || length == 0 || length % count[d] != 0 || input.size(1) == 0)
+      throw NotPlain();  // torch's
     kernel.push_back(length / count[d]);
   }
   return kernel;

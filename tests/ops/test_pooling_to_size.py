@@ -37,7 +37,7 @@ ROWS = [
     {"kernel_size": 4},
     {"kernel_size": 2, "stride": 5},
 ]
-DILATED = [{"kernel_size": 3, "dilation": 2, "padding": 2}, {"kernel_size": 2, "stride": 3, "dilation": 3}]
+DILATED = [{"kernel_size": 3, "dilation": 2, "padding": 1}, {"kernel_size": 2, "stride": 3, "dilation": 3}]
 
 
 def some(x):
@@ -146,7 +146,7 @@ def test_what_torch_refuses(shape, size):
 
 
 MISTAKES = [
-    ({"kernel_size": 2, "padding": 2}, "padding to be at most half of the kernel's reach, got padding 2"),
+    ({"kernel_size": 2, "padding": 2}, "padding to be at most half of kernel_size, got padding 2"),
     ({"kernel_size": 0, "stride": 1}, "kernel_size to be at least 1, got 0"),
     ({"kernel_size": 9}, "the kernel to be no larger than the padded input (6), got kernel_size 9"),
     ({"kernel_size": 2, "stride": 0}, "stride to be at least 1, got 0"),

@@ -55,10 +55,10 @@ def _window(op, input, kernel_size, stride, padding, dilation, ceil_mode):
             f"{shape}"
         )
     reach = dilation * (kernel_size - 1) + 1
-    if padding > reach // 2:
+    if padding > kernel_size // 2:
         raise RuntimeError(
-            f"{op}: expected padding to be at most half of the kernel's reach, got padding {padding} for kernel_size "
-            f"{kernel_size} and dilation {dilation}"
+            f"{op}: expected padding to be at most half of kernel_size, got padding {padding} for kernel_size "
+            f"{kernel_size}"
         )
     if shape[-1] + 2 * padding + (stride - 1 if ceil_mode else 0) < reach:
         raise RuntimeError(
@@ -77,7 +77,7 @@ def max_pool1d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
             channels lie side by side).
         kernel_size: numbers in a window.
         stride: distance of windows; the kernel's size if None.
-        padding: numbers of -inf at both ends, at most half of the kernel's reach.
+        padding: numbers of -inf at both ends, at most half of the kernel's size.
         dilation: distance between the numbers of a window.
         ceil_mode: windows may hang over the end of the padded input, as long as they begin before it.
         return_indices: also returns where each maximum was found.
