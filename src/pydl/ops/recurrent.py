@@ -205,6 +205,15 @@ def run_layer(ops, kind, tensors, batch_sizes, reverse):
     return found[: 3 if kind == "lstm" else 2]
 
 
+def is_autocasts(input, keeps_float32):
+    """Whether autocast decides in what dtype the call is computed.
+
+    keeps_float32: whether torch's result is float32 all the same. It then rounds nothing but what the products read, and
+    on a CPU without bfloat16 products takes up to thirty times as long for it.
+    """
+    return torch.is_autocast_enabled("cpu") and not (keeps_float32 and input.dtype == torch.float32)
+
+
 class _Call:
     """The arguments of one of torch's functions, in either form: of a tensor, or of the data of a PackedSequence."""
 
@@ -264,7 +273,7 @@ class _Call:
 
     def is_torchs(self):
         """Whether torch's own function is to get these tensors, or sees this moment (aside.py)."""
-        if functorch_active() or torch.is_autocast_enabled("cpu"):
+        if functorch_active() or is_autocasts(self.input, self.kind == "gru"):
             return True
         groups = range(self.layers * self.directions)
         return is_torchs(self.input, *self.states) or any(is_torchs(self.input, *self.weights(i)) for i in groups)
@@ -332,8 +341,10 @@ def rnn_tanh(*args, **kwargs):
         units), or (batch, steps, ...) with batch_first. Nothing depends on the number of threads.
 
     Torch's own function serves other devices and dtypes, projections, one step of one sequence (but of
-    :func:`lstm`), empty tensors, an input given by name, calls under autocast and under transforms of torch.func, LSTMs
-    of more than two million weights in float32 for 2 to 15 sequences of more than three steps, and whatever it refuses.
+    :func:`lstm`), empty tensors, an input given by name, calls under transforms of torch.func, LSTMs of more than two
+    million weights in float32 for 2 to 15 sequences of more than three steps, and whatever it refuses; and calls under
+    autocast, but for :func:`gru` of float32: torch's keeps the states in float32 there, and rounds to bfloat16 what the
+    products read, which ours need not.
     """
     return _serve("rnn_tanh", torch.rnn_tanh, args, kwargs)
 

@@ -10,7 +10,7 @@ from pydl._private import functorch_active
 from pydl.aside import is_torchs
 from pydl.ops import _nodes
 from pydl.ops._nodes import is_compiling
-from pydl.ops.recurrent import SUPPORTED, run_layer
+from pydl.ops.recurrent import SUPPORTED, is_autocasts, run_layer
 
 LEAST_BATCH = 2  # rows from which on ours is quicker
 
@@ -44,7 +44,7 @@ def _serve(kind, torchs, input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
                 return found if kind == "lstm" else found[0]
         if not small and not functorch_active():
             states, weights = tuple(hx) if kind == "lstm" else (hx,), (w_ih, w_hh, b_ih, b_hh)
-            theirs = torch.is_autocast_enabled("cpu") or is_torchs(input, *states) or is_torchs(*weights)
+            theirs = is_autocasts(input, kind in ("gru", "lstm")) or is_torchs(input, *states) or is_torchs(*weights)
             if not theirs and _is_served(kind, input, states, *weights):
                 ops = backend.ops_for(input, "recurrent")
     except (AttributeError, IndexError, TypeError, ValueError):  # torch says so in its own words
@@ -69,8 +69,9 @@ def rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     Returns:
         The state after the step, (batch, units), of :func:`lstm_cell` a pair. Nothing depends on the number of threads.
 
-    Torch's own function serves other devices and dtypes, batches of fewer than 2, empty tensors, calls under autocast
-    and under transforms of torch.func, and whatever it refuses.
+    Torch's own function serves other devices and dtypes, batches of fewer than 2, empty tensors, calls under transforms
+    of torch.func, and whatever it refuses; and under autocast all but :func:`gru_cell` and :func:`lstm_cell` of float32,
+    whose result is float32 there as well.
     """
     return _serve("rnn_tanh", torch.rnn_tanh_cell, input, hx, w_ih, w_hh, b_ih, b_hh)
 
