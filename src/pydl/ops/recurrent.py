@@ -208,8 +208,8 @@ def run_layer(ops, kind, tensors, batch_sizes, reverse):
 def is_autocasts(input, keeps_float32):
     """Whether autocast decides in what dtype the call is computed.
 
-    keeps_float32: whether torch's result is float32 all the same. It then rounds nothing but what the products read, and
-    on a CPU without bfloat16 products takes up to thirty times as long for it.
+    keeps_float32: whether torch's result is float32 all the same. It then rounds nothing but what the products read,
+    and on a CPU without bfloat16 products takes up to thirty times as long for it.
     """
     return torch.is_autocast_enabled("cpu") and not (keeps_float32 and input.dtype == torch.float32)
 

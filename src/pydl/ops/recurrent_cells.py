@@ -70,8 +70,8 @@ def rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
         The state after the step, (batch, units), of :func:`lstm_cell` a pair. Nothing depends on the number of threads.
 
     Torch's own function serves other devices and dtypes, batches of fewer than 2, empty tensors, calls under transforms
-    of torch.func, and whatever it refuses; and under autocast all but :func:`gru_cell` and :func:`lstm_cell` of float32,
-    whose result is float32 there as well.
+    of torch.func, and whatever it refuses; and under autocast all but :func:`gru_cell` and :func:`lstm_cell` of
+    float32, whose result is float32 there as well.
     """
     return _serve("rnn_tanh", torch.rnn_tanh_cell, input, hx, w_ih, w_hh, b_ih, b_hh)
 
