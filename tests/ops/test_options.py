@@ -39,10 +39,10 @@ CALLS = {
         ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
         lambda f, o: f.max_pool2d(IMAGE, **{"kernel_size": 2, **o}),
     ),
-    "conv1d": (("stride", "padding", "dilation", "groups"), lambda f, o: f.conv1d(IMAGE[0], WEIGHT[0], **o)),
+    "conv1d": (("stride", "padding", "dilation", "groups"), lambda f, o: f.conv1d(IMAGE[:, :, 0], WEIGHT[..., 0], **o)),
     "conv_transpose1d": (
         ("stride", "padding", "output_padding", "groups", "dilation"),
-        lambda f, o: f.conv_transpose1d(IMAGE[0], WEIGHT[0], **o),
+        lambda f, o: f.conv_transpose1d(IMAGE[:, :, 0], WEIGHT[..., 0], **o),
     ),
     "max_pool1d": (
         ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),

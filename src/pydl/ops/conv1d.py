@@ -144,9 +144,10 @@ def _refuse(op, rule, got):
 def _one(op, name, value):
     """An argument that is one integer, or a sequence of one."""
     if isinstance(value, tuple | list):
-        if len(value) != 1:
-            _refuse(op, f"{name} to be one number", tuple(value))
-        value = value[0]
+        numbers = tuple(integer(op, name, number) for number in value)
+        if len(numbers) != 1:
+            _refuse(op, f"{name} to be one number", numbers)
+        return numbers[0]
     return integer(op, name, value)
 
 

@@ -26,9 +26,10 @@ def _is_served(input, op):
 def _one(op, name, value):
     """An argument that is one integer, or a sequence of one."""
     if isinstance(value, tuple | list):
-        if len(value) != 1:
-            raise RuntimeError(f"{op}: expected {name} to be one number, got {tuple(value)}")
-        value = value[0]
+        numbers = tuple(integer(op, name, number) for number in value)
+        if len(numbers) != 1:
+            raise RuntimeError(f"{op}: expected {name} to be one number, got {numbers}")
+        return numbers[0]
     return integer(op, name, value)
 
 
@@ -157,11 +158,7 @@ def _rows(input, output_size):
     """(``input`` as images of one row, (1, output_size)); None where torch pools it: as equal_windows() says."""
     if isinstance(output_size, tuple | list) and len(output_size) == 1:
         output_size = output_size[0]
-    if (
-        input.dim() not in (2, 3)
-        or isinstance(output_size, bool)
-        or not isinstance(output_size, int | torch.SymInt | None)
-    ):
+    if input.dim() not in (2, 3) or isinstance(output_size, bool) or not isinstance(output_size, int | torch.SymInt):
         return None
     image, size = input.unsqueeze(-2), (1, output_size)
     return None if equal_windows(image, size) is None else (image, size)
