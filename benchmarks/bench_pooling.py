@@ -22,8 +22,8 @@ def case(
 
     large, small = (torch.Size((*shape[:2], *size)).numel() for size in (shape[2:], pooled))
     # the maximum's places are a byte each
-    places = small if function == "max_pool2d" else 0
-    kind = "max" if function == "max_pool2d" else "mean"
+    kind = "max" if "max" in function else "mean"
+    places = small if kind == "max" else 0
     return Case(
         "pooling",
         f"{name}, {kind} {shape}{' channels_last' if channels_last else ' NCHW'}".replace(", ", ","),
@@ -53,6 +53,19 @@ CASES = [
     case("AlexNet 3x3 stride 2", (64, 96, 54, 54), channels_last=True, kernel_size=3, stride=2),
     case("GoogLeNet 3x3 stride 1", (32, 192, 28, 28), **GOOGLENET),
     case("GoogLeNet 3x3 stride 1", (32, 192, 28, 28), channels_last=True, **GOOGLENET),
+    case("of planes", (32, 512, 7, 7), "adaptive_avg_pool2d", output_size=1, quick=True),
+    case("of planes", (32, 512, 7, 7), "adaptive_avg_pool2d", channels_last=True, output_size=1),
+    case("of planes", (8, 1024, 28, 28), "adaptive_avg_pool2d", output_size=1),
+    case("of planes", (8, 1024, 28, 28), "adaptive_avg_pool2d", channels_last=True, output_size=1),
+    case("of planes", (128, 10, 5, 5), "adaptive_avg_pool2d", output_size=1),
+    case("of planes", (32, 512, 7, 7), "adaptive_max_pool2d", output_size=1),
+    case("of planes", (32, 512, 7, 7), "adaptive_max_pool2d", channels_last=True, output_size=1),
+    case("to 7x7", (32, 64, 28, 28), "adaptive_max_pool2d", output_size=7),
+    case("over time", (64, 100, 500), "adaptive_avg_pool1d", output_size=1),
+    case("over time", (64, 100, 500), "adaptive_max_pool1d", output_size=1),
+    case("2", (64, 100, 500), "max_pool1d", kernel_size=2),
+    case("3 stride 2", (64, 100, 500), "max_pool1d", kernel_size=3, stride=2, padding=1),
+    case("2", (64, 100, 500), "avg_pool1d", kernel_size=2),
 ]
 
 

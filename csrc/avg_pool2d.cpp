@@ -1,7 +1,8 @@
 // pydl::avg_pool2d, avg_pool2d_backward
 //
 // kernel_size, stride, padding: (y, x). divisor: what sums are divided by, or 0 for the number of pixels.
-// channels_last: the memory format of the result, which Python decides once for the kernel and for tracing.
+// channels_last, grad_channels_last: the memory formats of the output and of the input's gradient, which Python decides
+// once for the kernel and for tracing.
 #include "kernels/avg_pool2d.h"
 
 #include "csrc/pool2d_call.h"
@@ -63,7 +64,7 @@ class Scales {
 
 Tensor forward(const Tensor& input, const PoolSizes& kernel_size, const PoolSizes& stride,
                const PoolSizes& padding, bool ceil_mode, bool count_include_pad, int64_t divisor,
-               bool channels_last) {
+               bool channels_last, bool /*grad_channels_last*/) {
   const Verbose line("avg_pool2d", input);
   AvgPool2dParams p{};
   describe_pool("avg_pool2d", sizes_of(input), {kernel_size, stride, padding, kNoDilation, ceil_mode}, p);
@@ -79,15 +80,15 @@ Tensor forward(const Tensor& input, const PoolSizes& kernel_size, const PoolSize
 
 Tensor backward(const Tensor& grad_output, const PoolSizes& input_size, const PoolSizes& kernel_size,
                 const PoolSizes& stride, const PoolSizes& padding, bool ceil_mode, bool count_include_pad,
-                int64_t divisor, bool channels_last) {
+                int64_t divisor, bool /*channels_last*/, bool grad_channels_last) {
   const Verbose line("avg_pool2d_backward", grad_output);
   AvgPool2dParams p{};
   describe_pool("avg_pool2d", input_size, {kernel_size, stride, padding, kNoDilation, ceil_mode}, p);
   check_sizes("avg_pool2d", "grad_output", grad_output, output_sizes(p));
   p.dtype = dtype_of("avg_pool2d", grad_output);
-  Tensor grad_input = empty_in_format(grad_output, grad_output.scalar_type(), input_size, channels_last);
+  Tensor grad_input = empty_in_format(grad_output, grad_output.scalar_type(), input_size, grad_channels_last);
   if (grad_input.numel() > 0) {
-    set_sides(p, grad_output, grad_input, channels_last);
+    set_sides(p, grad_output, grad_input, grad_channels_last);
     const Scales scales(p, count_include_pad, divisor);
     PYDL_CPU_CALL(avg_pool2d_backward)(p, torch_threads());
   }

@@ -213,27 +213,52 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   return output;
 }
 
-Tensor backward_input(const Tensor& grad_output, const Tensor& weight, const Sizes& input_size,
-                      const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
-                      bool channels_last) {
+// What the input gradient of a convolution is, plus a bias for each of its channels, where there is one.
+Tensor spread(const Tensor& grad_output, const Tensor& weight, const std::optional<Tensor>& bias,
+              const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+              int64_t groups, bool channels_last) {
   Conv2dParams p = geometry(input_size, sizes_of(weight), {stride, padding, dilation, groups});
   p.dtype = dtype_of("conv2d", grad_output);
   check_same("weight", weight, "grad_output", grad_output);
   check_gradient(grad_output, p);
   if (by_way_of_float(grad_output))
-    return rounded(backward_input(widened(grad_output), widened(weight), input_size, stride, padding,
-                                  dilation, groups, channels_last));
+    return rounded(spread(widened(grad_output), widened(weight), bias ? std::optional(widened(*bias)) : bias,
+                          input_size, stride, padding, dilation, groups, channels_last));
   Tensor grad_input = empty_format(grad_output, input_size, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   p.input = grad_input.mutable_data_ptr();
   const Tensor filters = fitting_weight(weight, p.dtype, channels_last);
   p.weight = const_cast<void*>(filters.const_data_ptr());
   p.output = const_cast<void*>(grad_output.const_data_ptr());
+  std::optional<Tensor> dense_bias;
+  if (bias) dense_bias = torch::stable::contiguous(*bias);
+  p.bias = bias ? dense_bias->const_data_ptr() : nullptr;
   take_strides(grad_input, p.input_stride);
   take_strides(filters, p.weight_stride);
   take_strides(grad_output, p.output_stride);
   launch(grad_output, filters, p, Conv2dPass::backward_input, &cuda::Library::conv2d_backward_input);
   return grad_input;
+}
+
+Tensor backward_input(const Tensor& grad_output, const Tensor& weight, const Sizes& input_size,
+                      const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
+                      bool channels_last) {
+  return spread(grad_output, weight, std::nullopt, input_size, stride, padding, dilation, groups,
+                channels_last);
+}
+
+Tensor transposed(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                  const Sizes& output_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                  int64_t groups, bool channels_last) {
+  if (bias) {
+    check_same("bias", *bias, "input", input);
+    PYDL_CHECK(output_size.size() == 4, "conv_transpose2d: expected output_size to be 4 numbers, got ",
+               text_of(output_size));
+    PYDL_CHECK(bias->dim() == 1 && bias->size(0) == output_size[1],
+               "conv_transpose2d: expected bias to be of shape (", output_size[1], "), got ",
+               shape_of(*bias));
+  }
+  return spread(input, weight, bias, output_size, stride, padding, dilation, groups, channels_last);
 }
 
 Tensor backward_weight(const Tensor& grad_output, const Tensor& input, const Sizes& weight_size,
@@ -292,7 +317,10 @@ Tensor backward_bias(const Tensor& grad_output) {
   m.impl("conv2d_backward_bias", TORCH_BOX(&backward_bias));
 
 // clang-format off: it takes the two for one
-STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) { PYDL_REGISTER(m) }
+STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
+  PYDL_REGISTER(m)
+  m.impl("conv_transpose2d", TORCH_BOX(&transposed));
+}
 STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) { PYDL_REGISTER(m) }
 // clang-format on
 

@@ -34,8 +34,9 @@ struct Conv2dParams {
   // forward: input, weight, bias -> output. input gradient: output (the gradient), weight -> input.
   // weight gradient: input, output (the gradient) -> weight.
   void *input, *weight, *output;
-  const void* bias;  // may be null
-  void* grad_bias;   // out_channels elements, contiguous; bias gradient only
+  // May be null. The input gradient adds one to each of in_channels where it serves as the transposed convolution.
+  const void* bias;
+  void* grad_bias;  // out_channels elements, contiguous; bias gradient only
 
   // strides in elements, in the order N, C, H, W (weight: O, I, H, W)
   int64_t input_stride[4], weight_stride[4], output_stride[4];

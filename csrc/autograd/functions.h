@@ -6,6 +6,8 @@
 
 namespace pydl::autograd {
 
+PyObject* adaptive_avg_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* adaptive_max_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* attention(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* avg_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* batch_norm(PyObject*, PyObject* const*, Py_ssize_t);

@@ -14,6 +14,8 @@ PyObject* python_serve_cpu(PyObject*, PyObject* on) {
 #define PYDL_FUNCTION(name) \
   {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(name)), METH_FASTCALL, nullptr}
 PyMethodDef functions[] = {
+    PYDL_FUNCTION(adaptive_avg_pool2d),
+    PYDL_FUNCTION(adaptive_max_pool2d),
     PYDL_FUNCTION(attention),
     PYDL_FUNCTION(avg_pool2d),
     PYDL_FUNCTION(batch_norm),

@@ -1,4 +1,4 @@
-// The nodes of max_pool2d and avg_pool2d, whose formulas are in src/pydl/ops.
+// The nodes of max_pool2d and avg_pool2d, adaptive ones among them, whose formulas are in src/pydl/ops.
 #include "csrc/autograd/arguments.h"
 #include "csrc/autograd/functions.h"
 #include "csrc/autograd/layout.h"
@@ -43,7 +43,7 @@ struct AvgPoolOptions {
   Integers kernel, stride, padding;
   bool ceil_mode, count_include_pad;
   int64_t divisor;
-  bool channels_last;
+  bool channels_last, grad_channels_last;
 };
 
 class AvgPool2d : public Node {
@@ -58,7 +58,7 @@ class AvgPool2d : public Node {
     static const Op op("pydl::avg_pool2d_backward");
     const AvgPoolOptions& o = options_;
     return {op(grad, size_, o.kernel, o.stride, o.padding, o.ceil_mode, o.count_include_pad, o.divisor,
-               o.channels_last)};
+               o.channels_last, o.grad_channels_last)};
   }
 };
 
@@ -66,7 +66,7 @@ Tensor avg_pool2d_call(const Tensor& input, AvgPoolOptions&& o) {
   static const Op forward("pydl::avg_pool2d");
   BelowAutograd guard;
   Tensor output = forward(input, o.kernel, o.stride, o.padding, o.ceil_mode, o.count_include_pad, o.divisor,
-                          o.channels_last);
+                          o.channels_last, o.grad_channels_last);
   if (records({&input})) record(std::make_unique<AvgPool2d>(std::move(o), input), output, {&input}, {});
   return output;
 }
@@ -79,6 +79,18 @@ const Tensor& image(const Arguments& arguments) {
 
 Integers stride_or(const Arguments& arguments, int i, const Integers& kernel) {
   return arguments.is_none(i) ? kernel : arguments.pair(i);
+}
+
+// The size of the windows that cut an image into so many, where all are equal.
+Integers equal_windows(const Tensor& input, const Integers& count) {
+  Integers kernel;
+  for (size_t d = 0; d < 2; ++d) {
+    const int64_t length = input.size(2 + static_cast<int64_t>(d));
+    if (count[d] <= 0 || length == 0 || length % count[d] != 0 || input.size(1) == 0)
+      throw NotPlain();  // torch's
+    kernel.push_back(length / count[d]);
+  }
+  return kernel;
 }
 
 }  // namespace
@@ -106,10 +118,37 @@ PyObject* avg_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
     const Integers kernel = arguments.pair(1);
     const int64_t divisor = arguments.is_none(6) ? 0 : arguments.integer(6);
     if (divisor == 0 && !arguments.is_none(6)) throw NotPlain();  // refused in Python
-    AvgPoolOptions options{
-        kernel,  stride_or(arguments, 2, kernel), arguments.pair(3), arguments.truth(4), arguments.truth(5),
-        divisor, is_channels_last(input)};
+    const bool last = is_channels_last(input);
+    AvgPoolOptions options{kernel,
+                           stride_or(arguments, 2, kernel),
+                           arguments.pair(3),
+                           arguments.truth(4),
+                           arguments.truth(5),
+                           divisor,
+                           last,
+                           last};
     return unlocked([&] { return avg_pool2d_call(input, std::move(options)); });
+  });
+}
+
+// adaptive_avg_pool2d(input, output_size)
+PyObject* adaptive_avg_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+  return answer<2>(objects, given, [](const Arguments& arguments) {
+    const Tensor& input = image(arguments);
+    const Integers size = arguments.pair(1), kernel = equal_windows(input, size);
+    const bool last = is_channels_last(input), whole = size[0] == 1 && size[1] == 1;
+    AvgPoolOptions options{kernel, kernel, {0, 0}, false, true, 0, last, last && !whole};
+    return unlocked([&] { return avg_pool2d_call(input, std::move(options)); });
+  });
+}
+
+// adaptive_max_pool2d(input, output_size): the maxima without their indices
+PyObject* adaptive_max_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+  return answer<2>(objects, given, [](const Arguments& arguments) {
+    const Tensor& input = image(arguments);
+    const Integers kernel = equal_windows(input, arguments.pair(1));
+    MaxPoolOptions options{kernel, kernel, {0, 0}, {1, 1}, false, is_channels_last(input)};
+    return unlocked([&] { return max_pool2d_call(input, std::move(options)); });
   });
 }
 

@@ -49,6 +49,8 @@ CALLS = {
     "conv2d": lambda f, x: f.conv2d(x.view(1, 64, 32, 32), torch.ones(64, 64, 1, 1, dtype=x.dtype) / 8),
     "depthwise": lambda f, x: f.conv2d(x.view(1, 64, 32, 32).contiguous(memory_format=torch.channels_last),
                                        torch.ones(64, 1, 3, 3, dtype=x.dtype), groups=64),
+    "cells": lambda f, x: f.conv_transpose2d(x.view(4, 16, 32, 32)[..., ::8, ::8],
+                                             torch.ones(16, 2, 16, 16, dtype=x.dtype) / 8, stride=16),
 }  # fmt: skip
 
 

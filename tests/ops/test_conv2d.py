@@ -28,6 +28,12 @@ SHAPES = {
     "kernel as large as the image": ((2, 4, 5, 6), (3, 5, 6), {}),
     "kernel reaches over the image": ((2, 3, 2, 2), (4, 5, 5), {"padding": 3}),
     "padding 5": ((1, 3, 7, 6), (4, 3, 3), {"padding": 5}),
+    "kernel as large as a large stride": ((2, 3, 40, 53), (7, 16, 16), {"stride": 16, "padding": 5}),
+    "kernel of two strides, vectors and a part": (
+        (2, 3, 50, 61),
+        (5, 32, 40),
+        {"stride": (16, 20), "padding": (8, 11)},
+    ),
     "stride 3": ((2, 3, 17, 16), (4, 2, 5), {"stride": 3, "padding": (0, 2)}),
     "stride 4 over a kernel of 2: pixels nobody reads": ((2, 3, 11, 13), (4, 2, 2), {"stride": 4}),
     "stride (1, 2)": ((1, 4, 9, 10), (5, 3, 3), {"stride": (1, 2), "padding": (1, 0)}),

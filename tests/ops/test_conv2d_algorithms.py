@@ -26,6 +26,8 @@ SERVED = {
     "direct.batch": (83, 83),
     "direct.batch_weight": (53, 53),
     "implicit.phases": (1, 1),
+    "implicit.cells": (4, 0),  # rows of pixels alone
+    "implicit.weight_cells": (2, 0),
     "implicit.slabs": (150, 150),
     "implicit.panels": (150, 150),
     "implicit.weight_pointwise": (15, 15),

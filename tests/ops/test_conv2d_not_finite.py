@@ -1,7 +1,7 @@
 """An inf or nan spoils the outputs and gradients of inputs that its windows reach, as in torch, and no others.
 
-Winograd mixes the numbers of a tile, and the phases of strided first layers multiply some by zeros: where they meet
-one, the pass is made again by products of each window alone. Loss scaling makes infs by design.
+Winograd mixes the numbers of a tile, and phases of strided first layers and cells multiply some by zeros: where they
+meet one, the pass is made again by products of each window alone. Loss scaling makes infs by design.
 """
 
 import math
@@ -23,6 +23,7 @@ SHAPES = {
     "3x3, stride 2": ((2, 32, 17, 16), (40, 32, 3, 3), 2, 1),
     "deep: weights transformed last": ((1, 260, 9, 9), (250, 260, 3, 3), 1, 1),
     "first layer of ResNet": ((2, 3, 30, 29), (16, 3, 7, 7), 2, 3),
+    "cells": ((2, 3, 70, 90), (4, 3, 32, 32), 16, 8),
     "first layer of one channel": ((3, 1, 20, 21), (8, 1, 5, 5), 2, 2),
 }
 VALUES = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -70,10 +71,10 @@ def test_one_number_spoils_what_it_reaches(device, name, which, channels_last, v
 
 
 @pytest.mark.cpu_kernels
-@pytest.mark.parametrize("algorithm", ["winograd", "implicit.phases"])
+@pytest.mark.parametrize("algorithm", ["winograd", "implicit.phases", "implicit.cells"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_another_algorithm_makes_the_pass_again(device, algorithm, dtype):
-    name = "3x3" if algorithm == "winograd" else "first layer of one channel"
+    name = {"winograd": "3x3", "implicit.phases": "first layer of one channel", "implicit.cells": "cells"}[algorithm]
     x, w, g, stride, padding = tensors(name, False, dtype)
     with asked(algorithm, "backward_input"):
         run("backward_input", x, w, g, stride, padding, False)

@@ -9,6 +9,7 @@ from testing import DTYPES, assert_close
 
 import pydl
 import pydl.functional as PF
+from pydl import _C
 
 # name -> (input, weight, options)
 CASES = {
@@ -54,6 +55,28 @@ def test_as_torch(device, name, dtype):
         assert_close(a, e, dtype, 4.0)
     with torch.no_grad():
         assert torch.equal(PF.conv_transpose2d(*made, **options).to(device), ours[0])
+
+
+@pytest.mark.cpu_kernels
+def test_cells_serve_large_strides_with_their_bias(device):
+    x, w, b, options = torch.randn(1, 4, 3, 3), torch.randn(4, 4, 32, 32), torch.randn(4), {"stride": 16, "padding": 8}
+    found = PF.conv_transpose2d(x, w, b, **options)
+    if pydl.backend.current_isa() != "baseline":
+        assert _C.conv2d_algorithm_served() == "implicit.cells"
+    assert_close(found, F.conv_transpose2d(x.double(), w.double(), b.double(), **options), scale=4.0)
+    x[0, 0, 1, 1] = torch.inf  # spoils what it reaches, and no more
+    theirs = F.conv_transpose2d(x, w, b, **options)
+    assert torch.equal(PF.conv_transpose2d(x, w, b, **options).isfinite(), theirs.isfinite())
+
+
+def test_op(device):
+    x, w, b = torch.randn(2, 3, 4, 5), torch.randn(3, 4, 3, 3), torch.randn(4)
+    rest = [2, 4, 9, 11], (2, 2), (0, 0, 0, 0), (1, 1), 1
+    for last in (False, True):
+        leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+        torch.library.opcheck(torch.ops.pydl.conv_transpose2d, (*leaves, *rest, last))
+    with pytest.raises(RuntimeError, match=r"^conv_transpose2d: expected bias to be of shape \(4\), got \(3\)$"):
+        torch.ops.pydl.conv_transpose2d(x, w, b[:3], *rest, False)
 
 
 @pytest.mark.parametrize("layout", ["row-major", "channels_last", "channels_last weight", "sliced", "transposed"])

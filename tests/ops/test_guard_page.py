@@ -114,6 +114,22 @@ def test_pooling(device, name, kernel, stride, size):
     compare(lambda x: ours(x, kernel, stride), lambda x: torchs(x, kernel, stride), torch.randn(2, 3, size, size))
 
 
+@pytest.mark.parametrize("size", [3, 10, 33])
+@pytest.mark.parametrize("name", ["adaptive_max_pool2d", "adaptive_avg_pool2d"])
+def test_pooling_to_a_size(device, name, size):
+    ours, torchs = getattr(pf, name), getattr(F, name)
+    for to in (1, (1, size)):
+        compare(lambda x, t=to: ours(x, t), lambda x, t=to: torchs(x, t), torch.randn(2, 3, size, size))
+
+
+@pytest.mark.parametrize("size", [7, 33])
+@pytest.mark.parametrize("kernel, stride", [(2, 2), (3, 1), (3, 4)])
+@pytest.mark.parametrize("name", ["max_pool1d", "avg_pool1d"])
+def test_pooling_of_rows(device, name, kernel, stride, size):
+    ours, torchs = getattr(pf, name), getattr(F, name)
+    compare(lambda x: ours(x, kernel, stride), lambda x: torchs(x, kernel, stride), torch.randn(2, 3, size))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("width", [1, 5, 8, 16, 17, 33, 2050])
 def test_norms_of_rows(device, width, dtype):

@@ -17,7 +17,9 @@ import pydl.ops.matmul
 
 NAMES = [
     "batch_norm",
+    "conv1d",
     "conv2d",
+    "conv_transpose1d",
     "conv_transpose2d",
     "cross_entropy",
     "dropout",
@@ -25,6 +27,12 @@ NAMES = [
     "dropout3d",
     "max_pool2d",
     "avg_pool2d",
+    "max_pool1d",
+    "avg_pool1d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
     "linear",
     "layer_norm",
     "rms_norm",

@@ -39,6 +39,29 @@ CALLS = {
         ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
         lambda f, o: f.max_pool2d(IMAGE, **{"kernel_size": 2, **o}),
     ),
+    "conv1d": (("stride", "padding", "dilation", "groups"), lambda f, o: f.conv1d(IMAGE[:, :, 0], WEIGHT[..., 0], **o)),
+    "conv_transpose1d": (
+        ("stride", "padding", "output_padding", "groups", "dilation"),
+        lambda f, o: f.conv_transpose1d(IMAGE[:, :, 0], WEIGHT[..., 0], **o),
+    ),
+    "max_pool1d": (
+        ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+        lambda f, o: f.max_pool1d(IMAGE[0], **{"kernel_size": 2, **o}),
+    ),
+    "avg_pool1d": (
+        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+        lambda f, o: f.avg_pool1d(IMAGE[0], **{"kernel_size": 2, **o}),
+    ),
+    "adaptive_avg_pool2d": (("output_size",), lambda f, o: f.adaptive_avg_pool2d(IMAGE, **o)),
+    "adaptive_avg_pool1d": (("output_size",), lambda f, o: f.adaptive_avg_pool1d(IMAGE[0], **o)),
+    "adaptive_max_pool1d": (
+        ("output_size", "return_indices"),
+        lambda f, o: f.adaptive_max_pool1d(IMAGE[0], **{"output_size": 2, **o}),
+    ),
+    "adaptive_max_pool2d": (
+        ("output_size", "return_indices"),
+        lambda f, o: f.adaptive_max_pool2d(IMAGE, **{"output_size": 2, **o}),
+    ),
     "avg_pool2d": (
         ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
         lambda f, o: f.avg_pool2d(IMAGE, **{"kernel_size": 2, **o}),

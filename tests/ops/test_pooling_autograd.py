@@ -67,7 +67,7 @@ def test_opcheck(last):
     torch.library.opcheck(ops.max_pool2d_gather, (x, places, *window, last))
     big = (17, 16), (1, 1), (8, 8), (1, 1)
     torch.library.opcheck(ops.max_pool2d, (x, *big, False, last, True))
-    options = (3, 2), (2, 1), (1, 0), True, False, 0, last
+    options = (3, 2), (2, 1), (1, 0), True, False, 0, last, last
     y = ops.avg_pool2d(plain, *options)
     torch.library.opcheck(ops.avg_pool2d, (x, *options))
     torch.library.opcheck(ops.avg_pool2d_backward, (torch.randn_like(y).requires_grad_(), [2, 3, 7, 8], *options))
@@ -84,7 +84,7 @@ def test_ops_refuse_what_does_not_belong_together():
     with pytest.raises(RuntimeError, match=r"^max_pool2d: expected places to be of the dtype that the forward gives"):
         ops.max_pool2d_backward(y, places.int(), [2, 3, 7, 8], *window, False)
     with pytest.raises(RuntimeError, match=r"^avg_pool2d: expected grad_output to be of shape"):
-        ops.avg_pool2d_backward(y[:1], [2, 3, 7, 8], *window[:3], False, True, 0, False)
+        ops.avg_pool2d_backward(y[:1], [2, 3, 7, 8], *window[:3], False, True, 0, False, False)
     with pytest.raises(RuntimeError, match=r"^max_pool2d: expected wants_places to be True where a gradient"):
         ops.max_pool2d(x, *window, False, False, False)[0].sum().backward()
 
@@ -154,6 +154,8 @@ LAYERS = [
     nn.AvgPool2d(2),
     nn.AvgPool2d(3, 2, 1, True, False),
     nn.AvgPool2d((2, 3), divisor_override=4),
+    nn.AdaptiveAvgPool2d(1),
+    nn.AdaptiveMaxPool2d((3, 5)),
 ]
 
 

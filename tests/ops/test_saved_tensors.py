@@ -118,6 +118,16 @@ def cases():
         {"input": torch.randn(2, 3, 5, 5), "weight": torch.randn(3, 4, 3, 3), "bias": torch.randn(4)},
         lambda f, t: f.conv_transpose2d(t["input"], t["weight"], t["bias"], stride=2),
     )
+    yield "adaptive_max_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.adaptive_max_pool2d(t["input"], 2)
+    yield "adaptive_avg_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.adaptive_avg_pool2d(t["input"], 1)
+    yield "max_pool1d", {"input": torch.randn(2, 3, 6)}, lambda f, t: f.max_pool1d(t["input"], 2)
+    yield "avg_pool1d", {"input": torch.randn(2, 3, 6)}, lambda f, t: f.avg_pool1d(t["input"], 2)
+    for name, weight in (("conv1d", (4, 3, 3)), ("conv_transpose1d", (3, 4, 3))):
+        yield (
+            name,
+            {"input": torch.randn(2, 3, 6), "weight": torch.randn(weight), "bias": torch.randn(4)},
+            lambda f, t, n=name: getattr(f, n)(t["input"], t["weight"], t["bias"]),
+        )
     yield "avg_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.avg_pool2d(t["input"], 2)
 
 

@@ -71,6 +71,10 @@ OPS = {
     "conv_transpose2d": lambda f, x: f.conv_transpose2d(
         x, torch.linspace(-1, 1, 54).double().view(3, 2, 3, 3), stride=2
     ),
+    "conv1d": lambda f, x: f.conv1d(x.flatten(2), torch.linspace(-1, 1, 36).double().view(4, 3, 3), padding=1),
+    "conv_transpose1d": lambda f, x: f.conv_transpose1d(
+        x.flatten(2), torch.linspace(-1, 1, 18).double().view(3, 2, 3), stride=2
+    ),
     "linear": lambda f, x: f.linear(x, torch.linspace(-1, 1, 24).double().view(4, 6), torch.ones(4).double()),
     "matmul": lambda f, x: (torch if f is F else f).matmul(x, torch.linspace(-1, 1, 24).double().view(6, 4)),
     "gru": gated,
@@ -95,6 +99,10 @@ OPS = {
     "batch_norm": lambda f, x: f.batch_norm(x, *statistics(), torch.ones(3).double(), torch.ones(3).double()),
     "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
     "avg_pool2d": lambda f, x: f.avg_pool2d(x, 2, padding=1),
+    "adaptive_max_pool2d": lambda f, x: f.adaptive_max_pool2d(x, (5, 3)),
+    "adaptive_avg_pool2d": lambda f, x: f.adaptive_avg_pool2d(x, 1),
+    "max_pool1d": lambda f, x: f.max_pool1d(x.flatten(2), 2),
+    "avg_pool1d": lambda f, x: f.avg_pool1d(x.flatten(2), 2, padding=1),
     "cross_entropy": lambda f, x: f.cross_entropy(x, CLASSES, label_smoothing=0.1),
     "cross_entropy per row": lambda f, x: f.cross_entropy(x, CLASSES, reduction="none"),
     "cross_entropy of probabilities": lambda f, x: f.cross_entropy(x, torch.ones(2, 3, 5, 6).double() / 3),

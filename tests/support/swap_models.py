@@ -77,6 +77,14 @@ LAYERS = {
     "Dropout3d": (lambda: nn.Dropout3d(0.3), (5, 6, 3, 2, 4), "dropout3d"),
     "MaxPool2d": (lambda: nn.MaxPool2d(3, 2, 1), (2, 3, 11, 8), "max_pool2d"),
     "AvgPool2d": (lambda: nn.AvgPool2d((2, 3)), (2, 3, 11, 8), "avg_pool2d"),
+    "Conv1d": (lambda: nn.Conv1d(5, 4, 3), (3, 5, 9), "conv1d"),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(5, 4, 3, stride=2), (3, 5, 4), "conv_transpose1d"),
+    "MaxPool1d": (lambda: nn.MaxPool1d(3, 2, 1), (2, 3, 11), "max_pool1d"),
+    "AvgPool1d": (lambda: nn.AvgPool1d(2), (2, 3, 11), "avg_pool1d"),
+    "AdaptiveAvgPool1d": (lambda: nn.AdaptiveAvgPool1d(4), (2, 3, 12), "adaptive_avg_pool1d"),
+    "AdaptiveAvgPool2d": (lambda: nn.AdaptiveAvgPool2d(2), (2, 3, 12, 8), "adaptive_avg_pool2d"),
+    "AdaptiveMaxPool1d": (lambda: nn.AdaptiveMaxPool1d(4), (2, 3, 12), "adaptive_max_pool1d"),
+    "AdaptiveMaxPool2d": (lambda: nn.AdaptiveMaxPool2d(2), (2, 3, 12, 8), "adaptive_max_pool2d"),
 }
 
 

@@ -68,7 +68,8 @@ def quick(request):
 
 
 QUICK = {
-    *("AvgPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Conv2d", "CrossEntropyLoss", "Dropout"),
+    *("AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Conv2d"),
+    *("CrossEntropyLoss", "Dropout"),
     *("LayerNorm", "Linear", "LinearCrossEntropyLoss", "LogSoftmax", "MaxPool2d", "RMSNorm", "Softmax", "Softmax2d"),
 }
 
@@ -111,6 +112,10 @@ def test_a_function_asks_each_thing_once(name, quick):
         rest = [torch.randn(7, 5, 3, 2)]
     elif name == "ConvTranspose2d":
         rest = [torch.randn(5, 4, 3, 2)]
+    elif name == "Conv1d":
+        rest = [torch.randn(7, 5, 3)]
+    elif name == "ConvTranspose1d":
+        rest = [torch.randn(5, 4, 3)]
     elif name == "Linear":
         rest = [torch.randn(4, 6)]
     elif name in ("LayerNorm", "RMSNorm"):

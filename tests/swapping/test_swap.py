@@ -185,7 +185,7 @@ LEFT = {
     "subclass of torch's": (lambda: NonDynamicallyQuantizableLinear(3, 3), "a subclass of Linear"),
     "GroupNorm": (lambda: nn.GroupNorm(1, 3), "no kernel for GroupNorm"),
     "complex": (lambda: nn.Conv2d(1, 1, 1).to(torch.complex64), "complex64"),
-    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(1, 1, 1), "no kernel for ConvTranspose1d"),
+    "ConvTranspose3d": (lambda: nn.ConvTranspose3d(1, 1, 1), "no kernel for ConvTranspose3d"),
     "quantized": (lambda: torch.ao.nn.quantized.Conv2d(1, 1, 1), "quantized"),
 }
 

@@ -37,11 +37,16 @@ static inline void dispatch_every(DType dtype, F&& body) {
   void run(const Conv2dParams& params, Conv2dPass pass, const Parallel& parallel); \
   }
 
+// input += bias, for the input gradient of algorithms that do not add it themselves; input is dense.
+void add_bias(const Conv2dParams& params, const Parallel& parallel);
+
 // Implicit GEMM. Forward and input gradient: panels serve everything.
 namespace implicit {
 PYDL_ALGORITHM(panels)            // packed windows
 PYDL_ALGORITHM(slabs)             // windows read where they lie, in copies of a part of some images
 PYDL_ALGORITHM(phases)            // the input gradient of strided first layers
+PYDL_ALGORITHM(cells)             // kernels as large as a large stride, or a few times that
+PYDL_ALGORITHM(weight_cells)      // their weight gradient
 PYDL_ALGORITHM(weight_pointwise)  // the weight gradient of 1x1 kernels
 PYDL_ALGORITHM(weight_slabs)      // and of everything
 }  // namespace implicit

@@ -1,4 +1,4 @@
-// The bias gradient: a sum over the pixels and images of each output channel.
+// The bias of a transposed convolution, and the bias gradient: a sum over the pixels and images of each output channel.
 #include "kernels/cpu/base/simd.h"
 #include "kernels/cpu/conv2d/algorithms.h"
 
@@ -62,7 +62,31 @@ void run_bias(const Conv2dParams& p, const Parallel& parallel) {
            });
 }
 
+// Images are rows of pixels in NCHW, in channels_last rows of channels.
+template <class T>
+void run_add(const Conv2dParams& p, const Parallel& parallel) {
+  using A = acc_t<T>;
+  const int64_t channels = p.in_channels, pixels = p.in_height * p.in_width;
+  const bool by_channel = p.input_stride[1] == 1 && channels > 1;
+  const int64_t rows = p.batch * (by_channel ? pixels : channels), length = by_channel ? channels : pixels;
+  const T* bias = static_cast<const T*>(p.bias);
+  parallel(rows, ceil_div(1 << 13, length), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      T* at = static_cast<T*>(p.input) + row * length;
+      const vec<A> one = vec<A>{} + load_n(bias + (by_channel ? 0 : row % channels), 1)[0];
+      for (int64_t j = 0; j < length; j += lanes<A>) {
+        const int64_t n = min_of(lanes<A>, length - j);
+        store_n(at + j, load_n(at + j, n) + (by_channel ? load_n(bias + j, n) : one), n);
+      }
+    }
+  });
+}
+
 }  // namespace
+
+void add_bias(const Conv2dParams& p, const Parallel& parallel) {
+  dispatch_every(p.dtype, [&](auto type) { run_add<decltype(type)>(p, parallel); });
+}
 
 void conv2d_backward_bias(const Conv2dParams& p, const Parallel& parallel) {
   dispatch_dtype(p.dtype, [&](auto type) { run_bias<decltype(type)>(p, parallel); });

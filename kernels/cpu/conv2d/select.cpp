@@ -73,6 +73,9 @@ bool slabs_pay(const Params& p, Pass pass) {
   return !(by_pixel && one && read[3] == 1 && many && !multiplies_pairs(p));
 }
 
+// Where a cell's line fills vectors. One part a side that does not overlap others is a product as it lies for slabs too.
+bool cells_pay(const Params& p, Pass) { return p.stride_width % lanes<float> == 0; }
+
 // Packed panels of 1x1 kernels beat slabs, but those of pairs, and where not every pixel of a plane is read (measured on
 // Zen 3: slabs take 0.6 to 0.9 of their time then).
 bool pointwise_pays(const Params& p, Pass) {
@@ -109,19 +112,21 @@ constexpr Choice kForward[] = {
     {"winograd.tiles", winograd::tiles::serves, winograd_pays, PYDL_CHOICE(winograd::tiles), false},
     {"direct.rows", direct::rows::serves, direct::rows::pays, PYDL_CHOICE(direct::rows)},
     {"direct.batch", direct::batch::serves, batch_pays, PYDL_CHOICE(direct::batch)},
+    {"implicit.cells", implicit::cells::serves, cells_pay, PYDL_CHOICE(implicit::cells), false},
     {"implicit.slabs", implicit::slabs::serves, slabs_pay, PYDL_CHOICE(implicit::slabs)},
     {"implicit.panels", implicit::panels::serves, always, PYDL_CHOICE(implicit::panels)},
 };
 constexpr Choice kBackwardInput[] = {
-    kForward[0], kForward[1], kForward[2], kForward[3], kForward[4], kForward[5],
+    kForward[0], kForward[1], kForward[2], kForward[3], kForward[4], kForward[5], kForward[6],
     {"implicit.phases", implicit::phases::serves, always, PYDL_CHOICE(implicit::phases), false},
-    kForward[6], kForward[7],
+    kForward[7], kForward[8],
 };
 constexpr Choice kBackwardWeight[] = {
     kForward[0], kForward[1], kForward[2],
     {"winograd.weight_chunks", winograd::weight_chunks::serves, chunks_pay, PYDL_CHOICE(winograd::weight_chunks), false},
     {"winograd.weight_passes", winograd::weight_passes::serves, winograd_pays, PYDL_CHOICE(winograd::weight_passes), false},
     {"direct.batch_weight", direct::batch_weight::serves, batch_pays, PYDL_CHOICE(direct::batch_weight)},
+    {"implicit.weight_cells", implicit::weight_cells::serves, cells_pay, PYDL_CHOICE(implicit::weight_cells), false},
     {"implicit.weight_pointwise", implicit::weight_pointwise::serves, pointwise_pays, PYDL_CHOICE(implicit::weight_pointwise)},
     {"implicit.weight_slabs", implicit::weight_slabs::serves, always, PYDL_CHOICE(implicit::weight_slabs)},
 };
@@ -163,6 +168,15 @@ const Choice* choose(const Params& p, Pass pass, const char* wanted, bool exact)
   return serving;
 }
 
+// Whether the input gradient of a plan has the bias in its products.
+bool adds_bias(const Conv2dPlan& plan) {
+#if !defined(PYDL_PLAIN)
+  if (plan.run == implicit::cells::run) return true;
+#endif
+  static_cast<void>(plan);
+  return false;
+}
+
 }  // namespace
 
 const char* conv2d_algorithms(Pass pass, int64_t index) {
@@ -189,7 +203,9 @@ bool conv2d_run(const Conv2dPlan& plan, const Params& params, Pass pass, const P
   p.spoiled = &spoiled;
   if (pass == Pass::backward_weight) zero_idle_taps(params, p, parallel);
   plan.run(p, pass, parallel);
-  return spoiled == 0;
+  if (spoiled != 0) return false;
+  if (pass == Pass::backward_input && p.bias != nullptr && !adds_bias(plan)) add_bias(params, parallel);
+  return true;
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

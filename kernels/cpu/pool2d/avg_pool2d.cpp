@@ -1,16 +1,19 @@
 // Average pooling on the CPU. See kernels/avg_pool2d.h for the formula.
 //
 // In rows of pixels lanes are outputs of a row, whose sums stay in registers; with a stride beyond 2 the
-// window's rows are added up first, as they lie, and the columns of that one row after. In channels_last
-// lanes are channels.
+// window's rows are added up first, as they lie, and the columns of that one row after. A window that is the
+// plane is added up as it lies. In channels_last lanes are channels.
 #include "kernels/avg_pool2d.h"
 
+#include "kernels/cpu/base/simd_reduce.h"
 #include "kernels/cpu/pool2d/pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int64_t kStretch = 512;  // pixels of a row added up at once
+constexpr int64_t kStretch = 512;    // pixels of a row added up at once
+constexpr int64_t kChannels = 2048;  // and channels: pixels are read whole, one after another
+constexpr int64_t kManyTaps = 9;     // of a window whose pixels are read one after another in channels_last
 
 template <class A>
 PYDL_INLINE A scale_of_row(const AvgPool2dParams& p, int64_t oy) {
@@ -108,8 +111,7 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   const bool two_by_two = x.kernel == 2 && x.stride == 2 && y.kernel == 2 && y.stride == 2;
   const bool separate = x.kernel <= x.stride;  // no pixel is in two windows of a row
   each_plane(y.out, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
-    const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
-                     plane % p.channels * p.from_stride[1];
+    const T* image = plane_read<T>(p, plane);
     if (two_by_two) {  // all rows but those in the padding
       const int64_t top = y.pad > 0 ? 1 : 0, bottom = (y.in + y.pad) / 2;
       const int64_t from = min_of(max_of(first, top), last), to = max_of(min_of(last, bottom), from);
@@ -135,6 +137,71 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   });
 }
 
+// Planes [begin, end), the only window of each, whose pixels lie one after another: four at once, since a sum waits for
+// itself.
+template <class T>
+void planes(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>, kSums = 4;
+  const int64_t pixels = p.in_height * p.in_width;
+  const A scale = scale_of<A>(p, 0, 0);
+  T* output = static_cast<T*>(p.to);
+  for (int64_t plane = begin; plane < end; plane += kSums) {
+    const int64_t n = min_of(kSums, end - plane);
+    const T* image[kSums];
+    for (int64_t i = 0; i < kSums; ++i) image[i] = plane_read<T>(p, plane + min_of(i, n - 1));
+    vec<A> sum[kSums] = {};
+    int64_t j = 0;
+    for (; j + all <= pixels; j += all)
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kSums; ++i) sum[i] += load(image[i] + j);
+    if (j < pixels)
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kSums; ++i) sum[i] += load_n(image[i] + j, pixels - j);
+    A total[kSums];
+    reduce_add_each(sum, total);
+    for (int64_t i = 0; i < n; ++i) store_one(output + plane + i, total[i] * scale);
+  }
+}
+
+// sums[j] += the n channels of `count` pixels, `apart` elements from each other; set, where they are the first.
+template <int kCount, class T>
+PYDL_INLINE void add_pixels(acc_t<T>* sums, const T* pixel, int64_t apart, int64_t n, bool first) {
+  using A = acc_t<T>;
+  for (int64_t j = 0; j < n; j += lanes<A>) {
+    vec<A> sum = first ? vec<A>{} : load(sums + j);
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kCount; ++i) {
+      const T* q = pixel + i * apart + j;
+      sum += n - j >= lanes<A> ? load(q) : load_n(q, n - j);
+    }
+    store(sums + j, sum);
+  }
+}
+
+// The mean of a window of many pixels in channels_last, which is read in the order of memory.
+template <class T>
+PYDL_INLINE void pool_pixels(const AvgPool2dParams& p, const T* window, Range rs, Range ss, acc_t<T> scale,
+                             T* output) {
+  using A = acc_t<T>;
+  const int64_t down = p.from_stride[2], right = p.from_stride[3];
+  alignas(64) A sums[kChannels];
+  for (int64_t c = 0; c < p.channels; c += kChannels) {
+    const int64_t n = min_of(kChannels, p.channels - c);
+    bool first = true;
+    for (int64_t r = rs.begin; r < rs.end; ++r) {
+      const T* row = window + r * down + c;
+      int64_t s = ss.begin;
+      for (; s + 4 <= ss.end; s += 4, first = false) add_pixels<4>(sums, row + s * right, right, n, first);
+      for (; s < ss.end; ++s, first = false) add_pixels<1>(sums, row + s * right, right, n, first);
+    }
+    for (int64_t j = 0; j < n; j += lanes<A>) {
+      const vec<A> mean = load(sums + j) * broadcast(scale);
+      n - j >= lanes<A> ? store(output + c + j, mean) : store_n(output + c + j, mean, n - j);
+    }
+  }
+}
+
 // Output rows [begin, end), counted over all images, of a channels_last output; the input's channels are
 // dense.
 template <class T>
@@ -150,6 +217,10 @@ void channels(const AvgPool2dParams& p, int64_t begin, int64_t end) {
       T* output = static_cast<T*>(p.to) + (row * x.out + ox) * p.channels;
       const Range ss = x.taps(ox);
       const T* window = image + y.start(oy) * p.from_stride[2] + x.start(ox) * p.from_stride[3];
+      if (max_of(rs.end - rs.begin, 0) * max_of(ss.end - ss.begin, 0) >= kManyTaps) {
+        pool_pixels(p, window, rs, ss, scale_of<A>(p, oy, ox), output);
+        continue;
+      }
       const vec<A> scale = broadcast(scale_of<A>(p, oy, ox));
       for (int64_t c = 0; c < p.channels; c += all) {
         const int64_t n = p.channels - c;
@@ -192,16 +263,20 @@ void avg_pool2d(const AvgPool2dParams& p, const Parallel& parallel) {
   const int64_t pixels = p.in_width * p.stride_height * (p.channels_last ? p.channels : 1);
   const bool in_rows =
       !p.channels_last && p.from_stride[3] == 1 && (p.stride_width <= 2 || p.kernel_width <= p.stride_width);
+  const bool adjacent = p.from_stride[3] == 1 && (p.in_height == 1 || p.from_stride[2] == p.in_width);
   dispatch_dtype(p.dtype, [&](auto type) {
     using T = decltype(type);
-    parallel(count, ceil_div(kPoolGrain, max_of(pixels, 1)), [&](int64_t begin, int64_t end) {
-      if (in_rows)
-        rows<T>(p, begin, end);
-      else if (p.channels_last && p.from_stride[1] == 1)
-        channels<T>(p, begin, end);
-      else
-        strided<T>(p, begin, end);
-    });
+    parallel(count, ceil_div(is_plane(p) ? kPlaneGrain : kPoolGrain, max_of(pixels, 1)),
+             [&](int64_t begin, int64_t end) {
+               if (is_plane(p) && adjacent && !p.channels_last)
+                 planes<T>(p, begin, end);
+               else if (in_rows)
+                 rows<T>(p, begin, end);
+               else if (p.channels_last && p.from_stride[1] == 1)
+                 channels<T>(p, begin, end);
+               else
+                 strided<T>(p, begin, end);
+             });
   });
 }
 

@@ -28,8 +28,7 @@ void halves(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   constexpr int64_t all = lanes<A>;
   const Axis y = vertical(p), x = horizontal(p);
   each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
-    const T* from = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
-                    plane % p.channels * p.from_stride[1];
+    const T* from = plane_read<T>(p, plane);
     T* to = static_cast<T*>(p.to) + plane * y.in * x.in;
     for (int64_t at = x.pad & ~int64_t{1}; at < x.in + x.pad; at += 2 * all) {  // a place in the padded row
       const int64_t ox = at / 2, j = at - x.pad;
@@ -60,8 +59,7 @@ void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   constexpr int64_t all = lanes<A>;
   const Axis y = vertical(p), x = horizontal(p);
   each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
-    const T* from = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
-                    plane % p.channels * p.from_stride[1];
+    const T* from = plane_read<T>(p, plane);
     Range windows = y.windows(first);
     for (int64_t i = first; i < last; ++i) {
       y.follow(windows, i);
@@ -108,8 +106,7 @@ void scatter(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   const Axis y = vertical(p), x = horizontal(p);
   const A* column_scale = static_cast<const A*>(p.column_scale);
   each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
-    const T* from = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
-                    plane % p.channels * p.from_stride[1];
+    const T* from = plane_read<T>(p, plane);
     Range windows = y.windows(first);
     for (int64_t i = first; i < last; ++i) {
       y.follow(windows, i);
@@ -130,6 +127,22 @@ void scatter(const AvgPool2dParams& p, int64_t begin, int64_t end) {
       }
       for (; j < x.in; ++j) store_one(to + j, A(0));
     }
+  });
+}
+
+// Planes whose only window is the plane: every pixel gets the same. Rows [begin, end), counted over all planes.
+template <class T>
+void planes(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const A scale = scale_of_row<A>(p, 0) * (p.column_scale ? *static_cast<const A*>(p.column_scale) : A(1));
+  each_plane(p.in_height, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const vec<A> share = broadcast(load_one(plane_read<T>(p, plane)) * scale);
+    T* to = static_cast<T*>(p.to) + (plane * p.in_height + first) * p.in_width;
+    const int64_t n = (last - first) * p.in_width;
+    int64_t j = 0;
+    for (; j + all <= n; j += all) store(to + j, share);
+    if (j < n) store_n(to + j, share, n - j);
   });
 }
 
@@ -187,6 +200,7 @@ void strided(const AvgPool2dParams& p, int64_t begin, int64_t end) {
 
 template <class T>
 void backward(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  if (is_plane(p) && !p.channels_last) return planes<T>(p, begin, end);
   const bool dense = p.from_stride[p.channels_last ? 1 : 3] == 1;
   if (dense && p.channels_last) return channels<T>(p, begin, end);
   if (dense && p.stride_width == 1) return rows<1, T>(p, begin, end);
@@ -205,7 +219,7 @@ void avg_pool2d_backward(const AvgPool2dParams& p, const Parallel& parallel) {
   const int64_t elements = p.in_width * (p.channels_last ? p.channels : 1);
   dispatch_dtype(p.dtype, [&](auto type) {
     using T = decltype(type);
-    parallel(count, ceil_div(kPoolGrain, max_of(elements, 1)),
+    parallel(count, ceil_div(is_plane(p) ? kPlaneGrain : kPoolGrain, max_of(elements, 1)),
              [&](int64_t begin, int64_t end) { backward<T>(p, begin, end); });
   });
 }

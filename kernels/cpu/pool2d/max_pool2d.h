@@ -11,6 +11,10 @@ namespace pydl::cpu::PYDL_ISA {
 template <class T>
 void max_pool2d_rows(const MaxPool2dParams& p, int64_t begin, int64_t end);
 
+// The same for any distance of windows.
+template <class T>
+void max_pool2d_direct(const MaxPool2dParams& p, int64_t begin, int64_t end);
+
 namespace {
 
 PYDL_INLINE int64_t place_at(const MaxPool2dParams& p, int64_t i) {

@@ -1,10 +1,9 @@
 // The gradient of maximum pooling: each pixel gathers from the windows that cover it.
 //
-// A scatter, window by window, would have to clear grad_input first and could not be cut among threads; a
-// gather writes each pixel once, in registers until then, and is a comparison and an addition for each window
-// that covers it. Windows are added in their order, as torch does.
-#include "kernels/cpu/pool2d/pool2d.h"
-#include "kernels/max_pool2d.h"
+// Where windows overlap, a scatter, window by window, would have to clear grad_input first and could not be cut
+// among threads; a gather writes each pixel once, in registers until then, and is a comparison and an addition for
+// each window that covers it. Windows are added in their order, as torch does.
+#include "kernels/cpu/pool2d/max_pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -191,6 +190,34 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// Windows that lie apart, whatever the strides of what is read: cleared first, since most pixels get nothing, and then
+// each gradient at its place. Rows as rows_written() counts them; those of one task may end within a window.
+template <class T>
+void scatter(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  const Axis y = vertical(p), x = horizontal(p);
+  const int64_t planes = p.channels_last ? 1 : p.channels, inner = p.channels_last ? p.channels : 1;
+  const int64_t *g = p.from_stride, *k = p.places_stride;
+  T* to = static_cast<T*>(p.to);
+  memset(static_cast<void*>(to + begin * x.in * inner), 0,
+         static_cast<size_t>((end - begin) * x.in * inner) * sizeof(T));
+  each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const int64_t n = plane / planes, channel = plane % planes;
+    const T* grad = static_cast<const T*>(p.from) + n * g[0] + channel * g[1];
+    const int64_t place = n * k[0] + channel * k[1];
+    for (int64_t oy = y.windows(first).begin; oy < y.out && y.start(oy) < last; ++oy)
+      for (int64_t ox = 0; ox < x.out; ++ox)
+        for (int64_t c = 0; c < inner; ++c) {
+          // divided as 32 bits, which is quicker
+          const auto tap = static_cast<uint32_t>(place_at(p, place + c * k[1] + oy * k[2] + ox * k[3]));
+          const uint32_t r = tap / static_cast<uint32_t>(x.kernel);
+          const int64_t i = y.start(oy) + r;
+          const int64_t j = x.start(ox) + tap - r * static_cast<uint32_t>(x.kernel);
+          if (i >= first && i < last && j >= 0 && j < x.in)
+            to[((plane * y.in + i) * x.in + j) * inner + c] = grad[c * g[1] + oy * g[2] + ox * g[3]];
+        }
+  });
+}
+
 // The same, whatever the strides: window by window, for a stretch of a row of pixels of one channel.
 template <class T>
 void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
@@ -236,6 +263,7 @@ void rows_of_width(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 
 template <class T>
 void backward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  if (are_apart(p) && (p.stride_width > 2 || p.kernel_height > 2)) return scatter<T>(p, begin, end);
   // kernels of so many taps are too rare for code of their own
   if (!p.byte_places) return strided<T>(p, begin, end);
   const int inner = p.channels_last ? 1 : 3;  // the dimension that is dense in grad_input

@@ -221,8 +221,7 @@ void rows(const MaxPool2dParams& p, const Way& way, int64_t begin, int64_t end) 
     const int64_t n = min_of(kChunk, x.out - first);
     if constexpr (Way::planned) plan.make(x, first, n);
     each_plane(y.out, begin, end, [&](int64_t plane, int64_t from, int64_t to) PYDL_INLINE_LAMBDA {
-      const T* image = static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
-                       plane % p.channels * p.from_stride[1];
+      const T* image = plane_read<T>(p, plane);
       ring.clear();
       for (int64_t oy = from; oy < to; ++oy) {
         const int64_t at = (plane * y.out + oy) * x.out + first;

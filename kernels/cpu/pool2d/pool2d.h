@@ -7,7 +7,8 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int64_t kPoolGrain = 8192;  // elements per task
+constexpr int64_t kPoolGrain = 8192;       // elements per task
+constexpr int64_t kPlaneGrain = 8 * 8192;  // where they are only added up, or all the same
 
 struct Range {
   int64_t begin, end;
@@ -71,6 +72,23 @@ PYDL_INLINE void store_one(T* p, acc_t<T> a) {
     store_n(p, broadcast(a), 1);
   else
     *p = a;
+}
+
+// Whether each plane has one window, which is the plane.
+PYDL_INLINE bool is_plane(const Pool2dParams& p) {
+  return p.out_height == 1 && p.out_width == 1 && p.kernel_height == p.in_height &&
+         p.kernel_width == p.in_width && p.pad_top == 0 && p.pad_left == 0;
+}
+// Whether no pixel is in two windows.
+PYDL_INLINE bool are_apart(const Pool2dParams& p) {
+  return p.kernel_height <= p.stride_height && p.kernel_width <= p.stride_width && p.dilation_height == 1 &&
+         p.dilation_width == 1;
+}
+// Plane number `plane` of the side that is read.
+template <class T>
+PYDL_INLINE const T* plane_read(const Pool2dParams& p, int64_t plane) {
+  return static_cast<const T*>(p.from) + plane / p.channels * p.from_stride[0] +
+         plane % p.channels * p.from_stride[1];
 }
 
 // Calls body(n, c, y, x, offset) for the written elements [begin, end) of rows, in the order of memory: a row

@@ -9,7 +9,16 @@ and where torch would honour what is not its own (:mod:`pydl.aside`), torch's ow
 from pydl.nn import loss
 from pydl.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from pydl.nn.attention import MultiheadAttention
-from pydl.nn.convolution import Conv2d, ConvTranspose2d, LazyConv2d, LazyConvTranspose2d
+from pydl.nn.convolution import (
+    Conv1d,
+    Conv2d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    LazyConv1d,
+    LazyConv2d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+)
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from pydl.nn.embedding import Embedding
 from pydl.nn.instance_norm import (
@@ -32,7 +41,16 @@ from pydl.nn.norm import (
     LazyBatchNorm3d,
     SyncBatchNorm,
 )
-from pydl.nn.pooling import AvgPool2d, MaxPool2d
+from pydl.nn.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    MaxPool1d,
+    MaxPool2d,
+)
 from pydl.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from pydl.nn.softmax import LogSoftmax, Softmax, Softmax2d
 
@@ -41,12 +59,19 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AvgPool1d",
     "AvgPool2d",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Conv1d",
     "Conv2d",
+    "ConvTranspose1d",
     "ConvTranspose2d",
     "CrossEntropyLoss",
     "Dropout",
@@ -65,7 +90,9 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "LazyConv1d",
     "LazyConv2d",
+    "LazyConvTranspose1d",
     "LazyConvTranspose2d",
     "LazyInstanceNorm1d",
     "LazyInstanceNorm2d",
@@ -75,6 +102,7 @@ __all__ = [
     "Linear",
     "LogSoftmax",
     "MSELoss",
+    "MaxPool1d",
     "MaxPool2d",
     "MultiheadAttention",
     "RMSNorm",

@@ -8,6 +8,7 @@ from pydl.nn._common import _Eager
 from pydl.ops import _nodes
 from pydl.ops._activations import finished
 from pydl.ops._nodes import is_compiling
+from pydl.ops.conv1d import conv1d_unasked, conv_transpose1d_unasked
 from pydl.ops.conv2d import conv2d_unasked
 from pydl.ops.conv_transpose2d import conv_transpose2d_unasked
 
@@ -87,3 +88,62 @@ class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):
     """:class:`ConvTranspose2d` that takes ``in_channels`` from its first input."""
 
     cls_to_become = ConvTranspose2d
+
+
+class Conv1d(_Eager, torch.nn.Conv1d):
+    """``torch.nn.Conv1d`` over :func:`pydl.functional.conv1d` (d2l "TextCNN"); on the CPU.
+
+    Input (N, C, L) or (C, L), output (N, out_channels, L').
+    """
+
+    own = Own(torch.nn.Conv1d, "conv1d", "_conv_forward")
+
+    def forward(self, input):
+        own = Conv1d.own
+        replaced = "_conv_forward" in self.__dict__ or type(self)._conv_forward is not _CONV_FORWARD_1D
+        if replaced or steps_aside(self, own, F.conv1d, input):
+            return torch.nn.Conv1d.forward(self, input)
+        weight, bias, padding = self.weight, self.bias, self.padding
+        if is_special(self, weight, bias):
+            return torch.nn.Conv1d.forward(self, input)
+        if self.padding_mode != "zeros":
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0,)
+        return conv1d_unasked(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+_CONV_FORWARD_1D = dict(Conv1d.own.methods)["_conv_forward"]  # torch's
+
+
+class LazyConv1d(torch.nn.LazyConv1d, Conv1d):
+    """:class:`Conv1d` that takes ``in_channels`` from its first input."""
+
+    cls_to_become = Conv1d
+
+
+class ConvTranspose1d(_Eager, torch.nn.ConvTranspose1d):
+    """``torch.nn.ConvTranspose1d`` over :func:`pydl.functional.conv_transpose1d`; on the CPU.
+
+    Input (N, C, L) or (C, L), output (N, out_channels, L'), ``output_size`` as torch's.
+    """
+
+    own = Own(torch.nn.ConvTranspose1d, "conv_transpose1d", "_output_padding")
+
+    def forward(self, input, output_size=None):
+        own = ConvTranspose1d.own
+        replaced = "_output_padding" in self.__dict__ or type(self)._output_padding is not _OUTPUT_PADDING
+        if replaced or steps_aside(self, own, F.conv_transpose1d, input) or self.padding_mode != "zeros":
+            return torch.nn.ConvTranspose1d.forward(self, input, output_size)
+        weight, bias = self.weight, self.bias
+        if is_special(self, weight, bias):
+            return torch.nn.ConvTranspose1d.forward(self, input, output_size)
+        stride, padding, dilation = self.stride, self.padding, self.dilation
+        more = self.output_padding
+        if output_size is not None:
+            more = self._output_padding(input, output_size, stride, padding, self.kernel_size, 1, dilation)
+        return conv_transpose1d_unasked(input, weight, bias, stride, padding, tuple(more), self.groups, dilation)
+
+
+class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):
+    """:class:`ConvTranspose1d` that takes ``in_channels`` from its first input."""
+
+    cls_to_become = ConvTranspose1d

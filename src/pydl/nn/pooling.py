@@ -7,8 +7,15 @@ from pydl.aside import Own, steps_aside
 from pydl.nn._common import _Eager
 from pydl.ops import _nodes
 from pydl.ops._nodes import is_compiling
+from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d_unasked, adaptive_max_pool2d_unasked
 from pydl.ops.avg_pool2d import avg_pool2d_unasked
 from pydl.ops.max_pool2d import max_pool2d_unasked
+from pydl.ops.pool1d import (
+    adaptive_avg_pool1d_unasked,
+    adaptive_max_pool1d_unasked,
+    avg_pool1d_unasked,
+    max_pool1d_unasked,
+)
 
 
 class MaxPool2d(_Eager, torch.nn.MaxPool2d):
@@ -49,3 +56,86 @@ class AvgPool2d(_Eager, torch.nn.AvgPool2d):
         if steps_aside(self, own, F.avg_pool2d, input):
             return torch.nn.AvgPool2d.forward(self, input)
         return avg_pool2d_unasked(input, *options)
+
+
+class MaxPool1d(_Eager, torch.nn.MaxPool1d):
+    """``torch.nn.MaxPool1d`` over :func:`pydl.functional.max_pool1d`; on the CPU."""
+
+    own = Own(torch.nn.MaxPool1d, "max_pool1d")
+
+    def forward(self, input):
+        if steps_aside(self, MaxPool1d.own, F.max_pool1d, input):
+            return torch.nn.MaxPool1d.forward(self, input)
+        options = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+        return max_pool1d_unasked(input, *options, self.return_indices)
+
+
+class AvgPool1d(_Eager, torch.nn.AvgPool1d):
+    """``torch.nn.AvgPool1d`` over :func:`pydl.functional.avg_pool1d`; on the CPU."""
+
+    own = Own(torch.nn.AvgPool1d, "avg_pool1d")
+
+    def forward(self, input):
+        if steps_aside(self, AvgPool1d.own, F.avg_pool1d, input):
+            return torch.nn.AvgPool1d.forward(self, input)
+        options = self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
+        return avg_pool1d_unasked(input, *options)
+
+
+class AdaptiveAvgPool2d(_Eager, torch.nn.AdaptiveAvgPool2d):
+    """``torch.nn.AdaptiveAvgPool2d`` over :func:`pydl.functional.adaptive_avg_pool2d` (d2l "NiN"); on the CPU."""
+
+    own = Own(torch.nn.AdaptiveAvgPool2d, "adaptive_avg_pool2d")
+
+    def forward(self, input):
+        own = AdaptiveAvgPool2d.own
+        if F.adaptive_avg_pool2d is own.function and own.cls.forward is own.forward and not is_compiling():
+            output = _nodes.adaptive_avg_pool2d(input, self.output_size)
+            if output is not NotImplemented:
+                return output
+        if steps_aside(self, own, F.adaptive_avg_pool2d, input):
+            return torch.nn.AdaptiveAvgPool2d.forward(self, input)
+        return adaptive_avg_pool2d_unasked(input, self.output_size)
+
+
+class AdaptiveMaxPool2d(_Eager, torch.nn.AdaptiveMaxPool2d):
+    """``torch.nn.AdaptiveMaxPool2d`` over :func:`pydl.functional.adaptive_max_pool2d`; on the CPU."""
+
+    own = Own(torch.nn.AdaptiveMaxPool2d, "adaptive_max_pool2d")
+
+    def forward(self, input):
+        own = AdaptiveMaxPool2d.own
+        if (
+            F.adaptive_max_pool2d is own.function
+            and own.cls.forward is own.forward
+            and self.return_indices is False
+            and not is_compiling()
+        ):
+            output = _nodes.adaptive_max_pool2d(input, self.output_size)
+            if output is not NotImplemented:
+                return output
+        if steps_aside(self, own, F.adaptive_max_pool2d, input):
+            return torch.nn.AdaptiveMaxPool2d.forward(self, input)
+        return adaptive_max_pool2d_unasked(input, self.output_size, self.return_indices)
+
+
+class AdaptiveAvgPool1d(_Eager, torch.nn.AdaptiveAvgPool1d):
+    """``torch.nn.AdaptiveAvgPool1d`` over :func:`pydl.functional.adaptive_avg_pool1d` (d2l "TextCNN"); on the CPU."""
+
+    own = Own(torch.nn.AdaptiveAvgPool1d, "adaptive_avg_pool1d")
+
+    def forward(self, input):
+        if steps_aside(self, AdaptiveAvgPool1d.own, F.adaptive_avg_pool1d, input):
+            return torch.nn.AdaptiveAvgPool1d.forward(self, input)
+        return adaptive_avg_pool1d_unasked(input, self.output_size)
+
+
+class AdaptiveMaxPool1d(_Eager, torch.nn.AdaptiveMaxPool1d):
+    """``torch.nn.AdaptiveMaxPool1d`` over :func:`pydl.functional.adaptive_max_pool1d`; on the CPU."""
+
+    own = Own(torch.nn.AdaptiveMaxPool1d, "adaptive_max_pool1d")
+
+    def forward(self, input):
+        if steps_aside(self, AdaptiveMaxPool1d.own, F.adaptive_max_pool1d, input):
+            return torch.nn.AdaptiveMaxPool1d.forward(self, input)
+        return adaptive_max_pool1d_unasked(input, self.output_size, self.return_indices)

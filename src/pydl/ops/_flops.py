@@ -13,6 +13,7 @@ from pydl.ops import (  # noqa: F401  (which define the ops)
     _library,
     attention,
     conv2d,
+    conv_transpose2d,
     linear,
     linear_cross_entropy,
     matmul,
@@ -92,6 +93,7 @@ def _register(counter):
         formula(ops.conv2d_backward_weight)(_backward_weight)
         formula(ops.conv2d_backward_bias)(lambda *_, **__: 0)
     ops = torch.ops.pydl
+    formula(ops.conv_transpose2d)(_backward_input)
     formula(ops.linear_forward)(_linear_forward)
     formula(ops.linear_backward_input)(_linear_backward)
     formula(ops.linear_backward_weight)(_linear_backward)

@@ -34,6 +34,11 @@ def define(name, schema, triton=None):
         )  # the compiled implementations of ``pydl`` register themselves, in csrc/<op>.cpp
 
 
+def made_of(name, op):
+    """Says that ``name`` has the kernels of ``op``, which computes it."""
+    _namespaces_of[name] = _namespaces_of[op]
+
+
 def on_cpu_alone(name):
     """Whether the op ``name`` has a kernel on the CPU alone: the other backends leave it to torch."""
     found = (_namespaces_of.get(f"{name}{of}") for of in ("", "_forward", "_backward"))

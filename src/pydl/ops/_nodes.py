@@ -18,6 +18,8 @@ import torch
 from pydl import _C
 
 NAMES = (
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
     "attention",
     "avg_pool2d",
     "batch_norm",

@@ -16,18 +16,18 @@ from pydl.ops._memory_format import is_channels_last
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, switch
 
-# divisor: what sums are divided by, 0 for the number of pixels. channels_last is the memory format of the result:
-# decided once, in `avg_pool2d` below, so that kernel and fake agree.
+# divisor: what sums are divided by, 0 for the number of pixels. channels_last is the memory format of the result,
+# grad_channels_last of the input's gradient: decided once, in `avg_pool2d` below, so that kernel and fake agree.
 _OPTIONS = (
     "int[2] kernel_size, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, int divisor, "
-    "bool channels_last"
+    "bool channels_last, bool grad_channels_last"
 )
 _library.define("avg_pool2d", f"(Tensor input, {_OPTIONS}) -> Tensor")
 _library.define("avg_pool2d_backward", f"(Tensor grad_output, SymInt[4] input_size, {_OPTIONS}) -> Tensor")
 
 
 @_library.fake("avg_pool2d")
-def _(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor, channels_last):
+def _(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor, channels_last, _):
     size = _pool2d.output_size("avg_pool2d", input.shape, kernel_size, stride, padding, (1, 1), ceil_mode)
     return _pool2d.empty(input, size, channels_last)
 
@@ -43,7 +43,7 @@ def _forward_context(ctx, inputs, output):
 
 
 def _forward_backward(ops, ctx, grad_output):
-    return ops.avg_pool2d_backward(grad_output, ctx.input_size, *ctx.options), *(None,) * 7
+    return ops.avg_pool2d_backward(grad_output, ctx.input_size, *ctx.options), *(None,) * 8
 
 
 _library.autograd("avg_pool2d", _forward_context, _forward_backward)
@@ -54,7 +54,7 @@ def _backward_context(ctx, inputs, output):
 
 
 def _backward_backward(ops, ctx, grad):
-    return ops.avg_pool2d(grad, *ctx.options), *(None,) * 8
+    return ops.avg_pool2d(grad, *ctx.options), *(None,) * 9
 
 
 _library.autograd("avg_pool2d_backward", _backward_context, _backward_backward)
@@ -135,15 +135,18 @@ def avg_pool2d_unasked(input, kernel_size, stride, padding, ceil_mode, count_inc
     count_include_pad = switch("avg_pool2d", "count_include_pad", count_include_pad)
     image = _pool2d.batched("avg_pool2d", input)
     channels_last = input.dim() == 4 and is_channels_last(image)
-    options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor, channels_last
-    if functorch_active():
-        output = _library.transformed(ops).avg_pool2d(image, *options)
-    elif _pool2d.quick(image):
-        if image.requires_grad and torch.is_grad_enabled():
-            output = _apply(alive(image), (ops, options))
-        else:
-            with below_autograd():
-                output = _library.quick(ops).avg_pool2d(image, *options)
-    else:
-        output = ops.avg_pool2d(image, *options)
+    options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor, channels_last, channels_last
+    output = pooled(ops, image, options)
     return output if image is input else output.squeeze(0)
+
+
+def pooled(ops, image, options):
+    """The op with its ``options``, by the way that suits the moment."""
+    if functorch_active():
+        return _library.transformed(ops).avg_pool2d(image, *options)
+    if not _pool2d.quick(image):
+        return ops.avg_pool2d(image, *options)
+    if image.requires_grad and torch.is_grad_enabled():
+        return _apply(alive(image), (ops, options))
+    with below_autograd():
+        return _library.quick(ops).avg_pool2d(image, *options)

@@ -3,9 +3,9 @@
     output[n, o, i*stride + r*dilation - padding, ...] = bias[o] + sum over c, i, r, ... of
                                                              weight[c, o, r, s] * input[n, c, i, j]
 
-That is the gradient of a convolution's input: conv2d's three ops in other places. Rows and columns of
-``output_padding`` are such that a convolution back would not reach them all: less padding at the far side, and beyond
-what there is of it nothing but the bias.
+That is the gradient of a convolution's input: conv2d's three ops in other places, the first of them with a bias. Rows
+and columns of ``output_padding`` are such that a convolution back would not reach them all: less padding at the far
+side, and beyond what there is of it nothing but the bias.
 """
 
 import torch
@@ -18,6 +18,35 @@ from pydl.ops import _library
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._options import integer, pair
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING, weight_gradient_format
+
+# The options, output_size among them, are those of the convolution whose input gradient this is.
+_library.define(
+    "conv_transpose2d",
+    "(Tensor input, Tensor weight, Tensor? bias, SymInt[4] output_size, int[2] stride, int[4] padding, "
+    "int[2] dilation, int groups, bool channels_last) -> Tensor",
+)
+
+
+@_library.fake("conv_transpose2d")
+def _(input, weight, bias, output_size, stride, padding, dilation, groups, channels_last):
+    return input.new_empty(output_size).to(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+
+
+def _context(ctx, inputs, output):
+    input, weight, _, _, *ctx.options, ctx.channels_last = inputs
+    ctx.weight_size = weight.shape
+    ctx.weight_channels_last = weight_gradient_format(weight, ctx.channels_last)
+    needs_input, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+
+
+def _formula(ops, ctx, grad):
+    return *_backward(ops, ctx, grad, ctx.needs_input_grad[:3])[:3], *(None,) * 6
+
+
+_library.autograd("conv_transpose2d", _context, _formula)
 
 
 def _backward(ops, ctx, grad, needs):
@@ -41,9 +70,7 @@ class _EagerConvTranspose2d(torch.autograd.Function):
         ctx.ops, ctx.weight_size = ops, weight.shape
         ctx.weight_channels_last = weight_gradient_format(weight, ctx.channels_last)
         with below_autograd():
-            output = _library.quick(ops).conv2d_backward_input(input, weight, *rest[1:])
-            if bias is not None:
-                output += bias[:, None, None]
+            output = _library.quick(ops).conv_transpose2d(input, weight, bias, *rest[1:])
         ctx.to_save = (input if weight.requires_grad else None, weight if input.requires_grad else None)
         return output
 
@@ -120,17 +147,17 @@ def conv_transpose2d_unasked(input, weight, bias, stride, padding, output_paddin
     size, options, beyond = plan
     channels_last = is_channels_last(input) or is_channels_last(weight)
     rest = (size, *options, channels_last)
-    if beyond or transforms or torch.compiler.is_compiling():
+    if beyond or transforms:
         output = ops.conv2d_backward_input(input, weight, *rest)
         output = F.pad(output, beyond) if beyond else output
         output = output if bias is None else output + bias[:, None, None]
+    elif torch.compiler.is_compiling():
+        output = ops.conv_transpose2d(input, weight, bias, *rest)
     elif torch.is_grad_enabled():
         output = _apply(alive(input), alive(weight), None if bias is None else alive(bias), (ops, *rest))
     else:
         with below_autograd():
-            output = _library.quick(ops).conv2d_backward_input(input, weight, *rest)
-            if bias is not None:
-                output += bias[:, None, None]
+            output = _library.quick(ops).conv_transpose2d(input, weight, bias, *rest)
     return output if batched else output.squeeze(0)
 
 

@@ -35,11 +35,25 @@ def _log_softmax(input, dim, dtype=None):
     return functional.log_softmax(input, dim, dtype=dtype)
 
 
+# What functions of torch's become with ``return_indices``; called by themselves, they return them whatever that says.
 def _max_pool2d_with_indices(
     input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=True
 ):
-    """What F.max_pool2d becomes with ``return_indices``; called by itself, it returns them whatever that says."""
     return functional.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+
+
+def _max_pool1d_with_indices(
+    input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=True
+):
+    return functional.max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+
+
+def _adaptive_max_pool1d_with_indices(input, output_size, return_indices=True):
+    return functional.adaptive_max_pool1d(input, output_size, return_indices=True)
+
+
+def _adaptive_max_pool2d_with_indices(input, output_size, return_indices=True):
+    return functional.adaptive_max_pool2d(input, output_size, return_indices=True)
 
 
 def _forms(name, *torchs):
@@ -74,6 +88,11 @@ _OURS |= {torch.layer_norm: _layer_norm, torch.instance_norm: _instance_norm}
 _OURS[torch.rnn_relu] = functional.rnn_relu  # RNN's other function
 _OURS[torch.rnn_relu_cell] = functional.rnn_relu_cell
 _OURS |= {torch.batch_norm: _batch_norm, torch.dropout: _dropout, F.max_pool2d_with_indices: _max_pool2d_with_indices}
+_OURS |= {
+    F.max_pool1d_with_indices: _max_pool1d_with_indices,
+    F.adaptive_max_pool1d_with_indices: _adaptive_max_pool1d_with_indices,
+    F.adaptive_max_pool2d_with_indices: _adaptive_max_pool2d_with_indices,
+}
 for _name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "sigmoid", "tanh"):
     _OURS |= _forms(_name, getattr(torch, _name), getattr(torch.Tensor, _name))
 _OURS[F.scaled_dot_product_attention] = functional.scaled_dot_product_attention
