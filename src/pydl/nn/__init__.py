@@ -11,7 +11,8 @@ from pydl.nn.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, T
 from pydl.nn.attention import MultiheadAttention
 from pydl.nn.convolution import Conv2d, ConvTranspose2d, LazyConv2d, LazyConvTranspose2d
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
-from pydl.nn.embedding import Embedding
+from pydl.nn.embedding import Embedding, EmbeddingBag
+from pydl.nn.group_norm import GroupNorm
 from pydl.nn.instance_norm import (
     InstanceNorm1d,
     InstanceNorm2d,
@@ -54,7 +55,9 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "Embedding",
+    "EmbeddingBag",
     "GRUCell",
+    "GroupNorm",
     "HuberLoss",
     "InstanceNorm1d",
     "InstanceNorm2d",
