@@ -104,17 +104,15 @@ def test_thread_count_changes_no_bit(channels_last, device):
 @pytest.mark.large
 @pytest.mark.best_isa
 @pytest.mark.parametrize("channels_last", [False, True], ids=["rows", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_results_past_the_caches(dtype, channels_last, device):
+def test_results_past_the_caches(channels_last, device):
     """More than the size from which on results are streamed; whole lines are, others are not."""
-    shape = (5, 64, 128, 256)
-    for size in (shape, (5, 64, 128, 255)):
-        x, weight, bias, grad = tensors(size, dtype, channels_last=channels_last)
-        y, *grads = passes(group_norm, 32, x, weight, bias, grad)
-        expected, *theirs = passes(F.group_norm, 32, x, weight, bias, grad)
+    for size in ((5, 64, 64, 256), (5, 64, 64, 255)):
+        x, weight, bias, grad = tensors(size, torch.float32, channels_last=channels_last)
+        y, *grads = passes(group_norm, 4, x, weight, bias, grad)
+        expected, *theirs = passes(F.group_norm, 4, x, weight, bias, grad)
         for a, e in zip((y, *grads), (expected, *theirs), strict=True):
             size = e.abs().max().item()
-            assert_close(a.double() / size, e.double() / size, dtype, scale=30)  # torch's sums are float32
+            assert_close(a.double() / size, e.double() / size, torch.float32, scale=30)  # torch's sums are float32
 
 
 def test_layouts():
