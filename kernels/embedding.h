@@ -1,6 +1,8 @@
-// The gradient of a table of vectors of which rows were looked up (d2l "Word Embedding").
+// The gradient of a table of vectors of which rows were looked up (d2l "Word Embedding"), one by one or in bags that
+// are summed up.
 //
-//   grad_weight[r] = sum of grad_output[i] over the i with ids[i] = r, in their order; over their number if scaled
+//   grad_weight[r] = sum of factor[i] * grad_output[bag[i]] over the i with ids[i] = r, in their order; over their number
+//                    if scaled
 //
 // and 0 for the row padding_idx. Sums are kept in float32 (float64 for float64) and rounded once.
 #pragma once
@@ -16,7 +18,9 @@ struct EmbeddingParams {
   int64_t padding_idx;      // -1: none
   bool scaled;              // by how often the row was looked up
   const int64_t* ids;       // count, each in [0, rows)
-  const void* grad_output;  // (count, width)
+  const int64_t* bags;      // count: the row of grad_output of each; null: one each
+  const void* factors;      // count, float32 (float64 for float64); null: 1
+  const void* grad_output;  // (count, or as many as there are bags; width)
   void* grad_weight;        // (rows, width)
   int64_t* scratch;         // rows + count
 };

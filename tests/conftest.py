@@ -14,6 +14,7 @@ from testing import BACKENDS, BEST, running
 
 import pydl.ops.elementwise
 import pydl.ops.embedding
+import pydl.ops.embedding_bag
 import pydl.ops.instance_norm
 import pydl.ops.losses
 import pydl.ops.recurrent_cells
@@ -57,6 +58,7 @@ def _nothing_is_too_small(monkeypatch):
     losses = pydl.ops.losses.WORTH_A_CALL
     monkeypatch.setattr(pydl.ops.losses, "WORTH_A_CALL", dict.fromkeys(losses, 0))
     monkeypatch.setattr(pydl.ops.embedding, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(pydl.ops.embedding_bag, "WORTH_A_CALL", 0)
     monkeypatch.setattr(pydl.ops.instance_norm, "LEAST_PLACES", 1)
     monkeypatch.setattr(pydl.ops.recurrent_cells, "LEAST_BATCH", 1)
 

@@ -15,6 +15,8 @@ PyObject* clip_grad_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* conv2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* cross_entropy(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* dropout(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* embedding(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* group_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* is_small(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* is_small_product(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* layer_norm(PyObject*, PyObject* const*, Py_ssize_t);

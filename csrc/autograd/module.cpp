@@ -23,6 +23,8 @@ PyMethodDef functions[] = {
     PYDL_FUNCTION(conv2d),
     PYDL_FUNCTION(cross_entropy),
     PYDL_FUNCTION(dropout),
+    PYDL_FUNCTION(embedding),
+    PYDL_FUNCTION(group_norm),
     PYDL_FUNCTION(is_small),
     PYDL_FUNCTION(is_small_product),
     PYDL_FUNCTION(layer_norm),

@@ -11,6 +11,8 @@ from pydl.ops.conv_transpose2d import conv_transpose2d
 from pydl.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
 from pydl.ops.elementwise import gelu, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from pydl.ops.embedding import embedding
+from pydl.ops.embedding_bag import embedding_bag
+from pydl.ops.group_norm import group_norm
 from pydl.ops.instance_norm import instance_norm
 from pydl.ops.layer_norm import layer_norm, rms_norm
 from pydl.ops.linear import linear
@@ -47,7 +49,9 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "embedding",
+    "embedding_bag",
     "gelu",
+    "group_norm",
     "gru",
     "gru_cell",
     "huber_loss",

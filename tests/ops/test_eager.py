@@ -32,6 +32,10 @@ def row_rms(input, weight, bias):
     return PF.rms_norm(input, (12,), weight[:12])
 
 
+def group_norm(input, weight, bias):
+    return PF.group_norm(input, 4, weight, bias)
+
+
 def shares(input, weight, bias):
     return PF.softmax(input, -1) * bias.sum()
 
@@ -88,7 +92,7 @@ def mean(input, weight, bias):
     return PF.avg_pool2d(input, 2) * bias.sum()
 
 
-OPS = [conv, dense, gated, heads, norm, row_norm, row_rms, shares, log_shares, curve, bend]
+OPS = [conv, dense, gated, heads, norm, group_norm, row_norm, row_rms, shares, log_shares, curve, bend]
 OPS += [error, odds, loss, last, drop, largest, mean]
 
 
@@ -152,7 +156,7 @@ def test_tensor_kept_from_a_transform(op):
     plain = inputs[0].detach().requires_grad_()
     first = op(kept[0], *inputs[1:])
     torch.testing.assert_close(first, op(plain, *inputs[1:]))
-    parameter = inputs[1] if op in (norm, row_norm, row_rms, loss) else inputs[2]
+    parameter = inputs[1] if op in (norm, group_norm, row_norm, row_rms, loss) else inputs[2]
     grads = [
         torch.autograd.grad(output, parameter, torch.ones_like(output)) for output in (first, op(plain, *inputs[1:]))
     ]
@@ -182,7 +186,7 @@ def test_saved_tensors_hooks(op):
     assert unpacked
 
 
-@pytest.mark.parametrize("op", [conv, dense, norm, row_norm, row_rms], ids=lambda op: op.__name__)
+@pytest.mark.parametrize("op", [conv, dense, norm, group_norm, row_norm, row_rms], ids=lambda op: op.__name__)
 def test_input_written_before_backward(op):
     """torch's version counter sees it."""
     leaf, weight, bias = make(op)

@@ -142,6 +142,10 @@ def test_norms_of_rows(device, width, dtype):
             weight,
             bias,
         )
+        image = x[:, None].repeat(1, 2, 1)
+        compare(lambda x: pf.group_norm(x, 1, eps=0.1), lambda x: F.group_norm(x, 1, eps=0.1), image)
+        if rows * width > 1:  # one number is refused
+            compare(lambda x: pf.group_norm(x, 1, eps=0.1), lambda x: F.group_norm(x, 1, eps=0.1), x)
         compare(lambda x, w: pf.rms_norm(x, w.shape, w, 0.1), lambda x, w: F.rms_norm(x, w.shape, w, 0.1), x, weight)
 
 

@@ -17,6 +17,7 @@ LAYERS = [
     ("ConvTranspose2d", {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2}, (2, 4, 5, 6)),
     ("Linear", {"in_features": 7, "out_features": 6}, (5, 7)),
     ("LayerNorm", {"normalized_shape": (3, 7)}, (5, 3, 7)),
+    ("GroupNorm", {"num_groups": 2, "num_channels": 6}, (5, 6, 7)),
     ("InstanceNorm1d", {"num_features": 4, "affine": True}, (3, 4, 5)),
     ("InstanceNorm2d", {"num_features": 4, "track_running_stats": True}, (3, 4, 5, 6)),
     ("InstanceNorm3d", {"num_features": 4}, (3, 4, 2, 5, 3)),
@@ -62,7 +63,7 @@ LAYERS = [
     ("LazyBatchNorm3d", {}, (3, 4, 2, 5, 3)),
 ]
 # tested beside their functions: they take a target, several tensors or numbers of rows; torch has the last from 2.13 on
-ELSEWHERE = {"CrossEntropyLoss", "Embedding", "GRU", "LSTM", "MultiheadAttention", "RNN"} | (
+ELSEWHERE = {"CrossEntropyLoss", "Embedding", "EmbeddingBag", "GRU", "LSTM", "MultiheadAttention", "RNN"} | (
     {"LinearCrossEntropyLoss"} if hasattr(nn, "LinearCrossEntropyOptions") else set()
 )
 ELSEWHERE |= {"GRUCell", "LSTMCell", "RNNCell"}

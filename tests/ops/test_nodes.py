@@ -48,6 +48,10 @@ CASES = {
     "log_softmax of columns": (None, lambda x: functional.log_softmax(x, -3), [(4, 5, 3)]),
     "layer_norm": (None, lambda x, w, b: functional.layer_norm(x, (3, 5), w, b), [(4, 3, 5), (3, 5), (3, 5)]),
     "rms_norm": (None, lambda x, w: functional.rms_norm(x, (3, 5), w), [(4, 3, 5), (3, 5)]),
+    "embedding": (None, lambda w: functional.embedding(TARGET, w), [(5, 6)]),
+    "embedding_padded": (None, lambda w: functional.embedding(TARGET, w, -4, None, 2.0, True), [(5, 6)]),
+    "group_norm": (None, lambda x, w, b: functional.group_norm(x, 3, w, b), [(2, 6, 5), (6,), (6,)]),
+    "group_norm of pixels": (None, lambda x: functional.group_norm(x, 1), [(2, 6, 3, 5)]),
     "rms_norm_eps": (None, lambda x: functional.rms_norm(x, (5,), eps=0.1), [(1, 5)]),
     "attention": (
         None,
@@ -382,6 +386,15 @@ def test_tracing_is_not_plain():
         ("log_softmax", (torch.randn(()), -1)),
         ("layer_norm", (torch.randn(4, 6), (5,), None, None, 1e-5)),
         ("layer_norm", (torch.randn(4, 6), (6,), None, None, 1)),
+        ("embedding", (torch.randn(5, 6), TARGET, None, False, 0)),  # that needs no gradient
+        ("embedding", (torch.randn(5, 6).requires_grad_(), TARGET.int(), None, False, 0)),
+        ("embedding", (torch.randn(5, 6).requires_grad_(), TARGET, 5, False, 0)),
+        ("embedding", (torch.randn(5, 6).requires_grad_(), TARGET, None, False, 25)),  # of fewer numbers
+        ("group_norm", (torch.randn(4, 6), 4, None, None, 1e-5)),
+        ("group_norm", (torch.randn(4, 6), 0, None, None, 1e-5)),
+        ("group_norm", (torch.randn(1, 6), 6, None, None, 1e-5)),
+        ("group_norm", (torch.randn(4, 6), 2, None, torch.randn(6), 1e-5)),
+        ("group_norm", (torch.randn(4, 6), 2, torch.randn(4), None, 1e-5)),
         ("rms_norm", (torch.randn(4, 6), (5,), None, None)),
         ("rms_norm", (torch.randn(4, 1), (1,), None, None)),
         ("rms_norm", (torch.randn(6, 4).t(), (6,), None, None)),

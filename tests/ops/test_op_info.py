@@ -36,6 +36,7 @@ NAMES = [
     "linear",
     "layer_norm",
     "rms_norm",
+    "group_norm",
     "instance_norm",
     "leaky_relu",
     "gelu",

@@ -82,6 +82,7 @@ CALLS = {
         ("normalized_shape", "weight", "bias", "eps"),
         lambda f, o: f.layer_norm(LOGITS, **{"normalized_shape": (3,), **o}),
     ),
+    "group_norm": (("weight", "bias", "eps"), lambda f, o: f.group_norm(IMAGE, 3, **o)),
     "instance_norm": (("weight", "bias", "momentum", "eps"), lambda f, o: f.instance_norm(IMAGE, **o)),
     "rms_norm": (
         ("normalized_shape", "weight", "eps"),

@@ -42,6 +42,7 @@ OPS = {
     "conv_transpose1d": lambda f, x: f.conv_transpose1d(x[:, :, 0], WEIGHT[0]),
     "layer_norm": lambda f, x: f.layer_norm(x, (6,)),
     "rms_norm": lambda f, x: f.rms_norm(x, (6,)),
+    "group_norm": lambda f, x: f.group_norm(x, 3),
     "instance_norm": lambda f, x: f.instance_norm(x),
     "softmax": lambda f, x: f.softmax(x, 3),
     "log_softmax": lambda f, x: f.log_softmax(x, -1),

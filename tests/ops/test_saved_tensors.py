@@ -95,6 +95,12 @@ def cases():
             {"input": torch.randn(4, 3), **parameters},
             lambda f, t, n=name: getattr(f, n)(t["input"], (3,), *(t[k] for k in ("weight", "bias") if k in t)),
         )
+    parameters = {"weight": torch.randn(4), "bias": torch.randn(4)}
+    yield (
+        "group_norm",
+        {"input": torch.randn(2, 4, 3), **parameters},
+        lambda f, t: f.group_norm(t["input"], 2, t["weight"], t["bias"]),
+    )
     yield "softmax", {"input": torch.randn(4, 3)}, lambda f, t: f.softmax(t["input"], 1)
     yield "log_softmax", {"input": torch.randn(4, 3)}, lambda f, t: f.log_softmax(t["input"], 1)
     for name in ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "softplus"):

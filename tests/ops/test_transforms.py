@@ -80,6 +80,7 @@ OPS = {
     "gru": gated,
     "layer_norm": lambda f, x: f.layer_norm(x, (5, 6), torch.linspace(-1, 1, 30).double().view(5, 6)),
     "rms_norm": lambda f, x: f.rms_norm(x, (6,), torch.linspace(-1, 1, 6).double()),
+    "group_norm": lambda f, x: f.group_norm(x, 3, torch.linspace(-1, 1, 3).double()),
     "instance_norm": lambda f, x: f.instance_norm(x),
     "softmax": lambda f, x: f.softmax(x, -1),
     "log_softmax": lambda f, x: f.log_softmax(x, 1),

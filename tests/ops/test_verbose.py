@@ -15,6 +15,7 @@ y = PF.batch_norm(PF.conv2d(x, w, torch.zeros(32, requires_grad=True), padding=1
 y = PF.dropout(PF.avg_pool2d(PF.max_pool2d(y, 2), 2), 0.5)
 y = PF.linear(y.flatten(1), torch.randn(10, 288, requires_grad=True), torch.zeros(10, requires_grad=True))
 y = PF.rms_norm(PF.layer_norm(y, (10,)), (10,))
+PF.group_norm(torch.randn(2, 4, 3, requires_grad=True), 2).sum().backward()
 PF.mm(torch.randn(128, 128), torch.randn(128, 128))
 w = [torch.randn(15, 3, requires_grad=True), torch.randn(15, 5)]
 PF.gru(torch.randn(4, 2, 3), torch.zeros(1, 2, 5), w, False, 1, 0.0, False, False, False)[0].sum().backward()
@@ -43,7 +44,9 @@ def test_a_line_for_each_call():
     assert {"conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight", "conv2d_backward_bias"} <= set(ops)
     assert {"max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward", "dropout"} <= set(ops)
     assert {f"linear_{name}" for name in ("forward", "backward_input", "backward_weight", "backward_bias")} <= set(ops)
-    assert {f"{name}_{of}" for name in ("layer_norm", "rms_norm") for of in ("forward", "backward")} <= set(ops)
+    assert {
+        f"{name}_{of}" for name in ("layer_norm", "rms_norm", "group_norm") for of in ("forward", "backward")
+    } <= set(ops)
     assert {f"{name}_{of}" for name in ("softmax", "log_softmax") for of in ("forward", "backward")} <= set(ops)
     assert {"gelu_forward", "gelu_backward"} <= set(ops)
     losses = "difference_loss", "binary_cross_entropy_with_logits"

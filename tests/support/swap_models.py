@@ -65,6 +65,7 @@ LAYERS = {
     "GELU": (nn.GELU, (3, 5, 6), "gelu"),
     "SiLU": (nn.SiLU, (3, 5, 6), "silu"),
     "Softplus": (nn.Softplus, (3, 5, 6), "softplus"),
+    "GroupNorm": (lambda: nn.GroupNorm(2, 4), (3, 4, 5), "group_norm"),
     "InstanceNorm1d": (lambda: nn.InstanceNorm1d(4, affine=True), (3, 4, 5), "instance_norm"),
     "InstanceNorm2d": (lambda: nn.InstanceNorm2d(4, affine=True), (3, 4, 5, 2), "instance_norm"),
     "InstanceNorm3d": (lambda: nn.InstanceNorm3d(4, affine=True), (3, 4, 5, 2, 2), "instance_norm"),

@@ -69,8 +69,8 @@ def quick(request):
 
 QUICK = {
     *("AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Conv2d"),
-    *("CrossEntropyLoss", "Dropout"),
-    *("LayerNorm", "Linear", "LinearCrossEntropyLoss", "LogSoftmax", "MaxPool2d", "RMSNorm", "Softmax", "Softmax2d"),
+    *("CrossEntropyLoss", "Dropout", "GroupNorm", "LayerNorm", "Linear", "LinearCrossEntropyLoss", "LogSoftmax"),
+    *("MaxPool2d", "RMSNorm", "Softmax", "Softmax2d"),
 }
 
 
@@ -120,6 +120,8 @@ def test_a_function_asks_each_thing_once(name, quick):
         rest = [torch.randn(4, 6)]
     elif name in ("LayerNorm", "RMSNorm"):
         rest = [x.shape[-1:]]
+    elif name == "GroupNorm":
+        rest = [2]
     elif "Norm" in name:
         rest = [torch.zeros(x.shape[1]), torch.ones(x.shape[1])]
     elif "Softmax" in name:

@@ -183,7 +183,7 @@ class OwnForward(nn.Conv2d):
 LEFT = {
     "own forward": (lambda: OwnForward(1, 1, 1), "a subclass of Conv2d"),
     "subclass of torch's": (lambda: NonDynamicallyQuantizableLinear(3, 3), "a subclass of Linear"),
-    "GroupNorm": (lambda: nn.GroupNorm(1, 3), "no kernel for GroupNorm"),
+    "LocalResponseNorm": (lambda: nn.LocalResponseNorm(3), "no kernel for LocalResponseNorm"),
     "complex": (lambda: nn.Conv2d(1, 1, 1).to(torch.complex64), "complex64"),
     "ConvTranspose3d": (lambda: nn.ConvTranspose3d(1, 1, 1), "no kernel for ConvTranspose3d"),
     "quantized": (lambda: torch.ao.nn.quantized.Conv2d(1, 1, 1), "quantized"),

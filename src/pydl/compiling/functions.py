@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydl import functional
 from pydl._private import HigherOrderOperator, OpOverload
 from pydl.compiling.memory import name_of, tensor_of
-from pydl.ops import elementwise, embedding, losses
+from pydl.ops import elementwise, embedding, embedding_bag, losses
 from pydl.swapping.mode import ours_of
 from pydl.swapping.rules import RULES
 
@@ -104,9 +104,12 @@ def _why_torchs(name, node, given):
     if input is None:
         known = next((value for value in inputs if value is not None), None)
         return None if known is None else f"{str(known.dtype).removeprefix('torch.')} numbers are torch's"
-    least = {**elementwise.WORTH_A_CALL, **losses.WORTH_A_CALL, "embedding": embedding.WORTH_A_CALL}.get(name, 0)
+    tables = {"embedding": embedding.WORTH_A_CALL, "embedding_bag": embedding_bag.WORTH_A_CALL}
+    least = {**elementwise.WORTH_A_CALL, **losses.WORTH_A_CALL, **tables}.get(name, 0)
     values = math.prod(input.shape) if all(type(size) is int for size in input.shape) else least
-    if name == "embedding":
+    if name == "embedding_bag" and (given["mode"] == "max" or given["scale_grad_by_freq"]):
+        return "maxima and gradients scaled by frequency are torch's"
+    if name in tables:
         indices = inputs[0]
         values = least
         if indices is not None and all(type(size) is int for size in indices.shape):

@@ -20,7 +20,8 @@ from pydl.nn.convolution import (
     LazyConvTranspose2d,
 )
 from pydl.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
-from pydl.nn.embedding import Embedding
+from pydl.nn.embedding import Embedding, EmbeddingBag
+from pydl.nn.group_norm import GroupNorm
 from pydl.nn.instance_norm import (
     InstanceNorm1d,
     InstanceNorm2d,
@@ -79,7 +80,9 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "Embedding",
+    "EmbeddingBag",
     "GRUCell",
+    "GroupNorm",
     "HuberLoss",
     "InstanceNorm1d",
     "InstanceNorm2d",

@@ -13,6 +13,7 @@ import torch
 
 from pydl.ops import (  # noqa: F401  (which define the ops)
     _elementwise_autograd,
+    _group_norm_autograd,
     _library,
     avg_pool2d,
     batch_norm,
@@ -282,6 +283,52 @@ def _rms_norm_backward(ops, info, in_dims, *args):
     return _norm_backward(ops.rms_norm_backward, info, in_dims, *args)
 
 
+def _of_channels(parameter, dim, rank):
+    """A parameter of each sample's channels, so that it broadcasts over samples of ``rank`` dimensions, (N, C, ...)."""
+    return parameter.movedim(dim, 0)[(slice(None), None, slice(None), *(None,) * (rank - 2))]
+
+
+def _group_norm_forward(ops, info, in_dims, input, weight, bias, *options):
+    """Samples of vmap are more samples of a group norm; parameters of their own are multiplied after it."""
+    size, of = info.batch_size, in_dims[1:3]
+    input, own = _samples(input, in_dims[0], size), any(dim is not None for dim in of)
+    shared = (None, None) if own else (weight, bias)
+    output, stats = ops.group_norm_forward(input.flatten(0, 1), *shared, *options)
+    output = _unfold(output, 0, size)
+    if own:
+        weight, bias = (
+            p if p is None else _of_channels(p.expand(size, -1) if dim is None else p, dim or 0, input.dim() - 1)
+            for p, dim in zip((weight, bias), of, strict=True)
+        )
+        output = output * weight
+        output = (output if bias is None else output + bias).to(input.dtype)
+    return (output, _unfold(stats, 1, size)), (0, 1)
+
+
+def _group_norm_backward(ops, info, in_dims, grad, input, stats, weight, groups, eps, channels_last, *needs):
+    size, (need_input, *of_parameters) = info.batch_size, needs
+    grad, input = (_samples(t, dim, size) for t, dim in zip((grad, input), in_dims[:2], strict=True))
+    stats = _samples(stats, in_dims[2], size).transpose(0, 1).contiguous()  # (2, size, N, groups)
+    upstream, shared = grad, weight
+    if in_dims[3] is not None:
+        upstream, shared = (grad * _of_channels(weight, in_dims[3], grad.dim() - 1)).to(grad.dtype), None
+    folded = (t.flatten(0, 1) for t in (upstream, input))
+    to_input, *empty = ops.group_norm_backward(
+        *folded, stats.flatten(1, 2), shared, groups, eps, channels_last, need_input, False, False
+    )
+    mean, scale = stats.unsqueeze(-1)
+    normalised = ((input.double().reshape(*mean.shape[:-1], -1) - mean) * scale).reshape(input.shape)
+    rows, dtype = [1, *range(3, input.dim())], input.dtype if weight is None else weight.dtype
+    found = [
+        product.sum(rows).to(dtype) if need else nothing
+        for need, product, nothing in zip(of_parameters, (grad * normalised, grad.double()), empty, strict=True)
+    ]
+    to_input = _unfold(to_input, 0, size) if need_input else to_input
+    return (to_input, *found), tuple(0 if need else None for need in needs)
+
+
+_library.vmap("group_norm_forward", _group_norm_forward)
+_library.vmap("group_norm_backward", _group_norm_backward)
 _library.vmap("layer_norm_backward", _layer_norm_backward)
 _library.vmap("rms_norm_backward", _rms_norm_backward)
 _library.vmap("layer_norm_forward", _layer_norm_forward)

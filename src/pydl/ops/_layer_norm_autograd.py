@@ -64,15 +64,14 @@ def _rms_norm_backward(ops, ctx, grad, _grad_stats):
 _library.autograd("rms_norm_forward", _rms_norm_context, _rms_norm_backward)
 
 
-def _second_derivatives(ctx, centered, to_input, to_weight, to_bias):
-    """Of grad_output, input and weight, in torch's ops, whatever is differentiated how often.
+def second_derivatives(input, grad, weight, to_input, to_weight, to_bias, dims, total, eps, centered=True):
+    """Those of grad_output, input and weight, in torch's ops, whatever is differentiated how often.
 
     ``to_input``, ``to_weight`` and ``to_bias`` are the gradients of the backward's results (None: none). With P the
     projection by which layer norm takes mean and xhat out of a row, grad_input = scale P(g), and both xhat and scale
-    are functions of the input: d xhat = scale P(d input), d scale = -scale² / n xhat · d input.
+    are functions of the input: d xhat = scale P(d input), d scale = -scale² / n xhat · d input. A row is the numbers
+    along ``dims``; ``total`` sums up those that share a weight.
     """
-    grad, input, weight = ctx.saved_tensors
-    dims, rows = list(range(-ctx.dims, 0)), list(range(input.dim() - ctx.dims))
     accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
 
     def mean(t):
@@ -81,12 +80,9 @@ def _second_derivatives(ctx, centered, to_input, to_weight, to_bias):
     def wide(t):
         return None if t is None else t.to(accumulate)
 
-    def total(t):
-        return t.sum(rows) if rows else t
-
     x, dy, w, u, v, t = map(wide, (input, grad, weight, to_input, to_weight, to_bias))
     deviation = x - mean(x) if centered else x
-    scale = (mean(deviation.square()) + ctx.eps).rsqrt()
+    scale = (mean(deviation.square()) + eps).rsqrt()
     xhat = deviation * scale
 
     def project(t):
@@ -112,7 +108,18 @@ def _second_derivatives(ctx, centered, to_input, to_weight, to_bias):
     of_input = None if of_xhat is None else scale * project(of_xhat)
     if of_scale is not None:
         of_input = of_input - scale.square() * xhat * of_scale
-    found = (of_grad, of_input, of_weight)
+    return of_grad, of_input, of_weight
+
+
+def _second_derivatives(ctx, centered, *grads):
+    """Those of grad_output, input and weight of a norm of rows, where they are asked for."""
+    grad, input, weight = ctx.saved_tensors
+    dims, rows = list(range(-ctx.dims, 0)), list(range(input.dim() - ctx.dims))
+
+    def total(t):
+        return t.sum(rows) if rows else t
+
+    found = second_derivatives(input, grad, weight, *grads, dims, total, ctx.eps, centered)
     asked = ctx.needs_input_grad[0], ctx.needs_input_grad[1], weight is not None and ctx.needs_input_grad[3]
     likes = (grad, input, weight)
     return [

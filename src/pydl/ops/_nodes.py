@@ -27,6 +27,8 @@ NAMES = (
     "conv2d",
     "cross_entropy",
     "dropout",
+    "embedding",
+    "group_norm",
     "layer_norm",
     "linear",
     "linear_cross_entropy",

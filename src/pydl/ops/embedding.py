@@ -81,6 +81,13 @@ def is_small(input, width):
     return not is_compiling() and _nodes.is_small(input, WORTH_A_CALL // max(width, 1))
 
 
+def quick(input, weight, padding_idx, max_norm, scale_grad_by_freq, sparse):
+    """The call by its C++ node (_nodes.py), or NotImplemented."""
+    if max_norm is not None or sparse or not torch.is_grad_enabled() or is_compiling():
+        return NotImplemented
+    return _nodes.embedding(weight, input, padding_idx, scale_grad_by_freq, WORTH_A_CALL)
+
+
 def _is_served(input, weight, padding_idx, sparse):
     """Whether a gradient is wanted, and the call is ours; torch says in its own words what it does not take."""
     try:
@@ -119,6 +126,9 @@ def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, sca
     Raises:
         IndexError: a number that is not in [0, V).
     """
+    output = quick(input, weight, padding_idx, max_norm, scale_grad_by_freq, sparse)
+    if output is not NotImplemented:
+        return output
     if is_torchs(input, weight):
         return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
     return embedding_unasked(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)

@@ -1,7 +1,8 @@
-"""Instance normalisation (Ulyanov, Vedaldi, Lempitsky, 2016): a batch norm of each channel of each sample.
+"""Instance normalisation (Ulyanov, Vedaldi, Lempitsky, 2016): a norm of each channel of each sample.
 
-As torch has it: :func:`~pydl.functional.batch_norm` of one sample whose channels are all channels of all samples,
-forward and backward. On the CPU; elsewhere it is torch's.
+A :func:`~pydl.functional.group_norm` whose groups are of one channel; with running statistics, as torch has it,
+:func:`~pydl.functional.batch_norm` of one sample whose channels are all channels of all samples. On the CPU; elsewhere
+it is torch's.
 """
 
 import torch
@@ -13,8 +14,9 @@ from pydl.ops import _nodes
 from pydl.ops._layer_norm_schema import HALF, SUPPORTED
 from pydl.ops._nodes import is_compiling
 from pydl.ops.batch_norm import batch_norm_unasked
+from pydl.ops.group_norm import group_norm_unasked
 
-LEAST_PLACES = 1024  # of a channel; measured, kernels/cpu/norm/NOTES.md
+LEAST_PLACES = 1024  # of a channel, with running statistics; measured, kernels/cpu/norm/NOTES.md
 
 
 def instance_norm(
@@ -34,8 +36,8 @@ def instance_norm(
         running_mean, running_var: (C) or None; updated in place with the mean over the samples of what batch norm would
             make of each, or used where ``use_input_stats`` is false.
         weight, bias: (C) or None for 1 and 0. They and the running statistics are of input's dtype, or float32 beside
-            bfloat16 or float16. With other dtypes and sizes the call is torch's, and so is one with fewer than 1024
-            places in a channel.
+            bfloat16 or float16. With other dtypes and sizes the call is torch's, and so is one with running
+            statistics and fewer than 1024 places in a channel.
         use_input_stats: takes mean and (biased) variance from each sample.
         momentum: the part of the batch in the running statistics.
         eps: added to the variance.
@@ -58,6 +60,10 @@ def instance_norm_unasked(input, running_mean, running_var, weight, bias, use_in
     channels = running_mean, running_var, weight, bias
     if not _is_served(input, channels, use_input_stats, momentum, eps):
         return F.instance_norm(input, *channels, use_input_stats, momentum, eps)
+    if use_input_stats and running_mean is None and (weight is not None or bias is None):
+        return _by_groups(input.contiguous(), weight, bias, float(eps))
+    if input.shape[2:].numel() < LEAST_PLACES:
+        return F.instance_norm(input, *channels, use_input_stats, momentum, eps)
     samples = input.shape[0]
     mean, var, *affine = (None if t is None else t.repeat(samples) for t in channels)
     each = input.contiguous().view(1, -1, *input.shape[2:])
@@ -70,6 +76,12 @@ def instance_norm_unasked(input, running_mean, running_var, weight, bias, use_in
             running_mean.copy_(mean.view(samples, -1).mean(0))
             running_var.copy_(var.view(samples, -1).mean(0))
     return output.view(input.shape)
+
+
+def _by_groups(input, weight, bias, eps):
+    rest = input.shape[1], weight, bias, eps
+    output = NotImplemented if is_compiling() else _nodes.group_norm(input, *rest)
+    return group_norm_unasked(input, *rest) if output is NotImplemented else output
 
 
 _ANY_RANK = -1  # see pydl.nn.norm
@@ -85,8 +97,7 @@ def _is_served(input, channels, use_input_stats, momentum, eps):
         mean, var, *_ = channels
         if (mean is None) != (var is None) or not (use_input_stats or mean is not None) or not eps > 0:
             return False
-        places = input.shape[2:].numel()
-        if places < LEAST_PLACES or (use_input_stats and places == 1):
+        if use_input_stats and input.shape[2:].numel() == 1:
             return False
         given = [t for t in channels if t is not None]
         dtypes = {t.dtype for t in given}

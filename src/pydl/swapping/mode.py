@@ -18,6 +18,11 @@ def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn
     return functional.layer_norm(input, normalized_shape, weight, bias, eps)
 
 
+def _group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    """torch.group_norm's own arguments; which library computes it is no option here."""
+    return functional.group_norm(input, num_groups, weight, bias, eps)
+
+
 def _instance_norm(input, weight, bias, mean, var, use_input_stats, momentum, eps, cudnn_enabled):
     """torch.instance_norm's own order of arguments; which library computes it is no option here."""
     return functional.instance_norm(input, mean, var, weight, bias, use_input_stats, momentum, eps)
@@ -84,7 +89,7 @@ def _forms(name, *torchs):
 
 _OURS = {call: getattr(functional, rule.name) for rule in RULES for call in rule.calls}
 # those whose arguments come in another order
-_OURS |= {torch.layer_norm: _layer_norm, torch.instance_norm: _instance_norm}
+_OURS |= {torch.layer_norm: _layer_norm, torch.group_norm: _group_norm, torch.instance_norm: _instance_norm}
 _OURS[torch.rnn_relu] = functional.rnn_relu  # RNN's other function
 _OURS[torch.rnn_relu_cell] = functional.rnn_relu_cell
 _OURS |= {torch.batch_norm: _batch_norm, torch.dropout: _dropout, F.max_pool2d_with_indices: _max_pool2d_with_indices}
