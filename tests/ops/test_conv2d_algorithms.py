@@ -26,6 +26,8 @@ SERVED = {
     "direct.batch": (83, 83),
     "direct.batch_weight": (53, 53),
     "implicit.phases": (1, 1),
+    "implicit.gathered": (5, 5),
+    "implicit.product": (9, 9),
     "implicit.slabs": (150, 150),
     "implicit.panels": (150, 150),
     "implicit.weight_pointwise": (15, 15),

@@ -41,6 +41,8 @@ static inline void dispatch_every(DType dtype, F&& body) {
 namespace implicit {
 PYDL_ALGORITHM(panels)            // packed windows
 PYDL_ALGORITHM(slabs)             // windows read where they lie, in copies of a part of some images
+PYDL_ALGORITHM(gathered)          // copies of 1x1 kernels' pixels, and the best for these
+PYDL_ALGORITHM(product)           // of 1x1 kernels: the matrix product
 PYDL_ALGORITHM(phases)            // the input gradient of strided first layers
 PYDL_ALGORITHM(weight_pointwise)  // the weight gradient of 1x1 kernels
 PYDL_ALGORITHM(weight_slabs)      // and of everything
