@@ -67,6 +67,7 @@ SHAPES = {
     "1x1, several blocks of channels": ((2, 150, 5, 7), (40, 1, 1), {}),
     "1x1, several blocks of channels on both sides": ((2, 290, 9, 8), (300, 1, 1), {}),
     "1x1, many pixels, sums in blocks": ((2, 300, 23, 24), (34, 1, 1), {}),
+    "1x1, many pixels of every other column": ((1, 21, 13, 27), (18, 1, 1), {"stride": (1, 2)}),
     "1x1 stride 3": ((2, 18, 13, 11), (33, 1, 1), {"stride": 3}),
     "1x1 in groups": ((2, 40, 9, 7), (72, 1, 1), {"groups": 2}),
     "5x5 valid: windows read in place": ((2, 34, 12, 11), (36, 5, 5), {}),

@@ -28,6 +28,8 @@ SERVED = {
     "implicit.phases": (1, 1),
     "implicit.cells": (4, 0),  # rows of pixels alone
     "implicit.weight_cells": (2, 0),
+    "implicit.gathered": (5, 5),
+    "implicit.product": (9, 9),
     "implicit.slabs": (150, 150),
     "implicit.panels": (150, 150),
     "implicit.weight_pointwise": (15, 15),

@@ -44,6 +44,8 @@ void add_bias(const Conv2dParams& params, const Parallel& parallel);
 namespace implicit {
 PYDL_ALGORITHM(panels)            // packed windows
 PYDL_ALGORITHM(slabs)             // windows read where they lie, in copies of a part of some images
+PYDL_ALGORITHM(gathered)          // copies of 1x1 kernels' pixels, and the best for these
+PYDL_ALGORITHM(product)           // of 1x1 kernels: the matrix product
 PYDL_ALGORITHM(phases)            // the input gradient of strided first layers
 PYDL_ALGORITHM(cells)             // kernels as large as a large stride, or a few times that
 PYDL_ALGORITHM(weight_cells)      // their weight gradient

@@ -76,6 +76,30 @@ bool slabs_pay(const Params& p, Pass pass) {
 // Where a cell's line fills vectors. One part a side that does not overlap others is a product as it lies for slabs too.
 bool cells_pay(const Params& p, Pass) { return p.stride_width % lanes<float> == 0; }
 
+// Measured on Zen 3, 1x1 kernels of the networks, forced in turns (NOTES.md); wider vectors keep what was measured on
+// them.
+bool product_pays(const Params& p, Pass pass) {
+  if (kVectorBytes != 32) return false;
+  constexpr int64_t kNear = 1 << 19;  // numbers in 2 MB
+  constexpr int64_t kFewRows = 8192, kFewPixels = 32, kSomeResults = 96, kSomeWeights = 1 << 14;
+  const bool forward = pass == Pass::forward;
+  const int64_t pixels = p.batch * p.out_height * p.out_width, weights = p.in_channels * p.out_channels;
+  if (pass == Pass::backward_weight) return pixels <= 1152 || (weights >= kSomeWeights && pixels <= kFewRows);
+  const int64_t results = forward ? p.out_channels : p.in_channels, depth = weights / results;
+  if ((forward ? p.output_stride : p.input_stride)[1] == 1)  // slabs fetch ahead what is read for few results
+    return results >= depth || (results >= kSomeResults && pixels <= kFewRows) || pixels * depth <= kNear;
+  // every image packs its panels for the weights to pass by
+  const int64_t image = p.out_height * p.out_width;
+  const bool few = forward && depth >= 3 * results && image * depth > kNear / 4;
+  return p.dtype != DType::bf16 && image >= kFewPixels && weights < kNear && !few;
+}
+
+// The same machine: copies pay for a stride, and where an image's planes do not fill the vectors.
+bool gathered_pays(const Params& p, Pass) {
+  const bool strided = p.stride_height * p.stride_width > 1;
+  return kVectorBytes == 32 && (strided || p.out_height * p.out_width < 32);
+}
+
 // Packed panels of 1x1 kernels beat slabs, but those of pairs, and where not every pixel of a plane is read (measured on
 // Zen 3: slabs take 0.6 to 0.9 of their time then).
 bool pointwise_pays(const Params& p, Pass) {
@@ -113,13 +137,15 @@ constexpr Choice kForward[] = {
     {"direct.rows", direct::rows::serves, direct::rows::pays, PYDL_CHOICE(direct::rows)},
     {"direct.batch", direct::batch::serves, batch_pays, PYDL_CHOICE(direct::batch)},
     {"implicit.cells", implicit::cells::serves, cells_pay, PYDL_CHOICE(implicit::cells), false},
+    {"implicit.gathered", implicit::gathered::serves, gathered_pays, PYDL_CHOICE(implicit::gathered)},
+    {"implicit.product", implicit::product::serves, product_pays, PYDL_CHOICE(implicit::product)},
     {"implicit.slabs", implicit::slabs::serves, slabs_pay, PYDL_CHOICE(implicit::slabs)},
     {"implicit.panels", implicit::panels::serves, always, PYDL_CHOICE(implicit::panels)},
 };
 constexpr Choice kBackwardInput[] = {
     kForward[0], kForward[1], kForward[2], kForward[3], kForward[4], kForward[5], kForward[6],
     {"implicit.phases", implicit::phases::serves, always, PYDL_CHOICE(implicit::phases), false},
-    kForward[7], kForward[8],
+    kForward[7], kForward[8], kForward[9], kForward[10],
 };
 constexpr Choice kBackwardWeight[] = {
     kForward[0], kForward[1], kForward[2],
@@ -127,6 +153,8 @@ constexpr Choice kBackwardWeight[] = {
     {"winograd.weight_passes", winograd::weight_passes::serves, winograd_pays, PYDL_CHOICE(winograd::weight_passes), false},
     {"direct.batch_weight", direct::batch_weight::serves, batch_pays, PYDL_CHOICE(direct::batch_weight)},
     {"implicit.weight_cells", implicit::weight_cells::serves, cells_pay, PYDL_CHOICE(implicit::weight_cells), false},
+    {"implicit.gathered", implicit::gathered::serves, gathered_pays, PYDL_CHOICE(implicit::gathered)},
+    {"implicit.product", implicit::product::serves, product_pays, PYDL_CHOICE(implicit::product)},
     {"implicit.weight_pointwise", implicit::weight_pointwise::serves, pointwise_pays, PYDL_CHOICE(implicit::weight_pointwise)},
     {"implicit.weight_slabs", implicit::weight_slabs::serves, always, PYDL_CHOICE(implicit::weight_slabs)},
 };

@@ -35,6 +35,8 @@ void scaled_rows(const Matrix& from, int64_t row, int64_t rows, int64_t column, 
       vec<A> values{};
       if (from.column == 1)
         values = load_n(at + j, n);
+      else if (from.column == 0)
+        values = splat(static_cast<A>(load_n(at, 1)[0]));
       else
         for (int64_t lane = 0; lane < n; ++lane) values[lane] = load_n(at + (j + lane) * from.column, 1)[0];
       store(to + j, values * beta);
