@@ -36,7 +36,7 @@ def test_a_step_is_as_short_as_the_commands(monkeypatch):
 
     config = Config(
         model="lenet", options={}, size=28, epochs=1, batch_size=64, optimizer="sgd", lr=0.9, weight_decay=0.0,
-        init="xavier", schedule="constant", warmup=0, backend="cpu", device="cpu",
+        init="xavier", schedule="constant", warmup=0, label_smoothing=0.0, backend="cpu", device="cpu",
     )  # fmt: skip
     learner = Learner(config, train_iter.dataset.batches, test_iter.dataset.batches, 10, "cpu", "cpu")
     for function in (train, learner.run):

@@ -28,13 +28,14 @@ SERVED = {
     "implicit.phases": (1, 1),
     "implicit.cells": (4, 0),  # rows of pixels alone
     "implicit.weight_cells": (2, 0),
-    "implicit.gathered": (5, 5),
+    "implicit.gathered": (5, 5),  # FLOAT32_ALONE
     "implicit.product": (9, 9),
     "implicit.slabs": (150, 150),
     "implicit.panels": (150, 150),
     "implicit.weight_pointwise": (15, 15),
     "implicit.weight_slabs": (75, 75),
 }
+FLOAT32_ALONE = {"implicit.gathered"}
 
 
 def conv2d_pass(which, x, w, b, g, stride, padding, dilation, groups, channels_last):
@@ -108,7 +109,8 @@ def test_a_family_is_right_in_what_it_serves(family, dtype, channels_last, devic
 @pytest.mark.parametrize("algorithm", EVERY)
 def test_an_algorithm_is_right_in_what_it_serves(algorithm, dtype, channels_last):
     with backend.isa("avx2" if "avx2" in backend.isas() else "baseline"):
-        assert count_served(algorithm, channels_last, dtype) >= SERVED[algorithm][channels_last]
+        least = SERVED[algorithm][channels_last] if dtype == torch.float32 or algorithm not in FLOAT32_ALONE else 0
+        assert count_served(algorithm, channels_last, dtype) >= least
 
 
 def test_planes_of_3x3_serve_on_wide_vectors():

@@ -94,10 +94,14 @@ bool product_pays(const Params& p, Pass pass) {
   return p.dtype != DType::bf16 && image >= kFewPixels && weights < kNear && !few;
 }
 
-// The same machine: copies pay for a stride, and where an image's planes do not fill the vectors.
-bool gathered_pays(const Params& p, Pass) {
-  const bool strided = p.stride_height * p.stride_width > 1;
-  return kVectorBytes == 32 && (strided || p.out_height * p.out_width < 32);
+// The same machine: copies pay for a stride where images are small, and where an image's planes do not fill the vectors.
+bool gathered_pays(const Params& p, Pass pass) {
+  if (kVectorBytes != 32) return false;
+  constexpr int64_t kFewPixels = 32;
+  const int64_t image = p.out_height * p.out_width, weights = p.in_channels * p.out_channels;
+  if (p.stride_height * p.stride_width == 1) return image < kFewPixels && weights >= 1 << 16;
+  if (p.input_stride[1] == 1 && p.output_stride[1] == 1) return pass == Pass::backward_weight || image <= 144;
+  return image < kFewPixels || (image <= 2 * kFewPixels && weights >= 1 << 20);
 }
 
 // Packed panels of 1x1 kernels beat slabs, but those of pairs, and where not every pixel of a plane is read (measured on

@@ -2,10 +2,10 @@
 
 from collections import OrderedDict
 
-from torch.nn import AdaptiveAvgPool2d, Flatten, Sequential
+from torch.nn import Flatten, Sequential
 
 from pydl.models._registry import check_variant, register
-from pydl.nn import Conv2d, Dropout, Linear, MaxPool2d, ReLU
+from pydl.nn import AdaptiveAvgPool2d, Conv2d, Dropout, Linear, MaxPool2d, ReLU
 
 
 @register("classifier")

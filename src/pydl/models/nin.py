@@ -1,9 +1,9 @@
 """Network in network: 1×1 convolutions act as affine layers at each pixel."""
 
-from torch.nn import AdaptiveAvgPool2d, Flatten, Sequential
+from torch.nn import Flatten, Sequential
 
 from pydl.models._registry import check_input_size, register
-from pydl.nn import Conv2d, Dropout, MaxPool2d, ReLU
+from pydl.nn import AdaptiveAvgPool2d, Conv2d, Dropout, MaxPool2d, ReLU
 
 
 def nin_block(in_channels, channels, kernel_size, stride, padding):
