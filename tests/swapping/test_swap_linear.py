@@ -89,7 +89,6 @@ OTHERS = {
         lambda: nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True),
         lambda net, x: net(x, x, x)[0],
     ),
-    "LSTM": (lambda: nn.LSTM(8, 5, proj_size=2), lambda net, x: net(x)[0]),
     "Bilinear": (lambda: nn.Bilinear(8, 8, 3), lambda net, x: net(x, x)),
 }
 

@@ -65,16 +65,6 @@ def test_same_face_as_torch(name):
         assert all(map(torch.equal, flat(net(X)), flat(reference(X))))
 
 
-def test_projections_are_torchs():
-    net = pydl.swap(nn.LSTM(5, 9, proj_size=3))
-    assert "projections (proj_size) are served by torch" in reasons(net)
-    assert OUR_OP not in names_of(lambda: net(X))
-    ours = pydl.nn.LSTM(5, 9, proj_size=3)
-    ours.load_state_dict(net.state_dict())
-    for p, q in zip(flat(ours(X)), flat(net(X)), strict=True):
-        assert torch.equal(p, q)
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_parameters_replaced_shared_frozen_and_parametrised(name):
     for change in (

@@ -42,7 +42,7 @@ class GRU(_Eager, torch.nn.GRU):
 
 
 class LSTM(_Eager, torch.nn.LSTM):
-    """``torch.nn.LSTM`` over :func:`pydl.functional.lstm`; on the CPU. Projections (``proj_size``) are torch's."""
+    """``torch.nn.LSTM`` over :func:`pydl.functional.lstm`; on the CPU."""
 
     own = Own(torch.nn.LSTM, "lstm", namespace=torch)
 

@@ -13,6 +13,7 @@ from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
 from pydl.ops import _library, _nodes, _recurrent_steps
 from pydl.ops._nodes import is_compiling
+from pydl.ops._projected_lstm import run_projected
 from pydl.ops.dropout import dropout_unasked
 from pydl.ops.linear import lies_in_columns
 
@@ -184,6 +185,8 @@ def _check_unwritten(ctx):
 _apply = _library.eager(_Eager)
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+PROJECTED = (torch.float32, torch.float64)  # the product of two weights would be rounded to 8 bits, or 11
+MANY_UNITS = 128  # from where on a projection to a third of them saves more than our LSTM, which is not smaller for it
 # Steps times sequences from which on ours is quicker; one row is little more than a call and its weights read once.
 LEAST_ROWS = {"rnn_tanh": 2, "rnn_relu": 2, "gru": 2, "lstm": 1}
 # Numbers of an LSTM's weights that stay in no cache of a core: each thread reads them at each step, oneDNN's once.
@@ -235,11 +238,13 @@ class _Call:
             raise TypeError
         self.states = tuple(hx) if kind == "lstm" else (hx,)
         self.kind, self.directions, self.each = kind, 2 if bidirectional else 1, 4 if self.has_biases else 2
+        self.projected = kind == "lstm" and len(self.params) == self.layers * self.directions * (self.each + 1)
+        self.each += self.projected
 
     def weights(self, i):
-        """weight_ih, weight_hh, bias_ih, bias_hh of one layer in one direction, by number."""
+        """weight_ih, weight_hh, bias_ih, bias_hh of one layer in one direction, by number; then weight_hr, if any."""
         own = self.params[i * self.each : (i + 1) * self.each]
-        return own if self.has_biases else (*own, None, None)
+        return own if self.has_biases else (*own[:2], None, None, *own[2:])
 
     def is_served(self):
         """Whether the call is ours; what torch would refuse, it refuses in its own words."""
@@ -249,25 +254,33 @@ class _Call:
         if dtype not in SUPPORTED or input.dim() != (2 if packed else 3) or input.numel() == 0:
             return False
         if len(self.params) != count * self.each or len(states) != (2 if self.kind == "lstm" else 1):
-            return False  # projections have a fifth weight
+            return False
         batch = int(self.batch_sizes[0]) if packed else input.shape[0 if self.batch_first else 1]
-        units = self.params[1].shape[-1]
+        units = outputs = self.params[1].shape[-1]
+        if self.projected:  # in the other direction a packed row's first step is not the first of all
+            if dtype not in PROJECTED or (packed and self.directions == 2) or self.params[-1].dim() != 2:
+                return False
+            units = self.params[-1].shape[1]
+            if units > MANY_UNITS and 3 * outputs < units:
+                return False
         gates = {"gru": 3, "lstm": 4}.get(self.kind, 1) * units
         large = self.kind == "lstm" and dtype == torch.float32 and gates * (features + units) > LARGE
         if large and 1 < batch < ENOUGH_SEQUENCES and input.shape[:-1].numel() > 3 * batch:  # see NOTES of the kernels
             return False
         for i in range(count):
             weight_ih, weight_hh, *biases = self.weights(i)
-            if weight_ih.shape != (gates, features) or weight_hh.shape != (gates, units):
+            if self.projected and biases.pop().shape != (outputs, units):
+                return False
+            if weight_ih.shape != (gates, features) or weight_hh.shape != (gates, outputs):
                 return False
             if any(b is not None and b.shape != (gates,) for b in biases):
                 return False
             if (i + 1) % self.directions == 0:
-                features = units * self.directions
+                features = outputs * self.directions
         tensors = *states, *self.params
         return (
             units > 0
-            and all(s.shape == (count, batch, units) for s in states)
+            and all(s.shape == (count, batch, n) for s, n in zip(states, (outputs, units), strict=False))
             and all(t.dtype == dtype and t.is_cpu for t in tensors)
         )
 
@@ -277,6 +290,9 @@ class _Call:
             return True
         groups = range(self.layers * self.directions)
         return is_torchs(self.input, *self.states) or any(is_torchs(self.input, *self.weights(i)) for i in groups)
+
+    def _lstm(self, ops):
+        return lambda tensors, batch_sizes, reverse: run_layer(ops, "lstm", tensors, batch_sizes, reverse)
 
     def run(self, ops):
         """What torch's function returns."""
@@ -288,9 +304,11 @@ class _Call:
             for direction in range(self.directions):
                 i = layer * self.directions + direction
                 states = initial[i] if self.kind == "lstm" else (*initial[i], None)
-                output, *ended = run_layer(
-                    ops, self.kind, (input, *states, *self.weights(i)), self.batch_sizes, direction == 1
-                )
+                tensors = input, *states, *self.weights(i)
+                if self.projected:
+                    output, *ended = run_projected(self._lstm(ops), tensors, self.batch_sizes, direction == 1)
+                else:
+                    output, *ended = run_layer(ops, self.kind, tensors, self.batch_sizes, direction == 1)
                 outputs.append(output)
                 final.append(ended)
             input = outputs[0] if self.directions == 1 else torch.cat(outputs, -1)
@@ -340,11 +358,12 @@ def rnn_tanh(*args, **kwargs):
         (output, states after the last step), of :func:`lstm` (output, h, c); output is (steps, batch, directions *
         units), or (batch, steps, ...) with batch_first. Nothing depends on the number of threads.
 
-    Torch's own function serves other devices and dtypes, projections, one step of one sequence (but of
-    :func:`lstm`), empty tensors, an input given by name, calls under transforms of torch.func, LSTMs of more than two
-    million weights in float32 for 2 to 15 sequences of more than three steps, and whatever it refuses; and calls under
-    autocast, but for :func:`gru` of float32: torch's keeps the states in float32 there, and rounds to bfloat16 what the
-    products read, which ours need not.
+    Torch's own function serves other devices and dtypes, projections in 16 bits, to less than a third of more than
+    128 units, or of packed sequences in two directions, one step of one sequence (but of :func:`lstm`), empty
+    tensors, an input given by name, calls under transforms of torch.func, LSTMs of more than two million weights in
+    float32 for 2 to 15 sequences of more than three steps, and whatever it refuses; and calls under autocast, but
+    for :func:`gru` of float32: torch's keeps the states in float32 there, and rounds to bfloat16 what the products
+    read, which ours need not.
     """
     return _serve("rnn_tanh", torch.rnn_tanh, args, kwargs)
 

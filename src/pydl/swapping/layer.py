@@ -40,8 +40,6 @@ def why_left(layer):
         return _why_not_served(layer, cls)
     if not isinstance(layer.__dict__.get("forward"), SwappedForward | None):
         return "its forward was replaced on the instance"
-    if getattr(layer, "proj_size", 0):
-        return "projections (proj_size) are served by torch"
     return why_not_dtype(layer)
 
 
