@@ -14,12 +14,15 @@ def case(
 ):
     layers, directions = options.get("num_layers", 1), 2 if options.get("bidirectional") else 1
     theirs = getattr(torch.nn, cls)(features, units, **options).to(dtype)
-    widths = [features] + [units * directions] * (layers - 1)
-    products = sum(w + units for w in widths) * directions * GATES[cls] * units * steps * batch
+    projected = options.get("proj_size", 0)
+    outputs = projected or units
+    widths = [features] + [outputs * directions] * (layers - 1)
+    numbers = sum((w + outputs) * GATES[cls] * units + projected * units for w in widths)
+    products = numbers * directions * steps * batch
 
     def inputs():
         x = torch.randn(steps, batch, features, dtype=dtype).requires_grad_()
-        grad = torch.randn(steps, batch, units * directions, dtype=dtype)
+        grad = torch.randn(steps, batch, outputs * directions, dtype=dtype)
         weights = [p.detach().clone().requires_grad_() for p in theirs.parameters()]
         return [x, *weights, grad]
 
@@ -49,6 +52,7 @@ def case(
     name += "".join(
         f" {k}" for k, v in {"2 layers": layers == 2, "2 directions": directions == 2, "forward": forward}.items() if v
     )
+    name += f" to {projected}" if projected else ""
     return Case(
         "recurrent",
         name,
@@ -76,6 +80,8 @@ CASES = [
     case("LSTM", 500, 64, 100, features=100, num_layers=2, bidirectional=True, target=(0.95, 0.95)),
     case("GRU", 1, 1, 256, forward=True, target=(0.95, 0.95)),
     case("LSTM", 64, 1, 256, forward=True),
+    case("LSTM", 35, 32, 256, proj_size=128, target=(0.95, 0.95)),
+    case("LSTM", 32, 256, 64, proj_size=32, target=(0.95, 0.95)),
     case("GRU", 35, 32, 256, dtype=torch.bfloat16),
 ]
 

@@ -5,13 +5,10 @@ import time
 
 import torch
 
-from pydl import backend, models
+from pydl import backend
 from pydl.errors import CheckpointError, OptionError
 from pydl.text import Tokenizer, continued
-from pydl.training import checkpoint
-from pydl.training.build import build
-from pydl.training.config import Config
-from pydl.training.place import place
+from pydl.training import trained
 
 
 class Writer:
@@ -28,26 +25,14 @@ class Writer:
     """
 
     def __init__(self, path, device=None, backend_name=None):
-        content = checkpoint.load(path)
-        try:
-            config = Config(**content["config"])
-        except TypeError:
-            raise CheckpointError(f"{path}: the checkpoint was written by another version of pydl") from None
-        if config.model not in models.names("language"):
-            raise CheckpointError(f"{path}: expected the checkpoint of a language model, got one of {config.model}")
-        self.tokenizer = Tokenizer(config.tokens, content["classes"], content.get("tokenizer"))
+        content, self.config = trained.read(path, "language")
+        self.tokenizer = Tokenizer(self.config.tokens, content["classes"], content.get("tokenizer"))
         if self.tokenizer.vocab.idx_to_token != content["classes"]:
             raise CheckpointError(f"{path}: expected a vocabulary of tokens that differ, <unk> first, got another list")
-        config.device, config.backend = device, backend_name
-        self.backend, self.device = place(config)
-        with torch.random.fork_rng(devices=[]), backend.use(self.backend):
-            model = build(config, len(self.tokenizer.vocab), None)
-            if hasattr(model, "make_room"):
-                model.make_room(content["model"])
-            if why := checkpoint.mismatch(model, content["model"]):
-                raise CheckpointError(f"{path}: the checkpoint does not fit {config.model}: {why}")
-            model.load_state_dict(content["model"])
-        self.config, self.model = config, model.to(self.device).eval()
+        sizes = len(self.tokenizer.vocab), None
+        self.model, self.backend, self.device = trained.load_model(
+            path, content, self.config, device, backend_name, *sizes
+        )
 
     def __call__(self, prefix, length=200, temperature=1.0, top_k=None, seed=0, top_p=None):
         """``prefix`` and the text of the ``length`` tokens that the model writes after it.

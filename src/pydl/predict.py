@@ -6,15 +6,12 @@ from pathlib import Path
 
 import torch
 
-from pydl import backend, data, models
+from pydl import backend, data
 from pydl.errors import CheckpointError, MissingExtra
-from pydl.training import checkpoint
-from pydl.training.build import build
-from pydl.training.config import Config
-from pydl.training.place import place
 
 BATCH = 64
 CAPTION, SIDE = 22, 168  # pixels: the strip under a saved picture, and the least width it is enlarged to
+from pydl.training import trained
 
 
 @dataclass
@@ -35,24 +32,16 @@ class Predictor:
     """A trained model with the classes and the preprocessing of its training."""
 
     def __init__(self, path, device=None, backend_name=None):
-        content = checkpoint.load(path)
+        content, self.config = trained.read(path, "classifier")
+        self.classes = tuple(content["classes"])
         try:
-            config = Config(**content["config"])
-            self.classes = tuple(content["classes"])
-            preprocessing = content["preprocessing"] or {"size": (), "mean": (), "std": ()}  # none of a regression
-            self.preprocessing = data.Preprocessing(**{k: tuple(v) for k, v in preprocessing.items()})
-        except (TypeError, KeyError):
+            self.preprocessing = data.Preprocessing(**{k: tuple(v) for k, v in content["preprocessing"].items()})
+        except TypeError:
             raise CheckpointError(f"{path}: the checkpoint was written by another version of pydl") from None
-        if models.kind(config.model) != "classifier":
-            raise CheckpointError(f"{path}: expected the checkpoint of a classifier, got one of {config.model}")
-        config.device, config.backend = device, backend_name
-        self.backend, self.device = place(config)
-        with torch.random.fork_rng(devices=[]), backend.use(self.backend):
-            model = build(config, len(self.classes), self.preprocessing)
-            if why := checkpoint.mismatch(model, content["model"]):
-                raise CheckpointError(f"{path}: the checkpoint does not fit {config.model}: {why}")
-            model.load_state_dict(content["model"])
-        self.config, self.model = config, model.to(self.device).eval()
+        sizes = len(self.classes), self.preprocessing
+        self.model, self.backend, self.device = trained.load_model(
+            path, content, self.config, device, backend_name, *sizes
+        )
 
     @torch.no_grad()
     def probabilities(self, images):

@@ -23,6 +23,7 @@ from pydl.training.loop import Interrupted, loop
 from pydl.training.place import place
 from pydl.training.processes import environment, joined
 from pydl.training.result import Result
+from pydl.training.trained import config_of
 from pydl.training.translation import TranslationLearner
 
 __all__ = ["Config", "Interrupted", "Result", "cross_validate", "learners", "resumed", "train"]
@@ -179,10 +180,7 @@ def resumed(path, **changes):
         CheckpointError: for a file that is no checkpoint of ``pydl train``.
     """
     content = checkpoint.load(path)
-    try:
-        config = dataclasses.replace(Config(**content["config"]), **changes)
-    except (KeyError, TypeError):
-        raise CheckpointError(f"{path}: the checkpoint was written by another version of pydl") from None
+    config = dataclasses.replace(config_of(path, content), **changes)
     content["folder"] = checkpoint.find(path).parent
     return config, content
 

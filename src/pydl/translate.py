@@ -2,14 +2,11 @@
 
 import torch
 
-from pydl import backend, models
+from pydl import backend
 from pydl.data.translation import CLEANED
 from pydl.errors import CheckpointError, MissingExtra, OptionError
 from pydl.text import Vocab, beam_search
-from pydl.training import checkpoint, curves, heatmaps
-from pydl.training.build import build
-from pydl.training.config import Config
-from pydl.training.place import place
+from pydl.training import curves, heatmaps, trained
 from pydl.training.translation import weights_of
 
 
@@ -24,26 +21,16 @@ class Translator:
     """
 
     def __init__(self, path, device=None, backend_name=None):
-        content = checkpoint.load(path)
-        try:
-            config = Config(**content["config"])
-        except TypeError:
-            raise CheckpointError(f"{path}: the checkpoint was written by another version of pydl") from None
-        if config.model not in models.names("translation"):
-            raise CheckpointError(f"{path}: expected the checkpoint of a translator, got one of {config.model}")
+        content, self.config = trained.read(path, "translation")
         lists = content.get("source"), content["classes"]
         self.vocabs = [Vocab(reserved_tokens=tokens) for tokens in lists]
         if any(vocab.idx_to_token != tokens for vocab, tokens in zip(self.vocabs, lists, strict=True)):
             raise CheckpointError(f"{path}: expected vocabularies of words that differ, <unk> first, got other lists")
-        config.device, config.backend = device, backend_name
-        self.backend, self.device = place(config)
-        with torch.random.fork_rng(devices=[]), backend.use(self.backend):
-            source_vocab, vocab = self.vocabs
-            model = build(config, len(vocab), None, len(source_vocab))
-            if why := checkpoint.mismatch(model, content["model"]):
-                raise CheckpointError(f"{path}: the checkpoint does not fit {config.model}: {why}")
-            model.load_state_dict(content["model"])
-        self.config, self.model = config, model.to(self.device).eval()
+        source_vocab, vocab = self.vocabs
+        sizes = len(vocab), None, len(source_vocab)
+        self.model, self.backend, self.device = trained.load_model(
+            path, content, self.config, device, backend_name, *sizes
+        )
 
     def words(self, sentence):
         """The words of ``sentence``, cleaned as the data set's.

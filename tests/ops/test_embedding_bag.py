@@ -130,6 +130,12 @@ def test_what_is_left_to_torch(monkeypatch):
     assert not ours_ran(lambda: embedding_bag(ids, weight, mode="max"))
     assert not ours_ran(lambda: embedding_bag(ids, weight, mode="sum", per_sample_weights=factors))
     assert not ours_ran(lambda: torch.compile(embedding_bag, backend="eager", fullgraph=True)(ids, weight))
+    for end, ours in (
+        (3, True),
+        (2, False),
+    ):  # places beyond the last bag: its gradient is torch's
+        offsets = torch.tensor([0, 1, end])
+        assert ours == ours_ran(lambda o=offsets: embedding_bag(ids[0], weight, o, include_last_offset=True))
     with pydl.backend.use("torch"):
         assert not ours_ran(lambda: embedding_bag(ids, weight))
     monkeypatch.undo()

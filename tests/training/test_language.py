@@ -49,7 +49,7 @@ def documented(name, label):
     return next(line.split(":")[1].split()[0].strip(".,") for line in lines if line.strip().startswith(label))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, *models.names("translation")])
 def test_parameters_and_flops_are_those_of_the_docstring(model):
     net = models.get(model)
     assert f"{sum(p.numel() for p in net.parameters()):,}" == documented(model, "Parameters")

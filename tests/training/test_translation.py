@@ -53,20 +53,6 @@ def batch():
     return source, torch.tensor([7, 3, 5]), target
 
 
-def documented(name, label):
-    lines = models.builder(name).__doc__.splitlines()
-    return next(line.split(":")[1].split()[0].strip(".,") for line in lines if line.strip().startswith(label))
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_parameters_and_flops_are_those_of_the_docstring(model):
-    net = models.get(model)
-    assert f"{sum(p.numel() for p in net.parameters()):,}" == documented(model, "Parameters")
-    matrices = sum(p.numel() for name, p in net.named_parameters() if p.dim() == 2 and "embedding" not in name)
-    assert f"{2 * matrices:,}" == documented(model, "FLOPs")
-    assert "Source: " in models.builder(model).__doc__
-
-
 @pytest.mark.parametrize("model, own", FORMS)
 def test_word_by_word_is_as_all_at_once(model, own):
     """What later words are is not seen, nor what stands behind a source's length; rows do not see each other."""

@@ -47,6 +47,16 @@ def integer(op, name, value, what="an integer"):
         raise TypeError(f"{op}: expected {name} to be {what}, got {value!r}") from None
 
 
+def one_integer(op, name, value):
+    """An argument of a 1-D op that is one integer, or a sequence of one."""
+    if isinstance(value, tuple | list):
+        numbers = tuple(integer(op, name, number) for number in value)
+        if len(numbers) != 1:
+            raise RuntimeError(f"{op}: expected {name} to be one number, got {numbers}")
+        return numbers[0]
+    return integer(op, name, value)
+
+
 def number(op, name, value):
     """An argument that is one number: numpy's and tensors of no dimensions too."""
     if type(value) is float or isinstance(value, int | torch.SymFloat | torch.SymInt):

@@ -13,7 +13,7 @@ from pydl.aside import is_torchs
 from pydl.ops import _library, _nodes
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._nodes import is_compiling
-from pydl.ops._options import integer
+from pydl.ops._options import integer, one_integer
 from pydl.ops.conv2d import SUPPORTED, conv2d_unasked
 from pydl.ops.conv_transpose2d import conv_transpose2d_unasked
 
@@ -52,7 +52,11 @@ def conv1d_unasked(input, weight, bias, stride, padding, dilation, groups):
     options = stride, padding, dilation, groups
     if not _is_served(op, input, weight):
         return F.conv1d(input, weight, bias, *options)
-    stride, dilation, groups = _one(op, "stride", stride), _one(op, "dilation", dilation), integer(op, "groups", groups)
+    stride, dilation, groups = (
+        one_integer(op, "stride", stride),
+        one_integer(op, "dilation", dilation),
+        integer(op, "groups", groups),
+    )
     _check(op, input, weight, bias, groups)
     reach = dilation * (weight.shape[2] - 1) + 1
     if isinstance(padding, str):
@@ -62,7 +66,7 @@ def conv1d_unasked(input, weight, bias, stride, padding, dilation, groups):
             _refuse(op, "stride to be 1 with padding 'same'", stride)
         room = reach - 1 if padding == "same" else 0
     else:
-        padding = _one(op, "padding", padding)
+        padding = one_integer(op, "padding", padding)
         room = 2 * padding
     for name, number, least in (("stride", stride, 1), ("dilation", dilation, 1), ("padding", room, 0)):
         if number < least:
@@ -108,8 +112,12 @@ def conv_transpose1d_unasked(input, weight, bias, stride, padding, output_paddin
     op = "conv_transpose1d"
     if not _is_served(op, input, weight):
         return F.conv_transpose1d(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    stride, dilation, groups = _one(op, "stride", stride), _one(op, "dilation", dilation), integer(op, "groups", groups)
-    padding, more = _one(op, "padding", padding), _one(op, "output_padding", output_padding)
+    stride, dilation, groups = (
+        one_integer(op, "stride", stride),
+        one_integer(op, "dilation", dilation),
+        integer(op, "groups", groups),
+    )
+    padding, more = one_integer(op, "padding", padding), one_integer(op, "output_padding", output_padding)
     _check(op, input, weight, bias, groups, transposed=True)
     for name, number, least in (("stride", stride, 1), ("dilation", dilation, 1), ("padding", padding, 0)):
         if number < least:
@@ -139,16 +147,6 @@ def _row(input):
 
 def _refuse(op, rule, got):
     raise RuntimeError(f"{op}: expected {rule}, got {got}")
-
-
-def _one(op, name, value):
-    """An argument that is one integer, or a sequence of one."""
-    if isinstance(value, tuple | list):
-        numbers = tuple(integer(op, name, number) for number in value)
-        if len(numbers) != 1:
-            _refuse(op, f"{name} to be one number", numbers)
-        return numbers[0]
-    return integer(op, name, value)
 
 
 def _check(op, input, weight, bias, groups, transposed=False):

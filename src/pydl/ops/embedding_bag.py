@@ -113,10 +113,10 @@ def embedding_bag(
         norm_type: of ``max_norm``.
         scale_grad_by_freq: divides the gradient of a row by a count, which is torch's: it takes other rows' counts.
         mode: ``"sum"``, ``"mean"``, or ``"max"``, which is torch's.
-        sparse: a sparse gradient, which is torch's. Fewer than 2^15 numbers that are looked up, weights of samples that
+        sparse: a sparse gradient, which is torch's. Fewer than 2^16 numbers that are looked up, weights of samples that
             want a gradient, and calls without a gradient, are so too.
         per_sample_weights: of the shape of ``input``, with ``"sum"``: a factor for each row.
-        include_last_offset: whether ``offsets`` ends with the end of the last bag.
+        include_last_offset: whether ``offsets`` ends with the end of the last bag; one before the input's is torch's.
         padding_idx: a row that counts in no bag.
 
     Returns:
@@ -185,6 +185,8 @@ def _is_served(input, weight, offsets, mode, per_sample_weights, include_last_of
             per_sample_weights.requires_grad
             or (mode, per_sample_weights.dtype, per_sample_weights.shape) != ("sum", weight.dtype, input.shape)
         ):
+            return False
+        if include_last_offset and int(offsets[-1]) != input.numel():
             return False
         rows = weight.shape[0]
         if padding_idx is not None and (type(padding_idx) is not int or not -rows <= padding_idx < rows):

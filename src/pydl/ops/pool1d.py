@@ -8,7 +8,7 @@ from pydl.aside import is_torchs
 from pydl.ops import _library, _nodes, _pool2d
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._nodes import is_compiling
-from pydl.ops._options import integer, switch
+from pydl.ops._options import one_integer, switch
 from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d_unasked, adaptive_max_pool2d_unasked, equal_windows
 from pydl.ops.avg_pool2d import avg_pool2d_unasked
 from pydl.ops.max_pool2d import max_pool2d_unasked
@@ -23,23 +23,13 @@ def _is_served(input, op):
     return input.dtype in _pool2d.SUPPORTED and backend.ops_for(input, op) is not None
 
 
-def _one(op, name, value):
-    """An argument that is one integer, or a sequence of one."""
-    if isinstance(value, tuple | list):
-        numbers = tuple(integer(op, name, number) for number in value)
-        if len(numbers) != 1:
-            raise RuntimeError(f"{op}: expected {name} to be one number, got {numbers}")
-        return numbers[0]
-    return integer(op, name, value)
-
-
 def _window(op, input, kernel_size, stride, padding, dilation, ceil_mode):
     """((1, kernel_size), (1, stride), (0, padding), (1, dilation), ceil_mode), checked."""
-    kernel_size = _one(op, "kernel_size", kernel_size)
+    kernel_size = one_integer(op, "kernel_size", kernel_size)
     if stride is None or (isinstance(stride, tuple | list) and not stride):
         stride = kernel_size
-    stride = _one(op, "stride", stride)
-    padding, dilation = _one(op, "padding", padding), _one(op, "dilation", dilation)
+    stride = one_integer(op, "stride", stride)
+    padding, dilation = one_integer(op, "padding", padding), one_integer(op, "dilation", dilation)
     ceil_mode = switch(op, "ceil_mode", ceil_mode)
     for name, value, least in (
         ("kernel_size", kernel_size, 1),

@@ -1,5 +1,7 @@
 """A translator in training: batches of sentences of about a length, the loss per word, and how well it translates."""
 
+import importlib.util
+
 import torch
 
 import pydl.nn
@@ -25,10 +27,8 @@ class TranslationLearner(Learner):
     unit = "tokens"
 
     def __init__(self, config, train, test, dataset, backend_name, device, processes=None):
-        try:
-            import sacrebleu  # noqa: F401  (said before the first epoch)
-        except ImportError:
-            raise MissingExtra("the score BLEU of a translation", "sacrebleu") from None
+        if importlib.util.find_spec("sacrebleu") is None:  # said before the first epoch
+            raise MissingExtra("the score BLEU of a translation", "sacrebleu")
         self.source_vocab, self.vocab = dataset.source_vocab, dataset.target_vocab
         super().__init__(config, train, test, len(self.vocab), backend_name, device, processes)
 
