@@ -69,12 +69,12 @@ def test_the_whole_line(name, device):
         x = torch.cat([torch.linspace(-20, 20, 4001), torch.linspace(-1e-3, 1e-3, 99)]).to(dtype)
         compare(name, x)
         special = SPECIAL.to(dtype)
+        # one number at a time: torch's vectors of AVX-512 have nan for GELU of inf, where its scalar code has inf
+        alone = [passes(FUNCTIONS[name], F, x, torch.ones(1)) for x in special.split(1)]
         for actual, expected in zip(
-            passes(FUNCTIONS[name], PF, special, torch.ones(11)),
-            passes(FUNCTIONS[name], F, special, torch.ones(11)),
-            strict=True,
+            passes(FUNCTIONS[name], PF, special, torch.ones(11)), zip(*alone, strict=True), strict=True
         ):
-            assert_close(actual, expected, dtype)
+            assert_close(actual, torch.cat(expected), dtype)
 
 
 def test_small_numbers_keep_their_digits(device):

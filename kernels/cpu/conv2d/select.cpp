@@ -42,6 +42,9 @@ bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
   const int64_t in_block = p.in_channels * (p.in_height + p.kernel_height) * (p.in_width + p.kernel_width);
   const int64_t out_block = p.out_channels * p.out_height * p.out_width;
   if (!full || taps == 1) return false;
+  // pairs of bfloat16 fill vectors of channels twice as fast (measured on Zen 5: x 1.1 to 2.7)
+  const int64_t results = pass == Conv2dPass::backward_input ? p.in_channels : p.out_channels;
+  if (multiplies_pairs(p) && results >= vector) return false;
   if (pass == Conv2dPass::forward) return in_block <= (p.batch > vector ? 1 << 14 : 1 << 13);
   if (pass == Conv2dPass::backward_input) return out_block <= (p.in_channels <= 6 ? 1 << 16 : 1 << 14);
   if (p.in_channels == 1 && p.out_channels >= 32) return false;  // GEMM's columns are full as well
@@ -54,8 +57,14 @@ bool winograd_pays(const Params& p, Pass pass) {
   const bool batch = few && direct::batch::serves(p, pass) && batch_pays(p, pass);
   return winograd::pays(p, pass) && !batch;
 }
+// Measured on Zen 5: passes take 0.8 to 0.9 of the time of chunks where they multiply pairs of bfloat16.
 bool chunks_pay(const Params& p, Pass pass) {
-  return winograd_pays(p, pass) && winograd::weight_chunks::pays(p);
+  return winograd_pays(p, pass) && winograd::weight_chunks::pays(p) && !multiplies_pairs(p);
+}
+// Measured on Zen 5: rows against slabs of pairs of bfloat16 take 1.1 to 1.2 of their time.
+bool rows_pay(const Params& p, Pass pass) {
+  const bool full = multiplies_pairs(p) && pass == Pass::forward && p.out_channels >= kVectorBytes / 4;
+  return direct::rows::pays(p, pass) && !full;
 }
 
 // Slabs, unless vectors of pixels are full where those of channels are not; or the convolution is a matrix product as
@@ -76,9 +85,20 @@ bool slabs_pay(const Params& p, Pass pass) {
 // Where a cell's line fills vectors. One part a side that does not overlap others is a product as it lies for slabs too.
 bool cells_pay(const Params& p, Pass) { return p.stride_width % lanes<float> == 0; }
 
-// Measured on Zen 3, 1x1 kernels of the networks, forced in turns (NOTES.md); wider vectors keep what was measured on
-// them.
+// 1x1 kernels of the networks, forced in turns (NOTES.md): measured on Zen 3 for vectors of 32 bytes, on Zen 5 for those
+// of 64.
+bool product_pays_wide(const Params& p, Pass pass) {
+  if (multiplies_pairs(p)) return false;
+  constexpr int64_t kFewRows = 2048, kPixels = 64, kFewResults = 32;
+  const bool forward = pass == Pass::forward;
+  const int64_t image = p.out_height * p.out_width, pixels = p.batch * image;
+  if (pass == Pass::backward_weight || (forward ? p.output_stride : p.input_stride)[1] == 1) return pixels <= kFewRows;
+  // every image packs its panels for the weights to pass by
+  return p.dtype != DType::bf16 && (image >= kPixels || (forward && p.out_channels <= kFewResults));
+}
+
 bool product_pays(const Params& p, Pass pass) {
+  if (kVectorBytes == 64) return product_pays_wide(p, pass);
   if (kVectorBytes != 32) return false;
   constexpr int64_t kNear = 1 << 19;  // numbers in 2 MB
   constexpr int64_t kFewRows = 8192, kFewPixels = 32, kSomeResults = 96, kSomeWeights = 1 << 14;
@@ -94,7 +114,7 @@ bool product_pays(const Params& p, Pass pass) {
   return p.dtype != DType::bf16 && image >= kFewPixels && weights < kNear && !few;
 }
 
-// The same machine: copies pay for a stride where images are small, and where an image's planes do not fill the vectors.
+// On the Zen 3: copies pay for a stride where images are small, and where an image's planes do not fill the vectors.
 bool gathered_pays(const Params& p, Pass pass) {
   if (kVectorBytes != 32) return false;
   constexpr int64_t kFewPixels = 32;
@@ -108,7 +128,12 @@ bool gathered_pays(const Params& p, Pass pass) {
 // Zen 3: slabs take 0.6 to 0.9 of their time then).
 bool pointwise_pays(const Params& p, Pass) {
   const bool skips = p.input_stride[1] != 1 && p.stride_width > 1;
-  return !multiplies_pairs(p) && !skips;
+  // few weights in channels_last (measured on Zen 5: slabs take 0.75 to 0.95 of their time)
+  constexpr int64_t kFewWeights = 96 * 96, kFewInputs = 32, kHalfPanel = 16;
+  const bool few = kVectorBytes == 64 && p.in_channels * p.out_channels <= kFewWeights &&
+                   p.in_channels >= kFewInputs && p.out_channels % kHalfPanel == 0 && p.input_stride[1] == 1 &&
+                   p.output_stride[1] == 1;
+  return !multiplies_pairs(p) && !skips && !few;
 }
 #endif
 
@@ -138,7 +163,7 @@ constexpr Choice kForward[] = {
     {"depthwise.pixels", depthwise::pixels::serves, depthwise_pays, PYDL_CHOICE(depthwise::pixels)},
     {"depthwise.planes", depthwise::planes::serves, depthwise_pays, PYDL_CHOICE(depthwise::planes)},
     {"winograd.tiles", winograd::tiles::serves, winograd_pays, PYDL_CHOICE(winograd::tiles), false},
-    {"direct.rows", direct::rows::serves, direct::rows::pays, PYDL_CHOICE(direct::rows)},
+    {"direct.rows", direct::rows::serves, rows_pay, PYDL_CHOICE(direct::rows)},
     {"direct.batch", direct::batch::serves, batch_pays, PYDL_CHOICE(direct::batch)},
     {"implicit.cells", implicit::cells::serves, cells_pay, PYDL_CHOICE(implicit::cells), false},
     {"implicit.gathered", implicit::gathered::serves, gathered_pays, PYDL_CHOICE(implicit::gathered)},

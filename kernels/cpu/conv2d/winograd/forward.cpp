@@ -192,9 +192,15 @@ bool pays(const Conv2dParams& p, Conv2dPass pass) {
   const int64_t tiles = p.batch * ceil_div(p.out_height, tile) * ceil_div(p.out_width, tile);
   if (tiles < 8 && pass != Conv2dPass::backward_weight && p.in_channels * p.out_channels < 256 * 256)
     return false;
-  // where pairs of bf16 are multiplied at twice the rate, fewer products gain less
-  if (p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot())
-    return min_of(p.in_channels, p.out_channels) >= (p.kernel_height == 3 ? 32 : 96);
+  // where pairs of bf16 are multiplied at twice the rate, fewer products gain less: below some hundred pixels nothing,
+  // and what one core transforms and the other multiplies costs time when they are far apart
+  if (p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot()) {
+    constexpr int64_t kFewPixels = 384;
+    const int64_t pixels = p.batch * p.out_height * p.out_width, least = min_of(p.in_channels, p.out_channels);
+    const bool weight = pass == Conv2dPass::backward_weight;
+    if (p.kernel_height == 5) return weight && pixels <= kFewPixels && least >= 24;
+    return least >= 32 && (weight || pixels >= kFewPixels);
+  }
   const int64_t least = p.kernel_height == 3 ? 8 : 16;
   return p.out_channels >= least && (p.in_channels >= least || pass == Conv2dPass::backward_input);
 }
