@@ -101,7 +101,7 @@ def test_half_input_with_float32_parameters(device, dtype, training):
         pytest.param((64, 3, 40, 40), COLUMNS, torch.float32, marks=pytest.mark.large),
         pytest.param((64, 3, 40, 40), COLUMNS, torch.float64, marks=pytest.mark.large),
         pytest.param((9000, 70), ROWS, torch.float32, marks=pytest.mark.large),
-        ((9000, 70), ROWS, torch.float64),
+        pytest.param((9000, 70), ROWS, torch.float64, marks=pytest.mark.large),
     ],
 )
 def test_mean_far_above_deviation(device, shape, memory_format, dtype):

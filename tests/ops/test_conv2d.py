@@ -155,8 +155,10 @@ def cases():
     """Shapes; those that only the CPU has kernels of its own for are left out on other backends."""
     cpu_alone = ("ResNeXt: ", "first layer in ", "first layer, ", "1x1, ", "rows ", "wide image: ", "tall image: ")
     cpu_alone += ("several images per region", "depthwise 3x3 in rows", "depthwise stride 2, odd and several vectors")
+    large = "kernel as large as a large stride", "many pixels, few channels", "first layer of many channels"
     for name in SHAPES:
-        yield pytest.param(name, marks=[pytest.mark.cpu_kernels] if name.startswith(cpu_alone) else [])
+        marks = [pytest.mark.cpu_kernels] if name.startswith(cpu_alone) else []
+        yield pytest.param(name, marks=marks + [pytest.mark.large] * (name in large))
 
 
 @pytest.mark.parametrize("name", list(cases()))

@@ -71,6 +71,24 @@ def test_one_number_spoils_what_it_reaches(device, name, which, channels_last, v
 
 
 @pytest.mark.cpu_kernels
+@pytest.mark.parametrize("kernel", [(5, 5), (4, 3), (2, 1)], ids=str)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_pairs_of_rows_of_bfloat16_keep_to_their_windows(device, kernel, dilation):
+    """A pair's second weight may be missing: it must not meet the pixel there. Every pixel in turn is an inf."""
+    size, options = (2, 1, 7, 19), {"stride": (2, 1), "padding": (2, 1), "dilation": dilation}
+    x, w = torch.randn(size).bfloat16(), torch.randn(20, 1, *kernel).bfloat16()
+    with asked("implicit.slabs", "forward"):
+        for row in range(size[2]):
+            spoiled = x.clone()
+            spoiled[1, 0, row, 3 * row % 19] = math.inf
+            actual = PF.conv2d(spoiled.to(device), w.to(device), **options).cpu()
+            expected = F.conv2d(spoiled.double(), w.double(), **options)
+            assert torch.equal(actual.isfinite(), expected.isfinite())
+            reached = expected.isfinite()
+            torch.testing.assert_close(actual.double()[reached], expected[reached], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("algorithm", ["winograd", "implicit.phases", "implicit.cells"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_another_algorithm_makes_the_pass_again(device, algorithm, dtype):

@@ -134,12 +134,37 @@ static void transpose_line(const T* from, int64_t channel_stride, int64_t channe
   }
 }
 
+#if defined(PYDL_BF16_DOT)
+// Pixels that lie side by side, of an odd number of channels up to a vector's lanes: a zero fills the last pair of each.
+static void fill_pairs(const bf16* from, int64_t channels, int64_t pixels, bf16_pair* to) {
+  const int64_t elements = ceil_div(channels, 2), step = lanes<float> / elements;
+  uint16_t words[2 * lanes<float>] = {};
+  uint32_t kept = 0;
+  for (int64_t i = 0; i < 2 * elements * step; ++i)
+    if (const int64_t channel = i % (2 * elements); channel < channels) {
+      words[i] = static_cast<uint16_t>(i / (2 * elements) * channels + channel);
+      kept |= uint32_t{1} << i;
+    }
+  u32v index;
+  memcpy(&index, words, sizeof index);
+  for (int64_t j = 0; j < pixels; j += step) {
+    const int64_t n = min_of(step, pixels - j);
+    const u32v x = load_words_n(from + j * channels, n * channels);
+    store_words_n(to + j * elements, pick_words(x, index, kept), n * 2 * elements);
+  }
+}
+#endif
+
 // One line of a slab, from the pixels at `from`.
 template <class T, class E>
 static void copy_line(const T* from, const int64_t* stride, int64_t channels, int64_t pixels, E* to,
                       int64_t pitch) {
   if (stride[1] == 1 || channels == 1) {  // the only channel of planes lies as channels_last would
     if constexpr (__is_same(E, bf16_pair)) {
+#if defined(PYDL_BF16_DOT)
+      if (channels % 2 && channels <= lanes<float> && stride[3] == channels && pitch == ceil_div(channels, 2))
+        return fill_pairs(from, channels, pixels, to);
+#endif
       for (int64_t j = 0; j < pixels; ++j, from += stride[3], to += pitch) {
         copy_strided(reinterpret_cast<float*>(to), reinterpret_cast<const float*>(from), 1, channels / 2);
         if (channels % 2) to[channels / 2] = {from[channels - 1], {0}};
@@ -236,5 +261,31 @@ static void copy_slab(const Windows<T>& w, const Region& region, const Reach& y,
     copy_line(from, w.stride, w.channels, pixels, to, pitch);
   });
 }
+
+#if defined(PYDL_BF16_DOT)
+// The slab of a single channel whose elements pair a row with the next one that a window's column sees; `alone`: after
+// each line one of the row alone.
+static void copy_rows_in_pairs(const Windows<bf16>& w, const Region& region, const Reach& y, const Reach& x,
+                               bf16_pair* slab, bool alone) {
+  const int64_t rows = y.covered(region.rows), columns = x.covered(region.columns);
+  const int64_t first_row = region.row * y.step + y.low, first_column = region.column * x.step + x.low;
+  const auto bits = [&](const bf16* image, int64_t row, int64_t j) {
+    if (row < 0 || row >= w.y.in_size) return u16h{};
+    const int64_t column = first_column + j;
+    return load_bits_between(image + row * w.stride[2] + column, -column, w.x.in_size - column);
+  };
+  for (int64_t n = 0; n < region.images; ++n) {
+    const bf16* image = w.data + (region.image + n) * w.stride[0];
+    for (int64_t r = 0; r < rows; ++r, slab += (alone ? 2 : 1) * columns)
+      for (int64_t j = 0; j < columns; j += lanes<float>) {
+        const int64_t count = min_of(lanes<float>, columns - j), row = first_row + r;
+        const u16h here = bits(image, row, j), below = bits(image, row + w.y.spacing, j);
+        float* to = reinterpret_cast<float*>(slab + j);
+        store_n(to, bit_cast<vec<float>>(side_by_side(here, below)), count);
+        if (alone) store_n(to + columns, bit_cast<vec<float>>(widen_bits(here)), count);
+      }
+  }
+}
+#endif
 
 }  // namespace pydl::cpu::PYDL_ISA::implicit

@@ -182,6 +182,16 @@ struct Task {
 };
 
 template <class T, class E>
+void copy(const SlabPlan<T, E>& plan, const Windows<T>& windows, const Region& region, E* slab) {
+#if defined(PYDL_BF16_DOT)
+  if constexpr (__is_same(E, bf16_pair))
+    if (plan.rows_in_pairs)
+      return copy_rows_in_pairs(windows, region, plan.y, plan.x, slab, plan.lines() > 1);
+#endif
+  copy_slab(windows, region, plan.y, plan.x, slab, plan.pitch);
+}
+
+template <class T, class E>
 void run_problem(const SlabPlan<T, E>& plan, void* scratch, const Parallel& parallel) {
   using A = acc_of<E>;
   const WindowProduct<T>& g = plan.product;
@@ -220,7 +230,7 @@ void run_problem(const SlabPlan<T, E>& plan, void* scratch, const Parallel& para
         } else {
           Region whole = region;
           whole.columns = plan.regions.columns;  // the same distance between rows at the right edge
-          if (copied != i) copy_slab(windows, whole, plan.y, plan.x, slab, plan.pitch);
+          if (copied != i) copy(plan, windows, whole, slab);
           copied = i;
           const int64_t row = plan.row_stride();
           view = {slab, plan.y.covered(region.rows) * row, row * plan.y.step, plan.pitch * plan.x.step};

@@ -66,6 +66,10 @@ struct SlabPlan {
   int64_t result_height, result_width, phases_y, phases_x;
   Reach y, x;
   bool direct, dense, any_staged, stream;
+  // bf16 of one channel: an element pairs a pixel with the one a tap below, so that no half of it idles. Each row of the
+  // slab has a line of these and, for the last of an odd number of taps, one of pixels alone: a pair whose second
+  // weight is zero would spread what is not finite there.
+  bool rows_in_pairs;
   int64_t pieces;                          // that the channels of a tap are cut into, so that sums stay short
   int64_t elements, pitch, segment_depth;  // per pixel, between pixels, per segment
   int64_t tiles, tile_elements, parts;
@@ -83,6 +87,8 @@ struct SlabPlan {
         y(reach(true)),
         x(reach(false)),
         direct(readable_in_place()),
+        rows_in_pairs(__is_same(E, bf16_pair) && forward && !direct && product.windows.channels == 1 &&
+                      p.kernel_height > 1 && product.windows.stride[3] == 1),
         regions(1, 1, 1, {1, 0, 1}, {1, 0, 1}, 1, 1, 1) {
     const Windows<T>& w = product.windows;
     elements = ceil_div(w.channels, per_element<E>);
@@ -93,7 +99,7 @@ struct SlabPlan {
       while (elements / pieces > 192 && elements % (2 * pieces) == 0) pieces *= 2;
     segment_depth = dense ? p.kernel_width * elements : elements / pieces;
     tiles = ceil_div(product.channels, kNr<A>);
-    tile_elements = taps() * elements * kNr<A>;
+    tile_elements = ceil_div(p.kernel_height, rows_in_pairs ? 2 : 1) * p.kernel_width * elements * kNr<A>;
     any_staged = staged(0) || staged(tiles - 1);
     stream = !any_staged && streams();
     const int64_t phases = phases_y * phases_x;
@@ -138,10 +144,13 @@ struct SlabPlan {
   int64_t grid_width() const { return ceil_div(result_width, forward ? 1 : p.stride_width); }
   int64_t taps() const { return p.kernel_height * p.kernel_width; }
   int64_t n_phases() const { return phases_y * phases_x; }
+  int64_t lines() const { return rows_in_pairs && p.kernel_height % 2 ? 2 : 1; }  // of the slab, for each row
+  // Which half of its elements a tap's weights go to.
+  int64_t half(int64_t tap) const { return rows_in_pairs ? tap / p.kernel_width % 2 : 0; }
   Regions cut(int64_t pixels) const {
     auto within = [&](int64_t budget) {
-      return Regions(product.batch, grid_height(), grid_width(), y, x, direct ? elements : pitch, budget,
-                     pixels);
+      return Regions(product.batch, grid_height(), grid_width(), y, x, direct ? elements : lines() * pitch,
+                     budget, pixels);
     };
     // every region reads all weights once: where these exceed the caches, larger regions are worth windows
     // that come from beyond the second level, as long as there is more than one to share
@@ -184,7 +193,7 @@ struct SlabPlan {
 
   int64_t column_stride() const { return pitch; }
   int64_t row_stride() const {
-    return direct ? product.windows.stride[2] / per_element<E> : x.covered(regions.columns) * pitch;
+    return direct ? product.windows.stride[2] / per_element<E> : lines() * x.covered(regions.columns) * pitch;
   }
 
   void list_phases(SlabPhase* phases, int64_t* offsets, int64_t* rows_of_taps) const {
@@ -194,16 +203,23 @@ struct SlabPlan {
       for (int64_t phase_x = 0; phase_x < phases_x; ++phase_x) {
         const PhaseAxis v = axis_y(phase_y), h = axis_x(phase_x);
         const int64_t across = dense ? 1 : h.axis.taps;
-        const int64_t segments = v.axis.taps * across * pieces;
+        const int64_t taps_of_row = rows_in_pairs ? 2 : 1;
+        const int64_t segments = ceil_div(v.axis.taps, taps_of_row) * across * pieces;
         phases[n++] = {phase_y, phase_x, v.axis.out_size, h.axis.out_size, segments, i, rows * kNr<A>};
         for (int64_t ty = 0; ty < v.axis.taps; ++ty)
           for (int64_t tx = 0; tx < h.axis.taps; ++tx) {
-            for (int64_t piece = 0; piece < (tx < across ? pieces : 0); ++piece)
-              offsets[i++] = (v.axis.first + ty * v.axis.spacing - y.low) * row_stride() +
-                             (h.axis.first + tx * h.axis.spacing - x.low) * column_stride() +
-                             piece * segment_depth;
             const int64_t tap =
                 (v.first_tap + ty * v.tap_step) * p.kernel_width + h.first_tap + tx * h.tap_step;
+            if (ty % taps_of_row != 0) {
+              rows_of_taps[tap] = rows_of_taps[tap - p.kernel_width];
+              continue;
+            }
+            const bool alone = rows_in_pairs && ty + 1 == v.axis.taps;
+            for (int64_t piece = 0; piece < (tx < across ? pieces : 0); ++piece)
+              offsets[i++] = (v.axis.first + ty * v.axis.spacing - y.low) * row_stride() +
+                             (alone ? row_stride() / 2 : 0) +
+                             (h.axis.first + tx * h.axis.spacing - x.low) * column_stride() +
+                             piece * segment_depth;
             rows_of_taps[tap] = rows;
             rows += elements;
           }

@@ -51,15 +51,17 @@ void pack_weight_tile(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, c
     };
     if (g.weight_m != 1 && channels_run) {
       squares(base, taps * channels, [&](int64_t q, vec<A> x) {
-        put_weights(tile, rows_of_taps[q / channels], q % channels, m, x);
+        put_weights(tile, rows_of_taps[q / channels], q % channels + plan.half(q / channels), m, x);
       });
     } else if (g.weight_m != 1 && taps_run && (g.weight_channel == taps || channels == 1)) {
-      squares(base, taps * channels,
-              [&](int64_t q, vec<A> x) { put_weights(tile, rows_of_taps[q % taps], q / taps, m, x); });
+      squares(base, taps * channels, [&](int64_t q, vec<A> x) {
+        put_weights(tile, rows_of_taps[q % taps], q / taps + plan.half(q % taps), m, x);
+      });
     } else if (g.weight_m != 1 && taps_run && taps > 1) {
       for (int64_t c = 0; c < channels; ++c)
-        squares(base + c * g.weight_channel, taps,
-                [&](int64_t tap, vec<A> x) { put_weights(tile, rows_of_taps[tap], c, m, x); });
+        squares(base + c * g.weight_channel, taps, [&](int64_t tap, vec<A> x) {
+          put_weights(tile, rows_of_taps[tap], c + plan.half(tap), m, x);
+        });
     } else {
       for (int64_t tap = 0; tap < taps; ++tap)
         for (int64_t c = 0; c < channels; ++c) {
@@ -72,7 +74,7 @@ void pack_weight_tile(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, c
             for (int64_t i = 0; i < some; ++i) numbers[i] = at[i * g.weight_m];
             x = load_n(numbers, some);
           }
-          put_weights(tile, rows_of_taps[tap], c, m, x);
+          put_weights(tile, rows_of_taps[tap], c + plan.half(tap), m, x);
         }
     }
   }
