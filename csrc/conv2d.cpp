@@ -121,7 +121,7 @@ const Conv2dPlan& plan_of(const Conv2dParams& p, Conv2dPass pass, int64_t thread
   thread_local Plans<Conv2dPlan, 36> plans;
   decltype(plans)::Key key{};
   size_t n = 0;
-  for (int64_t number : {static_cast<int64_t>(cpu::isa_current()),
+  for (int64_t number : {static_cast<int64_t>(cpu::isa_number()),
                          static_cast<int64_t>(pass),
                          threads,
                          static_cast<int64_t>(reinterpret_cast<intptr_t>(wanted)),

@@ -29,7 +29,7 @@ inline MatmulParams product_of(const char* op, const Tensor& like, int64_t rows,
 // The plan of a product, kept by all that it depends on.
 inline const MatmulPlan& plan_of(const MatmulParams& p, int64_t threads) {
   thread_local Plans<MatmulPlan, 11> plans;
-  const decltype(plans)::Key key{static_cast<int64_t>(cpu::isa_current()),
+  const decltype(plans)::Key key{cpu::isa_number(),
                                  static_cast<int64_t>(p.dtype),
                                  threads,
                                  p.outer * p.inner,

@@ -40,14 +40,16 @@ class Ahead {
   int at_ = 0, count_ = 0;
 };
 
-template <class A>
+// The sums of elements E, which are of type acc_of<E>.
+template <class E>
 struct PanelProduct {
+  using A = acc_of<E>;
   int64_t rows, columns, depth;
-  const A* left;
+  const E* left;
   int64_t left_pitch;  // left(i, k) at left[i * left_pitch + k]
   bool left_columns;   // or at left[k * left_pitch + i]
   bool strips;         // such, where each register block has its own: left_pitch is kMr
-  const A* right;      // kNr numbers for each k, right_pitch apart
+  const E* right;      // kNr elements for each k, right_pitch apart
   int64_t right_pitch;
   const A* bias;  // kNr numbers, or null
   A alpha = 1;
@@ -55,6 +57,8 @@ struct PanelProduct {
   bool relu;
   A* result;  // one vector a row is written where columns <= lanes, else two
   int64_t result_pitch;
+  bf16* rounded;  // of pairs: where the sums go in place of result, unless null
+  int64_t rounded_pitch;
   Ahead* ahead;  // or null
 };
 
@@ -62,13 +66,13 @@ struct PanelProduct {
 //
 // In strips each register block has its rows side by side, left(i, k) at strip[k * kMr + i], and a vector of room behind
 // it.
-template <class A>
+template <class E>
 constexpr int64_t strip_numbers(int64_t depth) {
-  return kMr * depth + lanes<A>;
+  return kMr * depth + lanes<acc_of<E>>;
 }
 
-// Defined for float and double in panel.cpp.
-template <class A>
-void multiply_panel(const PanelProduct<A>& product);
+// Defined in panel.cpp for float and double, and for bf16_pair where PYDL_BF16_DOT.
+template <class E>
+void multiply_panel(const PanelProduct<E>& product);
 
 }  // namespace pydl::cpu::PYDL_ISA::gemm
