@@ -147,3 +147,18 @@ def test_thread_count_changes_no_bit():
                 torch.set_num_threads(before)
             assert torch.equal(results[0], results[1])
             assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("left", LAYOUTS)
+def test_caches_change_no_bit(left):
+    """Small ones make everything far: rows are prefetched while others are multiplied."""
+    before = _C.cpu_caches()
+    for rows, depth, columns in ((120, 1030, 300), (33, 77, 65), (700, 256, 512)):
+        a, b = LAYOUTS[left](rows, depth), numbers(depth, columns)
+        expected = matmul(a, b)
+        try:
+            _C.set_cpu_caches(4 << 10, 16 << 10, 32 << 10)
+            found = matmul(a, b)
+        finally:
+            _C.set_cpu_caches(*before)
+        assert torch.equal(found, expected)
