@@ -11,6 +11,7 @@
 #include "csrc/scratch.h"
 #include "csrc/selection.h"
 #include "csrc/verbose.h"
+#include "kernels/machine.h"
 
 namespace pydl {
 namespace {
@@ -118,10 +119,12 @@ bool by_way_of_float(const Tensor& t) { return !on_cuda(t) && t.scalar_type() ==
 // The plan of a pass on the CPU, kept by all that it depends on; wanted and exact as in conv2d_plan.
 const Conv2dPlan& plan_of(const Conv2dParams& p, Conv2dPass pass, int64_t threads, const char* wanted,
                           bool exact) {
-  thread_local Plans<Conv2dPlan, 36> plans;
+  thread_local Plans<Conv2dPlan, 38> plans;
   decltype(plans)::Key key{};
   size_t n = 0;
-  for (int64_t number : {static_cast<int64_t>(cpu::isa_current()),
+  for (int64_t number : {static_cast<int64_t>(cpu::isa_number()),
+                         machine().level2,
+                         machine().level3,
                          static_cast<int64_t>(pass),
                          threads,
                          static_cast<int64_t>(reinterpret_cast<intptr_t>(wanted)),

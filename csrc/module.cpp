@@ -26,6 +26,13 @@ PyObject* cpu_isa_best(PyObject*, PyObject*) { return PyUnicode_FromString(isa_n
 
 PyObject* has_bf16_dot(PyObject*, PyObject*) { return PyBool_FromLong(cpu_has_bf16_dot()); }
 
+PyObject* use_bf16_dot(PyObject*, PyObject* argument) {
+  const int use = PyObject_IsTrue(argument);
+  if (use < 0) return nullptr;
+  cpu_use_bf16_dot(use == 1);
+  Py_RETURN_NONE;
+}
+
 PyObject* is_avx512_emulated(PyObject*, PyObject*) { return PyBool_FromLong(avx512_is_emulated()); }
 
 constexpr Isa kIsas[] = {Isa::baseline,
@@ -168,6 +175,7 @@ PyMethodDef kFunctions[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "instruction set in use"},
     {"cpu_isa_best", cpu_isa_best, METH_NOARGS, "best instruction set of this CPU"},
     {"cpu_has_bf16_dot", has_bf16_dot, METH_NOARGS, "whether this CPU multiplies pairs of bfloat16"},
+    {"use_cpu_bf16_dot", use_bf16_dot, METH_O, "whether kernels do so where it can: for tests"},
     {"avx512_is_emulated", is_avx512_emulated, METH_NOARGS,
      "whether the avx512 kernels are compiled for AVX2"},
     {"cpu_isas", cpu_isas, METH_NOARGS, "instruction sets that this CPU runs, lowest first"},

@@ -5,6 +5,7 @@
 #include "csrc/scratch.h"
 #include "csrc/torch.h"
 #include "csrc/verbose.h"
+#include "kernels/machine.h"
 #include "kernels/matmul.h"
 
 namespace pydl {
@@ -28,18 +29,12 @@ inline MatmulParams product_of(const char* op, const Tensor& like, int64_t rows,
 
 // The plan of a product, kept by all that it depends on.
 inline const MatmulPlan& plan_of(const MatmulParams& p, int64_t threads) {
-  thread_local Plans<MatmulPlan, 11> plans;
-  const decltype(plans)::Key key{static_cast<int64_t>(cpu::isa_current()),
-                                 static_cast<int64_t>(p.dtype),
-                                 threads,
-                                 p.outer * p.inner,
-                                 p.rows,
-                                 p.columns,
-                                 p.depth,
-                                 p.left.row,
-                                 p.left.column,
-                                 p.right.row,
-                                 p.right.column};
+  thread_local Plans<MatmulPlan, 13> plans;
+  const decltype(plans)::Key key{
+      cpu::isa_number(), machine().level2,  machine().level3, static_cast<int64_t>(p.dtype),
+      threads,           p.outer * p.inner, p.rows,           p.columns,
+      p.depth,           p.left.row,        p.left.column,    p.right.row,
+      p.right.column};
   return plans.at(key, [&] { return PYDL_CPU_CALL(matmul_plan)(p, threads); });
 }
 

@@ -35,6 +35,7 @@ Isa initial() {
 }
 
 Isa current = initial();
+bool uses_bf16_dot = true;
 
 }  // namespace
 
@@ -74,10 +75,14 @@ bool avx512_is_emulated() {
 bool cpu_has_bf16_dot() {
 #if defined(__x86_64__)
   static const bool has = avx512_is_emulated() || __builtin_cpu_supports("avx512bf16");
-  return has;
+  return has && uses_bf16_dot;
 #else
   return false;
 #endif
 }
+
+void cpu_use_bf16_dot(bool use) { uses_bf16_dot = use; }
+
+int isa_number() { return 2 * static_cast<int>(isa_current()) + cpu_has_bf16_dot(); }
 
 }  // namespace pydl::cpu

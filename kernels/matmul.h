@@ -40,8 +40,15 @@ struct MatmulPlan {
   int64_t row_parts, column_parts;  // of an output; each pair of them is a task, for each matrix of a batch
   int64_t panels, group;            // in all, and of a task at most
   int64_t rows;                     // of a task at most
-  int64_t depth_parts, depth;       // equal parts of the sums, and their length
-  bool strips, rows_packed;         // left is copied, in strips or row by row
+  int64_t depth_parts, depth;       // equal parts of the sums, and their length in elements
+  bool pairs;  // an element is two bf16 that lie side by side along the depth, else a number
+  enum class Left {
+    rows,
+    columns,
+    packed_rows,
+    strips
+  } left;                    // read where it lies, or copied: packed_rows, strips
+  bool left_far, right_far;  // past the caches
   int64_t workers, worker_bytes, scratch;
 };
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from testing import ALL_DTYPES, assert_close
 
+from pydl import _C
 from pydl.functional import linear
 
 pytestmark = pytest.mark.cpu_kernels
@@ -211,6 +212,21 @@ def test_thread_count_changes_no_bit(device):
                 torch.set_num_threads(before)
             for result in results[1:]:
                 assert all(map(torch.equal, result, results[0]))
+
+
+def test_caches_change_no_bit(device):
+    """Their sizes decide how products are cut and read, and what is prefetched: small ones make everything far."""
+    before = _C.cpu_caches()
+    for name in ("all three", "many rows", "wide", "several blocks of the sum", "lenet 3"):
+        for dtype in ALL_DTYPES:
+            tensors = make(name, dtype)
+            expected = passes(linear, tensors)
+            try:
+                _C.set_cpu_caches(4 << 10, 16 << 10, 32 << 10)
+                found = passes(linear, tensors)
+            finally:
+                _C.set_cpu_caches(*before)
+            assert all(map(torch.equal, found, expected))
 
 
 def test_repeated_calls_change_no_bit(device):

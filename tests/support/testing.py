@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pydl
+from pydl import _C
 
 # (relative, absolute) error allowed against float64, a few units in the last place of the output dtype; sums over many
 # terms grow like the square root of their number, which the op's own test states when it needs more.
@@ -80,3 +81,13 @@ def assert_close(actual, expected, dtype=None, scale=1.0):
         atol=absolute * scale,
         equal_nan=True,
     )
+
+
+@contextlib.contextmanager
+def bf16_dot(use):
+    """Runs a block with the dot product of pairs of bfloat16, or as on a CPU without that instruction."""
+    _C.use_cpu_bf16_dot(use)
+    try:
+        yield
+    finally:
+        _C.use_cpu_bf16_dot(True)

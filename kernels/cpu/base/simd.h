@@ -581,6 +581,15 @@ struct bf16_pair {
   bf16 low, high;
 };
 
+// Two vectors of 16-bit numbers, lane by lane side by side.
+PYDL_INLINE u32v side_by_side(u16h low, u16h high) { return widen_bits(low) | widen_bits(high) << 16; }
+#if defined(PYDL_AVX512)
+// Pairs that lie in memory, of the first n numbers; the others are zero.
+PYDL_INLINE u32v load_pairs_n(const void* p, int64_t n) {
+  return (u32v)_mm512_maskz_loadu_epi16((__mmask32)lane_mask(n), p);
+}
+#endif
+
 // Vectors of elements as they lie, and one element in every lane.
 PYDL_INLINE vec<float> load_elements(const float* p) { return load(p); }
 PYDL_INLINE vec<double> load_elements(const double* p) { return load(p); }

@@ -5,105 +5,20 @@
 // and wait for nobody. `left` is read where it lies if it can be; its block stays in the second cache meanwhile.
 // Each number of the output is a sum over the parts in order, whatever the number of threads and the cut.
 //
+// bfloat16 is multiplied in pairs of neighbours along the depth where the CPU has the instruction (an element E of
+// microkernel.h), else widened as it is packed. The sums are float32 in both, rounded once.
+//
 // Never stored: a packed copy of a whole operand.
 #include "kernels/matmul.h"
 
 #include "kernels/cpu/base/activation.h"
-#include "kernels/cpu/base/scratch.h"
-#include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/gemm/matmul_plan.h"
 #include "kernels/cpu/gemm/pack.h"
-#include "kernels/cpu/gemm/panel.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
 using namespace gemm;
-
-constexpr int64_t kMostRows = 336;     // of a task: kDepth of each stay in the second cache
-constexpr int64_t kMostPanels = 32;    // of a task
-constexpr int64_t kFewRows = 4 * kMr;  // which reuse a panel too seldom for a copy of it to pay
-// Cycles for each number that is read, copied, or copied across, as measured on Zen 3; they decide nothing but the cut.
-constexpr double kReadCycles = 0.1, kPackCycles = 0.3, kTransposeCycles = 0.5;
-constexpr double kWorthAThread = 1 << 17;  // multiply-adds that outweigh waking a thread
-
-// The cut that should take least, in cycles for each number of the depth: of the largest task times how many of them a
-// worker has, multiplication, and bringing in its rows of left and its columns of right.
-template <class A>
-void cut(const MatmulParams& p, int64_t threads, MatmulPlan& plan) {
-  const int64_t most_tasks = threads == 1 ? 1 : 4 * threads, batch = p.outer * p.inner;
-  const int64_t least_rows = ceil_div(p.rows, kMostRows), least_columns = ceil_div(plan.panels, kMostPanels);
-  const double left = plan.strips || plan.rows_packed ? kPackCycles : kReadCycles;
-  const double right = p.right.column == 1 ? kPackCycles : kTransposeCycles;
-  const double per_cycle = 2.0 * lanes<A>;
-  double least = -1;
-  for (int64_t c = least_columns; c <= plan.panels; ++c) {
-    for (int64_t r = least_rows; r <= ceil_div(p.rows, kMr); ++r) {
-      const double height = static_cast<double>(ceil_div(p.rows, r)),
-                   width = static_cast<double>(ceil_div(plan.panels, c) * kNr<A>);
-      const double turns = static_cast<double>(ceil_div(batch * r * c, threads));
-      const double cycles = turns * (height * width / per_cycle + height * left + width * right);
-      if (least < 0 || cycles < least) {
-        least = cycles;
-        plan.row_parts = r;
-        plan.column_parts = c;
-      }
-      if (batch * r * c >= most_tasks) break;
-    }
-    if (batch * least_rows * c >= most_tasks) break;
-  }
-}
-
-// Sums that cannot be kept in the output, of another type or the last panel's: numbers between their rows.
-template <class T>
-int64_t sums_pitch(const MatmulPlan& plan) {
-  return (__is_same(T, acc_t<T>) ? 1 : plan.group) * kNr<acc_t<T>>;
-}
-
-// What one worker has to itself.
-template <class A>
-struct Workspace {
-  A *panel, *left, *sums, *bias;
-  int64_t bytes;
-
-  template <class T>
-  static Workspace of(const MatmulPlan& plan, char* scratch, T) {
-    Pieces pieces{scratch};
-    const int64_t left = plan.strips        ? ceil_div(plan.rows, kMr) * strip_numbers<A>(plan.depth)
-                         : plan.rows_packed ? plan.rows * kPitch + lanes<A>
-                                            : 0;
-    Workspace space{};
-    space.panel = pieces.take<A>(plan.depth * kNr<A>);
-    space.left = pieces.take<A>(left);
-    space.sums = pieces.take<A>(plan.rows * sums_pitch<T>(plan));
-    space.bias = pieces.take<A>(kNr<A>);
-    space.bytes = pieces.next - scratch;
-    return space;
-  }
-};
-
-template <class T>
-MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
-  using A = acc_t<T>;
-  MatmulPlan plan{};
-  plan.panels = ceil_div(p.columns, kNr<A>);
-  plan.depth_parts = max_of(ceil_div(p.depth, kDepth), 1);
-  plan.depth = ceil_div(p.depth, plan.depth_parts);
-  plan.strips = p.left.column != 1 && p.left.row == 1 && p.depth > 1;
-  plan.rows_packed = !plan.strips && !(__is_same(T, A) && (p.left.column == 1 || p.depth == 1));
-  const int64_t batch = p.outer * p.inner;
-  const double work =
-      static_cast<double>(batch * p.rows) * static_cast<double>(p.columns) * static_cast<double>(p.depth);
-  threads = work < kWorthAThread * static_cast<double>(threads - 1)
-                ? 1 + static_cast<int64_t>(work / kWorthAThread)
-                : threads;
-  cut<A>(p, threads, plan);
-  plan.rows = ceil_div(p.rows, plan.row_parts);
-  plan.group = ceil_div(plan.panels, plan.column_parts);
-  plan.workers = workers_for({nullptr, threads}, batch * plan.row_parts * plan.column_parts);
-  plan.worker_bytes = Workspace<A>::of(plan, nullptr, T{}).bytes;
-  plan.scratch = plan.workers * plan.worker_bytes;
-  return plan;
-}
 
 // Finished sums on their way out: act(sums[i][j]), rounded.
 template <class A, class T>
@@ -114,56 +29,128 @@ void finish(const A* sums, int64_t pitch, int64_t rows, int64_t columns, Activat
       store_n(output + j, activate<A>(load(sums + j), activation), min_of(columns - j, lanes<A>));
 }
 
+// What is summed in one go: numbers [first, first + depth) along the depth.
+struct Part {
+  int64_t first, depth;
+};
+template <class E>
+Part part_of(const MatmulParams& p, const MatmulPlan& plan, int64_t i) {
+  constexpr int64_t per = per_element<E>;
+  const int64_t elements = ceil_div(p.depth, per), first = per * (elements * i / plan.depth_parts);
+  return {first, min_of(per * (elements * (i + 1) / plan.depth_parts), p.depth) - first};
+}
+
 // Rows [row, row + rows) of panels [first, last).
+struct Block {
+  int64_t row, rows, first, last;
+};
+
 template <class T>
-void run_task(const MatmulParams& p, const MatmulPlan& plan, int64_t row, int64_t rows, int64_t first,
-              int64_t last, const Workspace<acc_t<T>>& space) {
-  using A = acc_t<T>;
+void fetch_later(const Matrix& m, int64_t i, int64_t j, int64_t rows, int64_t columns, Ahead& ahead) {
+  constexpr int64_t size = sizeof(T);
+  if (m.column == 1)
+    ahead.add(element<T>(m, i, j), m.row * size, columns * size, rows);
+  else if (m.row == 1)
+    ahead.add(element<T>(m, i, j), m.column * size, rows * size, columns);
+}
+
+// What is read after this panel: the next one, and of left the rows further down, or each panel's share of the next part.
+template <class T, class E>
+Ahead ahead_of(const MatmulParams& p, const MatmulPlan& plan, const Block& block, int64_t panel, Part part,
+               Part next) {
+  constexpr int64_t width = kNr<acc_of<E>>;
+  Ahead ahead;
+  const bool is_last = panel + 1 == block.last;
+  if (plan.right_far) {
+    const Part of = is_last ? next : part;
+    const int64_t column = width * (is_last ? block.first : panel + 1);
+    fetch_later<T>(p.right, of.first, column, of.depth, min_of(width, p.columns - column), ahead);
+  }
+  if (plan.left_far) {
+    const int64_t i = panel - block.first, panels = block.last - block.first;
+    auto share = [=](int64_t n, int64_t j) { return n * j / panels; };
+    if (plan.left == Left::rows && i == 0)
+      fetch_later<T>(p.left, block.row + kMr, part.first, block.rows - kMr, part.depth, ahead);
+    else if (plan.left == Left::packed_rows)
+      fetch_later<T>(p.left, block.row + share(block.rows, i), next.first,
+                     share(block.rows, i + 1) - share(block.rows, i), next.depth, ahead);
+    else if (plan.left == Left::strips)
+      fetch_later<T>(p.left, block.row, next.first + share(next.depth, i), block.rows,
+                     share(next.depth, i + 1) - share(next.depth, i), ahead);
+  }
+  ahead.spread_over(ceil_div(block.rows, kMr));
+  return ahead;
+}
+
+// The rows of left for one part, packed or where they lie.
+template <class T, class E>
+void set_left(const MatmulParams& p, const MatmulPlan& plan, const Block& block, Part part, E* packed,
+              PanelProduct<E>& product) {
+  product.left = packed;
+  switch (plan.left) {
+    case Left::strips:
+      product.strips = true;
+      product.left_pitch = kMr;
+      return pack_strips<T>(p.left, block.row, block.rows, p.rows, part.first, part.depth, packed);
+    case Left::packed_rows:
+      product.left_pitch = kPitch;
+      return pack_rows<T>(p.left, block.row, block.rows, part.first, part.depth, packed, kPitch);
+    case Left::rows:
+      product.left_pitch = p.left.row / per_element<E>;
+      break;
+    case Left::columns:
+      product.left_columns = true;
+      product.left_pitch = p.left.column;
+  }
+  product.left = reinterpret_cast<const E*>(element<T>(p.left, block.row, part.first));
+}
+
+template <class T, class E>
+void run_task(const MatmulParams& p, const MatmulPlan& plan, const Block& block,
+              const Workspace<T, E>& space) {
+  using A = acc_of<E>;
+  const auto [row, rows, first, last] = block;
   T* output = static_cast<T*>(p.output.data) + row * p.output.row;
-  for (int64_t part = 0; part < plan.depth_parts; ++part) {
-    const int64_t k = p.depth * part / plan.depth_parts, depth = p.depth * (part + 1) / plan.depth_parts - k;
-    const bool begins = part == 0, ends = part + 1 == plan.depth_parts;
-    PanelProduct<A> product{};
+  for (int64_t i = 0; i < plan.depth_parts; ++i) {
+    const bool begins = i == 0, ends = i + 1 == plan.depth_parts;
+    const Part part = part_of<E>(p, plan, i), next = ends ? Part{} : part_of<E>(p, plan, i + 1);
+    PanelProduct<E> product{};
     product.rows = rows;
-    product.depth = depth;
+    product.depth = ceil_div(part.depth, per_element<E>);
     product.alpha = static_cast<A>(p.alpha);
-    product.left = space.left;
-    product.left_pitch = plan.strips ? kMr : kPitch;
-    product.strips = plan.strips;
-    if (plan.strips)
-      pack_strips<T>(p.left, row, rows, p.rows, k, depth, space.left);
-    else if (plan.rows_packed)
-      pack_rows<T>(p.left, row, rows, k, depth, space.left, kPitch);
-    else if constexpr (__is_same(T, A)) {
-      product.left = element<T>(p.left, row, k);
-      product.left_pitch = p.left.row;
-    }
+    set_left<T>(p, plan, block, part, space.left, product);
     for (int64_t panel = first; panel < last; ++panel) {
       const int64_t column = panel * kNr<A>, columns = min_of(kNr<A>, p.columns - column);
       product.columns = columns;
       product.right = space.panel;
       product.right_pitch = kNr<A>;
-      if constexpr (__is_same(T, A)) {
+      if constexpr (__is_same(T, E)) {
         if (rows <= kFewRows && p.right.column == 1 && columns == kNr<A>) {
-          product.right = element<T>(p.right, k, column);
+          product.right = element<T>(p.right, part.first, column);
           product.right_pitch = p.right.row;
         }
       }
-      if (product.right == space.panel) pack_panel<T>(p.right, k, depth, column, columns, space.panel);
+      if (product.right == space.panel)
+        pack_panel<T>(p.right, part.first, part.depth, column, columns, space.panel);
       product.bias = nullptr;
       if (begins && p.bias) {
         copy_rows(static_cast<const T*>(p.bias) + column, 0, 1, columns, space.bias, 0);
         product.bias = space.bias;
       }
-      // whole panels of the output's own type are summed in place
-      const bool in_place = __is_same(T, A) && columns == kNr<A>;
+      // whole panels of the output's own type are summed in place, those of pairs rounded on their way out
+      const bool whole = columns == kNr<A>, in_place = __is_same(T, A) && whole;
+      const bool rounds = __is_same(E, bf16_pair) && whole && ends && p.activation != Activation::sigmoid;
       if constexpr (__is_same(T, A))
         if (in_place) product.result = output + column;
       product.result_pitch = p.output.row;
       if (!in_place) {
-        product.result = space.sums + (__is_same(T, A) ? 0 : (panel - first) * kNr<A>);
+        product.result = space.sums + (keeps_sums<T>(plan) ? (panel - first) * kNr<A> : 0);
         product.result_pitch = sums_pitch<T>(plan);
       }
+      product.rounded = nullptr;
+      if constexpr (__is_same(E, bf16_pair))
+        if (rounds) product.rounded = output + column;
+      product.rounded_pitch = p.output.row;
       product.add = !begins;
       if (begins && p.addend.data) {
         const bool there = in_place && p.addend.data == p.output.data && p.beta == 1;
@@ -172,9 +159,14 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, int64_t row, int64_
                          product.result_pitch);
         product.add = true;
       }
-      product.relu = ends && in_place && p.activation == Activation::relu;
+      product.relu = ends && (in_place || rounds) && p.activation == Activation::relu;
+      Ahead ahead;
+      if (plan.left_far || plan.right_far) {
+        ahead = ahead_of<T, E>(p, plan, block, panel, part, next);
+        product.ahead = &ahead;
+      }
       multiply_panel(product);
-      if (ends && (!in_place || p.activation == Activation::sigmoid))
+      if (ends && !rounds && (!in_place || p.activation == Activation::sigmoid))
         finish(product.result, product.result_pitch, rows, columns, p.activation, output + column,
                p.output.row);
     }
@@ -192,15 +184,16 @@ MatmulParams one_of(const MatmulParams& p, int64_t index) {
   return one;
 }
 
-template <class T>
+template <class T, class E>
 void run(const MatmulPlan& plan, const MatmulParams& p, const Parallel& parallel) {
   const int64_t parts = plan.row_parts * plan.column_parts;
   run_tasks({parallel.run, plan.workers}, p.outer * p.inner * parts, [&](int64_t task, int64_t worker) {
     const int64_t r = task % parts / plan.column_parts, c = task % plan.column_parts;
     const int64_t row = p.rows * r / plan.row_parts, end = p.rows * (r + 1) / plan.row_parts;
     char* scratch = static_cast<char*>(p.scratch) + worker * plan.worker_bytes;
-    run_task<T>(one_of<T>(p, task / parts), plan, row, end - row, plan.panels * c / plan.column_parts,
-                plan.panels * (c + 1) / plan.column_parts, Workspace<acc_t<T>>::of(plan, scratch, T{}));
+    const Block block{row, end - row, plan.panels * c / plan.column_parts,
+                      plan.panels * (c + 1) / plan.column_parts};
+    run_task(one_of<T>(p, task / parts), plan, block, Workspace<T, E>::of(plan, scratch));
   });
 }
 
@@ -209,22 +202,28 @@ void run(const MatmulPlan& plan, const MatmulParams& p, const Parallel& parallel
 MatmulPlan matmul_plan(const MatmulParams& p, int64_t threads) {
   switch (p.dtype) {
     case DType::f32:
-      return plan_of<float>(p, threads);
+      return plan_of<float, float>(p, threads);
     case DType::f64:
-      return plan_of<double>(p, threads);
+      return plan_of<double, double>(p, threads);
     default:
-      return plan_of<bf16>(p, threads);
+#if defined(PYDL_BF16_DOT)
+      if (pairs_pay(p)) return plan_of<bf16, bf16_pair>(p, threads);
+#endif
+      return plan_of<bf16, float>(p, threads);
   }
 }
 
 void matmul(const MatmulPlan& plan, const MatmulParams& p, const Parallel& parallel) {
   switch (p.dtype) {
     case DType::f32:
-      return run<float>(plan, p, parallel);
+      return run<float, float>(plan, p, parallel);
     case DType::f64:
-      return run<double>(plan, p, parallel);
+      return run<double, double>(plan, p, parallel);
     default:
-      return run<bf16>(plan, p, parallel);
+#if defined(PYDL_BF16_DOT)
+      if (plan.pairs) return run<bf16, bf16_pair>(plan, p, parallel);
+#endif
+      return run<bf16, float>(plan, p, parallel);
   }
 }
 

@@ -41,6 +41,9 @@ template <class E>
 using acc_of = typename element_traits<E>::acc;
 template <class E>
 using vec_of = typename element_traits<E>::vector;
+// Numbers along the depth that an element holds.
+template <class E>
+static constexpr int64_t per_element = __is_same(E, bf16_pair) ? 2 : 1;
 
 // The address of row j < 7 of rows a pitch apart, which the addressing modes of x86 give without arithmetic from four
 // registers: the first row's address and one, three and five pitches. The compiler would keep a pointer per row.

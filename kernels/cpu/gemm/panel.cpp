@@ -1,14 +1,27 @@
 // One block function per number of rows, so that a remainder wastes no arithmetic.
 #include "kernels/cpu/gemm/panel.h"
 
+#include "kernels/cpu/base/simd_bf16.h"
+
 namespace pydl::cpu::PYDL_ISA::gemm {
 namespace {
 
-template <class A, int rows, int vectors, class Left>
-void block(const PanelProduct<A>& p, const A* left, A* result) {
+// `row` is that of the panel product's results at which the block begins.
+template <class E, int rows, int vectors, class Left>
+void block(const PanelProduct<E>& p, const E* left, int64_t row) {
+  using A = acc_of<E>;
   vec<A> sum[rows][vectors];
+  A* const result = p.result + row * p.result_pitch;
+  const bool rounds = __is_same(E, bf16_pair) && p.rounded;
+  bf16* const rounded = p.rounded + (rounds ? row * p.rounded_pitch : 0);
+  if (rounds) {
 #pragma GCC unroll 14
-  for (int m = 0; m < rows; ++m) prefetch_to_write(result + m * p.result_pitch);
+    for (int m = 0; m < rows; ++m) prefetch_to_write(rounded + m * p.rounded_pitch);
+  }
+  if (!rounds || p.add) {
+#pragma GCC unroll 14
+    for (int m = 0; m < rows; ++m) prefetch_to_write(result + m * p.result_pitch);
+  }
 #pragma GCC unroll 2
   for (int v = 0; v < vectors; ++v) {
     const vec<A> start = p.bias ? load(p.bias + v * lanes<A>) : vec<A>{};
@@ -16,7 +29,7 @@ void block(const PanelProduct<A>& p, const A* left, A* result) {
     for (int m = 0; m < rows; ++m) sum[m][v] = start;
   }
   Left rows_of_left(left, p.left_pitch);
-  const A* right = p.right;
+  const E* right = p.right;
   NoPrefetch nothing;
   accumulate(p.depth, rows_of_left, right, p.right_pitch, nothing, sum);
   if (p.alpha != A(1)) {
@@ -38,60 +51,71 @@ void block(const PanelProduct<A>& p, const A* left, A* result) {
       for (int v = 0; v < vectors; ++v)
         sum[m][v] = sum[m][v] < vec<A>{} ? vec<A>{} : sum[m][v];  // nan stays nan
   }
+  if constexpr (__is_same(E, bf16_pair))
+    if (rounds) {
+#pragma GCC unroll 14
+      for (int m = 0; m < rows; ++m)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v)
+          store(reinterpret_cast<bf16_fast*>(rounded + m * p.rounded_pitch + v * lanes<A>), sum[m][v]);
+      return;
+    }
 #pragma GCC unroll 14
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) store(result + m * p.result_pitch + v * lanes<A>, sum[m][v]);
 }
 
-template <class A>
-using Block = void (*)(const PanelProduct<A>&, const A*, A*);
+template <class E>
+using Block = void (*)(const PanelProduct<E>&, const E*, int64_t);
 
 // of[rows - 1]
-template <class A, int vectors, template <class, int> class Left>
+template <class E, int vectors, template <class, int> class Left>
 struct Blocks {
-  Block<A> of[kMr];
+  Block<E> of[kMr];
 
   constexpr Blocks() : of{} { fill<1>(); }
   template <int rows>
   constexpr void fill() {
-    of[rows - 1] = &block<A, rows, vectors, Left<A, rows>>;
+    of[rows - 1] = &block<E, rows, vectors, Left<E, rows>>;
     if constexpr (rows < kMr) fill<rows + 1>();
   }
 };
 
-template <class A, int vectors>
-const Block<A>* blocks(bool columns) {
-  static constexpr Blocks<A, vectors, Pitched> pitched;
-  static constexpr Blocks<A, vectors, Adjacent> adjacent;
+template <class E, int vectors>
+const Block<E>* blocks(bool columns) {
+  static constexpr Blocks<E, vectors, Pitched> pitched;
+  static constexpr Blocks<E, vectors, Adjacent> adjacent;
   return columns ? adjacent.of : pitched.of;
 }
 
 // One vector where that is all that is wanted; of float64, which is for checks more than for speed, always two.
-template <class A>
-const Block<A>* blocks_for(int64_t columns, bool left_columns) {
-  if constexpr (__is_same(A, float))
-    if (columns <= lanes<A>) return blocks<A, 1>(left_columns);
-  return blocks<A, 2>(left_columns);
+template <class E>
+const Block<E>* blocks_for(int64_t columns, bool left_columns) {
+  if constexpr (!__is_same(E, double))
+    if (columns <= lanes<float>) return blocks<E, 1>(left_columns);
+  return blocks<E, 2>(left_columns);
 }
 
 }  // namespace
 
-template <class A>
-void multiply_panel(const PanelProduct<A>& p) {
-  const Block<A>* of = blocks_for<A>(p.columns, p.left_columns || p.strips);
-  const A* left = p.left;
-  A* result = p.result;
-  for (int64_t rows = p.rows, blocks = ceil_div(rows, kMr); blocks > 0; --blocks) {
-    const int64_t n = ceil_div(rows, blocks);
+template <class E>
+void multiply_panel(const PanelProduct<E>& p) {
+  const Block<E>* of = blocks_for<E>(p.columns, p.left_columns || p.strips);
+  const E* left = p.left;
+  int64_t row = 0;
+  for (int64_t blocks = ceil_div(p.rows, kMr); blocks > 0; --blocks) {
+    const int64_t n = ceil_div(p.rows - row, blocks);
     if (p.ahead) p.ahead->fetch();
-    of[n - 1](p, left, result);
-    left += p.strips ? strip_numbers<A>(p.depth) : p.left_columns ? n : n * p.left_pitch;
-    result += n * p.result_pitch;
-    rows -= n;
+    of[n - 1](p, left, row);
+    left += p.strips ? strip_numbers<E>(p.depth) : p.left_columns ? n : n * p.left_pitch;
+    row += n;
   }
 }
 template void multiply_panel<float>(const PanelProduct<float>&);
 template void multiply_panel<double>(const PanelProduct<double>&);
+#if defined(PYDL_BF16_DOT)
+template void multiply_panel<bf16_pair>(const PanelProduct<bf16_pair>&);
+#endif
 
 }  // namespace pydl::cpu::PYDL_ISA::gemm

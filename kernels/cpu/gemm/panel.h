@@ -16,14 +16,20 @@ static constexpr int64_t kDepth = 256;
 // Elements between packed rows of left: more than kDepth, and no power of two, so that rows fall into different sets.
 static constexpr int64_t kPitch = 272;
 
-// Rows that are read next, fetched into the second cache two for each register block: its multiply-adds hide them.
+// Rows that are read next, fetched into the second cache some for each register block: its multiply-adds hide them.
 class Ahead {
  public:
+  // Fetches all that was added, in so many blocks.
+  void spread_over(int64_t blocks) {
+    int64_t rows = 0;
+    for (int i = 0; i < count_; ++i) rows += of_[i].count;
+    per_block_ = ceil_div(rows, max_of(blocks, 1));
+  }
   void add(const void* data, int64_t pitch, int64_t bytes, int64_t count) {  // pitch in bytes
     if (count > 0) of_[count_++] = {static_cast<const char*>(data), pitch, bytes, count};
   }
   PYDL_INLINE void fetch() {
-    for (int i = 0; i < 2 && at_ < count_; ++i) {
+    for (int64_t i = 0; i < per_block_ && at_ < count_; ++i) {
       Rows& rows = of_[at_];
       for (int64_t byte = 0; byte < rows.bytes; byte += 64) prefetch_l2(rows.data + byte);
       rows.data += rows.pitch;
@@ -38,16 +44,19 @@ class Ahead {
   };
   Rows of_[5];
   int at_ = 0, count_ = 0;
+  int64_t per_block_ = 2;
 };
 
-template <class A>
+// The sums of elements E, which are of type acc_of<E>.
+template <class E>
 struct PanelProduct {
+  using A = acc_of<E>;
   int64_t rows, columns, depth;
-  const A* left;
+  const E* left;
   int64_t left_pitch;  // left(i, k) at left[i * left_pitch + k]
   bool left_columns;   // or at left[k * left_pitch + i]
   bool strips;         // such, where each register block has its own: left_pitch is kMr
-  const A* right;      // kNr numbers for each k, right_pitch apart
+  const E* right;      // kNr elements for each k, right_pitch apart
   int64_t right_pitch;
   const A* bias;  // kNr numbers, or null
   A alpha = 1;
@@ -55,6 +64,8 @@ struct PanelProduct {
   bool relu;
   A* result;  // one vector a row is written where columns <= lanes, else two
   int64_t result_pitch;
+  bf16* rounded;  // of pairs: where the sums go in place of result, unless null
+  int64_t rounded_pitch;
   Ahead* ahead;  // or null
 };
 
@@ -62,13 +73,13 @@ struct PanelProduct {
 //
 // In strips each register block has its rows side by side, left(i, k) at strip[k * kMr + i], and a vector of room behind
 // it.
-template <class A>
+template <class E>
 constexpr int64_t strip_numbers(int64_t depth) {
-  return kMr * depth + lanes<A>;
+  return kMr * depth + lanes<acc_of<E>>;
 }
 
-// Defined for float and double in panel.cpp.
-template <class A>
-void multiply_panel(const PanelProduct<A>& product);
+// Defined in panel.cpp for float and double, and for bf16_pair where PYDL_BF16_DOT.
+template <class E>
+void multiply_panel(const PanelProduct<E>& product);
 
 }  // namespace pydl::cpu::PYDL_ISA::gemm

@@ -59,6 +59,9 @@ PYDL_EMULATED __m512d _mm512_maskz_loadu_pd(__mmask8 mask, const void* p) {
 PYDL_EMULATED __m256i _mm256_maskz_loadu_epi16(__mmask16 mask, const void* p) {
   return emulation::load<emulation::Lanes<int16_t, __m256i>>(mask, __m256i{}, p);
 }
+PYDL_EMULATED __m512i _mm512_maskz_loadu_epi16(__mmask32 mask, const void* p) {
+  return emulation::load<emulation::Lanes<int16_t, __m512i>>(mask, __m512i{}, p);
+}
 PYDL_EMULATED __m128i _mm_maskz_loadu_epi8(__mmask16 mask, const void* p) {
   return emulation::load<emulation::Lanes<int8_t, __m128i>>(mask, __m128i{}, p);
 }

@@ -70,10 +70,6 @@ struct Regions {
   }
 };
 
-// How elements E hold numbers T along the channels: bf16 pairs hold two of a pixel.
-template <class E>
-static constexpr int64_t per_element = __is_same(E, bf16_pair) ? 2 : 1;
-
 // Elements between the pixels of a slab. An odd number of cache lines, so that neighbours fall into different
 // cache sets; few channels lie without gaps, so that a row of a window is one stretch.
 static PYDL_INLINE int64_t slab_pitch(int64_t elements) {
@@ -84,9 +80,6 @@ template <class E>
 static PYDL_INLINE void zero_elements(E* to, int64_t count) {
   memset(to, 0, static_cast<size_t>(count) * sizeof(E));
 }
-
-// Two vectors of 16-bit numbers, lane by lane side by side.
-static PYDL_INLINE u32v side_by_side(u16h low, u16h high) { return widen_bits(low) | widen_bits(high) << 16; }
 
 // square[pixel] = the elements [c, c + lanes) of n pixels, from channels of neighbouring pixels.
 template <class T, class E>
