@@ -16,8 +16,14 @@ Activation activation(const Arguments& arguments, int i) {
   throw NotPlain();
 }
 
+// Numbers from which on the gradient is in recycled memory (csrc/memory.h), where torch's may be mapped anew.
+static constexpr int64_t kRecycled = 1 << 18;
+
 Tensor through_activation(const Tensor& grad, const Tensor& output, Activation activation) {
-  if (activation == relu) return at::threshold_backward(grad, output, 0);
+  if (activation == relu) {
+    static const Op recycled("pydl::relu_backward");
+    return grad.numel() >= kRecycled ? recycled(grad, output) : at::threshold_backward(grad, output, 0);
+  }
   if (activation == sigmoid) return at::sigmoid_backward(grad, output);
   return grad;
 }

@@ -423,5 +423,5 @@ def test_recipes_translate_numbers_that_they_never_saw(tmp_path, model, least):
     assert row["bleu"] > 95, row
     translator = Translator(tmp_path / "run")
     right = dict(data.get("numbers").test)
-    source = next(text for text in right if text.startswith("ninety"))
-    assert translator(source, beam=4) == right[source]
+    sources = list(right)[:: len(right) // 40]
+    assert sum(translator(source, beam=4) == right[source] for source in sources) >= least * len(sources) - 1

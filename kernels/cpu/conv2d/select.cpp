@@ -87,12 +87,30 @@ bool cells_pay(const Params& p, Pass) { return p.stride_width % lanes<float> == 
 
 // 1x1 kernels of the networks, forced in turns (NOTES.md): measured on Zen 3 for vectors of 32 bytes, on Zen 5 for those
 // of 64.
+bool product_of_pairs_pays(const Params& p, Pass pass) {
+  constexpr int64_t kDeep = 512;  // sums in one part; slabs keep theirs in registers whatever the depth
+  constexpr int64_t kFewPixels = 512, kFewResults = 32;
+  const bool forward = pass == Pass::forward;
+  const int64_t image = p.out_height * p.out_width, pixels = p.batch * image;
+  if (pass == Pass::backward_weight)
+    return pixels <= kFewPixels || (pixels <= 4 * kFewPixels && p.out_channels >= p.in_channels) ||
+           (pixels >= 32 * kFewPixels && p.in_channels >= 144);
+  const int64_t results = forward ? p.out_channels : p.in_channels,
+                depth = forward ? p.in_channels : p.out_channels;
+  if ((forward ? p.output_stride : p.input_stride)[1] == 1)
+    return pixels <= 100 || (depth <= kDeep && (results >= 24 || pixels <= 4 * kFewPixels));
+  if (image >= 64) return depth <= kDeep;
+  if (!forward) return image >= 36 && depth <= 64;
+  return results <= kFewResults || (image >= 36 && depth <= kDeep && results <= 5 * kFewResults);
+}
+
 bool product_pays_wide(const Params& p, Pass pass) {
-  if (multiplies_pairs(p)) return false;
+  if (multiplies_pairs(p)) return product_of_pairs_pays(p, pass);
   constexpr int64_t kFewRows = 2048, kPixels = 64, kFewResults = 32;
   const bool forward = pass == Pass::forward;
   const int64_t image = p.out_height * p.out_width, pixels = p.batch * image;
-  if (pass == Pass::backward_weight || (forward ? p.output_stride : p.input_stride)[1] == 1) return pixels <= kFewRows;
+  if (pass == Pass::backward_weight || (forward ? p.output_stride : p.input_stride)[1] == 1)
+    return pixels <= kFewRows;
   // every image packs its panels for the weights to pass by
   return p.dtype != DType::bf16 && (image >= kPixels || (forward && p.out_channels <= kFewResults));
 }
@@ -131,8 +149,8 @@ bool pointwise_pays(const Params& p, Pass) {
   // few weights in channels_last (measured on Zen 5: slabs take 0.75 to 0.95 of their time)
   constexpr int64_t kFewWeights = 96 * 96, kFewInputs = 32, kHalfPanel = 16;
   const bool few = kVectorBytes == 64 && p.in_channels * p.out_channels <= kFewWeights &&
-                   p.in_channels >= kFewInputs && p.out_channels % kHalfPanel == 0 && p.input_stride[1] == 1 &&
-                   p.output_stride[1] == 1;
+                   p.in_channels >= kFewInputs && p.out_channels % kHalfPanel == 0 &&
+                   p.input_stride[1] == 1 && p.output_stride[1] == 1;
   return !multiplies_pairs(p) && !skips && !few;
 }
 #endif

@@ -3,6 +3,12 @@
 import torch
 import torch.nn.functional as F
 
+from pydl._private import functorch_active
+from pydl.ops._nodes import is_compiling
+
+# Numbers from which on ReLU's gradient is our op's, in recycled memory (csrc/autograd/activation.cpp has it once more).
+RECYCLED = 1 << 18
+
 _FUNCTIONS = {"relu": F.relu, "sigmoid": torch.sigmoid}
 
 
@@ -22,6 +28,8 @@ def finished(output, activation, residual=None):
 def backward(grad, output, activation):
     """The gradient of what the activation was given, from that of its ``output``; "none" is the schemas' None."""
     if activation == "relu":
+        if grad.is_cpu and grad.numel() >= RECYCLED and not is_compiling() and not functorch_active():
+            return torch.ops.pydl.relu_backward(grad, output)
         return torch.ops.aten.threshold_backward(grad, output, 0)
     if activation == "sigmoid":
         return torch.ops.aten.sigmoid_backward(grad, output)

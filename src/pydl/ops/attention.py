@@ -17,6 +17,7 @@ from pydl.aside import is_torchs
 from pydl.ops import _attention_batching, _library, _nodes  # noqa: F401  (the rules of torch.func.vmap)
 from pydl.ops._attention_autograd import gradient_of_mask, gradients, seen_keys
 from pydl.ops._attention_schema import CONTIGUOUS, FLASH, TRANSPOSED_KEY
+from pydl.ops._autocast import lowered
 from pydl.ops._nodes import is_compiling
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -182,7 +183,7 @@ def attention_unasked(
     if lengths is not None:
         _check_lengths(query, lengths)
     if torch.is_autocast_enabled("cpu") and query.is_cpu:
-        query, key, value, mask = map(_cast, (query, key, value, mask))
+        query, key, value, mask = lowered("cpu", query, key, value, mask)  # one of its ops of lower precision
     served = _is_served(query, key, value, mask, dropout_p, is_causal, scale, gqa)
     served = served and (torch.compiler.is_compiling() or flash_sdp_enabled())
     ops = backend.ops_for(query, "attention") if served else None
@@ -203,13 +204,6 @@ def attention_unasked(
     rest = (mask, lengths, seed, float(dropout_p), is_causal, scale, layout)
     output = _call(ops, _four(query), _four(key), _four(value), rest)
     return output if dims == 4 else output.squeeze(1) if dims == 3 else output[0, 0]
-
-
-def _cast(tensor):
-    """As autocast has it, which lists attention among the ops of lower precision."""
-    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype("cpu"))
 
 
 def _call(ops, query, key, value, rest):

@@ -14,6 +14,7 @@ from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
 from pydl.ops import _activations, _library, _nodes
+from pydl.ops._autocast import lowered
 from pydl.ops._memory_format import is_channels_last, row_major
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, pair
@@ -300,12 +301,7 @@ def conv2d_unasked(input, weight, bias, stride, padding, dilation, groups, activ
         ops = _library.transformed(ops)
     device_type = input.device.type
     if torch.is_autocast_enabled(device_type):
-        # here rather than by torch.library.register_autocast, which fixes the dtype once and for all
-        dtype = torch.get_autocast_dtype(device_type)
-        input, weight, bias = (
-            t.to(dtype) if t is not None and t.dtype in SUPPORTED and t.dtype != torch.float64 else t
-            for t in (input, weight, bias)
-        )
+        input, weight, bias = lowered(device_type, input, weight, bias)
     stride, dilation = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
     padding = padding_of(padding, weight, stride, dilation)
     groups = integer("conv2d", "groups", groups)

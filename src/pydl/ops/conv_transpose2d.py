@@ -15,6 +15,7 @@ from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
 from pydl.ops import _library
+from pydl.ops._autocast import lowered
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._options import integer, pair
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING, weight_gradient_format
@@ -131,11 +132,7 @@ def conv_transpose2d_unasked(input, weight, bias, stride, padding, output_paddin
     if transforms:
         ops = _library.transformed(ops)
     if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        input, weight, bias = (
-            t.to(dtype) if t is not None and t.dtype in SUPPORTED and t.dtype != torch.float64 else t
-            for t in (input, weight, bias)
-        )
+        input, weight, bias = lowered("cpu", input, weight, bias)
     batched = input.dim() == 4
     if not batched and input.dim() != 3:
         _refuse("input to be 3-D (unbatched) or 4-D (batched)", f"shape {tuple(input.shape)}")

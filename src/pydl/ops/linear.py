@@ -14,6 +14,7 @@ from pydl._private import alive, below_autograd, functorch_active
 from pydl._torch_range import release
 from pydl.aside import is_torchs
 from pydl.ops import _activations, _library, _nodes
+from pydl.ops._autocast import lowered
 from pydl.ops._nodes import is_compiling
 
 # column_major: the columns of the result lie one after another in memory, as torch leaves some gradients: decided once,
@@ -290,12 +291,7 @@ def linear_unasked(input, weight, bias, activation=None):
         ops = _library.transformed(ops)
     device_type = input.device.type
     if torch.is_autocast_enabled(device_type):
-        # here rather than by torch.library.register_autocast, which fixes the dtype once and for all
-        dtype = torch.get_autocast_dtype(device_type)
-        input, weight, bias = (
-            t.to(dtype) if t is not None and t.dtype in SUPPORTED and t.dtype != torch.float64 else t
-            for t in (input, weight, bias)
-        )
+        input, weight, bias = lowered(device_type, input, weight, bias)
     adds = bias is not None and input.dim() != 2 and not input.is_contiguous()  # torch adds the bias by itself then
     if adds and (bias.dtype != input.dtype or input.dim() == 1):  # with dtypes promoted; the gradient of one row as is
         return _by_torch(input, weight, bias, activation)

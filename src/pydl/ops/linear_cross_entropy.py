@@ -15,6 +15,7 @@ from pydl import backend
 from pydl._private import alive, below_autograd, dispatch_modes, functorch_active, is_legacy_batchedtensor
 from pydl.aside import is_torchs
 from pydl.ops import _library, _nodes
+from pydl.ops._autocast import lowered
 from pydl.ops._linear_cross_entropy_autograd import backward, check_layer, laid_out
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, number, reduction_number, switch
@@ -120,12 +121,8 @@ def linear_cross_entropy_unasked(
         return _two_calls(*tensors, reduction, ignore_index, label_smoothing, z_loss, return_correct)
     device_type = input.device.type
     float_output = torch.is_autocast_enabled(device_type)
-    if float_output:  # as linear
-        dtype = torch.get_autocast_dtype(device_type)
-        input, linear_weight, linear_bias = (
-            t.to(dtype) if t is not None and t.dtype in SUPPORTED and t.dtype != torch.float64 else t
-            for t in (input, linear_weight, linear_bias)
-        )
+    if float_output:
+        input, linear_weight, linear_bias = lowered(device_type, input, linear_weight, linear_bias)
     if target.dtype == torch.uint8:
         target = target.long()
     if weight is not None:

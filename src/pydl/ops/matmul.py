@@ -14,6 +14,7 @@ from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
 from pydl.ops import _library, _nodes
+from pydl.ops._autocast import lowered
 from pydl.ops._nodes import is_compiling
 from pydl.ops.linear import SUPPORTED, WORTH_ASKING, lies_in_columns
 
@@ -206,12 +207,7 @@ def _product(ops, left, right, addend=None, beta=1.0, alpha=1.0):
         ops = _library.transformed(ops)
     device_type = left.device.type
     if torch.is_autocast_enabled(device_type):
-        # here rather than by torch.library.register_autocast, which fixes the dtype once and for all
-        dtype = torch.get_autocast_dtype(device_type)
-        left, right, addend = (
-            t.to(dtype) if t is not None and t.dtype in SUPPORTED and t.dtype != torch.float64 else t
-            for t in (left, right, addend)
-        )
+        left, right, addend = lowered(device_type, left, right, addend)
     if transforms or torch.compiler.is_compiling():
         return ops.matmul(left, right, addend, beta, alpha, False)
     if torch.is_grad_enabled():
