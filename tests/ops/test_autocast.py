@@ -1,4 +1,4 @@
-"""Arguments under autocast: large ones are cast into recycled memory, with the values and gradients of torch's casts."""
+"""Under autocast large arguments are cast into recycled memory, with the values and gradients of torch's casts."""
 
 import pytest
 import torch
