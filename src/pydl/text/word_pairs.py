@@ -1,7 +1,7 @@
 """Forty pairs of words that belong together in the data set ``prose``: what word vectors are tested on.
 
 They were chosen by their meaning (opposites, siblings, parts of one whole) among words that occur five times or more,
-before any vectors were trained by the recipes that are tested on them.
+with a look at which words the text's own counts put side by side, before any word2vec was trained on it.
 """
 
 PAIRS = """

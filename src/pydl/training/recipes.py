@@ -94,7 +94,7 @@ RECIPES = {
     "linear_regression": Recipe("linear", optimizer="sgd", lr=0.03, epochs=3, batch_size=10),
     "polynomial_regression": Recipe("polynomial", optimizer="sgd", lr=0.01, epochs=400, batch_size=10),
     "weight_decay": Recipe("weight-decay", optimizer="sgd", lr=0.003, epochs=100, batch_size=5, weight_decay=3.0),
-    "bert": _bert(lr=1e-3, epochs=40, batch_size=32, warmup=200),
+    "bert": _bert(lr=1e-3, epochs=30, batch_size=32, warmup=200),
     "bert_classifier": _bert(lr=5e-4, epochs=20, batch_size=20, warmup=10),
     "cbow": _vectors(),
     "skipgram": _vectors(),
