@@ -22,7 +22,7 @@ def test_masked_shares():
     tokens = torch.randint(10, 1000, (2000, 40))
     tokens[:, 0], tokens[:, 20], tokens[:, 30:] = CLS, SEP, PAD
     tokens[:, 5] = 0  # <unk>
-    replaced, places, answers = masked(tokens, 5, 1000, MASK, torch.Generator().manual_seed(0))
+    replaced, places, answers = masked(tokens, RESERVED, 1000, torch.Generator().manual_seed(0))
     assert places.shape == (2000, 4)  # 15 % of 30 tokens, rounded down
     assert (answers != IGNORED).all()
     assert all(len(set(row)) == 4 for row in places.tolist())
@@ -41,7 +41,7 @@ def test_masked_shares():
 
 def test_short_rows_have_one_masked_token_or_none():
     tokens = torch.tensor([[CLS, 7, SEP, PAD, PAD], [CLS, 0, SEP, PAD, PAD]])
-    replaced, places, answers = masked(tokens, 5, 8, MASK)
+    replaced, places, answers = masked(tokens, RESERVED, 8)
     assert places.tolist() == [[1], [0]]
     assert answers.tolist() == [[7], [IGNORED]]
     assert replaced[1].tolist() == tokens[1].tolist()

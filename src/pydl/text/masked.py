@@ -31,24 +31,25 @@ def padded(rows, pad):
     return torch.tensor([row + [pad] * (width - len(row)) for row in rows]).view(-1, width)
 
 
-def masked(tokens, first_word, words, mask, generator=None):
+def masked(tokens, reserved, words, generator=None):
     """(tokens with some replaced, their places (N, P), what stood there (N, P)) of tokens (N, T).
 
-    At most 15 % of a row's tokens are chosen (one where that is less than one), among those from ``first_word`` on:
-    80 % become ``mask``, 10 % stay, 10 % become any word. A row with fewer than P has place 0 and -100 in the rest.
+    At most 15 % of a row's tokens are chosen (one where that is less than one), among words: 80 % become the mask, 10 %
+    stay, 10 % become any word. A row with fewer than P has place 0 and -100 in the rest.
 
     Args:
-        words: how many numbers there are; words are those from ``first_word`` on.
+        reserved: the numbers (pad, mask, cls, sep); words are those after ``sep``.
+        words: how many numbers there are.
     """
-    known = tokens >= first_word
-    valid = tokens != 1
-    count = (SHARE * valid.sum(1)).long().clamp_min(1).minimum(known.sum(1))
+    pad, mask, _, sep = reserved
+    known = tokens > sep
+    count = (SHARE * (tokens != pad).sum(1)).long().clamp_min(1).minimum(known.sum(1))
     scores = torch.rand(tokens.shape, generator=generator).masked_fill(~known, -1)
     places = scores.topk(max(1, int(count.max())), 1).indices
     chosen = torch.arange(places.shape[1]) < count.unsqueeze(1)
     answers = tokens.gather(1, places)
     kind = torch.rand(places.shape, generator=generator)
-    other = torch.randint(first_word, words, places.shape, generator=generator)
+    other = torch.randint(sep + 1, words, places.shape, generator=generator)
     new = torch.where(kind < MASKED, mask, torch.where(kind < MASKED + KEPT, answers, other))
     replaced = tokens.scatter(1, places, torch.where(chosen, new, answers))
     return replaced, places.masked_fill(~chosen, 0), answers.masked_fill(~chosen, IGNORED)
@@ -81,7 +82,7 @@ class MaskedPairs:
 
     def draw(self, generator=None):
         """Draws which sentences follow and what is masked."""
-        pad, mask, cls, sep = self.reserved
+        pad, _, cls, sep = self.reserved
         firsts = torch.tensor(self.firsts)
         self.follows = torch.randint(2, (len(firsts),), generator=generator)
         other = torch.randint(len(self.sentences), (len(firsts),), generator=generator)
@@ -92,7 +93,7 @@ class MaskedPairs:
         ]
         tokens, segments = (padded([row[i] for row in rows], fill) for i, fill in ((0, pad), (1, 0)))
         self.lengths = (tokens != pad).sum(1)
-        tokens, places, answers = masked(tokens, sep + 1, self.words, mask, generator)
+        tokens, places, answers = masked(tokens, self.reserved, self.words, generator)
         self.counts = (answers != IGNORED).sum(1)
         found = tokens, segments, self.lengths, places, answers, self.follows
         self._all = [part.to(self.device) for part in found]
@@ -112,8 +113,6 @@ class Labelled:
         sentences: lists of word numbers.
         targets: a class for each.
     """
-
-    preprocessing = None
 
     def __init__(self, sentences, targets, longest, reserved, device="cpu"):
         pad, _, cls, sep = reserved
