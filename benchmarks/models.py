@@ -44,7 +44,11 @@ def accuracy(model):
         console = Console(file=io.StringIO())
         result = train.train(Config(model), out=Path(folder) / model, console=console)
     row, config = result.history[-1], result.config
-    score = {key: row[key] for key in ("test_accuracy", "exact_match", "test_perplexity", "test_loss") if key in row}
+    score = {
+        key: row[key]
+        for key in ("test_accuracy", "exact_match", "pairs_found", "test_perplexity", "test_loss")
+        if key in row
+    }
     return {
         **prepare(model)[1],
         **score,
@@ -99,6 +103,8 @@ def table(kept):
             if "exact_match" in row:
                 score = f"exact match {row['exact_match']:.3f}"
             cells[3:5] = str(row["epochs"]), score
+            if "pairs_found" in row:
+                score = f"pairs found {row['pairs_found']:.3f}"
         if "ratio" in row:
             epoch = f"{row['step_ms'] * row['epoch_steps'] / 1e3:.2g} s"
             cells[5:] = epoch, f"{row['step_ms']:.3g} ms", f"{row['torch_step_ms']:.3g} ms", f"{row['ratio']:.2f}×"

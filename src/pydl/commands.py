@@ -55,7 +55,7 @@ def train(
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps, inside an epoch too.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
     accumulate: Annotated[int, typer.Option(help="Parts that a step's batch is computed in, for memory.")] = 1,
-    weights: Annotated[str | None, typer.Option(help="File of weights to begin with; gpt: GPT-2's too.")] = None,
+    weights: Annotated[str | None, typer.Option(help="File or run of weights to begin with: GPT-2's, BERT's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, momentum, adam or adamw.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="L2 penalty; for adamw, decoupled.")] = None,
@@ -150,18 +150,22 @@ def _value(text):
 @app.command()
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of `pydl train`.", metavar="RUN")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE")],
-    top: Annotated[int, typer.Option(help="Classes to show per image.", min=1)] = 3,
+    images: Annotated[list[str], typer.Argument(help="Image files; sentences, of such a run.", metavar="IMAGE")],
+    top: Annotated[int, typer.Option(help="Classes to show of each.", min=1)] = 3,
     invert: Annotated[bool, typer.Option("--invert", help="Swap dark and light: ink on paper for digits.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures with their labels.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
 ):
-    """Print the classes and probabilities that a trained model gives to images."""
+    """Print the classes and probabilities that a trained model gives to images, or to sentences."""
     from rich.console import Console
 
-    from pydl.predict import Predictor, save_pictures, table
+    from pydl.predict import Predictor, of_sentences, save_pictures, table
 
+    if of_sentences(checkpoint):
+        _predict_sentences(checkpoint, images, top, {"--invert": invert, "--out": out}, device, backend)
+        return
+    images = [Path(image) for image in images]
     predictor = Predictor(checkpoint, device, backend)
     predictions = predictor(images, invert=invert, top=top)
     console = Console()
@@ -171,6 +175,17 @@ def predict(
     if out is not None:
         paths = save_pictures(predictions, out)
         console.print(f"{out}/ holds {len(paths)} pictures with their labels", highlight=False)
+
+
+def _predict_sentences(checkpoint, sentences, top, of_images, device, backend):
+    from pydl.classify import SentencePredictor
+
+    for name, value in of_images.items():
+        if value:
+            raise OptionError(f"{name}: expected a run of a model of images to take it, got one of sentences")
+    predictor = SentencePredictor(checkpoint, device, backend)
+    for sentence, ranking in zip(sentences, predictor(sentences, top), strict=True):
+        print("  ".join([sentence, *(f"{name} {probability:.4f}" for name, probability in ranking)]))
 
 
 @app.command()
@@ -210,6 +225,19 @@ def translate(
     print(translation)
     if attention is not None:
         translator.draw(attention, sentence, translation)
+
+
+@app.command()
+def neighbours(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of word vectors.", metavar="RUN")],
+    word: Annotated[str, typer.Argument(help="A word of the text.", metavar="WORD")],
+    top: Annotated[int, typer.Option(help="Words to show.")] = 10,
+):
+    """Print the words whose vectors a run of word vectors puts nearest to WORD's, with their cosines."""
+    from pydl.neighbours import Vectors
+
+    for near, cosine in Vectors(checkpoint)(word, top):
+        print(f"{near}  {cosine:.3f}")
 
 
 @app.command()

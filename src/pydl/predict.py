@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from pydl import backend, data
+from pydl import backend, data, models
 from pydl.errors import CheckpointError, MissingExtra
+from pydl.training import checkpoint, trained
 
 BATCH = 64
 CAPTION, SIDE = 22, 168  # pixels: the strip under a saved picture, and the least width it is enlarged to
-from pydl.training import trained
 
 
 @dataclass
@@ -79,6 +79,12 @@ class Predictor:
             f"{which}: the background is not that of the training images (brightness {found:.2f} of 1 at the edge, "
             f"there {usual:.2f}), so the classes mean little{advice}"
         )
+
+
+def of_sentences(path):
+    """Whether the run at ``path`` classifies sentences; the errors are those of :func:`pydl.training.trained.read`."""
+    content = checkpoint.load(path)
+    return models.kind(trained.config_of(path, content).model) == "topics"
 
 
 def table(predictions):

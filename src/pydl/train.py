@@ -14,7 +14,8 @@ from pydl import data, memory, models
 from pydl.errors import CheckpointError, OptionError, did_you_mean
 from pydl.text import SentencePairs, Windows
 from pydl.training import board, checkpoint, display, weights
-from pydl.training.build import check, check_kind
+from pydl.training.bert import BertLearner, TopicLearner
+from pydl.training.build import LEARNS_FROM, check, check_kind
 from pydl.training.config import Config
 from pydl.training.folder import Folder
 from pydl.training.language import LanguageLearner
@@ -25,8 +26,13 @@ from pydl.training.processes import environment, joined
 from pydl.training.result import Result
 from pydl.training.trained import config_of
 from pydl.training.translation import TranslationLearner
+from pydl.training.vectors import VectorLearner
 
 __all__ = ["Config", "Interrupted", "Result", "cross_validate", "learners", "resumed", "train"]
+
+
+# how often a word must occur to be known
+LEAST = {"vectors": 5, "masked": 2, "topics": 2}
 
 
 def train(config, out=None, resume=None, console=None, dataset=None, report=False):
@@ -76,6 +82,11 @@ def _resolved(config):
 
 def _dataset(config, dataset=None):
     """``dataset``, or the one that ``config.data`` names, once it is sure that it fits the model."""
+    kind = models.kind(config.model)
+    if dataset is None and config.data in data.TEXTS and LEARNS_FROM[kind] == "sentences":
+        dataset = data.sentences(config.data, config.root, LEAST[kind])
+    if dataset is None and config.data in data.TEXTS and LEARNS_FROM[kind] == "topics":
+        dataset = data.topics(config.data, LEAST[kind], config.seed)
     if dataset is None:
         options = {"size": (config.size, config.size)} if config.data == "folder" else {}
         if config.data in data.TEXTS and config.tokens:
@@ -94,7 +105,7 @@ def _run(config, device, processes, out, resume, console, dataset, report):
     learners = _learners(config, dataset, preprocessing, backends, device, processes)
     if config.weights is not None and resume is None:
         for learner in learners:
-            weights.load(learner.model, config.weights)
+            weights.load(learner.model, config.weights, _vocabulary(dataset))
     history = [] if resume is None else _restore(learners, resume)
     if resume is None or out is not None:
         folder = Folder(processes.by_first(lambda: Folder.new(out, config.model).path))
@@ -106,6 +117,7 @@ def _run(config, device, processes, out, resume, console, dataset, report):
         "tokenizer": dataset.tokenizer.state if dataset.kind == "text" else None,
         "examples": len(dataset.train),
         **({"source": list(dataset.source)} if dataset.kind == "pairs" else {}),
+        **({"vocabulary": dataset.vocab.idx_to_token} if dataset.kind == "topics" else {}),
         "preprocessing": preprocessing
         and {key: list(value) for key, value in dataclasses.asdict(preprocessing).items()},
         "pydl": pydl.__version__,
@@ -116,6 +128,13 @@ def _run(config, device, processes, out, resume, console, dataset, report):
     loop(result, learners, about, console)
     processes.by_first(lambda: result.finish(learners[0], dataset.classes, console, report))
     return result
+
+
+def _vocabulary(dataset):
+    """The words or tokens of a text, by number; None for other data."""
+    if dataset.kind == "topics":
+        return dataset.vocab.idx_to_token
+    return list(dataset.classes) if dataset.kind in ("text", "sentences", "pairs") else None
 
 
 def _preprocessing(config, dataset):
@@ -130,6 +149,11 @@ def _learners(config, dataset, preprocessing, backends, device, processes=None):
     if dataset.kind == "text":
         splits = [Windows(part, config.num_steps, at) for part in (dataset.train, dataset.test)]
         return [LanguageLearner(config, *splits, dataset.tokenizer, name, device, processes) for name in backends]
+    if dataset.kind == "sentences":
+        kind = VectorLearner if models.kind(config.model) == "vectors" else BertLearner
+        return [kind(config, dataset, at, name, device, processes) for name in backends]
+    if dataset.kind == "topics":
+        return [TopicLearner(config, dataset, at, name, device, processes) for name in backends]
     if dataset.kind == "pairs":
         vocabs = dataset.source_vocab, dataset.target_vocab
         splits = [SentencePairs(part, *vocabs, at) for part in (dataset.train, dataset.test)]
@@ -161,7 +185,7 @@ def cross_validate(config, folds, out=None, console=None):
         raise OptionError("--folds: expected one process, got a run under torchrun")
     resolved = _resolved(config)
     dataset = _dataset(resolved)
-    if dataset.kind in ("text", "pairs") or not torch.is_tensor(dataset.train.images):
+    if dataset.kind in ("text", "pairs", "sentences", "topics") or not torch.is_tensor(dataset.train.images):
         raise OptionError(f"--folds: expected a data set of examples in memory, got {resolved.data!r}")
     if not 2 <= folds <= len(dataset.train):
         raise OptionError(f"--folds: expected a number from 2 to the {len(dataset.train)} examples, got {folds}")
@@ -193,7 +217,7 @@ def _same_data(dataset, content):
             f"{content['folder']}: expected the source's vocabulary of the checkpoint in data set {dataset.name!r}, "
             f"got another of {len(dataset.source):,} tokens"
         )
-    if dataset.kind in ("text", "pairs") and expected[1] != dataset.classes:
+    if dataset.kind in ("text", "pairs", "sentences") and expected[1] != dataset.classes:
         raise CheckpointError(
             f"{content['folder']}: expected the vocabulary of the checkpoint, {len(expected[1]):,} tokens, in data set "
             f"{dataset.name!r}, got another of {len(dataset.classes):,}"

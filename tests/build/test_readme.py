@@ -48,6 +48,8 @@ ELSEWHERE = {
     "torchrun --nproc-per-node=2 -m pydl train resnet18": "tests/training/test_train_processes.py",
     "pydl generate RUN PREFIX": "tests/training/test_language.py",
     "pydl translate RUN SENTENCE": "tests/training/test_translation.py",
+    "pydl neighbours RUN WORD": "tests/training/test_vectors.py",
+    "pydl predict RUN SENTENCE...": "tests/training/test_bert.py",
     "benchmarks/gpu.sh": "needs a GPU",
     "pytest benchmarks": "takes an hour; tests/build/test_bench.py runs a case",
 }

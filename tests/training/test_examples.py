@@ -21,6 +21,8 @@ PROMISES = {
     "gru_from_scratch": ("outputs of pydl.nn.GRU agree:", 1),
     "attention_demo": ("with positions: they change by up to", 0.01),
     "translation_with_attention": ("right word for word:", 0.9),
+    "word_vectors": ("near after training:", 0.5),
+    "bert_fine_tuning": ("right after pretraining:", 0.25),
     "gpt_from_scratch": ("logits of pydl.models.gpt agree:", 1),
 }
 

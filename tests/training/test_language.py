@@ -226,7 +226,11 @@ def test_what_does_not_fit_is_said_in_a_sentence(tmp_path, novel):
     for model, options, message in (
         ("gru_lm", {**fits, "size": 28}, "--size: expected a model of images to take it, got gru_lm"),
         ("gru_lm", {**fits, "augment": ["flip"]}, "--augment: expected a model of images to take it, got gru_lm"),
-        ("lenet", {"num_steps": 5}, "--num-steps: expected a language model or a translator to take it, got lenet"),
+        (
+            "lenet",
+            {"num_steps": 5},
+            "--num-steps: expected a language model, a translator or BERT to take it, got lenet",
+        ),
         ("lenet", {"tokens": "char"}, "--tokens: expected a language model to take it, got lenet"),
         ("gru_lm", {**fits, "tokens": "line"}, "--tokens: expected one of letters, .* byte-bpe, got 'line'"),
         ("gru_lm", {**fits, "partition": "all"}, "--partition: expected one of sequential, random, got 'all'"),

@@ -11,8 +11,10 @@ from pydl.data.folder import folder, read_image
 from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.loader import in_order
 from pydl.data.regression import linear, polynomial, weight_decay
+from pydl.data.sentences import SentenceDataset, sentences
 from pydl.data.synthetic import synthetic
 from pydl.data.text import TextDataset, prose, text, wiki
+from pydl.data.topics import TopicDataset, topics
 from pydl.data.translation import TranslationDataset, numbers, pairs
 from pydl.errors import OptionError, did_you_mean
 
@@ -21,8 +23,10 @@ __all__ = [
     "Batches",
     "Dataset",
     "Preprocessing",
+    "SentenceDataset",
     "Split",
     "TextDataset",
+    "TopicDataset",
     "TranslationDataset",
     "cifar10",
     "digits",
@@ -40,8 +44,10 @@ __all__ = [
     "polynomial",
     "prose",
     "read_image",
+    "sentences",
     "synthetic",
     "text",
+    "topics",
     "weight_decay",
     "wiki",
 ]

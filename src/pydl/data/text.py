@@ -55,6 +55,11 @@ def wiki(root=None, seed=0, tokens="letters"):
         MissingExtra: where gensim is not installed.
         DataError: where it came without its sample.
     """
+    return _dataset("wiki", *pieces.split(articles()), tokens)
+
+
+def articles():
+    """{title: text} of gensim's sample; the errors are those of :func:`wiki`."""
     try:
         from gensim.corpora.wikicorpus import extract_pages, filter_wiki
         from gensim.test.utils import datapath
@@ -66,8 +71,7 @@ def wiki(root=None, seed=0, tokens="letters"):
             pages = [(title, page) for title, page, _ in extract_pages(file, filter_namespaces=("0",))]
     except OSError as error:
         raise DataError(f"{path}: the sample of gensim cannot be read: {error.strerror or error}") from None
-    articles = {title: filter_wiki(page) for title, page in pages if not page.lstrip().lower().startswith("#redirect")}
-    return _dataset("wiki", *pieces.split(articles), tokens)
+    return {title: filter_wiki(page) for title, page in pages if not page.lstrip().lower().startswith("#redirect")}
 
 
 def text(root="data", seed=0, tokens="letters"):
@@ -79,6 +83,11 @@ def text(root="data", seed=0, tokens="letters"):
     Raises:
         DataError: for a path that is no file, no text, or empty.
     """
+    return _dataset("text", *parts(root), tokens)
+
+
+def parts(root):
+    """(train, test) of the file ``root``; the errors are those of :func:`text`."""
     path = Path(root)
     if not path.is_file():
         raise DataError(f"data set 'text': expected --root to be a file of text, got {str(root)!r}")
@@ -86,13 +95,13 @@ def text(root="data", seed=0, tokens="letters"):
     other = next((each for each in beside if each != path and each.is_file()), None)
     train = _read(path)
     if other is not None:
-        return _dataset("text", train, _read(other), tokens)
+        return train, _read(other)
     lines = train.splitlines(keepends=True)
     held = max(1, round(HELD_OUT * len(lines)))
     if len(lines) > 1:
-        return _dataset("text", "".join(lines[:-held]), "".join(lines[-held:]), tokens)
+        return "".join(lines[:-held]), "".join(lines[-held:])
     cut = len(train) - round(HELD_OUT * len(train))  # one long line
-    return _dataset("text", train[:cut], train[cut:], tokens)
+    return train[:cut], train[cut:]
 
 
 def _read(path):

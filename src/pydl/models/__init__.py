@@ -9,6 +9,7 @@ convolutions and affine layers.
 
 from pydl.models._registry import builder, get, kind, names
 from pydl.models.alexnet import alexnet
+from pydl.models.bert import bert, bert_classifier
 from pydl.models.cifar import cifar_net
 from pydl.models.googlenet import googlenet
 from pydl.models.gpt import gpt
@@ -23,10 +24,14 @@ from pydl.models.resnet import resnet18, resnet50, resnext50
 from pydl.models.seq2seq import seq2seq, seq2seq_attention
 from pydl.models.transformer import transformer
 from pydl.models.vgg import vgg11
+from pydl.models.word2vec import cbow, skipgram
 
 __all__ = [
     "alexnet",
+    "bert",
+    "bert_classifier",
     "builder",
+    "cbow",
     "cifar_net",
     "get",
     "googlenet",
@@ -50,6 +55,7 @@ __all__ = [
     "rnn_lm",
     "seq2seq",
     "seq2seq_attention",
+    "skipgram",
     "softmax_regression",
     "transformer",
     "vgg11",

@@ -5,6 +5,7 @@ What reads files is in :mod:`pydl.data`, what predicts in :mod:`pydl.models`.
 
 from pydl.text.bpe import BytePairEncoding
 from pydl.text.byte_bpe import BytePairs
+from pydl.text.contexts import ContextWords, Noise, contexts, subsampled
 from pydl.text.continuation import continued, perplexity
 from pydl.text.decoding import beam_search, greedy
 from pydl.text.pairs import SentencePairs, buckets, spaced
@@ -17,12 +18,15 @@ __all__ = [
     "KINDS",
     "BytePairEncoding",
     "BytePairs",
+    "ContextWords",
+    "Noise",
     "SentencePairs",
     "Tokenizer",
     "Vocab",
     "Windows",
     "beam_search",
     "buckets",
+    "contexts",
     "continued",
     "count_corpus",
     "greedy",
@@ -32,5 +36,6 @@ __all__ = [
     "sentences",
     "sequential_starts",
     "spaced",
+    "subsampled",
     "tokenize",
 ]

@@ -36,8 +36,8 @@ def topics():
     return topics
 
 
-def split(texts):
-    """(train, test) of a dictionary of texts by name, as text of letters and blanks.
+def split_documents(texts):
+    """(train, test) of a dictionary of texts by name: lists of (name, its sentences), of letters and blanks.
 
     A sentence that occurs several times, in whatever topics, stays once. The test part is whole topics, a tenth of the
     text at most, picked by a checksum of their names; what they say is not in the training part.
@@ -52,5 +52,10 @@ def split(texts):
     for name in sorted(texts, key=lambda name: (name not in test, name)):
         fresh = [sentence for sentence in dict.fromkeys(sentences(texts[name])) if sentence not in seen]
         seen.update(fresh)
-        parts[name in test].extend(fresh)
-    return tuple(" ".join(part) for part in parts)
+        parts[name in test].append((name, fresh))
+    return parts
+
+
+def split(texts):
+    """(train, test) of :func:`split_documents`, each as one text."""
+    return tuple(" ".join(" ".join(lines) for _, lines in part if lines) for part in split_documents(texts))

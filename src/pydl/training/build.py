@@ -10,10 +10,13 @@ from pydl.training.recipes import recipe
 
 # the kind of data set that each kind of model learns from
 LEARNS_FROM = {"classifier": "classification", "regression": "regression", "language": "text", "translation": "pairs"}
+LEARNS_FROM |= {"vectors": "sentences", "masked": "sentences", "topics": "topics"}
 # options that only some kinds of models take, and what those are called
 IMAGES, TEXT, PAIRS = "a model of images", "a language model", "a translator"
-ONLY = {"size": (IMAGES,), "augment": (IMAGES,), "num_steps": (TEXT, PAIRS), "tokens": (TEXT,), "partition": (TEXT,)}
-ONLY |= {"language": (PAIRS,)}
+VECTORS, ROWS = "word vectors", "BERT"
+KIND = {"language": TEXT, "translation": PAIRS, "vectors": VECTORS, "masked": ROWS, "topics": ROWS}
+ONLY = {"size": (IMAGES,), "augment": (IMAGES,), "num_steps": (TEXT, PAIRS, ROWS), "tokens": (TEXT,)}
+ONLY |= {"partition": (TEXT,), "language": (PAIRS,)}
 
 
 def own_options(model):
@@ -60,12 +63,14 @@ def _in_form(options, own):
 
 def check_kind(config):
     """Refuses options of images for models of text, and the other way round."""
-    kind = {"language": TEXT, "translation": PAIRS}.get(models.kind(config.model), IMAGES)
+    kind = KIND.get(models.kind(config.model), IMAGES)
     for name, takes in ONLY.items():
         if getattr(config, name) and kind not in takes:
             option = f"--{name.replace('_', '-')}"
-            raise OptionError(f"{option}: expected {' or '.join(takes)} to take it, got {config.model}")
-    if config.label_smoothing and models.kind(config.model) == "regression":
+            *others, last = takes
+            words = f"{', '.join(others)} or {last}" if others else last
+            raise OptionError(f"{option}: expected {words} to take it, got {config.model}")
+    if config.label_smoothing and models.kind(config.model) in ("regression", "vectors"):
         raise OptionError(f"--label-smoothing: expected a model that chooses to take it, got {config.model}")
 
 
@@ -75,7 +80,8 @@ def build(config, num_classes, preprocessing, features=None):
     Args:
         num_classes, preprocessing: of a classification; of a language model or a translator, the size of the vocabulary
             that it writes, and None.
-        features: of a regression, the number of its inputs; of a translator, the size of the source's vocabulary.
+        features: of a regression, the number of its inputs; of a translator, the size of the source's vocabulary; of a
+            classifier of sentences, that of the vocabulary.
 
     Raises:
         OptionError: for a size or an option that the model does not take.
@@ -88,6 +94,13 @@ def build(config, num_classes, preprocessing, features=None):
         given = {"vocab_size": num_classes, "source_vocab_size": features}
         # the longest sentence of all, for models that have a place for each token
         example = tokens, torch.tensor([2]), torch.zeros(1, config.num_steps + 1, dtype=torch.int64)
+    elif models.kind(config.model) == "vectors":
+        given, example = {"vocab_size": num_classes}, (tokens, tokens)
+    elif models.kind(config.model) == "masked":
+        given, example = {"vocab_size": num_classes}, (tokens, tokens, torch.tensor([2]), tokens[:, :1])
+    elif models.kind(config.model) == "topics":
+        given = {"num_classes": num_classes, "vocab_size": features}
+        example = tokens, tokens, torch.tensor([2])
     elif features is None:
         given = {"num_classes": num_classes, "in_channels": preprocessing.channels, "input_size": config.size}
         example = (torch.zeros(2, preprocessing.channels, *preprocessing.size),)

@@ -17,9 +17,10 @@ def draw(path, history, title, compare=False):
     from matplotlib.figure import Figure  # the object-oriented interface: no window, no global state
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
-    translation = "exact_match" in history[-1]
-    language = not translation and "test_perplexity" in history[-1]
-    regression = not language and not translation and "test_accuracy" not in history[-1]
+    last = history[-1]
+    translation, vectors, masked = "exact_match" in last, "pairs_found" in last, "masked_right" in last
+    language = not translation and "test_perplexity" in last
+    regression = not language and not translation and not vectors and not masked and "test_accuracy" not in last
     figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
     left = panels[0]
@@ -33,6 +34,14 @@ def draw(path, history, title, compare=False):
         right = panels[1]
         right.set(ylabel="test sentences", ylim=(0, 1.05))
         lines += [(right, "exact_match", "exact match", TRAIN), (right, "bleu", "BLEU / 100", TEST)]
+    elif vectors:
+        right = panels[1]
+        right.set(ylabel="listed pairs of words", ylim=(0, 1.05))
+        lines += [(right, "pairs_found", "found among ten neighbours", TEST)]
+    elif masked:
+        right = panels[1]
+        right.set(ylabel="share that is right, test", ylim=(0, 1.05))
+        lines += [(right, "masked_right", "masked words", TRAIN), (right, "pairs_right", "next sentence or not", TEST)]
     elif not regression:
         right = panels[1]
         right.set(ylabel="accuracy", ylim=(0, 1.05))

@@ -10,7 +10,14 @@ from pydl.text import perplexity
 
 # A bar that is drawn more often than the eye reads it takes time from the cores that train.
 REFRESH_SECONDS = 0.2
-OF_TRANSLATORS = (("exact_match", "exact match", "{:.4f}"), ("bleu", "BLEU", "{:.2f}"))
+# what only some learners measure, with how it is shown
+SCORES = {
+    "exact_match": ("exact match", "{:.4f}"),
+    "bleu": ("BLEU", "{:.2f}"),
+    "pairs_found": ("pairs found", "{:.3f}"),
+    "masked_right": ("masked words right", "{:.3f}"),
+    "pairs_right": ("next sentence right", "{:.3f}"),
+}
 
 
 class Lines:
@@ -53,9 +60,13 @@ def _scores(row):
         parts += [f"perplexity {row['perplexity']:.3f}", f"test perplexity {row['test_perplexity']:.3f}"]
     else:
         parts.append(f"test loss {row['test_loss']:.4f}")
-    parts += [f"{label} {form.format(row[key])}" for key, label, form in OF_TRANSLATORS if key in row]
+    parts += _special(row)
     unit = _unit(row)
     return "  ".join([*parts, f"{row[f'{unit}_per_second']:,.0f} {unit}/s"])
+
+
+def _special(row):
+    return [f"{label} {form.format(row[key])}" for key, (label, form) in SCORES.items() if key in row]
 
 
 def _unit(row):
@@ -110,7 +121,8 @@ class Bar:
 
     def epoch(self, row):
         self.current = row["epoch"] + 1
-        test = row.get("exact_match", row.get("test_accuracy", row.get("test_perplexity", row["test_loss"])))
+        names = (*SCORES, "test_accuracy", "test_perplexity", "test_loss")
+        test = row[next(name for name in names if name in row)]
         self.progress.update(self.task, completed=row["step"], test=f"test {test:.3f}")
 
 
@@ -122,7 +134,7 @@ def headline(result):
         scores.insert(0, f"test accuracy {row['test_accuracy']:.4f}")
     if "test_perplexity" in row:
         scores.insert(0, f"test perplexity {row['test_perplexity']:.3f}")
-    scores[:0] = [f"{label} {form.format(row[key])}" for key, label, form in OF_TRANSLATORS if key in row]
+    scores[:0] = _special(row)
     text = f"{result.config.model} on {result.config.data}: {', '.join(scores)} after {count(row['epoch'], 'epoch')}"
     if result.rates:
         name = "torch" if result.backend == "torch" else f"pydl ({result.backend})"
@@ -155,7 +167,7 @@ def comparison(result):
         add("test accuracy", "test_accuracy", "{:.4f}")
     if "test_perplexity" in row:
         add("test perplexity", "test_perplexity", "{:.3f}")
-    for key, label, form in OF_TRANSLATORS:
+    for key, (label, form) in SCORES.items():
         if key in row:
             add(label, key, form)
     if result.rates:

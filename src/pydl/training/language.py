@@ -24,7 +24,7 @@ class LanguageLearner(Learner):
         tokenizer: of the text.
     """
 
-    unit = "tokens"
+    unit, samples, shows_images = "tokens", True, False
 
     def __init__(self, config, train, test, tokenizer, backend_name, device, processes=None):
         self.tokenizer, self.units_per_row = tokenizer, config.num_steps

@@ -43,10 +43,14 @@ class Learner:
         step: steps done so far, over all epochs.
         step_in_epoch, epoch_steps: steps done of this epoch, and how many it has.
         unit: what is counted, ``examples``, or the ``tokens`` of :class:`pydl.training.language.LanguageLearner`.
+        samples: whether there is a text, :meth:`sample`, that shows what the model has learnt.
+        shows_images: whether its inputs can be drawn.
+        sparse: whether its gradients are sparse.
         monitor: the :class:`pydl.training.monitor.Monitor` of each epoch's first step, or None.
     """
 
     unit, units_per_row = "examples", 1
+    samples, shows_images, sparse = False, True, False
 
     def __init__(self, config, train, test, num_classes, backend_name, device, processes=None):
         self.config, self.train, self.test = config, train, test
@@ -69,7 +73,7 @@ class Learner:
         several = self.processes.world > 1
         self._stepped = distributed(self.model, self.device) if several else self.model  # what a training step calls
         self.criterion, self.measure = self._criteria() if num_classes else [torch.nn.MSELoss()] * 2
-        self.stepper = Stepper(config, self.model.parameters(), self.device)
+        self.stepper = Stepper(config, self.model.parameters(), self.device, self.sparse)
         self.lr, self._scheduled = config.lr, config.schedule != "constant" or config.warmup > 0
         self.order = torch.Generator().manual_seed(config.seed)  # of the data, apart from what layers draw
         self.augment = data.Augment(config.augment, config.seed) if config.augment else None
@@ -179,7 +183,7 @@ class Learner:
 
     def _forward(self, inputs, part, parts):
         """What a training step's model puts out for number ``part`` of the ``parts`` of its batch."""
-        return self._stepped(inputs)
+        return called(self._stepped, inputs)
 
     def _one(self, batch):
         images, targets = self._take()
@@ -283,7 +287,7 @@ class Learner:
         self.model.eval()
         with self.use(), self.precision():
             batches = self._test_batches(torch.arange(len(self.test)))
-            return torch.cat([self.model(images).float().softmax(1).cpu() for images, _ in batches])
+            return torch.cat([called(self.model, images).float().softmax(1).cpu() for images, _ in batches])
 
     @torch.no_grad()
     def evaluate(self):
@@ -292,7 +296,7 @@ class Learner:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of losses and of right answers
         with self.use(), self.precision():
             for images, targets in self._test_batches(self.processes.shard(torch.arange(len(self.test)))):
-                logits = self.model(images)
+                logits = called(self.model, images)
                 sums[0] += self._criterion(logits, targets).double() * len(targets)
                 if self.classifies:
                     sums[1] += (logits.argmax(1) == targets).sum()
@@ -351,6 +355,11 @@ class Learner:
         self._losses[: self.step_in_epoch] = state["losses"].to(self.device)
         if self.processes.first:
             self._correct += state["correct"]
+
+
+def called(model, inputs):
+    """What ``model`` puts out for a tensor, or for a tuple of them."""
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def _split(inputs, parts):

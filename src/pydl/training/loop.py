@@ -131,7 +131,7 @@ def _row(learners, number, last):
             f"{prefix}{learner.unit}_per_second": round(epoch.units / epoch.seconds, 1),
             f"{prefix}seconds": round(epoch.seconds, 4),
         }
-    if learners[0].unit == "tokens" and (number % SAMPLE_EVERY == 1 or last):
+    if learners[0].samples and (number % SAMPLE_EVERY == 1 or last):
         row["sample"] = learners[0].sample(number)
     return row
 
@@ -177,7 +177,7 @@ def _kept(result):
     result.draw_curves()
     result.draw_monitor()
     last = result.history[-1]
-    name = next(name for name in ("test_accuracy", "exact_match", "test_perplexity", "test_loss") if name in last)
+    name = next(name for name in ("test_accuracy", *display.SCORES, "test_perplexity", "test_loss") if name in last)
     score = f"{name.replace('_', ' ')} {last[name]:.4f}"
     return (
         f"{folder.path} keeps epoch {last['epoch']} ({score}); `pydl train --resume {folder.path}` goes on from there"

@@ -31,7 +31,7 @@ def draw_confusion(path, counts, names):
     axes.set_yticks(ticks, names)
     axes.set(xlabel="predicted", ylabel="true")
     accuracy = counts.diagonal().sum() / counts.sum()
-    axes.set_title(f"{int(counts.sum()):,} test images, {float(accuracy):.1%} right")
+    axes.set_title(f"{int(counts.sum()):,} test examples, {float(accuracy):.1%} right")
     figure.savefig(path)
 
 

@@ -5,11 +5,17 @@ import torch
 from pydl import optim
 
 
-def make_optimizer(config, parameters):
+def make_optimizer(config, parameters, sparse=False):
     """Our optimizer, whose steps that are torch's (on a GPU, under the backend ``torch``) take torch's fused form.
 
-    Either way one call serves all parameters, so that small models are not held up by it.
+    Either way one call serves all parameters, so that small models are not held up by it. ``sparse`` gradients take
+    torch's SGD or its SparseAdam, which moves the rows that have one.
     """
+    parameters = list(parameters)
+    if sparse:
+        if config.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=config.lr)
+        return torch.optim.SparseAdam(parameters, lr=config.lr)
     if config.optimizer in ("sgd", "momentum"):
         momentum = 0.9 if config.optimizer == "momentum" else 0.0
         return optim.SGD(parameters, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay, fused=True)
@@ -24,9 +30,9 @@ class Stepper:
     become 0 if the loss were not scaled up before the backward and the gradients down after it.
     """
 
-    def __init__(self, config, parameters, device):
+    def __init__(self, config, parameters, device, sparse=False):
         self.parameters = list(parameters)
-        self.optimizer = make_optimizer(config, self.parameters)
+        self.optimizer = make_optimizer(config, self.parameters, sparse)
         self.clip, self.l1 = config.clip, config.l1
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp and device.type == "cuda")
 

@@ -60,6 +60,17 @@ def _translation(**changes):
     return Recipe("numbers", size=None, **{**book, **changes})
 
 
+def _vectors(**changes):
+    """d2l trains on Penn Treebank for 5 epochs; this text is a twentieth of that."""
+    return Recipe("prose", size=None, **{"lr": 1e-2, "epochs": 10, "batch_size": 512, "schedule": "cosine", **changes})
+
+
+def _bert(**changes):
+    """d2l's rows of 64 tokens and its model of 128 numbers, 2 heads and 2 layers."""
+    book = {"batch_size": 128, "num_steps": 64, "clip": 1.0, "schedule": "cosine", "optimizer": "adamw"}
+    return Recipe("prose", size=None, **{**book, **changes})
+
+
 # Learning rates were tried on the digits with two seeds each. d2l trains the sigmoid LeNet by SGD at 0.9; on a
 # set this small that stays near chance for five epochs and ends near 0.90, where Adam ends near 0.985.
 RECIPES = {
@@ -83,6 +94,10 @@ RECIPES = {
     "linear_regression": Recipe("linear", optimizer="sgd", lr=0.03, epochs=3, batch_size=10),
     "polynomial_regression": Recipe("polynomial", optimizer="sgd", lr=0.01, epochs=400, batch_size=10),
     "weight_decay": Recipe("weight-decay", optimizer="sgd", lr=0.003, epochs=100, batch_size=5, weight_decay=3.0),
+    "bert": _bert(lr=1e-3, epochs=30, batch_size=32, warmup=200),
+    "bert_classifier": _bert(lr=5e-4, epochs=20, batch_size=20, warmup=10),
+    "cbow": _vectors(),
+    "skipgram": _vectors(),
     "ngram": _language(lr=0.1, epochs=5),
     "nnlm": _language(lr=2e-3, epochs=12),
     "rnn_lm": _language(lr=2e-3, epochs=15),

@@ -54,6 +54,8 @@ class Result:
         counts = mistakes.confusion(targets, probabilities.argmax(1), len(classes))
         mistakes.draw_confusion(self.folder.path / "confusion.png", counts, classes)
         names, page = ["confusion.png"], self.folder.path / "mistakes.png"
+        if not learner.shows_images:
+            return names
         if mistakes.draw_mistakes(page, learner.test, targets, probabilities, classes):
             names.append(page.name)
         else:
@@ -71,12 +73,18 @@ class Result:
         heatmaps.draw(path, sentences, f"{self.config.model} on {self.config.data}, test sentences")
         return [path.name]
 
+    def draw_map(self, learner):
+        """Draws ``map.png`` of word vectors; returns the names of the files."""
+        if not curves.available() or not hasattr(learner, "vectors"):
+            return []
+        return learner.draw(self.folder.path, f"{self.config.model} on {self.config.data}")
+
     def kernels(self):
         """The report of the model and of its loss: which kernels served which layer."""
+        losses = {"regression": torch.nn.MSELoss, "vectors": torch.nn.BCEWithLogitsLoss}
         with backend.use(self.backend):
             rows = pydl.report(self.model).rows
-            regression = models.kind(self.config.model) == "regression"
-            loss = pydl.report(torch.nn.MSELoss() if regression else pydl.nn.CrossEntropyLoss()).rows
+            loss = pydl.report(losses.get(models.kind(self.config.model), pydl.nn.CrossEntropyLoss)()).rows
         return Report(rows + [dataclasses.replace(row, name="loss") for row in loss])
 
     def draw_monitor(self):
@@ -91,7 +99,7 @@ class Result:
     def finish(self, learner, classes, console, report=False):
         """Draws the pictures and says what the run came to and where everything lies; ``report`` adds each layer."""
         names = self.draw_curves() + self.draw_mistakes(learner, classes)
-        names += self.draw_attention(learner) + self.draw_monitor()
+        names += self.draw_attention(learner) + self.draw_map(learner) + self.draw_monitor()
         if self.board is not None:
             for name in names:
                 self.board.picture(self.history[-1]["step"], name.removesuffix(".png"), self.folder.path / name)

@@ -10,6 +10,7 @@ from pydl.training.config import Config
 from pydl.training.place import place
 
 KINDS = {"classifier": "a classifier", "language": "a language model", "translation": "a translator"}
+KINDS |= {"vectors": "word vectors", "masked": "BERT", "topics": "a classifier of sentences"}
 
 
 def config_of(path, content):

@@ -24,7 +24,7 @@ class TranslationLearner(Learner):
         dataset: a :class:`pydl.data.TranslationDataset`, for its vocabularies.
     """
 
-    unit = "tokens"
+    unit, samples, shows_images = "tokens", True, False
 
     def __init__(self, config, train, test, dataset, backend_name, device, processes=None):
         if importlib.util.find_spec("sacrebleu") is None:  # said before the first epoch
@@ -50,9 +50,6 @@ class TranslationLearner(Learner):
 
     def _count(self, targets):
         return int((targets != PAD).sum())
-
-    def _forward(self, inputs, part, parts):
-        return self._stepped(*inputs)
 
     def _criterion(self, logits, targets):
         return super()._criterion(logits.flatten(0, 1), targets.flatten())

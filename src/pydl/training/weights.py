@@ -5,24 +5,38 @@ from pathlib import Path
 import torch
 
 from pydl.errors import CheckpointError, MissingExtra
-from pydl.training.checkpoint import why_unreadable
+from pydl.training.checkpoint import FORMAT, NAME, why_unreadable
 
 NAMED = 5  # keys that a sentence lists
 
 
-def load(model, path):
+def load(model, path, vocabulary=None):
     """Puts the weights of the file ``path`` into ``model``.
 
     Args:
         path: a state_dict as ``torch.save`` writes it, or a ``.safetensors`` file (where that library is installed). A
-            model with a method ``own_names`` takes other names too: ``gpt`` those of GPT-2.
+            model with a method ``own_names`` takes other names too: ``gpt`` those of GPT-2, ``bert`` those of BERT. A
+            run of ``pydl train``, its folder or its checkpoint, is taken too.
+        vocabulary: the tokens by number; those of a run of ``pydl train`` must be the same. None for no text.
 
     Raises:
         CheckpointError: for a file that cannot be read, or does not fit: names that the model has and the file lacks,
             that the file has and the model does not know, and shapes.
         MissingExtra: for ``.safetensors`` without the library.
     """
-    state = _read(Path(path))
+    path = Path(path)
+    path = path / NAME if path.is_dir() else path
+    state = _read(path)
+    if state.get("format") == FORMAT:
+        theirs = state.get("vocabulary", state["classes"])
+        if vocabulary is not None and theirs != vocabulary:
+            raise CheckpointError(
+                f"{path}: expected a run with the text's vocabulary of {len(vocabulary):,} tokens, got another of "
+                f"{len(theirs):,}"
+            )
+        state = state["model"]
+    elif not all(torch.is_tensor(value) for value in state.values()):
+        raise CheckpointError(f"{path}: expected a state_dict, names with tensors, got something else")
     if hasattr(model, "own_names"):
         state = model.own_names(state)
     expected = model.state_dict()
@@ -57,7 +71,7 @@ def _read(path):
     except Exception as error:  # both libraries raise a dozen types for what they cannot read
         why = str(error).splitlines()[0] if path.suffix == ".safetensors" else why_unreadable(path, error)
         raise CheckpointError(f"{path}: not a readable file of weights: {why}") from None
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+    if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a state_dict, names with tensors, got something else")
     return state
 
