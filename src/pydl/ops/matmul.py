@@ -163,7 +163,7 @@ class _EagerMatmul(torch.autograd.Function):
 
 _apply = _library.eager(_EagerMatmul)
 
-WORTH_A_CALL = 1 << 21  # multiplications: below it torch's product may be over before ours has begun
+WORTH_A_CALL = 2_000_000  # multiplications: below it torch's product may be over before ours has begun
 
 
 def _multiplications(left, right):
@@ -228,7 +228,7 @@ def matmul(input, other, *, out=None):
             float32 (float64 for float64), in blocks; float16 is copied to float32 and back.
         other: (..., K, N), of the same dtype; the dimensions before the last two broadcast.
         out: keyword-only: where it is given, the product is torch's, as are products with a vector, of other dtypes and
-            devices, and those too small for a call of ours to pay (fewer than 2^21 multiplications).
+            devices, and those too small for a call of ours to pay (fewer than 2 million multiplications).
 
     Returns:
         (..., M, N), contiguous. The result does not depend on the number of threads.

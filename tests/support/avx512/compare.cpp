@@ -156,9 +156,9 @@ void memory(char* end) {
     EXPECT(uint32_t, _mm512_mask_loadu_ps, (__m512)v, first, end - 4 * count);
     EXPECT(uint16_t, _mm256_maskz_loadu_epi16, first, end - 2 * count);
     EXPECT(uint8_t, _mm_maskz_loadu_epi8, first, end - count);
-    for (const size_t half : {count, count + 16}) {
-      const __mmask32 numbers = static_cast<__mmask32>((uint64_t{1} << half) - 1);
-      EXPECT(uint16_t, _mm512_maskz_loadu_epi16, numbers, end - 2 * half);
+    for (size_t numbers = count; numbers <= 32; numbers += 16) {
+      const __mmask32 lanes = static_cast<__mmask32>((uint64_t{1} << numbers) - 1);
+      EXPECT(uint16_t, _mm512_maskz_loadu_epi16, lanes, end - 2 * numbers);
     }
     const __m512i index = _mm512_mask_mov_epi32(_mm512_set1_epi32(1 << 30), first, _mm512_set1_epi32(-1));
     EXPECT(uint32_t, _mm512_mask_i32gather_ps, (__m512)v, first, index, end, 4);
