@@ -19,6 +19,13 @@ PYDL_INLINE u16h narrow_bf16_fast(vec<float> x) { return bit_cast<u16h>(_mm512_c
 PYDL_INLINE u32v narrow_bf16_fast(vec<float> a, vec<float> b) {
   return bit_cast<u32v>(_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
 }
+// The same numbers in pairs: those of a in the low halves.
+PYDL_INLINE u32v halves_side_by_side(u32v v) {
+  typedef uint16_t Numbers __attribute__((vector_size(64)));
+  const Numbers n = bit_cast<Numbers>(v);
+  return bit_cast<u32v>(__builtin_shufflevector(n, n, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24,
+                                                9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+}
 #else
 PYDL_INLINE u16h narrow_bf16_fast(vec<float> x) { return narrow_bf16(x); }
 #endif
