@@ -36,15 +36,14 @@ struct Workspace {
 };
 
 // Of kRows rows from `row` on: scores become exp(score - max), with 0 where dropout drops, for the block's keys;
-// factors[r] = keep_scale / sum, lse[r] = max + log(sum). For pairs each row is rounded, and begins where its scores do.
+// sums[r] is their sum with nothing dropped, lse[r] the maximum. For pairs each row is rounded, and begins where its
+// scores do.
 template <class E, int kRows, class A>
-void weigh(const AttentionParams& p, const Block& block, int64_t row, const Kept& kept, A* scores,
-           int64_t pitch, A* factors, A* lse) {
+void weigh(const Block& block, int64_t row, const Kept& kept, A* scores, int64_t pitch, A* sums, A* lse) {
   using Weight = pick_t<per_element<E> == 1, A, bf16_fast>;
   constexpr A kLowest = -__builtin_inf();
-  const auto weights = [&](int r) PYDL_INLINE_LAMBDA {
-    return reinterpret_cast<Weight*>(scores + r * pitch);
-  };
+  const auto weights = [&](int r)
+                           PYDL_INLINE_LAMBDA { return reinterpret_cast<Weight*>(scores + r * pitch); };
   const int64_t* sees = block.sees + row;
   int64_t least = sees[0], most = sees[0];
   for (int r = 1; r < kRows; ++r) {
@@ -68,7 +67,7 @@ void weigh(const AttentionParams& p, const Block& block, int64_t row, const Kept
     for (int r = 0; r < kRows; ++r)
       highest[r] = max(x[r], highest[r]);  // a nan is passed over, and spoils the sum
   }
-  A top[kRows], total[kRows];
+  A top[kRows];
   for (int r = 0; r < kRows; ++r) {
     top[r] = maximum_of(highest[r]);
     if (top[r] == kLowest) top[r] = 0;
@@ -88,12 +87,24 @@ void weigh(const AttentionParams& p, const Block& block, int64_t row, const Kept
   }
   for (; j < block.keys; j += lanes<A>)
     for (int r = 0; r < kRows; ++r) store(weights(r) + j, vec<A>{});
+  A total[kRows];
   reduce_add_each(sum, total);
   for (int r = 0; r < kRows; ++r) {
-    const bool none = total[r] == 0;
-    factors[r] = none ? 0 : static_cast<A>(p.keep_scale) / total[r];
-    lse[r] = none ? static_cast<A>(__builtin_inf()) : top[r] + log_one(total[r]);
+    sums[r] = total[r];
+    lse[r] = top[r];
   }
+}
+
+// What weigh() has left of `rows` rows: sums become keep_scale / sum, and their maxima lse = max + log(sum).
+template <class A>
+void finish(const AttentionParams& p, int64_t rows, A* factors, A* lse) {
+  const A keep_scale = static_cast<A>(p.keep_scale);
+  along<A>(0, rows, [&](int64_t r, auto part) PYDL_INLINE_LAMBDA {
+    const vec<A> sum = load_part(factors + r, part), top = load_part(lse + r, part);
+    const auto none = sum == vec<A>{};
+    store_part(factors + r, none ? vec<A>{} : keep_scale / sum, part);
+    store_part(lse + r, none ? broadcast<A>(__builtin_inf()) : top + log(sum), part);
+  });
 }
 
 bool few_queries(const AttentionParams& p) {
@@ -110,9 +121,9 @@ void forward_block(const AttentionParams& p, const Block& block, const RoundKeys
       rows_of<T>(p.query, block.batch, block.head, block.first, block.rows, p.width, false, space.queries);
   if (few)
     for (int64_t r = 0; r < block.rows; ++r)
-      row_times_transposed(reinterpret_cast<const A*>(queries.data) + r * queries.pitch, at<T>(p.key, block.batch, key_head, 0),
-                           p.key.row, block.sees[r], p.width, static_cast<A>(p.scale),
-                           space.scores + r * pitch);
+      row_times_transposed(reinterpret_cast<const A*>(queries.data) + r * queries.pitch,
+                           at<T>(p.key, block.batch, key_head, 0), p.key.row, block.sees[r], p.width,
+                           static_cast<A>(p.scale), space.scores + r * pitch);
   else
     multiply_transposed(block.rows, p.width, queries, space.keys, 0, block.keys, static_cast<A>(p.scale),
                         space.scores, pitch, ahead);
@@ -123,9 +134,10 @@ void forward_block(const AttentionParams& p, const Block& block, const RoundKeys
   int64_t r = 0;
   if constexpr (kGroup<A> > 1)
     for (; r + kGroup<A> <= block.rows; r += kGroup<A>)
-      weigh<E, kGroup<A>>(p, block, r, kept, space.scores + r * pitch, pitch, space.factors + r, lse + r);
+      weigh<E, kGroup<A>>(block, r, kept, space.scores + r * pitch, pitch, space.factors + r, lse + r);
   for (; r < block.rows; ++r)
-    weigh<E, 1>(p, block, r, kept, space.scores + r * pitch, pitch, space.factors + r, lse + r);
+    weigh<E, 1>(block, r, kept, space.scores + r * pitch, pitch, space.factors + r, lse + r);
+  finish(p, block.rows, space.factors, lse);
   if (few)
     for (r = 0; r < block.rows; ++r)
       row_times(space.scores + r * pitch, at<T>(p.value, block.batch, key_head, 0), p.value.row,
@@ -176,9 +188,8 @@ AttentionPlan attention_forward_plan(const AttentionParams& p, int64_t threads) 
   plan.key_parts = 1;
   plan.span = p.keys;
   plan.workers = workers_of(p, heads * plan.query_parts, threads);
-  dispatch_elements(p, [&](auto, auto element) {
-    plan.worker_bytes = Workspace<decltype(element)>::of(p, nullptr).bytes;
-  });
+  dispatch_elements(
+      p, [&](auto, auto element) { plan.worker_bytes = Workspace<decltype(element)>::of(p, nullptr).bytes; });
   plan.scratch = plan.workers * plan.worker_bytes;
   return plan;
 }

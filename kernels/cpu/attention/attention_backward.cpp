@@ -27,11 +27,12 @@ constexpr int64_t kMaskKeys = 256;  // of a task of the mask's gradient: whole t
 template <class E>
 struct Workspace {
   using A = acc_of<E>;
-  E *keys, *values, *key_rows;                          // of the task's keys
-  E *queries, *grad_output;                             // of a block
-  E *right_queries, *right_grad_output, *score_rows;    // and for pairs, of which each side of a product has its own
-  A *grad_keys, *grad_values;                           // of the task's keys
-  A *grad_queries, *along, *weights, *grad_scores;      // of a block
+  E *keys, *values, *key_rows;  // of the task's keys
+  E *queries, *grad_output;     // of a block
+  E *right_queries, *right_grad_output,
+      *score_rows;             // and for pairs, of which each side of a product has its own
+  A *grad_keys, *grad_values;  // of the task's keys
+  A *grad_queries, *along, *weights, *grad_scores;  // of a block
   uint8_t* bits;
   int64_t bytes;
 
@@ -129,7 +130,8 @@ void backward_block(const AttentionParams& p, const Task& task, const Block& blo
       static_cast<const A*>(p.lse) + (block.batch * p.heads + block.head) * p.queries + block.first;
   for (int64_t r = 0; r < rows; ++r) {
     const T* output = at<T>(p.output, block.batch, block.head, block.first + r);
-    const auto* gradient = reinterpret_cast<const pick_t<per == 1, A, T>*>(grad.left.data + r * grad.left.pitch);
+    const auto* gradient =
+        reinterpret_cast<const pick_t<per == 1, A, T>*>(grad.left.data + r * grad.left.pitch);
     vec<A> sum{};
     along<A>(0, p.value_width, [&](int64_t c, auto part) PYDL_INLINE_LAMBDA {
       sum += load_part(gradient + c, part) * load_part(output + c, part);
@@ -167,8 +169,8 @@ void backward_block(const AttentionParams& p, const Task& task, const Block& blo
                        space.grad_keys + local * padded<E>(p.width), ahead);
     if (task.queries)
       multiply_rows_of(rows, elements<E>(count), score_rows, false,
-                       {key_rows.data + local / per * key_rows.pitch, key_rows.pitch}, p.width, scale, key > 0,
-                       space.grad_queries, ahead);
+                       {key_rows.data + local / per * key_rows.pitch, key_rows.pitch}, p.width, scale,
+                       key > 0, space.grad_queries, ahead);
   }
   if (!task.queries) return;
   if (last == 0) memset(space.grad_queries, 0, static_cast<size_t>(rows * padded<E>(p.width)) * sizeof(A));

@@ -77,22 +77,27 @@ Rows<E> right_rows(const Heads& t, int64_t batch, int64_t head, int64_t row, int
   if constexpr (per_element<E> == 1) {
     return rows_of<T>(t, batch, head, row, count, numbers, true, to);
   } else {
-    constexpr int64_t all = lanes<acc_of<E>>;
     const int64_t pitch = padded<E>(numbers);
-    const T* from = at<T>(t, batch, head, row);
     const Rows<E> rows{to, pitch};
+#if defined(PYDL_BF16_DOT)
+    constexpr int64_t all = lanes<acc_of<E>>;
+    const T* from = at<T>(t, batch, head, row);
     for (int64_t i = 0; i < count; i += 2, from += 2 * t.row, to += pitch) {
       const bool both = i + 1 < count;
-      for (int64_t c = 0; c < numbers; c += all) {
-        const int64_t n = min_of(all, numbers - c);
-        if (t.column == 1) {
-          store_step(to + c, load_step<E>(from + c, t.row, both, n));
-        } else {
-          for (int64_t lane = 0; lane < all; ++lane)
-            to[c + lane] = lane < n ? one_element<E>(from + (c + lane) * t.column, t.row, both) : E{};
+      if (t.column == 1) {
+        for (int64_t c = 0; c < numbers; c += 2 * all) {
+          const int64_t n = min_of(2 * all, numbers - c);
+          const u32v low = load_pairs_n(from + c, n),
+                     high = both ? load_pairs_n(from + t.row + c, n) : u32v{};
+          store_step(to + c, bit_cast<vec<float>>(first_side_by_side(low, high)));
+          store_step(to + c + all, bit_cast<vec<float>>(last_side_by_side(low, high)));
         }
+      } else {
+        for (int64_t c = 0; c < pitch; ++c)
+          to[c] = c < numbers ? one_element<E>(from + c * t.column, t.row, both) : E{};
       }
     }
+#endif
     return rows;
   }
 }
