@@ -32,7 +32,7 @@ def passes(function, tensors, grad, **options):
 
 
 def test_what_is_rounded_shows_which_ran(pairs):
-    """Weights of 1 and about 1 - 2^-12: rounded before the product with value they are equal, and the output is exactly 0."""
+    """Weights of 1 and about 1 - 2^-12: rounded for the product with value they are equal, and the output is 0."""
     query = torch.full((1, 1, 5, 1), 1.0).bfloat16()
     key = torch.tensor([0.0, 2.0**-12]).view(1, 1, 2, 1).bfloat16()
     value = torch.tensor([-1.0, 1.0]).view(1, 1, 2, 1).bfloat16()

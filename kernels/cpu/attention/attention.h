@@ -159,7 +159,7 @@ struct Kept {
 
   // Those of a vector from `key` on, in the low bits.
   PYDL_INLINE uint32_t of(int64_t row, int64_t key) const {
-    const int64_t bit = at[row] + key;
+    const uint64_t bit = static_cast<uint64_t>(at[row] + key);
     uint32_t word;
     memcpy(&word, bits + bit / 8, sizeof word);
     return word >> (bit % 8);

@@ -203,9 +203,13 @@ void run_task(const AttentionParams& p, const Task& task, int64_t first, int64_t
                       ahead_of<T>(p, task.batch, task.key_head, item, last, task.whole), space);
   clear_rows(p, task, begun, span, space);
   using Stored = stored_t<T, E>;
-  if (task.keys)
-    write_rows<Stored, A>(space.grad_keys, nullptr, span, p.width,
-                          at<Stored>(p.grad_key, task.batch, task.key_head, task.first), p.grad_key.row);
+  if (task.keys) {
+    Stored* to = at<Stored>(p.grad_key, task.batch, task.key_head, task.first);
+    if (p.grad_key.column == 1)
+      write_rows<Stored, A>(space.grad_keys, nullptr, span, p.width, to, p.grad_key.row);
+    else
+      write_columns(space.grad_keys, span, p.width, to, p.grad_key.column);
+  }
   if (task.values)
     write_rows<Stored, A>(space.grad_values, nullptr, span, p.value_width,
                           at<Stored>(p.grad_value, task.batch, task.key_head, task.first), p.grad_value.row);

@@ -200,5 +200,17 @@ void write_rows(const A* from, const A* factors, int64_t rows, int64_t numbers, 
   }
 }
 
+// The same where rows lie side by side, and columns `pitch` apart.
+template <class T, class A>
+void write_columns(const A* from, int64_t rows, int64_t numbers, T* to, int64_t pitch) {
+  if constexpr (sizeof(A) == 4) {
+    for (int64_t c = 0; c < numbers; c += lanes<A>)
+      transpose_out(from + c, padded<A>(numbers), rows, min_of(lanes<A>, numbers - c), to + c * pitch, pitch);
+  } else {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t c = 0; c < numbers; ++c) to[c * pitch + i] = from[i * padded<A>(numbers) + c];
+  }
+}
+
 }  // namespace
 }  // namespace pydl::cpu::PYDL_ISA::attention
