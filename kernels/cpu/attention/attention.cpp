@@ -154,29 +154,33 @@ void forward_block(const AttentionParams& p, const Block& block, const RoundKeys
 template <class T, class E>
 void run(const AttentionPlan& plan, const AttentionParams& p, const Parallel& parallel) {
   const int64_t shared = p.heads / p.key_heads, blocks = blocks_of(p), items = shared * blocks;
-  run_tasks({parallel.run, plan.workers}, p.batch * p.key_heads * plan.query_parts,
-            [&](int64_t task, int64_t worker) {
-              const int64_t part = task % plan.query_parts, batch = task / plan.query_parts / p.key_heads,
-                            head = task / plan.query_parts % p.key_heads;
-              const Workspace<E> space =
-                  Workspace<E>::of(p, static_cast<char*>(p.scratch) + worker * plan.worker_bytes);
-              const int64_t first = items * part / plan.query_parts,
-                            last = items * (part + 1) / plan.query_parts;
-              const auto block_at = [&](int64_t item) {
-                return block_of(p, batch, head * shared + item / blocks, item % blocks);
-              };
-              Rows<E> values{};
-              if (!few_queries(p)) {
-                int64_t keys = 0;  // that any row of the task sees
-                for (int64_t item = first; item < last; ++item) keys = max_of(keys, block_at(item).keys);
-                pack_transposed<T>(p.key, batch, head, 0, keys, p.width, space.keys);
-                values = right_rows<T>(p.value, batch, head, 0, keys, p.value_width, space.values);
-              }
-              const RoundKeys round = round_keys(p.seed);
-              for (int64_t item = first; item < last; ++item)
-                forward_block<T>(p, block_at(item), round, values,
-                                 ahead_of<T>(p, batch, head, item, last, plan.query_parts == 1), space);
-            });
+  run_tasks(
+      {parallel.run, plan.workers}, p.batch * p.key_heads * plan.query_parts,
+      [&](int64_t task, int64_t worker) {
+        const int64_t part = task % plan.query_parts, batch = task / plan.query_parts / p.key_heads,
+                      head = task / plan.query_parts % p.key_heads;
+        const Workspace<E> space =
+            Workspace<E>::of(p, static_cast<char*>(p.scratch) + worker * plan.worker_bytes);
+        const int64_t first = items * part / plan.query_parts, last = items * (part + 1) / plan.query_parts;
+        const auto block_at = [&](int64_t item) {
+          return block_of(p, batch, head * shared + item / blocks, item % blocks);
+        };
+        Rows<E> values{};
+        if (!few_queries(p)) {
+          int64_t keys = 0;  // that any row of the task sees
+          for (int64_t item = first; item < last; ++item) keys = max_of(keys, block_at(item).keys);
+          pack_transposed<T>(p.key, batch, head, 0, keys, p.width, space.keys);
+          values = right_rows<T>(p.value, batch, head, 0, keys, p.value_width, space.values);
+        }
+        const RoundKeys round = round_keys(p.seed);
+        for (int64_t item = first; item < last; ++item) {
+          const Block block = block_at(item);
+          constexpr int64_t wide = kNr<acc_of<E>>;
+          const int64_t panels = ceil_div(block.keys, wide) + ceil_div(p.value_width, wide);
+          forward_block<T>(p, block, round, values,
+                           ahead_of<T>(p, batch, head, item, last, plan.query_parts == 1, panels), space);
+        }
+      });
 }
 
 }  // namespace

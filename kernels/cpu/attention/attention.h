@@ -118,10 +118,11 @@ void apply_mask(const AttentionParams& p, const Block& block, int64_t first, int
 constexpr int64_t kKeysAhead = 256;
 
 // Behind block `item` of those before `last` of a key head: the rows of the next block, or, where there is none, of the
-// next key head's first and its keys and values, if that is likely to be the same worker's.
+// next key head's first and its keys and values, if that is likely to be the same worker's. Spread over the register
+// blocks that the block's rows and so many panels have between them: on AVX-512 those of 64 tokens are few.
 template <class T>
 Ahead ahead_of(const AttentionParams& p, int64_t batch, int64_t key_head, int64_t item, int64_t last,
-               bool next_head) {
+               bool next_head, int64_t panels) {
   Ahead ahead;
   const auto add = [&](const Heads& t, int64_t head, int64_t row, int64_t count, int64_t numbers) {
     constexpr int64_t size = sizeof(T);
@@ -144,6 +145,7 @@ Ahead ahead_of(const AttentionParams& p, int64_t batch, int64_t key_head, int64_
   add(p.query, head, first, rows, p.width);
   add(p.grad_output, head, first, rows, p.value_width);
   add(p.output, head, first, rows, p.value_width);
+  if (rows > kMr) ahead.spread_over(panels * ceil_div(rows, kMr));  // fewer hide too little
   return ahead;
 }
 

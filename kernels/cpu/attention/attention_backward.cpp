@@ -198,9 +198,15 @@ void run_task(const AttentionParams& p, const Task& task, int64_t first, int64_t
     key_rows = right_rows<T>(p.key, task.batch, task.key_head, task.first, seen, p.width, space.key_rows);
   const RoundKeys round = round_keys(p.seed);
   int64_t begun = 0;  // keys whose sums have begun
-  for (int64_t item = first; item < last; ++item)
-    backward_block<T>(p, task, block_at(item), round, key_rows, begun,
-                      ahead_of<T>(p, task.batch, task.key_head, item, last, task.whole), space);
+  for (int64_t item = first; item < last; ++item) {
+    const Block block = block_at(item);
+    constexpr int64_t wide = kNr<A>;
+    const int64_t keys = min_of(span, max_of(block.keys - task.first, 0));
+    const int64_t panels = 2 * ceil_div(keys, wide) + ceil_div(keys, kKeys) * (2 * ceil_div(p.width, wide) +
+                                                                               ceil_div(p.value_width, wide));
+    backward_block<T>(p, task, block, round, key_rows, begun,
+                      ahead_of<T>(p, task.batch, task.key_head, item, last, task.whole, panels), space);
+  }
   clear_rows(p, task, begun, span, space);
   using Stored = stored_t<T, E>;
   if (task.keys) {
