@@ -193,18 +193,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
     if (!needed) return empty(of, type, {0});
     return Layout(layout) == Layout::flash ? empty_heads(of) : empty(of, type, sizes_of(of));
   };
-  const auto columns_of = [&](const Tensor& grad) {
-    if (!needs_key || Layout(layout) != Layout::transposed_key) return grad;
-    Tensor columns = empty_columns(grad);
-    torch::stable::copy_(columns, grad);
-    return columns;
-  };
-  Tensor grad_query = gradient(query, needs_query), grad_key = gradient(key, needs_key),
+  const bool in_columns = needs_key && Layout(layout) == Layout::transposed_key;
+  Tensor grad_query = gradient(query, needs_query),
+         grad_key = in_columns ? empty_columns(key) : gradient(key, needs_key),
          grad_value = gradient(value, needs_value);
   AttentionParams p = params_of(query, key, value, {mask, lengths, seed, dropout_p, causal, scale});
   if (p.batch * p.heads * p.queries * p.keys == 0) {
     for (Tensor* t : {&grad_query, &grad_key, &grad_value}) torch::stable::fill_(*t, 0);
-    return {grad_query, columns_of(grad_key), grad_value};
+    return {grad_query, grad_key, grad_value};
   }
   const Verbose line("attention_backward", grad_output, &key);
   const Tensor rows =
@@ -219,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const AttentionPlan plan = PYDL_CPU_CALL(attention_backward_plan)(p, threads.threads);
   p.scratch = Scratch::of_at_least(plan.scratch);
   PYDL_CPU_CALL(attention_backward)(plan, p, threads);
-  return {grad_query, columns_of(grad_key), grad_value};
+  return {grad_query, grad_key, grad_value};
 }
 
 // Contiguous. Summed in the accumulate type, and rounded once.

@@ -33,8 +33,9 @@ struct AttentionParams {
       value;     // key and value: of key_heads heads, each for heads / key_heads neighbours of query
   Heads output;  // columns side by side
   Heads grad_output;
-  Heads grad_query, grad_key, grad_value;  // columns side by side; null: not wanted
-  void* lse;                               // (batch, heads, queries), contiguous; float, double for f64
+  // Columns side by side, or of keys their rows; null: not wanted.
+  Heads grad_query, grad_key, grad_value;
+  void* lse;  // (batch, heads, queries), contiguous; float, double for f64
   AttentionMask masked;
   Heads mask;       // strides of 0 where it broadcasts; bool, the dtype, or float
   Heads grad_mask;  // accumulate type, laid out like mask and 0 on entry: attention_backward_mask alone

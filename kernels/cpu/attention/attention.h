@@ -1,25 +1,21 @@
-// What both passes of attention are made of: blocks of queries and what their rows see, operands where products read
-// them, scores, masks, and the bits of dropout. See kernels/attention.h for the formulas.
+// What both passes of attention are made of: blocks of queries and what their rows see, masks, and the bits of dropout;
+// products are in operands.h. See kernels/attention.h for the formulas.
 #pragma once
 
-#include "kernels/attention.h"
+#include "kernels/cpu/attention/operands.h"
 #include "kernels/cpu/base/math.h"
 #include "kernels/cpu/base/philox_simd.h"
 #include "kernels/cpu/base/scratch.h"
 #include "kernels/cpu/base/simd_reduce.h"
 #include "kernels/cpu/base/tasks.h"
-#include "kernels/cpu/gemm/pack.h"
-#include "kernels/cpu/gemm/panel.h"
-#include "kernels/cpu/rows/along.h"
 
 namespace pydl::cpu::PYDL_ISA::attention {
 namespace {
 
-using namespace gemm;
-
 constexpr int64_t kQueries = 64;           // of a block
 constexpr int64_t kCausalQueries = 32;     // of few keys, so that blocks above the diagonal are left out
 constexpr int64_t kFewKeys = 128;          // where that pays
+constexpr int64_t kFewQueries = 4;         // so few that keys and values are read once, as they lie
 constexpr double kWorthAThread = 1 << 17;  // multiply-adds that outweigh waking a thread
 // Rows in step, as many chains of exponentials; float64 and SSE2, which few train in, do without the text.
 template <class A>
@@ -37,116 +33,15 @@ inline int64_t workers_of(const AttentionParams& p, int64_t tasks, int64_t threa
   return workers_for({nullptr, min_of(threads, worth)}, tasks);
 }
 
-template <class A>
-int64_t padded(int64_t numbers) {
-  return ceil_div(numbers, kNr<A>) * kNr<A>;
-}
-// Numbers between the rows of scores: no power of two, and room for whole panels.
-template <class A>
-int64_t score_pitch(int64_t keys) {
-  return padded<A>(keys) + 64 / static_cast<int64_t>(sizeof(A));
-}
-
-template <class T>
-T* at(const Heads& t, int64_t batch, int64_t head, int64_t row) {
-  return static_cast<T*>(t.data) + batch * t.batch + head * t.head + row * t.row;
-}
-
-// ---- operands
-
-// Numbers of one type, those of a row side by side.
-template <class A>
-struct Rows {
-  const A* data;
-  int64_t pitch;
-};
-
-// Whether a panel may read rows of so many numbers where they lie: it reads whole vectors (gemm/panel.h).
-template <class A>
-bool in_whole_vectors(int64_t numbers) {
-  return numbers % (sizeof(A) == 4 ? lanes<A> : kNr<A>) == 0;
-}
-
-// `count` rows where they lie, or copied to `to`. as_right: for the right side of products, of which a panel is read
-// again for each register block, so that rows far apart, whose lines share few sets of the cache, are copied too.
-template <class T, class A>
-Rows<A> rows_of(const Heads& t, int64_t batch, int64_t head, int64_t row, int64_t count, int64_t numbers,
-                bool as_right, A* to) {
-  T* from = at<T>(t, batch, head, row);
-  if constexpr (__is_same(T, A)) {
-    const bool dense = t.column == 1 || numbers == 1;
-    const bool near = t.row * static_cast<int64_t>(sizeof(A)) <= 512 || count <= 16;
-    if (dense && (!as_right || (in_whole_vectors<A>(numbers) && near))) return {from, t.row};
-  }
-  const Matrix rows{from, t.row, t.column};
-  pack_rows<T>(rows, 0, count, 0, numbers, to, padded<A>(numbers));
-  return {to, padded<A>(numbers)};
-}
-
-// Panels of keys side by side, of the rows [row, row + count): number c of key j at [j / kNr][c][j % kNr].
-template <class T, class A>
-void pack_transposed(const Heads& t, int64_t batch, int64_t head, int64_t row, int64_t count, int64_t numbers,
-                     A* to) {
-  const Matrix transposed{at<T>(t, batch, head, row), t.column, t.row};
-  for (int64_t j = 0; j < count; j += kNr<A>)
-    pack_panel<T>(transposed, 0, numbers, j, min_of(kNr<A>, count - j), to + j * numbers);
-}
-
-// to[i][j] = alpha * sum_c left[i][c] * panels[c][j] for keys [first, last) of the panels; first begins one.
-template <class A>
-void multiply_transposed(int64_t rows, int64_t numbers, const Rows<A>& left, const A* panels, int64_t first,
-                         int64_t last, A alpha, A* to, int64_t pitch, Ahead& ahead) {
-  PanelProduct<A> product{};
-  product.ahead = &ahead;
-  product.rows = rows;
-  product.depth = numbers;
-  product.left = left.data;
-  product.left_pitch = left.pitch;
-  product.right_pitch = kNr<A>;
-  product.alpha = alpha;
-  product.result_pitch = pitch;
-  for (int64_t j = first; j < last; j += kNr<A>) {
-    product.columns = min_of(kNr<A>, last - j);
-    product.right = panels + j * numbers;
-    product.result = to + j - first;
-    multiply_panel(product);
-  }
-}
-
-// to[i][c] (+)= alpha * sum_j left(i, j) * right[j][c], c < numbers; left in rows, or in columns.
-template <class A>
-void multiply_rows_of(int64_t rows, int64_t depth, const Rows<A>& left, bool left_columns,
-                      const Rows<A>& right, int64_t numbers, A alpha, bool add, A* to, Ahead& ahead) {
-  PanelProduct<A> product{};
-  product.ahead = &ahead;
-  product.rows = rows;
-  product.left_pitch = left.pitch;
-  product.left_columns = left_columns;
-  product.right_pitch = right.pitch;
-  product.alpha = alpha;
-  product.result_pitch = padded<A>(numbers);
-  for (int64_t first = 0; first < depth; first += kDepth) {
-    product.depth = min_of(kDepth, depth - first);
-    product.left = left.data + first * (left_columns ? left.pitch : 1);
-    product.add = add || first > 0;
-    for (int64_t c = 0; c < numbers; c += kNr<A>) {
-      product.columns = min_of(kNr<A>, numbers - c);
-      product.right = right.data + first * right.pitch + c;
-      product.result = to + c;
-      multiply_panel(product);
-    }
-  }
-}
-
-// Finished rows on their way out: factors[i] * from[i][c], rounded; factors may be null.
-template <class T, class A>
-void write_rows(const A* from, const A* factors, int64_t rows, int64_t numbers, T* to, int64_t pitch) {
-  for (int64_t i = 0; i < rows; ++i, from += padded<A>(numbers), to += pitch) {
-    const A factor = factors ? factors[i] : A(1);
-    along<A>(0, numbers, [&](int64_t c, auto part) PYDL_INLINE_LAMBDA {
-      store_part(to + c, load(from + c) * factor, part);
-    });
-  }
+// The tensors' type and what products multiply: body(type, element). Elements are the type that sums have, or of bf16 pairs
+// where the CPU multiplies them and that pays.
+template <class F>
+void dispatch_elements(const AttentionParams& p, const F& body) {
+#if defined(PYDL_BF16_DOT)
+  if (p.dtype == DType::bf16 && p.queries > kFewQueries && cpu_has_bf16_dot())
+    return body(bf16{}, bf16_pair{});
+#endif
+  dispatch_rows(p.dtype, [&](auto type) { body(type, acc_t<decltype(type)>{}); });
 }
 
 // ---- what rows see
@@ -223,10 +118,11 @@ void apply_mask(const AttentionParams& p, const Block& block, int64_t first, int
 constexpr int64_t kKeysAhead = 256;
 
 // Behind block `item` of those before `last` of a key head: the rows of the next block, or, where there is none, of the
-// next key head's first and its keys and values, if that is likely to be the same worker's.
+// next key head's first and its keys and values, if that is likely to be the same worker's. Spread over the register
+// blocks that the block's rows and so many panels have between them: on AVX-512 those of 64 tokens are few.
 template <class T>
 Ahead ahead_of(const AttentionParams& p, int64_t batch, int64_t key_head, int64_t item, int64_t last,
-               bool next_head) {
+               bool next_head, int64_t panels) {
   Ahead ahead;
   const auto add = [&](const Heads& t, int64_t head, int64_t row, int64_t count, int64_t numbers) {
     constexpr int64_t size = sizeof(T);
@@ -249,6 +145,7 @@ Ahead ahead_of(const AttentionParams& p, int64_t batch, int64_t key_head, int64_
   add(p.query, head, first, rows, p.width);
   add(p.grad_output, head, first, rows, p.value_width);
   add(p.output, head, first, rows, p.value_width);
+  if (rows > kMr) ahead.spread_over(panels * ceil_div(rows, kMr));  // fewer hide too little
   return ahead;
 }
 
@@ -264,7 +161,7 @@ struct Kept {
 
   // Those of a vector from `key` on, in the low bits.
   PYDL_INLINE uint32_t of(int64_t row, int64_t key) const {
-    const int64_t bit = at[row] + key;
+    const uint64_t bit = static_cast<uint64_t>(at[row] + key);
     uint32_t word;
     memcpy(&word, bits + bit / 8, sizeof word);
     return word >> (bit % 8);

@@ -15,37 +15,42 @@
 //
 // is a pass of its own, of two products: a task owns a part of the mask and goes through what it broadcasts in order, so
 // that nothing but the mask's own gradient is as large as the scores.
-#include "kernels/cpu/attention/attention.h"
+#include "kernels/cpu/attention/tiles.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
 using namespace attention;
 
-constexpr int64_t kKeys = 64;       // of a tile
 constexpr int64_t kMaskKeys = 256;  // of a task of the mask's gradient: whole tiles
 
-template <class A>
-constexpr int64_t kTilePitch = kKeys + 64 / static_cast<int64_t>(sizeof(A));
-
-template <class A>
+template <class E>
 struct Workspace {
-  A *keys, *values, *key_rows, *grad_keys, *grad_values;                    // of the task's keys
-  A *queries, *grad_output, *grad_queries, *along, *weights, *grad_scores;  // of a block
+  using A = acc_of<E>;
+  E *keys, *values, *key_rows;  // of the task's keys
+  E *queries, *grad_output;     // of a block
+  E *right_queries, *right_grad_output,
+      *score_rows;             // and for pairs, of which each side of a product has its own
+  A *grad_keys, *grad_values;  // of the task's keys
+  A *grad_queries, *along, *weights, *grad_scores;  // of a block
   uint8_t* bits;
   int64_t bytes;
 
   static Workspace of(const AttentionParams& p, int64_t span, char* scratch) {
+    constexpr bool kPairs = per_element<E> == 2;
     Pieces pieces{scratch};
     Workspace space{};
-    const int64_t width = padded<A>(p.width), value_width = padded<A>(p.value_width);
-    space.keys = pieces.take<A>(padded<A>(span) * p.width);
-    space.values = pieces.take<A>(padded<A>(span) * p.value_width);
-    space.key_rows = pieces.take<A>(span * width);
+    const int64_t width = padded<E>(p.width), value_width = padded<E>(p.value_width);
+    space.keys = pieces.take<E>(padded<E>(span) * elements<E>(p.width));
+    space.values = pieces.take<E>(padded<E>(span) * elements<E>(p.value_width));
+    space.key_rows = pieces.take<E>(elements<E>(span) * width);
+    space.queries = pieces.take<E>(kQueries * padded<E>(elements<E>(p.width)));
+    space.grad_output = pieces.take<E>(kQueries * padded<E>(elements<E>(p.value_width)));
+    space.right_queries = pieces.take<E>(kPairs ? elements<E>(kQueries) * width : 0);
+    space.right_grad_output = pieces.take<E>(kPairs ? elements<E>(kQueries) * value_width : 0);
+    space.score_rows = pieces.take<E>(kPairs ? kQueries * kTilePitch<A> : 0);
     space.grad_keys = pieces.take<A>(span * width);
     space.grad_values = pieces.take<A>(span * value_width);
-    space.queries = pieces.take<A>(kQueries * width);
-    space.grad_output = pieces.take<A>(kQueries * value_width);
     space.grad_queries = pieces.take<A>(kQueries * width);
     space.along = pieces.take<A>(kQueries);
     space.weights = pieces.take<A>(kQueries * kTilePitch<A>);
@@ -63,41 +68,6 @@ struct Task {
   bool queries, keys, values, mask;
   bool whole;  // key heads one after the other
 };
-
-// Of kRows rows from `row` on, of `count` keys from `key` on: scores become weights as dropout leaves them, and
-// the gradients of weights become those of scores.
-template <int kRows, class A>
-void differentiate(const AttentionParams& p, const Block& block, int64_t row, int64_t key, int64_t count,
-                   const Kept& kept, const A* lse, const A* along, A* weights, A* grad_scores) {
-  constexpr A kLowest = -__builtin_inf();
-  const A keep_scale = static_cast<A>(p.keep_scale);
-  int64_t least = block.sees[row];
-  for (int r = 1; r < kRows; ++r) least = min_of(least, block.sees[row + r]);
-  for (int64_t j = 0; j < count; j += lanes<A>) {
-    vec<A> x[kRows], g[kRows];
-    const bool whole = key + j + lanes<A> <= least;
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      x[r] = load(weights + r * kTilePitch<A> + j) - lse[row + r];
-      if (!whole) x[r] = fill_outside<A>(x[r], 0, block.sees[row + r] - key - j, kLowest);
-    }
-    exp_nonpositive_group<false, A>(x);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      vec<A> dropped = x[r];
-      g[r] = load(grad_scores + r * kTilePitch<A> + j);
-      if (kept.bits) {
-        const uint32_t bits = kept.of(row + r, key + j);
-        dropped = where_lane(dropped * keep_scale, bits);
-        g[r] = where_lane(g[r] * keep_scale, bits);
-      }
-      g[r] = x[r] * (g[r] - along[row + r]);
-      if (!whole) g[r] = fill_outside<A>(g[r], 0, block.sees[row + r] - key - j, A(0));
-      store(weights + r * kTilePitch<A> + j, dropped);
-      store(grad_scores + r * kTilePitch<A> + j, g[r]);
-    }
-  }
-}
 
 // Of a block and `count` keys from `key` on. A tile is summed before it is added where the mask broadcasts: a sum over
 // all rows of all samples is one of tiles.
@@ -131,66 +101,89 @@ void add_to_mask(const AttentionParams& p, const Block& block, int64_t key, int6
   }
 }
 
-template <class T, class A>
+// Sums of the keys [first, last) that none has been added to.
+template <class E>
+void clear_rows(const AttentionParams& p, const Task& task, int64_t first, int64_t last,
+                const Workspace<E>& space) {
+  const auto clear = [&](acc_of<E>* sums, int64_t numbers) {
+    const int64_t pitch = padded<E>(numbers);
+    memset(sums + first * pitch, 0, static_cast<size_t>((last - first) * pitch) * sizeof(acc_of<E>));
+  };
+  if (first >= last) return;
+  if (task.keys) clear(space.grad_keys, p.width);
+  if (task.values) clear(space.grad_values, p.value_width);
+}
+
+template <class T, class E>
 void backward_block(const AttentionParams& p, const Task& task, const Block& block, const RoundKeys& keys,
-                    const Rows<A>& key_rows, Ahead ahead, const Workspace<A>& space) {
+                    const Rows<E>& key_rows, int64_t& begun, Ahead ahead, const Workspace<E>& space) {
+  using A = acc_of<E>;
+  constexpr int64_t per = per_element<E>;
   const int64_t rows = block.rows, last = min_of(task.last, block.keys);
   const A scale = static_cast<A>(p.scale);
-  const Rows<A> queries =
-      rows_of<T>(p.query, block.batch, block.head, block.first, rows, p.width, task.keys, space.queries);
-  const Rows<A> grad = rows_of<T>(p.grad_output, block.batch, block.head, block.first, rows, p.value_width,
-                                  task.values, space.grad_output);
+  const BothSides<E> queries = both_sides_of<T>(p.query, block.batch, block.head, block.first, rows, p.width,
+                                                task.keys, space.queries, space.right_queries);
+  const BothSides<E> grad =
+      both_sides_of<T>(p.grad_output, block.batch, block.head, block.first, rows, p.value_width, task.values,
+                       space.grad_output, space.right_grad_output);
   const A* lse =
       static_cast<const A*>(p.lse) + (block.batch * p.heads + block.head) * p.queries + block.first;
   for (int64_t r = 0; r < rows; ++r) {
     const T* output = at<T>(p.output, block.batch, block.head, block.first + r);
+    const auto* gradient =
+        reinterpret_cast<const pick_t<per == 1, A, T>*>(grad.left.data + r * grad.left.pitch);
     vec<A> sum{};
     along<A>(0, p.value_width, [&](int64_t c, auto part) PYDL_INLINE_LAMBDA {
-      sum += load_part(grad.data + r * grad.pitch + c, part) * load_part(output + c, part);
+      sum += load_part(gradient + c, part) * load_part(output + c, part);
     });
     space.along[r] = reduce_add(sum);
   }
   Kept kept;
   kept.fill(p, keys, block, task.first, last, space.bits);
-  const Rows<A> weights{space.weights, kTilePitch<A>}, grad_scores{space.grad_scores, kTilePitch<A>};
+  const Tiles<E> tiles{space.weights, space.grad_scores, space.score_rows};
+  const Rows<E> weights{reinterpret_cast<const E*>(space.weights), kTilePitch<A>},
+      grad_scores{reinterpret_cast<const E*>(space.grad_scores), kTilePitch<A>},
+      score_rows = per == 1 ? grad_scores : Rows<E>{space.score_rows, kTilePitch<A>};
   for (int64_t key = task.first; key < last; key += kKeys) {
     const int64_t count = min_of(kKeys, last - key), local = key - task.first;
-    multiply_transposed(rows, p.width, queries, space.keys, local, local + count, scale, space.weights,
+    multiply_transposed(rows, p.width, queries.left, space.keys, local, local + count, scale, space.weights,
                         kTilePitch<A>, ahead);
-    multiply_transposed(rows, p.value_width, grad, space.values, local, local + count, A(1),
+    multiply_transposed(rows, p.value_width, grad.left, space.values, local, local + count, A(1),
                         space.grad_scores, kTilePitch<A>, ahead);
     apply_mask<T>(p, block, key, key + count, space.weights, kTilePitch<A>);
     int64_t r = 0;
     if constexpr (kGroup<A> > 1)
       for (; r + kGroup<A> <= rows; r += kGroup<A>)
-        differentiate<kGroup<A>>(p, block, r, key, count, kept, lse, space.along,
-                                 space.weights + r * kTilePitch<A>, space.grad_scores + r * kTilePitch<A>);
-    for (; r < rows; ++r)
-      differentiate<1>(p, block, r, key, count, kept, lse, space.along, space.weights + r * kTilePitch<A>,
-                       space.grad_scores + r * kTilePitch<A>);
-    if (task.mask) add_to_mask(p, block, key, count, space.grad_scores);
+        differentiate<kGroup<A>>(p, block, r, key, count, kept, lse, space.along, tiles);
+    for (; r < rows; ++r) differentiate<1>(p, block, r, key, count, kept, lse, space.along, tiles);
+    if constexpr (per == 1)
+      if (task.mask) add_to_mask(p, block, key, count, space.grad_scores);
+    const bool add = local < begun;  // else the first that these keys see
+    if (add && local + count > begun) clear_rows(p, task, begun, local + count, space);
+    begun = max_of(begun, local + count);
     if (task.values)
-      multiply_rows_of(count, rows, weights, true, grad, p.value_width, A(1), true,
-                       space.grad_values + local * padded<A>(p.value_width), ahead);
+      multiply_rows_of(count, elements<E>(rows), weights, true, grad.right, p.value_width, A(1), add,
+                       space.grad_values + local * padded<E>(p.value_width), ahead);
     if (task.keys)
-      multiply_rows_of(count, rows, grad_scores, true, queries, p.width, scale, true,
-                       space.grad_keys + local * padded<A>(p.width), ahead);
+      multiply_rows_of(count, elements<E>(rows), grad_scores, true, queries.right, p.width, scale, add,
+                       space.grad_keys + local * padded<E>(p.width), ahead);
     if (task.queries)
-      multiply_rows_of(rows, count, grad_scores, false,
-                       {key_rows.data + local * key_rows.pitch, key_rows.pitch}, p.width, scale, key > 0,
-                       space.grad_queries, ahead);
+      multiply_rows_of(rows, elements<E>(count), score_rows, false,
+                       {key_rows.data + local / per * key_rows.pitch, key_rows.pitch}, p.width, scale,
+                       key > 0, space.grad_queries, ahead);
   }
   if (!task.queries) return;
-  if (last == 0) memset(space.grad_queries, 0, static_cast<size_t>(rows * padded<A>(p.width)) * sizeof(A));
-  write_rows<T, A>(space.grad_queries, nullptr, rows, p.width,
-                   at<T>(p.grad_query, block.batch, block.head, block.first), p.grad_query.row);
+  if (last == 0) memset(space.grad_queries, 0, static_cast<size_t>(rows * padded<E>(p.width)) * sizeof(A));
+  write_rows<stored_t<T, E>, A>(space.grad_queries, nullptr, rows, p.width,
+                                at<stored_t<T, E>>(p.grad_query, block.batch, block.head, block.first),
+                                p.grad_query.row);
 }
 
 // The blocks [first, last) of those of all the query heads that share the task's key head.
-template <class T>
+template <class T, class E>
 void run_task(const AttentionParams& p, const Task& task, int64_t first, int64_t last,
-              const Workspace<acc_t<T>>& space) {
-  using A = acc_t<T>;
+              const Workspace<E>& space) {
+  using A = acc_of<E>;
   const int64_t shared = p.heads / p.key_heads, blocks = blocks_of(p), span = task.last - task.first;
   const auto block_at = [&](int64_t item) {
     return block_of(p, task.batch, task.key_head * shared + item / blocks, item % blocks);
@@ -200,27 +193,36 @@ void run_task(const AttentionParams& p, const Task& task, int64_t first, int64_t
   seen = min_of(seen, span);
   pack_transposed<T>(p.key, task.batch, task.key_head, task.first, seen, p.width, space.keys);
   pack_transposed<T>(p.value, task.batch, task.key_head, task.first, seen, p.value_width, space.values);
-  Rows<A> key_rows{};
+  Rows<E> key_rows{};
   if (task.queries)
-    key_rows = rows_of<T>(p.key, task.batch, task.key_head, task.first, seen, p.width, true, space.key_rows);
-  if (task.keys) memset(space.grad_keys, 0, static_cast<size_t>(span * padded<A>(p.width)) * sizeof(A));
-  if (task.values)
-    memset(space.grad_values, 0, static_cast<size_t>(span * padded<A>(p.value_width)) * sizeof(A));
+    key_rows = right_rows<T>(p.key, task.batch, task.key_head, task.first, seen, p.width, space.key_rows);
   const RoundKeys round = round_keys(p.seed);
-  for (int64_t item = first; item < last; ++item)
-    backward_block<T>(p, task, block_at(item), round, key_rows,
-                      ahead_of<T>(p, task.batch, task.key_head, item, last, task.whole), space);
-  if (task.keys)
-    write_rows<T, A>(space.grad_keys, nullptr, span, p.width,
-                     at<T>(p.grad_key, task.batch, task.key_head, task.first), p.grad_key.row);
+  int64_t begun = 0;  // keys whose sums have begun
+  for (int64_t item = first; item < last; ++item) {
+    const Block block = block_at(item);
+    constexpr int64_t wide = kNr<A>;
+    const int64_t keys = min_of(span, max_of(block.keys - task.first, 0));
+    const int64_t panels = 2 * ceil_div(keys, wide) + ceil_div(keys, kKeys) * (2 * ceil_div(p.width, wide) +
+                                                                               ceil_div(p.value_width, wide));
+    backward_block<T>(p, task, block, round, key_rows, begun,
+                      ahead_of<T>(p, task.batch, task.key_head, item, last, task.whole, panels), space);
+  }
+  clear_rows(p, task, begun, span, space);
+  using Stored = stored_t<T, E>;
+  if (task.keys) {
+    Stored* to = at<Stored>(p.grad_key, task.batch, task.key_head, task.first);
+    if (p.grad_key.column == 1)
+      write_rows<Stored, A>(space.grad_keys, nullptr, span, p.width, to, p.grad_key.row);
+    else
+      write_columns(space.grad_keys, span, p.width, to, p.grad_key.column);
+  }
   if (task.values)
-    write_rows<T, A>(space.grad_values, nullptr, span, p.value_width,
-                     at<T>(p.grad_value, task.batch, task.key_head, task.first), p.grad_value.row);
+    write_rows<Stored, A>(space.grad_values, nullptr, span, p.value_width,
+                          at<Stored>(p.grad_value, task.batch, task.key_head, task.first), p.grad_value.row);
 }
 
-template <class T>
+template <class T, class E>
 void run(const AttentionPlan& plan, const AttentionParams& p, const Parallel& parallel) {
-  using A = acc_t<T>;
   const bool queries = p.grad_query.data != nullptr, keys = p.grad_key.data != nullptr,
              values = p.grad_value.data != nullptr;
   const bool together = plan.query_parts == 1 && plan.key_parts == 1;
@@ -230,7 +232,7 @@ void run(const AttentionPlan& plan, const AttentionParams& p, const Parallel& pa
   run_tasks({parallel.run, plan.workers}, p.batch * p.key_heads * parts, [&](int64_t index, int64_t worker) {
     const int64_t part = index % parts - of_queries, head = index / parts;
     char* scratch = static_cast<char*>(p.scratch) + worker * plan.worker_bytes;
-    const Workspace<A> space = Workspace<A>::of(p, plan.span, scratch);
+    const Workspace<E> space = Workspace<E>::of(p, plan.span, scratch);
     Task task{head / p.key_heads, head % p.key_heads, 0,     p.keys,  queries,
               keys && together,   values && together, false, together};
     if (part < 0) {
@@ -312,14 +314,16 @@ AttentionPlan attention_backward_plan(const AttentionParams& p, int64_t threads)
   const bool queries = p.grad_query.data != nullptr && (plan.query_parts > 1 || plan.key_parts > 1);
   plan.span = queries ? p.keys : min_of(p.keys, ceil_div(ceil_div(p.keys, kKeys), plan.key_parts) * kKeys);
   plan.workers = workers_of(p, heads * (plan.query_parts + plan.key_parts), threads);
-  plan.worker_bytes = p.dtype == DType::f64 ? Workspace<double>::of(p, plan.span, nullptr).bytes
-                                            : Workspace<float>::of(p, plan.span, nullptr).bytes;
+  dispatch_elements(p, [&](auto, auto element) {
+    plan.worker_bytes = Workspace<decltype(element)>::of(p, plan.span, nullptr).bytes;
+  });
   plan.scratch = plan.workers * plan.worker_bytes;
   return plan;
 }
 
 void attention_backward(const AttentionPlan& plan, const AttentionParams& p, const Parallel& parallel) {
-  dispatch_rows(p.dtype, [&](auto type) { run<decltype(type)>(plan, p, parallel); });
+  dispatch_elements(
+      p, [&](auto type, auto element) { run<decltype(type), decltype(element)>(plan, p, parallel); });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -167,9 +167,13 @@ PYDL_INLINE uint32_t kept_bits(const RoundKeys& keys, uint64_t first, uint32_t t
 
 // Lane i of v where bit i of bits is set, else 0.
 PYDL_INLINE vec<float> where_lane(vec<float> v, uint32_t bits) {
+#if defined(PYDL_AVX512)
+  return (vec<float>)_mm512_mask_mov_ps(__m512{}, static_cast<__mmask16>(bits), (__m512)v);
+#else
   u32v lane;
   for (int i = 0; i < lanes<float>; ++i) lane[i] = 1u << i;
   return bit_cast<vec<float>>(((lane & bits) != 0) & bit_cast<i32v>(v));
+#endif
 }
 PYDL_INLINE vec<double> where_lane(vec<double> v, uint32_t bits) {
   u64v lane;

@@ -19,6 +19,24 @@ PYDL_INLINE u16h narrow_bf16_fast(vec<float> x) { return bit_cast<u16h>(_mm512_c
 PYDL_INLINE u32v narrow_bf16_fast(vec<float> a, vec<float> b) {
   return bit_cast<u32v>(_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
 }
+// The first or the last 16 of 32 numbers of a, each beside that of b: pairs of both.
+typedef uint16_t u16v __attribute__((vector_size(64)));
+PYDL_INLINE u32v first_side_by_side(u32v a, u32v b) {
+  return bit_cast<u32v>(__builtin_shufflevector(bit_cast<u16v>(a), bit_cast<u16v>(b), 0, 32, 1, 33, 2, 34, 3,
+                                                35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43,
+                                                12, 44, 13, 45, 14, 46, 15, 47));
+}
+PYDL_INLINE u32v last_side_by_side(u32v a, u32v b) {
+  return bit_cast<u32v>(__builtin_shufflevector(bit_cast<u16v>(a), bit_cast<u16v>(b), 16, 48, 17, 49, 18, 50,
+                                                19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26,
+                                                58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63));
+}
+// Both halves of v, likewise.
+PYDL_INLINE u32v halves_side_by_side(u32v v) {
+  return bit_cast<u32v>(__builtin_shufflevector(bit_cast<u16v>(v), bit_cast<u16v>(v), 0, 16, 1, 17, 2, 18, 3,
+                                                19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27,
+                                                12, 28, 13, 29, 14, 30, 15, 31));
+}
 #else
 PYDL_INLINE u16h narrow_bf16_fast(vec<float> x) { return narrow_bf16(x); }
 #endif
