@@ -16,7 +16,6 @@ def cpu_flags():
     return set(next((line.split(":")[1] for line in lines if line.startswith("flags")), "").split())
 
 
-@pytest.mark.slow  # until it has been seen to pass: it was written where there is no AVX-512
 def test_stand_ins_give_what_the_instructions_give(tmp_path):
     if absent := NEEDED - cpu_flags():
         pytest.skip(f"this CPU has no {', '.join(sorted(absent))}")

@@ -39,13 +39,29 @@ PYDL_EMULATED __m256 flush(__m256 x) {
   const __m256 small = _mm256_cmp_ps(_mm256_xor_ps(x, sign), _mm256_set1_ps(0x1p-126f), _CMP_LT_OQ);
   return _mm256_blendv_ps(x, sign, small);
 }
-// The upper product is added first, each in a multiply-add of one rounding.
+// a * b + sum in one rounding. Zero is what would be subnormal if exponents had no end, though it be rounded to the
+// smallest normal number where they have.
+PYDL_EMULATED __m256 multiply_add(__m256 a, __m256 b, __m256 sum) {
+  const __m256 result = flush(_mm256_fmadd_ps(a, b, sum));
+  float x[8], y[8], z[8], r[8];
+  memcpy(x, &a, sizeof x);
+  memcpy(y, &b, sizeof y);
+  memcpy(z, &sum, sizeof z);
+  memcpy(r, &result, sizeof r);
+  for (int i = 0; i < 8; ++i) {
+    const double exact = static_cast<double>(x[i]) * y[i] + z[i];
+    if (__builtin_fabsf(r[i]) == 0x1p-126f && __builtin_fabs(exact) < 0x1p-126 - 0x1p-151)
+      r[i] = __builtin_copysignf(0, r[i]);
+  }
+  return _mm256_loadu_ps(r);
+}
+// The upper product is added first.
 PYDL_EMULATED __m256 dot(__m256 sum, __m256i a, __m256i b) {
   const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   const __m256 high_a = (__m256)_mm256_and_si256(a, upper), high_b = (__m256)_mm256_and_si256(b, upper);
   const __m256 low_a = (__m256)_mm256_slli_epi32(a, 16), low_b = (__m256)_mm256_slli_epi32(b, 16);
-  sum = flush(_mm256_fmadd_ps(flush(high_a), flush(high_b), flush(sum)));
-  return flush(_mm256_fmadd_ps(flush(low_a), flush(low_b), sum));
+  sum = multiply_add(flush(high_a), flush(high_b), flush(sum));
+  return multiply_add(flush(low_a), flush(low_b), sum);
 }
 
 }  // namespace emulation

@@ -71,6 +71,7 @@ void arithmetic() {
                 k = vector<__m512i, int32_t>();
   const __mmask16 m = static_cast<__mmask16>(word());
   const __mmask8 n = static_cast<__mmask8>(word());
+  const __mmask32 lanes = word();
   const __m256i halves = _mm512_castsi512_si256(i);
   const __m128i bytes = _mm512_castsi512_si128(j);
 
@@ -131,6 +132,7 @@ void arithmetic() {
   EXPECT(uint32_t, _mm512_shuffle_f32x4, a, b, 0xDD);
   EXPECT(uint32_t, _mm512_shuffle_epi32, i, _MM_PERM_CDAB);
   EXPECT(uint32_t, _mm512_permutexvar_ps, i, a);
+  EXPECT(uint16_t, _mm512_maskz_permutexvar_epi16, lanes, i, j);
   EXPECT(uint64_t, _mm512_permutexvar_pd, i, p);
   EXPECT(uint32_t, _mm512_permutex2var_ps, a, i, b);
   EXPECT(uint64_t, _mm512_permutex2var_pd, p, i, q);
@@ -159,6 +161,13 @@ void memory(char* end) {
     for (size_t numbers = count; numbers <= 32; numbers += 16) {
       const __mmask32 lanes = static_cast<__mmask32>((uint64_t{1} << numbers) - 1);
       EXPECT(uint16_t, _mm512_maskz_loadu_epi16, lanes, end - 2 * numbers);
+      memset(end - 64, 0, 64);
+      ::_mm512_mask_storeu_epi16(end - 2 * numbers, lanes, v);
+      memcpy(theirs, end - 64, 64);
+      memset(end - 64, 0, 64);
+      ours::_mm512_mask_storeu_epi16(end - 2 * numbers, lanes, v);
+      expect<uint16_t>("_mm512_mask_storeu_epi16", *reinterpret_cast<__m512i_u*>(theirs),
+                       *reinterpret_cast<__m512i_u*>(end - 64));
     }
     const __m512i index = _mm512_mask_mov_epi32(_mm512_set1_epi32(1 << 30), first, _mm512_set1_epi32(-1));
     EXPECT(uint32_t, _mm512_mask_i32gather_ps, (__m512)v, first, index, end, 4);

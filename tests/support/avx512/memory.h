@@ -74,6 +74,9 @@ PYDL_EMULATED void _mm512_mask_storeu_pd(void* p, __mmask8 mask, __m512d v) {
 PYDL_EMULATED void _mm256_mask_storeu_epi16(void* p, __mmask16 mask, __m256i v) {
   emulation::store<int16_t>(mask, emulation::Lanes<int16_t, __m256i>(v), p);
 }
+PYDL_EMULATED void _mm512_mask_storeu_epi16(void* p, __mmask32 mask, __m512i v) {
+  emulation::store<int16_t>(mask, emulation::Lanes<int16_t, __m512i>(v), p);
+}
 PYDL_EMULATED void _mm512_mask_cvtepi32_storeu_epi8(void* p, __mmask16 mask, __m512i v) {
   emulation::store<int8_t>(mask, emulation::Ints(v), p);
 }
@@ -126,6 +129,11 @@ PYDL_EMULATED __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int how) {
   const emulation::Lanes<__m128, __m512> x(a), y(b);
   return emulation::each<emulation::Lanes<__m128, __m512>>(
       [&](int i) PYDL_EMULATED_LAMBDA { return (i & 2 ? y : x).at[how >> 2 * i & 3]; });
+}
+PYDL_EMULATED __m512i _mm512_maskz_permutexvar_epi16(__mmask32 mask, __m512i index, __m512i v) {
+  const emulation::Lanes<int16_t, __m512i> at(index), x(v);
+  return emulation::each<emulation::Lanes<int16_t, __m512i>>(
+      [&](int i) PYDL_EMULATED_LAMBDA { return mask >> i & 1 ? x.at[at.at[i] & 31] : int16_t{0}; });
 }
 PYDL_EMULATED __m512 _mm512_permutexvar_ps(__m512i index, __m512 v) {
   const emulation::Ints at(index);
