@@ -196,7 +196,8 @@ bool pays(const Conv2dParams& p, Conv2dPass pass) {
   // and what one core transforms and the other multiplies costs time when they are far apart
   if (p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot()) {
     constexpr int64_t kFewPixels = 384;
-    const int64_t pixels = p.batch * p.out_height * p.out_width, least = min_of(p.in_channels, p.out_channels);
+    const int64_t pixels = p.batch * p.out_height * p.out_width,
+                  least = min_of(p.in_channels, p.out_channels);
     const bool weight = pass == Conv2dPass::backward_weight;
     if (p.kernel_height == 5) return weight && pixels <= kFewPixels && least >= 24;
     return least >= 32 && (weight || pixels >= kFewPixels);
