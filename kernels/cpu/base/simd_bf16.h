@@ -14,7 +14,7 @@ namespace pydl::cpu::PYDL_ISA {
 struct bf16_fast {
   uint16_t bits;
 };
-#if defined(PYDL_AVX512) && defined(__AVX512BF16__)
+#if defined(PYDL_BF16_DOT)
 PYDL_INLINE u16h narrow_bf16_fast(vec<float> x) { return bit_cast<u16h>(_mm512_cvtneps_pbh((__m512)x)); }
 PYDL_INLINE u32v narrow_bf16_fast(vec<float> a, vec<float> b) {
   return bit_cast<u32v>(_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
@@ -48,7 +48,7 @@ PYDL_INLINE void dispatch_storage_of(T type, const F& body) {
 }
 template <class F>
 PYDL_INLINE void dispatch_storage_of(bf16 type, const F& body) {
-#if defined(PYDL_AVX512) && defined(__AVX512BF16__)
+#if defined(PYDL_BF16_DOT)
   if (cpu_has_bf16_dot()) return body(bf16_fast{});
 #endif
   body(type);

@@ -56,7 +56,7 @@ PYDL_INLINE u32v narrow_pair(const f16*, vec<float> a, vec<float> b) {
   return join_halves(narrow_f16(a), narrow_f16(b));
 }
 PYDL_INLINE u32v narrow_pair(const bf16_fast*, vec<float> a, vec<float> b) {
-#if defined(__AVX512BF16__)
+#if defined(PYDL_BF16_DOT)
   return narrow_bf16_fast(a, b);
 #else
   return join_halves(narrow_bf16(a), narrow_bf16(b));
