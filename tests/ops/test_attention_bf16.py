@@ -6,20 +6,15 @@ import pytest
 import torch
 from philox import keep_mask
 from test_attention import SHAPES, compare, everything, formula, make
-from testing import assert_close, bf16_dot
+from testing import AVX512_ALONE, BF16_DOT, assert_close, bf16_dot
 
-from pydl import _C, backend
+from pydl import backend
 from pydl.functional import scaled_dot_product_attention
 
-pytestmark = [
-    pytest.mark.cpu_kernels,
-    pytest.mark.skipif("avx512" not in backend.isas(), reason="this CPU has no avx512"),
-]
-# a machine without the instruction runs the second alone
-PAIRS = [pytest.param(True, marks=pytest.mark.skipif(not _C.cpu_has_bf16_dot(), reason="no vdpbf16ps")), False]
+pytestmark = AVX512_ALONE
 
 
-@pytest.fixture(params=PAIRS, ids=["pairs", "widened"], autouse=True)
+@pytest.fixture(params=BF16_DOT, ids=["pairs", "widened"], autouse=True)
 def pairs(request):
     with backend.use("cpu"), backend.isa("avx512"), bf16_dot(request.param):
         yield request.param

@@ -39,6 +39,14 @@ def test_gradients_of_a_large_tensor():
     torch.testing.assert_close(second, 2 * y)
 
 
+def test_the_tangent_of_a_large_tensor_is_kept():
+    x, tangent = torch.randn(LARGE), torch.randn(LARGE)
+    with torch.autograd.forward_ad.dual_level(), torch.autocast("cpu", torch.bfloat16):
+        (y,) = lowered("cpu", torch.autograd.forward_ad.make_dual(x, tangent))
+        found = torch.autograd.forward_ad.unpack_dual(y).tangent
+    assert torch.equal(found, tangent.bfloat16())
+
+
 def test_op():
     torch.library.opcheck(torch.ops.pydl.cast, (torch.randn(3, 4, requires_grad=True), "bfloat16"))
     with pytest.raises(ValueError, match=r"^cast: expected dtype to be float32, bfloat16 or float16, got int8$"):

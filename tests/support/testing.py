@@ -83,6 +83,14 @@ def assert_close(actual, expected, dtype=None, scale=1.0):
     )
 
 
+# the two ways of bfloat16 on AVX-512; a machine without the instruction runs the second alone
+BF16_DOT = [pytest.param(True, marks=pytest.mark.skipif(not _C.cpu_has_bf16_dot(), reason="no vdpbf16ps")), False]
+AVX512_ALONE = [
+    pytest.mark.cpu_kernels,
+    pytest.mark.skipif("avx512" not in pydl.backend.isas(), reason="this CPU has no avx512"),
+]
+
+
 @contextlib.contextmanager
 def bf16_dot(use):
     """Runs a block with the dot product of pairs of bfloat16, or as on a CPU without that instruction."""

@@ -621,12 +621,9 @@ PYDL_INLINE vec<double> multiply_add(vec<double> a, vec<double> b, vec<double> s
 PYDL_INLINE vec<float> multiply_add(u32v a, u32v b, vec<float> sum) {
   return (vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
-// The first n of 32 words, the others 0; the first n words go out; words by their index where `kept` has their bit, else 0.
-PYDL_INLINE u32v load_words_n(const void* p, int64_t n) {
-  return (u32v)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p);
-}
-PYDL_INLINE void store_words_n(void* p, u32v v, int64_t n) {
-  _mm512_mask_storeu_epi16(p, static_cast<__mmask32>((uint64_t{1} << n) - 1), (__m512i)v);
+// The first n numbers of pairs go out; words by their index where `kept` has their bit, else 0.
+PYDL_INLINE void store_pairs_n(void* p, u32v v, int64_t n) {
+  _mm512_mask_storeu_epi16(p, (__mmask32)lane_mask(n), (__m512i)v);
 }
 PYDL_INLINE u32v pick_words(u32v x, u32v index, uint32_t kept) {
   return (u32v)_mm512_maskz_permutexvar_epi16(kept, (__m512i)index, (__m512i)x);

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from pydl._private import functorch_active
+from pydl.ops import _library
 from pydl.ops._nodes import is_compiling
 
 # Numbers from which on ReLU's gradient is our op's, in recycled memory (csrc/autograd/activation.cpp has it once more).
@@ -28,7 +28,7 @@ def finished(output, activation, residual=None):
 def backward(grad, output, activation):
     """The gradient of what the activation was given, from that of its ``output``; "none" is the schemas' None."""
     if activation == "relu":
-        if grad.is_cpu and grad.numel() >= RECYCLED and not is_compiling() and not functorch_active():
+        if grad.is_cpu and grad.numel() >= RECYCLED and not is_compiling() and not _library.transforms_active():
             return torch.ops.pydl.relu_backward(grad, output)
         return torch.ops.aten.threshold_backward(grad, output, 0)
     if activation == "sigmoid":

@@ -5,7 +5,6 @@ In the functions of the ops rather than by torch.library.register_autocast, whic
 
 import torch
 
-from pydl._private import functorch_active
 from pydl.ops import _library
 from pydl.ops._memory_format import product_strides
 from pydl.ops._nodes import is_compiling
@@ -49,6 +48,6 @@ def _lowered(tensor, dtype):
     if tensor.dtype == dtype or tensor.dtype not in _LOWERED:
         return tensor
     large = tensor.is_cpu and tensor.numel() * dtype.itemsize >= _POOLED_BYTES
-    if large and dtype in _LOWERED and not is_compiling() and not functorch_active():
+    if large and dtype in _LOWERED and not is_compiling() and not _library.transforms_active():
         return torch.ops.pydl.cast(tensor, _name(dtype))
     return tensor.to(dtype)

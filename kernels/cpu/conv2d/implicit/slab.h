@@ -142,8 +142,8 @@ static void fill_pairs(const bf16* from, int64_t channels, int64_t pixels, bf16_
   memcpy(&index, words, sizeof index);
   for (int64_t j = 0; j < pixels; j += step) {
     const int64_t n = min_of(step, pixels - j);
-    const u32v x = load_words_n(from + j * channels, n * channels);
-    store_words_n(to + j * elements, pick_words(x, index, kept), n * 2 * elements);
+    const u32v x = load_pairs_n(from + j * channels, n * channels);
+    store_pairs_n(to + j * elements, pick_words(x, index, kept), n * 2 * elements);
   }
 }
 #endif
