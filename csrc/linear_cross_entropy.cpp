@@ -1,8 +1,8 @@
 // pydl::linear_cross_entropy_forward, _forward_backward and _backward: on the CPU alone. See
 // kernels/linear_cross_entropy.h.
 //
-// Half types by way of float32: logits and sums never are of half precision. The gradients that the forward makes stay
-// in float32, so that whoever scales them rounds last.
+// Half types by way of float32, but for bfloat16 on a CPU that multiplies it: logits and sums never are of half precision.
+// The gradients that the forward makes stay in float32, so that whoever scales them rounds last.
 #include "kernels/linear_cross_entropy.h"
 
 #include <tuple>
@@ -66,14 +66,16 @@ void check(const Tensor& input, const Tensor& linear_weight, const Tensor& targe
                    ": expected reduction to be 0, 1 or 2, got ", options.reduction);
 }
 
-// The tensors of a call in the dtype that the kernels take; they live as long as the params that point to them.
+// The tensors of a call in a dtype that the kernels take; they live as long as the params that point to them.
 struct Operands {
   Tensor input, linear_weight, target;
   MaybeTensor linear_bias, weight;
 
   static Tensor wide(const Tensor& t) {
-    const bool half = t.scalar_type() == ScalarType::Half || t.scalar_type() == ScalarType::BFloat16;
-    return half ? widened(t) : t;
+    const ScalarType type = t.scalar_type();
+    const bool widens = type == ScalarType::Half ||
+                        (type == ScalarType::BFloat16 && !PYDL_CPU_CALL(linear_cross_entropy_takes_bf16)());
+    return widens ? widened(t) : t;
   }
   Operands(const Tensor& x, const Tensor& w, const Tensor& t, const MaybeTensor& b,
            const MaybeTensor& classes)
@@ -114,7 +116,8 @@ struct Gradients {
 
  private:
   static Tensor make(const Operands& of, bool needed, const std::vector<int64_t>& sizes, void*& data) {
-    Tensor t = empty(of.input, of.input.scalar_type(), needed ? sizes : std::vector<int64_t>{0});
+    Tensor t =
+        empty(of.input, accumulate_type(of.input.scalar_type()), needed ? sizes : std::vector<int64_t>{0});
     data = needed ? t.mutable_data_ptr() : nullptr;
     return t;
   }

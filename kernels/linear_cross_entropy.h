@@ -20,7 +20,9 @@
 namespace pydl {
 
 struct LinearCrossEntropyParams {
-  DType dtype;  // f32 or f64, of all that follows but where it says otherwise; half types arrive as f32
+  // f32 or f64, of all that follows but where it says otherwise; half types arrive as f32. Or bf16, if
+  // linear_cross_entropy_takes_bf16: that of input, linear_weight and linear_bias, f32 being that of the rest.
+  DType dtype;
   DType output_dtype;  // of output and grad_output
   Reduction reduction;
   int64_t ignore_index;
@@ -48,6 +50,8 @@ struct LinearCrossEntropyParams {
 };
 
 namespace cpu {
+// Whether this CPU multiplies bf16 faster than f32.
+PYDL_CPU_ENTRY(bool linear_cross_entropy_takes_bf16())
 PYDL_CPU_ENTRY(int64_t linear_cross_entropy_scratch(const LinearCrossEntropyParams& params, int64_t threads))
 PYDL_CPU_ENTRY(SoftmaxCrossEntropyStatus linear_cross_entropy_forward(const LinearCrossEntropyParams& params,
                                                                       const Parallel& parallel))

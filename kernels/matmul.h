@@ -32,7 +32,8 @@ struct MatmulParams {
   void* scratch;                 // MatmulPlan::scratch bytes, 64-byte aligned
   int64_t outer = 1, inner = 1;  // outer * inner matrices
   double alpha = 1, beta = 1;
-  Matrix addend{};  // its data may be null; overlaps no output, but may be the output itself
+  Matrix addend{};            // its data may be null; overlaps no output, but may be the output itself
+  bool float_output = false;  // of bf16, multiplied in pairs: output and addend are f32
 };
 
 // How a product is cut: made once for all calls whose params differ in nothing but their pointers.

@@ -1,13 +1,16 @@
-"""Matrix products of bfloat16 by the dot product of pairs, and as a CPU without that instruction multiplies them."""
+"""Matrix products of bfloat16, and what is made of them, by the dot product of pairs, and as a CPU without that
+instruction multiplies them.
+"""
 
 import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from testing import AVX512_ALONE, BF16_DOT, assert_close, bf16_dot
 
 from pydl import _C, backend
-from pydl.functional import linear
+from pydl.functional import linear, linear_cross_entropy
 
 pytestmark = AVX512_ALONE
 
@@ -157,3 +160,53 @@ def test_caches_change_no_bit(left):
         finally:
             _C.set_cpu_caches(*before)
         assert torch.equal(found, expected)
+
+
+def test_what_the_instruction_flushes_shows_which_made_the_logits(pairs):
+    """2^-130, which is subnormal, times 2^127: nothing by pairs; 1/8 each by widened numbers."""
+    x, w = torch.full((3, 64), 2.0**-130).bfloat16(), torch.zeros(2, 64).bfloat16()
+    w[0] = 2.0**127
+    losses = linear_cross_entropy(x, w, torch.zeros(3, dtype=torch.int64), reduction="none")
+    expected = F.cross_entropy(torch.tensor([[0.0 if pairs else 8.0, 0.0]]), torch.tensor([0])).item()
+    assert_close(losses.double(), torch.full((3,), expected, dtype=torch.float64), torch.bfloat16)
+
+
+def loss_and_gradients(function, x, w, b, target, reduction, weights):
+    tensors = [t.detach().clone().requires_grad_() for t in (x, w, b)]
+    loss = function(*tensors, target, reduction)
+    loss.backward(weights[: loss.numel()].reshape(loss.shape).to(loss.dtype))
+    return [loss.detach(), *(t.grad for t in tensors)]
+
+
+# rows x features x classes: a class or a feature without a neighbour, partial vectors; more blocks of rows than one
+@pytest.mark.parametrize("size", [(1, 1, 3), (7, 33, 10), (64, 16, 1), (300, 40, 257), (150, 24, 47_000)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_linear_cross_entropy_is_as_near_to_float64_as_torch(size, reduction):
+    """Root mean square of the errors, beside those of torch's two calls in bfloat16."""
+    rows, features, classes = size
+    x, w, b = in_columns(rows, features), numbers(classes, features) / 4, numbers(classes)
+    target, weights = torch.randint(classes, (rows,)), torch.randn(rows).bfloat16()
+    two_calls = lambda x, w, b, t, r: F.cross_entropy(F.linear(x, w, b), t, reduction=r)  # noqa: E731
+    ours = lambda x, w, b, t, r: linear_cross_entropy(x, w, t, linear_bias=b, reduction=r)  # noqa: E731
+    expected = loss_and_gradients(two_calls, x.double(), w.double(), b.double(), target, reduction, weights.double())
+    found = loss_and_gradients(ours, x, w, b, target, reduction, weights)
+    theirs = loss_and_gradients(two_calls, x, w, b, target, reduction, weights)
+    for actual, torchs, exact in zip(found, theirs, expected, strict=True):
+        assert actual.dtype == torch.bfloat16
+        rounding = 2.0**-9 * exact.square().mean().sqrt()  # of the result alone: where torch has luck
+        error, of_torch = ((t.double() - exact).square().mean().sqrt() for t in (actual, torchs))
+        assert error <= 1.1 * of_torch + rounding
+
+
+def test_threads_change_no_bit_of_linear_cross_entropy():
+    x, w, b, target = numbers(150, 24), numbers(47_000, 24), numbers(47_000), torch.randint(47_000, (150,))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            f = lambda x, w, b, t, r: linear_cross_entropy(x, w, t, linear_bias=b, reduction=r)  # noqa: E731
+            results.append(loss_and_gradients(f, x, w, b, target, "mean", torch.ones(1)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, o) for a, o in zip(results[0], other, strict=True))

@@ -105,12 +105,14 @@ void set_left(const MatmulParams& p, const MatmulPlan& plan, const Block& block,
   product.left = reinterpret_cast<const E*>(element<T>(p.left, block.row, part.first));
 }
 
-template <class T, class E>
+// T, E, O: numbers of the operands, what they are multiplied as, numbers of the output.
+template <class T, class E, class O>
 void run_task(const MatmulParams& p, const MatmulPlan& plan, const Block& block,
-              const Workspace<T, E>& space) {
+              const Workspace<E, O>& space) {
   using A = acc_of<E>;
+  constexpr bool kRounds = __is_same(E, bf16_pair) && !__is_same(O, A);
   const auto [row, rows, first, last] = block;
-  T* output = static_cast<T*>(p.output.data) + row * p.output.row;
+  O* output = static_cast<O*>(p.output.data) + row * p.output.row;
   for (int64_t i = 0; i < plan.depth_parts; ++i) {
     const bool begins = i == 0, ends = i + 1 == plan.depth_parts;
     const Part part = part_of<E>(p, plan, i), next = ends ? Part{} : part_of<E>(p, plan, i + 1);
@@ -138,24 +140,24 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, const Block& block,
         product.bias = space.bias;
       }
       // whole panels of the output's own type are summed in place, those of pairs rounded on their way out
-      const bool whole = columns == kNr<A>, in_place = __is_same(T, A) && whole;
-      const bool rounds = __is_same(E, bf16_pair) && whole && ends && p.activation != Activation::sigmoid;
-      if constexpr (__is_same(T, A))
+      const bool whole = columns == kNr<A>, in_place = __is_same(O, A) && whole;
+      const bool rounds = kRounds && whole && ends && p.activation != Activation::sigmoid;
+      if constexpr (__is_same(O, A))
         if (in_place) product.result = output + column;
       product.result_pitch = p.output.row;
       if (!in_place) {
-        product.result = space.sums + (keeps_sums<T>(plan) ? (panel - first) * kNr<A> : 0);
-        product.result_pitch = sums_pitch<T>(plan);
+        product.result = space.sums + (keeps_sums<O>(plan) ? (panel - first) * kNr<A> : 0);
+        product.result_pitch = sums_pitch<O>(plan);
       }
       product.rounded = nullptr;
-      if constexpr (__is_same(E, bf16_pair))
+      if constexpr (kRounds)
         if (rounds) product.rounded = output + column;
       product.rounded_pitch = p.output.row;
       product.add = !begins;
       if (begins && p.addend.data) {
         const bool there = in_place && p.addend.data == p.output.data && p.beta == 1;
         if (!there)
-          scaled_rows<T>(p.addend, row, rows, column, columns, static_cast<A>(p.beta), product.result,
+          scaled_rows<O>(p.addend, row, rows, column, columns, static_cast<A>(p.beta), product.result,
                          product.result_pitch);
         product.add = true;
       }
@@ -174,17 +176,21 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, const Block& block,
 }
 
 // The matrices of one product of a batch.
-template <class T>
+template <class T, class O>
 MatmulParams one_of(const MatmulParams& p, int64_t index) {
   MatmulParams one = p;
   const int64_t outer = index / p.inner, inner = index % p.inner;
-  Matrix* const matrices[] = {&one.left, &one.right, &one.output, &one.addend};
-  for (Matrix* m : matrices)
-    if (m->data) m->data = static_cast<T*>(m->data) + outer * m->outer + inner * m->inner;
+  const auto move = [=](Matrix& m, auto number) {
+    if (m.data) m.data = static_cast<decltype(number)*>(m.data) + outer * m.outer + inner * m.inner;
+  };
+  move(one.left, T{});
+  move(one.right, T{});
+  move(one.output, O{});
+  move(one.addend, O{});
   return one;
 }
 
-template <class T, class E>
+template <class T, class E, class O = T>
 void run(const MatmulPlan& plan, const MatmulParams& p, const Parallel& parallel) {
   const int64_t parts = plan.row_parts * plan.column_parts;
   run_tasks({parallel.run, plan.workers}, p.outer * p.inner * parts, [&](int64_t task, int64_t worker) {
@@ -193,7 +199,7 @@ void run(const MatmulPlan& plan, const MatmulParams& p, const Parallel& parallel
     char* scratch = static_cast<char*>(p.scratch) + worker * plan.worker_bytes;
     const Block block{row, end - row, plan.panels * c / plan.column_parts,
                       plan.panels * (c + 1) / plan.column_parts};
-    run_task(one_of<T>(p, task / parts), plan, block, Workspace<T, E>::of(plan, scratch));
+    run_task<T>(one_of<T, O>(p, task / parts), plan, block, Workspace<E, O>::of(plan, scratch));
   });
 }
 
@@ -207,6 +213,7 @@ MatmulPlan matmul_plan(const MatmulParams& p, int64_t threads) {
       return plan_of<double, double>(p, threads);
     default:
 #if defined(PYDL_BF16_DOT)
+      if (p.float_output) return plan_of<bf16, bf16_pair, float>(p, threads);
       if (pairs_pay(p)) return plan_of<bf16, bf16_pair>(p, threads);
 #endif
       return plan_of<bf16, float>(p, threads);
@@ -221,6 +228,7 @@ void matmul(const MatmulPlan& plan, const MatmulParams& p, const Parallel& paral
       return run<double, double>(plan, p, parallel);
     default:
 #if defined(PYDL_BF16_DOT)
+      if (p.float_output) return run<bf16, bf16_pair, float>(plan, p, parallel);
       if (plan.pairs) return run<bf16, bf16_pair>(plan, p, parallel);
 #endif
       return run<bf16, float>(plan, p, parallel);

@@ -56,17 +56,17 @@ void cut(const MatmulParams& p, int64_t threads, MatmulPlan& plan) {
 
 // Sums that cannot be kept in the output, of another type or the last panel's: each panel's own, if the next part of the
 // depth adds to them and it is not the output that holds them.
-template <class T>
+template <class O>
 bool keeps_sums(const MatmulPlan& plan) {
-  return !__is_same(T, acc_t<T>) && plan.depth_parts > 1;
+  return !__is_same(O, acc_t<O>) && plan.depth_parts > 1;
 }
-template <class T>
+template <class O>
 int64_t sums_pitch(const MatmulPlan& plan) {
-  return (keeps_sums<T>(plan) ? plan.group : 1) * kNr<acc_t<T>>;
+  return (keeps_sums<O>(plan) ? plan.group : 1) * kNr<acc_t<O>>;
 }
 
-// What one worker has to itself.
-template <class T, class E>
+// What one worker has to itself. O: the output's type.
+template <class E, class O>
 struct Workspace {
   using A = acc_of<E>;
   E *panel, *left;
@@ -81,7 +81,7 @@ struct Workspace {
     Workspace space{};
     space.panel = pieces.take<E>(plan.depth * kNr<A>);
     space.left = pieces.take<E>(left);
-    space.sums = pieces.take<A>(plan.rows * sums_pitch<T>(plan));
+    space.sums = pieces.take<A>(plan.rows * sums_pitch<O>(plan));
     space.bias = pieces.take<A>(kNr<A>);
     space.bytes = pieces.next - scratch;
     return space;
@@ -107,7 +107,7 @@ Left read_left(const MatmulParams& p, const MatmulPlan& plan) {
   return fits && !pays ? Left::rows : Left::packed_rows;
 }
 
-template <class T, class E>
+template <class T, class E, class O = T>
 MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   using A = acc_of<E>;
   MatmulPlan plan{};
@@ -129,7 +129,7 @@ MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   plan.rows = ceil_div(p.rows, plan.row_parts);
   plan.group = ceil_div(plan.panels, plan.column_parts);
   plan.workers = workers_for({nullptr, threads}, batch * plan.row_parts * plan.column_parts);
-  plan.worker_bytes = Workspace<T, E>::of(plan, nullptr).bytes;
+  plan.worker_bytes = Workspace<E, O>::of(plan, nullptr).bytes;
   plan.scratch = plan.workers * plan.worker_bytes;
   return plan;
 }

@@ -2,7 +2,8 @@
 //
 // A block of rows at a time: the product that makes its logits, the kernels of softmax cross entropy over them, which
 // leave the gradient in their place, and the two products that use it. Each is the library's own, so this file holds
-// nothing but the blocks. Their rows follow from the shape alone: the sum over blocks that is the weight's gradient
+// nothing but the blocks. bfloat16 is multiplied as such, in pairs, where the CPU can: then a block's gradient is rounded
+// in its place before it is used, as torch rounds it; logits, sums and results are float32. The blocks' rows follow from the shape alone: the sum over blocks that is the weight's gradient
 // must not depend on threads.
 //
 // Never stored: the logits of more than one block.
@@ -45,9 +46,14 @@ bool all_below(const A* x, int64_t n, A limit, bool equal) {
 
 int64_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
-// One call: its blocks, what each kernel is given of them, and the pieces of scratch (`bytes` in all).
-template <class A>
+// One call: its blocks, what each kernel is given of them, and the pieces of scratch (`bytes` in all). T: the operands'
+// type, and that of the gradient of a block's logits.
+template <class T>
 class Call {
+  using A = acc_t<T>;
+  static constexpr bool kRounds = !__is_same(T, A);
+  static constexpr DType kSums = __is_same(A, double) ? DType::f64 : DType::f32;
+
  public:
   Call(const LinearCrossEntropyParams& params, int64_t threads)
       : p(params), makes_gradients(p.grad_input || p.grad_weight || p.grad_bias), threads_(threads) {
@@ -99,6 +105,7 @@ class Call {
 
   // grad_logits of the block lie in place of its logits
   void use_gradient(int64_t first, int64_t n, const Parallel& parallel) const {
+    if (kRounds && makes_gradients) round_gradient(n, parallel);
     if (p.grad_input) multiply(input_of(first, n), parallel);
     if (!p.grad_weight && !p.grad_bias) return;
     const int64_t chunk = chunk_of(n), chunks = ceil_div(p.classes, chunk);
@@ -126,7 +133,7 @@ class Call {
   // n rows of cross entropy, each with a loss and a gradient of its own
   SoftmaxCrossEntropyParams rows_of(int64_t first, int64_t n) const {
     SoftmaxCrossEntropyParams s{};
-    s.dtype = s.target_dtype = p.dtype;
+    s.dtype = s.target_dtype = kSums;
     s.output_dtype = p.output_dtype;
     s.reduction = Reduction::none;
     s.ignore_index = p.ignore_index;
@@ -151,7 +158,7 @@ class Call {
   SoftmaxCrossEntropyParams with_losses(SoftmaxCrossEntropyParams s, int64_t first) const {
     if (p.reduction != Reduction::none) {
       s.output = static_cast<A*>(whole.scratch) + first;
-      s.output_dtype = p.dtype;
+      s.output_dtype = kSums;
     } else {
       s.output = static_cast<char*>(p.output) + first * size_of(p.output_dtype);
     }
@@ -162,7 +169,7 @@ class Call {
     s.grad_input = logits;
     s.grad_output = g;
     s.grad_output_stride[0] = 0;
-    s.output_dtype = p.dtype;
+    s.output_dtype = kSums;
     return s;
   }
 
@@ -193,47 +200,33 @@ class Call {
   static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(A));
 
   Matrix block(const Matrix& m, int64_t first) const {
-    return {static_cast<A*>(m.data) + first * m.row, m.row, m.column};
+    return {static_cast<T*>(m.data) + first * m.row, m.row, m.column};
+  }
+  MatmulParams product(int64_t rows, int64_t columns, int64_t depth, const Matrix& left, const Matrix& right,
+                       A* output, int64_t output_pitch) const {
+    MatmulParams m{p.dtype, Activation::none,          rows,    columns, depth, left,
+                   right,   {output, output_pitch, 1}, nullptr, nullptr};
+    m.float_output = kRounds;
+    return m;
   }
   MatmulParams logits_of(int64_t first, int64_t n) const {
     const Matrix& w = p.linear_weight;
-    return {p.dtype,
-            Activation::none,
-            n,
-            p.classes,
-            p.features,
-            block(p.input, first),
-            {w.data, w.column, w.row},
-            {logits, pitch, 1},
-            p.linear_bias,
-            nullptr};
+    MatmulParams m =
+        product(n, p.classes, p.features, block(p.input, first), {w.data, w.column, w.row}, logits, pitch);
+    m.bias = p.linear_bias;
+    return m;
   }
   MatmulParams input_of(int64_t first, int64_t n) const {
-    return {p.dtype,
-            Activation::none,
-            n,
-            p.features,
-            p.classes,
-            {logits, pitch, 1},
-            p.linear_weight,
-            {static_cast<A*>(p.grad_input) + first * p.features, p.features, 1},
-            nullptr,
-            nullptr};
+    return product(n, p.features, p.classes, {gradient(), gradient_pitch(), 1}, p.linear_weight,
+                   static_cast<A*>(p.grad_input) + first * p.features, p.features);
   }
   // rows of the gradient from class c on
   MatmulParams weight_of(int64_t first, int64_t n, int64_t c, int64_t classes) const {
-    MatmulParams product{p.dtype,
-                         Activation::none,
-                         classes,
-                         p.features,
-                         n,
-                         {logits + c, 1, pitch},
-                         block(p.input, first),
-                         {static_cast<A*>(p.grad_weight) + c * p.features, p.features, 1},
-                         nullptr,
-                         nullptr};
-    if (first != 0) product.addend = product.output;
-    return product;
+    MatmulParams m =
+        product(classes, p.features, n, {gradient() + c, 1, gradient_pitch()}, block(p.input, first),
+                static_cast<A*>(p.grad_weight) + c * p.features, p.features);
+    if (first != 0) m.addend = m.output;
+    return m;
   }
   void multiply(MatmulParams product, const Parallel& parallel) const {
     if (product.rows == 0 || product.columns == 0) return;
@@ -243,20 +236,39 @@ class Call {
   }
 
   int64_t chunk_of(int64_t n) const {
-    const int64_t most = kChunkBytes / (n * static_cast<int64_t>(sizeof(A)));
+    const int64_t most = kChunkBytes / (n * static_cast<int64_t>(sizeof(T)));
     return max_of(most / kChunkClasses, 1) * kChunkClasses;
+  }
+
+  // Of a block, once its logits have become it: rows begin where theirs did.
+  T* gradient() const { return reinterpret_cast<T*>(logits); }
+  int64_t gradient_pitch() const { return pitch * static_cast<int64_t>(sizeof(A) / sizeof(T)); }
+
+  void round_gradient(int64_t n, const Parallel& parallel) const {
+    parallel(n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const A* from = logits + i * pitch;
+        T* to = gradient() + i * gradient_pitch();
+        // rows are whole lines; a vector is read before what it becomes is written, over its first half or before it
+        for (int64_t j = 0; j < p.classes; j += lanes<A>) store(to + j, load(from + j));
+      }
+    });
   }
 
   void sum_gradient(int64_t first, int64_t n, int64_t c, int64_t classes) const {
     for (const int64_t end = c + classes; c < end; c += kSumClasses)
       for (int64_t row = 0; row < n; row += kSumRows)
-        sum_rows(logits + row * pitch + c, min_of(kSumRows, n - row), min_of(kSumClasses, end - c),
-                 static_cast<A*>(p.grad_bias) + c, first + row != 0);
+        sum_rows(gradient() + row * gradient_pitch() + c, min_of(kSumRows, n - row),
+                 min_of(kSumClasses, end - c), static_cast<A*>(p.grad_bias) + c, first + row != 0);
   }
-  void sum_rows(const A* g, int64_t rows, int64_t columns, A* to, bool add) const {
+  void sum_rows(const T* g, int64_t rows, int64_t columns, A* to, bool add) const {
     alignas(64) A sum[kSumClasses] = {};
-    for (int64_t i = 0; i < rows; ++i, g += pitch)
-      for (int64_t j = 0; j < columns; ++j) sum[j] += g[j];
+    for (int64_t i = 0; i < rows; ++i, g += gradient_pitch()) {
+      if constexpr (kRounds)  // to the end of a vector: rows are whole lines
+        for (int64_t j = 0; j < columns; j += lanes<A>) store(sum + j, load(sum + j) + load(g + j));
+      else
+        for (int64_t j = 0; j < columns; ++j) sum[j] += g[j];
+    }
     for (int64_t j = 0; j < columns; ++j) to[j] = add ? to[j] + sum[j] : sum[j];
   }
 
@@ -278,9 +290,10 @@ void put_zeros(const LinearCrossEntropyParams& p) {
   clear(p.grad_bias, p.classes);
 }
 
-template <class A>
+template <class T>
 SoftmaxCrossEntropyStatus forward(const LinearCrossEntropyParams& p, const Parallel& parallel) {
-  const Call<A> call(p, parallel.threads);
+  using A = acc_t<T>;
+  const Call<T> call(p, parallel.threads);
   const SoftmaxCrossEntropyStatus status = weigh_targets(call.whole, parallel);
   if (!status.ok) return status;
   if (p.rows == 0) put_zeros<A>(p);
@@ -298,9 +311,10 @@ SoftmaxCrossEntropyStatus forward(const LinearCrossEntropyParams& p, const Paral
   return {true, 0};
 }
 
-template <class A>
+template <class T>
 void backward(const LinearCrossEntropyParams& p, const Parallel& parallel) {
-  const Call<A> call(p, parallel.threads);
+  using A = acc_t<T>;
+  const Call<T> call(p, parallel.threads);
   if (p.rows == 0) put_zeros<A>(p);
   const A g = static_cast<A>(p.reduction == Reduction::none ? 0 : shared_gradient(call.whole));
   call.each_block([&](int64_t first, int64_t n) {
@@ -317,19 +331,35 @@ void backward(const LinearCrossEntropyParams& p, const Parallel& parallel) {
   });
 }
 
+template <class F>
+auto of_type(DType dtype, const F& body) {
+#if defined(PYDL_BF16_DOT)
+  if (dtype == DType::bf16) return body(bf16{});
+#endif
+  return dtype == DType::f64 ? body(double{}) : body(float{});
+}
+
 }  // namespace
 
+bool linear_cross_entropy_takes_bf16() {
+#if defined(PYDL_BF16_DOT)
+  return cpu_has_bf16_dot();
+#else
+  return false;
+#endif
+}
+
 int64_t linear_cross_entropy_scratch(const LinearCrossEntropyParams& p, int64_t threads) {
-  return p.dtype == DType::f64 ? Call<double>(p, threads).bytes : Call<float>(p, threads).bytes;
+  return of_type(p.dtype, [&](auto type) { return Call<decltype(type)>(p, threads).bytes; });
 }
 
 SoftmaxCrossEntropyStatus linear_cross_entropy_forward(const LinearCrossEntropyParams& p,
                                                        const Parallel& parallel) {
-  return p.dtype == DType::f64 ? forward<double>(p, parallel) : forward<float>(p, parallel);
+  return of_type(p.dtype, [&](auto type) { return forward<decltype(type)>(p, parallel); });
 }
 
 void linear_cross_entropy_backward(const LinearCrossEntropyParams& p, const Parallel& parallel) {
-  p.dtype == DType::f64 ? backward<double>(p, parallel) : backward<float>(p, parallel);
+  of_type(p.dtype, [&](auto type) { backward<decltype(type)>(p, parallel); });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA
