@@ -88,7 +88,8 @@ Tensor backward(const Tensor& grad_output, const PoolSizes& input_size, const Po
   p.dtype = dtype_of("avg_pool2d", grad_output);
   Tensor grad_input = empty_in_format(grad_output, grad_output.scalar_type(), input_size, grad_channels_last);
   if (grad_input.numel() > 0) {
-    set_sides(p, grad_output, grad_input, grad_channels_last);
+    const Tensor dense = dense_gradient(grad_output, grad_channels_last);
+    set_sides(p, dense, grad_input, grad_channels_last);
     const Scales scales(p, count_include_pad, divisor);
     PYDL_CPU_CALL(avg_pool2d_backward)(p, torch_threads());
   }

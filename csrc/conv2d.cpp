@@ -12,6 +12,7 @@
 #include "csrc/selection.h"
 #include "csrc/verbose.h"
 #include "kernels/machine.h"
+#include "kernels/matmul.h"
 
 namespace pydl {
 namespace {
@@ -286,6 +287,15 @@ Tensor backward_weight(const Tensor& grad_output, const Tensor& input, const Siz
   return grad_weight;
 }
 
+// Whether pixels are rows of channels that lie side by side, one a fixed distance after the other: of a matrix then.
+bool has_rows_of_channels(const Conv2dParams& p, Matrix& rows) {
+  const int64_t* stride = p.output_stride;
+  const int64_t pixel = p.out_width > 1 ? stride[3] : p.out_height > 1 ? stride[2] : stride[0];
+  rows = {p.output, pixel, 1};
+  return p.out_channels > 1 && stride[1] == 1 && (p.out_height == 1 || stride[2] == p.out_width * pixel) &&
+         (p.batch == 1 || stride[0] == p.out_height * p.out_width * pixel);
+}
+
 Tensor backward_bias(const Tensor& grad_output) {
   PYDL_CHECK(grad_output.dim() == 4, "conv2d: expected grad_output to be 4-D, got shape ",
              shape_of(grad_output));
@@ -305,6 +315,11 @@ Tensor backward_bias(const Tensor& grad_output) {
     Tensor scratch = empty(grad_output, ScalarType::Byte, {cuda->conv2d_bias_scratch(p)});
     p.scratch = scratch.mutable_data_ptr();
     cuda.run(cuda->conv2d_backward_bias, p);
+  } else if (Matrix rows; has_rows_of_channels(p, rows)) {
+    ColumnSumsParams sums{p.dtype, p.batch * p.out_height * p.out_width, p.out_channels, rows, p.grad_bias,
+                          nullptr};
+    sums.scratch = Scratch::of_at_least(PYDL_CPU_CALL(column_sums_scratch)(sums));
+    PYDL_CPU_CALL(column_sums)(sums, torch_threads());
   } else {
     PYDL_CPU_CALL(conv2d_backward_bias)(p, torch_threads());
   }

@@ -71,7 +71,8 @@ Tensor backward(const Tensor& grad_output, const Tensor& places, const PoolSizes
   p.dtype = dtype_of("max_pool2d", grad_output);
   Tensor grad_input = empty_in_format(grad_output, grad_output.scalar_type(), input_size, channels_last);
   if (grad_input.numel() > 0) {
-    set_sides(p, grad_output, grad_input, channels_last);
+    const Tensor dense = dense_gradient(grad_output, channels_last);
+    set_sides(p, dense, grad_input, channels_last);
     set_places(p, places);
     PYDL_CPU_CALL(max_pool2d_backward)(p, torch_threads());
   }

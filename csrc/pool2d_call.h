@@ -85,6 +85,16 @@ inline Tensor empty_in_format(const Tensor& like, ScalarType type, const PoolSiz
                        : empty(like, type, sizes);
 }
 
+// The gradient of an output as autograd hands it over, or a copy of it whose channels or columns lie side by side, as the
+// kernels read them fast: behind a flattened output it comes in NCHW, whatever the output was.
+inline Tensor dense_gradient(const Tensor& grad_output, bool channels_last) {
+  const int64_t d = channels_last ? 1 : 3;
+  if (grad_output.size(d) == 1 || grad_output.stride(d) == 1) return grad_output;
+  Tensor copy = empty_in_format(grad_output, grad_output.scalar_type(), sizes_of(grad_output), channels_last);
+  torch::stable::copy_(copy, grad_output);
+  return copy;
+}
+
 // From which tensor to which.
 inline void set_sides(Pool2dParams& p, const Tensor& from, const Tensor& to, bool channels_last) {
   p.from = from.const_data_ptr();

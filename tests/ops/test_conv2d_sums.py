@@ -82,6 +82,13 @@ def test_bias(device, size, dtype, memory_format):
     check_bias(grad[:, size[1] // 2 :])
 
 
+def test_bias_of_every_few_channels(device):
+    """Pixels of few channels are summed several side by side: rests of them, pieces of 16,384 numbers and a rest."""
+    for channels in (*range(2, 19), 24, 31, 32, 33, 48, 63, 64, 65, 100):
+        for pixels in ((1, 1, 1), (1, 3, 5), (3, 37, 23), (1, 1, 70_000 // channels)):
+            check_bias(torch.randn(*pixels, channels, device=device).permute(0, 3, 1, 2))
+
+
 def check_bias(grad):
     first, second = (backend.ops_for(grad).conv2d_backward_bias(grad) for _ in range(2))
     terms = grad.numel() // grad.shape[1]
