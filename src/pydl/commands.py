@@ -85,7 +85,7 @@ def train(
     report: Annotated[bool, typer.Option("--report", help="List at the end which kernels served each layer.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL, runs/MODEL-2, …")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder or checkpoint to continue exactly.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Train with plain torch too, side by side.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Train with plain torch too, in turns.")] = False,
 ):
     """Train MODEL and keep metrics.jsonl, curves.png and checkpoint.pt.
 

@@ -103,6 +103,9 @@ def _run(config, device, processes, out, resume, console, dataset, report):
     preprocessing = _preprocessing(config, dataset) if resume is None else _same_data(dataset, resume)
     backends = [config.backend, "torch"] if config.compare else [config.backend]
     learners = _learners(config, dataset, preprocessing, backends, device, processes)
+    if config.compare and config.amp:
+        exact = dataclasses.replace(config, amp=False)
+        learners += _learners(exact, dataset, preprocessing, [config.backend], device, processes)
     if config.weights is not None and resume is None:
         for learner in learners:
             weights.load(learner.model, config.weights, _vocabulary(dataset))
@@ -233,7 +236,7 @@ def _same_data(dataset, content):
 
 def _restore(learners, content):
     """Puts the learners where the checkpoint was written; returns the history of finished epochs."""
-    states = [content, content.get("reference")]
+    states = [content, content.get("reference"), content.get("float32")]
     try:
         for learner, state in zip(learners, states, strict=False):
             if why := checkpoint.mismatch(learner.model, state["model"]):

@@ -107,6 +107,25 @@ def test_amp_agrees_with_torchs(tmp_path):
     assert result.history[-1]["loss"] == pytest.approx(result.history[-1]["torch_loss"], rel=0.02)
 
 
+def test_amp_says_what_it_gains_over_float32(tmp_path):
+    """A third side of a comparison: the very losses of a run without --amp; it goes on where it stopped."""
+    result, text = run(tmp_path / "amp", "lenet_bn", amp=True, compare=True, max_steps=6)
+    exact, _ = run(tmp_path / "float32", "lenet_bn", max_steps=6)
+    row = result.history[-1]
+    assert row["float32_loss"] == exact.history[-1]["loss"]
+    assert row["float32_test_accuracy"] == exact.history[-1]["test_accuracy"]
+    assert row["loss"] != row["float32_loss"]
+    assert row["loss"] == pytest.approx(row["float32_loss"], rel=0.02)
+    assert len(result.rates) == 3
+    assert result.gain > 0
+    assert f"  |  float32: loss {row['float32_loss']:.4f}" in text
+    assert "pydl, mixed ┃" in text
+    assert f"{result.gain:.2f}×" in text
+    again, _ = run(tmp_path / "again", resume=tmp_path / "amp", max_steps=9)
+    whole, _ = run(tmp_path / "whole", "lenet_bn", max_steps=9)
+    assert again.history[-1]["float32_loss"] == whole.history[-1]["loss"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 def test_amp_scales_the_loss_on_a_gpu():
     one = learner("lenet_bn", backend="torch", device="cuda", amp=True)

@@ -8,6 +8,7 @@ import torch
 from pydl import backend
 from pydl.errors import MissingExtra
 from pydl.swapping import unswap
+from pydl.training.display import SIDES
 
 EXAMPLES = 32  # training images that are shown
 
@@ -77,8 +78,8 @@ class Board:
 
 def _tag(key):
     """``test_loss`` as ``loss/test``, so that TensorBoard draws what belongs together in one group."""
-    prefix = "torch " if key.startswith("torch_") else ""
-    name = key.removeprefix("torch_")
+    side = next((side for side in SIDES if key.startswith(f"{side}_")), None)
+    prefix, name = (f"{side} ", key.removeprefix(f"{side}_")) if side else ("", key)
     groups = {
         "loss": "loss/{}train",
         "test_loss": "loss/{}test",

@@ -10,6 +10,8 @@ from pydl.text import perplexity
 
 # A bar that is drawn more often than the eye reads it takes time from the cores that train.
 REFRESH_SECONDS = 0.2
+# Beside which a run is compared: torch, and float32 where the run is of mixed precision. Keys of their scores begin so.
+SIDES = ("torch", "float32")
 # what only some learners measure, with how it is shown
 SCORES = {
     "exact_match": ("exact match", "{:.4f}"),
@@ -43,8 +45,9 @@ class Lines:
 
     def epoch(self, row):
         text = f"epoch {row['epoch']}/{self.epochs}  step {row['step']}  {_scores(row)}"
-        if "torch_loss" in row:
-            text += f"  |  torch: {_scores({key: row[f'torch_{key}'] for key in row if f'torch_{key}' in row})}"
+        for side in SIDES:
+            if f"{side}_loss" in row:
+                text += f"  |  {side}: {_scores({key: row[f'{side}_{key}'] for key in row if f'{side}_{key}' in row})}"
         print(text, file=self.console.file, flush=True)  # not through rich: a line stays one line, however long
 
 
@@ -148,17 +151,21 @@ def count(number, noun):
 
 
 def comparison(result):
-    """The table of a run beside torch: both sides and their ratios."""
+    """The table of a run beside torch, and of mixed precision beside float32: all sides and their ratios."""
     row = result.history[-1]
     table = Table(title=f"{result.config.model} on {result.config.data}", title_justify="left", title_style="bold")
     table.add_column("")
-    for name in (f"pydl ({result.backend})", "torch", "pydl / torch"):
+    mixed = "float32_loss" in row
+    names = [f"pydl ({result.backend})", "torch", "pydl / torch"]
+    for name in ["pydl, mixed", "torch", "/ torch", "float32", "/ float32"] if mixed else names:
         table.add_column(name, justify="right")
 
     def add(label, key, form):
-        difference = row[key] - row[f"torch_{key}"]
-        cells = [form.format(row[key]), form.format(row[f"torch_{key}"])]
-        table.add_row(label, *cells, f"{difference:+.1e}" if difference else "equal")
+        cells = [form.format(row[key])]
+        for side in SIDES[: 2 if mixed else 1]:
+            difference = row[key] - row[f"{side}_{key}"]
+            cells += [form.format(row[f"{side}_{key}"]), f"{difference:+.1e}" if difference else "equal"]
+        table.add_row(label, *cells)
 
     add("final loss", "loss", "{:.4f}")
     add("test loss", "test_loss", "{:.4f}")
@@ -171,10 +178,11 @@ def comparison(result):
         if key in row:
             add(label, key, form)
     if result.rates:
-        table.add_row(
-            f"{_unit(row)}/s", *(f"{rate:,.0f}" for rate in result.rates), f"[bold]{result.ratio:.2f}×[/bold]"
-        )
-    table.add_row("epochs, steps", f"{row['epoch']}, {row['step']}", "", "")
+        cells = [f"{result.rates[0]:,.0f}"]
+        for rate, ratio in zip(result.rates[1:], (result.ratio, result.gain), strict=False):
+            cells += [f"{rate:,.0f}", f"[bold]{ratio:.2f}×[/bold]"]
+        table.add_row(f"{_unit(row)}/s", *cells)
+    table.add_row("epochs, steps", f"{row['epoch']}, {row['step']}")
     return table
 
 

@@ -1,7 +1,7 @@
 """The loop over chunks of steps and over epochs, and what it keeps at the end of each.
 
 A chunk is about as long as a refresh of the display, and the clock runs inside chunks only, so neither the display nor
-the evaluation counts. In a comparison two learners take turns chunk by chunk, so that whatever else the machine does
+the evaluation counts. In a comparison learners take turns chunk by chunk, so that whatever else the machine does
 falls on both alike. Of several processes each runs the loop; the first one alone shows and writes.
 """
 
@@ -38,10 +38,10 @@ class Clock:
         """Examples or tokens per second: the median over chunks, which a neighbour's burst does not move."""
         return statistics.median(units / seconds for units, seconds in self._warm(index, last))
 
-    def ratio(self, last=10_000):
-        """Torch's seconds over ours, chunk by chunk; the median."""
-        pairs = zip(self._warm(0, last), self._warm(1, last), strict=True)
-        return statistics.median(torchs / ours for (_, ours), (_, torchs) in pairs)
+    def ratio(self, index=1, last=10_000):
+        """Seconds of learner ``index``, torch's if none is named, over ours, chunk by chunk; the median."""
+        pairs = zip(self._warm(0, last), self._warm(index, last), strict=True)
+        return statistics.median(theirs / ours for (_, ours), (_, theirs) in pairs)
 
     def seconds(self, index):
         return sum(seconds for _, seconds in self.chunks[index])
@@ -85,6 +85,7 @@ def loop(result, learners, about, console):
     result.rates = [clock.rate(i) for i in range(len(learners))]
     result.seconds = [clock.seconds(i) for i in range(len(learners))]
     result.ratio = clock.ratio() if config.compare else None
+    result.gain = clock.ratio(2) if len(learners) > 2 else None
 
 
 def _chunks(result, learners, about, clock, show, total):
@@ -119,7 +120,7 @@ def _chunks(result, learners, about, clock, show, total):
 def _row(learners, number, last):
     """The line of metrics.jsonl for the epoch that ends now, the ``last`` or not."""
     row = {"epoch": number, "step": learners[0].step, "lr": learners[0].lr}
-    for learner, prefix in zip(learners, ("", "torch_"), strict=False):
+    for learner, prefix in zip(learners, ("", *(f"{name}_" for name in display.SIDES)), strict=False):
         epoch, (test_loss, test_accuracy) = learner.end_epoch(), learner.evaluate()
         row |= {f"{prefix}loss": epoch.loss, f"{prefix}test_loss": test_loss}
         if test_accuracy is not None:
@@ -139,8 +140,9 @@ def _row(learners, number, last):
 def _keep(result, learners, about, row):
     """The epoch's checkpoint, then its line: an epoch counts as finished once its checkpoint is whole."""
     history, config = [*result.history, row], result.config
-    reference = {"reference": learners[1].state_dict()} if len(learners) > 1 else {}
-    content = {**learners[0].state_dict(), **reference, **about, "epoch": len(history), "history": history}
+    others = zip(("reference", "float32"), learners[1:], strict=False)
+    content = {**learners[0].state_dict(), **{name: learner.state_dict() for name, learner in others}}
+    content |= {**about, "epoch": len(history), "history": history}
 
     def write():
         checkpoint.save(result.folder.checkpoint, content)
