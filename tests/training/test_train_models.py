@@ -129,7 +129,7 @@ def test_recipes_reach_the_accuracy_that_is_promised(tmp_path, model):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", sorted({*DEEP, *MODELS}))
 def test_mixed_precision_costs_less_than_half_a_point(tmp_path, model):
-    """Accuracy on the test images at the end of the recipe, mean of three seeds: one of the 359 images is 0.28 points."""
+    """Accuracy on the test images at the end of the recipe, mean of three seeds; one of 359 images is 0.28 points."""
     torch.set_num_threads(os.cpu_count())
     means = []
     for amp in (False, True):

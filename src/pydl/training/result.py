@@ -22,7 +22,7 @@ class Result:
     Attributes:
         backend: what served our layers.
         history: one dict per epoch, the lines of ``metrics.jsonl``.
-        rates: units per second, ours and (in a comparison) torch's and float32's: medians over chunks, without the first.
+        rates: units per second, ours and, in a comparison, the others': medians over chunks, without the first.
         seconds: spent in training steps, likewise.
         ratio: in a comparison, the median over chunks of torch's seconds over ours.
         gain: in a comparison of mixed precision, the same of float32's seconds over ours.
