@@ -129,7 +129,7 @@ static void transpose_line(const T* from, int64_t channel_stride, int64_t channe
 
 #if defined(PYDL_BF16_DOT)
 // Pixels that lie side by side, of an odd number of channels up to a vector's lanes: a zero fills the last pair of each.
-static void fill_pairs(const bf16* from, int64_t channels, int64_t pixels, bf16_pair* to) {
+[[maybe_unused]] static void fill_pairs(const bf16* from, int64_t channels, int64_t pixels, bf16_pair* to) {
   const int64_t elements = ceil_div(channels, 2), step = lanes<float> / elements;
   uint16_t words[2 * lanes<float>] = {};
   uint32_t kept = 0;
@@ -258,8 +258,8 @@ static void copy_slab(const Windows<T>& w, const Region& region, const Reach& y,
 #if defined(PYDL_BF16_DOT)
 // The slab of a single channel whose elements pair a row with the next one that a window's column sees; `alone`: after
 // each line one of the row alone.
-static void copy_rows_in_pairs(const Windows<bf16>& w, const Region& region, const Reach& y, const Reach& x,
-                               bf16_pair* slab, bool alone) {
+[[maybe_unused]] static void copy_rows_in_pairs(const Windows<bf16>& w, const Region& region, const Reach& y,
+                                                const Reach& x, bf16_pair* slab, bool alone) {
   const int64_t rows = y.covered(region.rows), columns = x.covered(region.columns);
   const int64_t first_row = region.row * y.step + y.low, first_column = region.column * x.step + x.low;
   const auto bits = [&](const bf16* image, int64_t row, int64_t j) {

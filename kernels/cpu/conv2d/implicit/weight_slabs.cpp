@@ -123,11 +123,15 @@ void run_weight_task(const WeightPlan<T, E>& plan, int64_t task, acc_of<E>* sums
         if (flat && r > 0) continue;
         const T* from = gradient + (region.image + n) * p.output_stride[0] +
                         (region.row + r) * p.output_stride[2] + region.column * p.output_stride[3];
+        const int64_t pixels = region.columns * (flat ? region.rows : 1), tile = segments * depth * kNr<A>;
+        E* to = panel + s * depth * kNr<A>;
+        if (p.output_stride[1] == 1) {
+          pack_gradient_channels(from, p.output_stride[3], pixels, plan.columns, to, tile);
+          continue;
+        }
         for (int64_t t = 0; t < plan.tiles; ++t)
-          pack_gradient_row(from + t * kNr<A> * p.output_stride[1], p.output_stride,
-                            region.columns * (flat ? region.rows : 1),
-                            min_of(kNr<A>, plan.columns - t * kNr<A>),
-                            panel + (t * segments + s) * depth * kNr<A>);
+          pack_gradient_row(from + t * kNr<A> * p.output_stride[1], p.output_stride, pixels,
+                            min_of(kNr<A>, plan.columns - t * kNr<A>), to + t * tile);
       }
     OuterBlock<E> outer;
     outer.offsets = offsets;

@@ -3,44 +3,55 @@
 #pragma once
 
 #include "kernels/cpu/conv2d/implicit/slab.h"
-#include "kernels/cpu/gemm/panel.h"
+#include "kernels/cpu/gemm/pack.h"
 
 namespace pydl::cpu::PYDL_ISA::implicit {
 using namespace gemm;
 
 namespace {
 
-// panel[element][o], kNr apart, for one tile of output channels: a row of the gradient. An element is a
-// pixel, or two neighbours (the second zero beyond the end).
+// A row of the gradient whose channels lie side by side: panel[o / kNr][element][o % kNr], tiles `tile` apart. An
+// element is a pixel, or two neighbours (the second zero beyond the end). Each pixel is read whole: half of its lines at
+// a time, tile by tile, came from memory at half the rate.
+template <class T, class E>
+void pack_gradient_channels(const T* from, int64_t stride, int64_t pixels, int64_t channels, E* panel,
+                            int64_t tile) {
+  using A = acc_of<E>;
+  constexpr int64_t all = lanes<A>, kAhead = (8 << 10) / static_cast<int64_t>(sizeof(T));
+  for (int64_t j = 0; j < pixels; j += per_element<E>, from += per_element<E> * stride, panel += kNr<A>) {
+    const bool both = j + 1 < pixels;
+    E* to = panel;
+    for (int64_t c = 0; c < channels; c += kNr<A>, to += tile)
+      for (int64_t d = c; d < min_of(c + kNr<A>, channels); d += all) {
+        prefetch(from + d + kAhead);
+        store_step(to + d - c, load_step<E>(from + d, stride, both, min_of(all, channels - d)));
+      }
+  }
+}
+
+// The same in any other order, one tile: panel[element][o], kNr apart.
 template <class T, class E>
 void pack_gradient_row(const T* from, const int64_t* stride, int64_t pixels, int64_t channels, E* panel) {
   using A = acc_of<E>;
   constexpr int64_t all = lanes<A>;
   const int64_t elements = ceil_div(pixels, per_element<E>);
   A* to = reinterpret_cast<A*>(panel);  // pairs move as the 32 bits they are
-  if (stride[1] == 1) {
-    constexpr int64_t kAhead = 8;  // pixels
-    for (int64_t j = 0; j < elements; ++j)
-      for (int64_t c = 0; c < channels; c += all) {
-        const int64_t some = min_of(all, channels - c);
-        const T* at = from + j * per_element<E> * stride[3] + c;
-        prefetch(at + kAhead * stride[3]);
-        if constexpr (__is_same(E, bf16_pair)) {
-          const u16h second = 2 * j + 1 < pixels ? load_bits_n(at + stride[3], some) : u16h{};
-          store(to + j * kNr<A> + c, bit_cast<vec<A>>(side_by_side(load_bits_n(at, some), second)));
-        } else {
-          store(to + j * kNr<A> + c, some == all ? load(at) : load_n(at, some));
-        }
-      }
-    return;
-  }
-  if constexpr (__is_same(E, float))
-    if (stride[3] == 1) {
+  if (stride[3] == 1) {
+    if constexpr (__is_same(E, float)) {
       for (int64_t c = 0; c < channels; c += all)
         transpose_in(from + c * stride[1], stride[1], min_of(all, channels - c), pixels, to + c, kNr<A>,
                      from + (c + all < channels ? c + all : 0) * stride[1]);
       return;
     }
+#if defined(PYDL_BF16_DOT)
+    if constexpr (__is_same(E, bf16_pair)) {
+      for (int64_t c = 0; c < channels; c += all)
+        transpose_pairs_in(from + c * stride[1], stride[1], min_of(all, channels - c), pixels, panel + c,
+                           kNr<A>);
+      return;
+    }
+#endif
+  }
   for (int64_t c = 0; c < channels; c += all)
     for (int64_t j = 0; j < elements; j += all) {
       const int64_t n = min_of(all, elements - j), some = min_of(all, channels - c);
@@ -49,23 +60,13 @@ void pack_gradient_row(const T* from, const int64_t* stride, int64_t pixels, int
         square[i] = vec<A>{};
         if (i >= some) continue;
         const T* at = from + (c + i) * stride[1] + j * per_element<E> * stride[3];
-        if (stride[3] != 1) {
-          T numbers[all * per_element<E>] = {};
-          for (int64_t q = 0; q < min_of(n * per_element<E>, pixels - j * per_element<E>); ++q)
-            numbers[q] = at[q * stride[3]];
-          if constexpr (__is_same(E, bf16_pair))
-            memcpy(&square[i], numbers, sizeof square[i]);
-          else
-            square[i] = load(numbers);
-        } else if constexpr (__is_same(E, bf16_pair)) {
-          const int64_t left = min_of(2 * all, pixels - 2 * j);
-          if (left >= 2 * all)
-            memcpy(&square[i], at, sizeof square[i]);
-          else
-            memcpy(&square[i], at, static_cast<size_t>(left) * 2);
-        } else {
-          square[i] = load_n(at, n);
-        }
+        T numbers[all * per_element<E>] = {};
+        for (int64_t q = 0; q < min_of(n * per_element<E>, pixels - j * per_element<E>); ++q)
+          numbers[q] = at[q * stride[3]];
+        if constexpr (__is_same(E, bf16_pair))
+          memcpy(&square[i], numbers, sizeof square[i]);
+        else
+          square[i] = load(numbers);
       }
       transpose(square);
       for (int64_t r = 0; r < n; ++r) store(to + (j + r) * kNr<A> + c, square[r]);
