@@ -11,14 +11,15 @@ import copy
 import pytest
 import torch
 from runner import Case
-from steps import LEARNING_RATE, Step, plain, trained
+from steps import LEARNING_RATE, Boxes, Step, plain, trained
 from torch import nn
 
 import pydl
 from pydl import models
 
 
-def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, channels_last=False):
+def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, channels_last=False, objects=None):
+    """A case; of pictures of objects, ``objects`` is (loss, what makes the targets of a batch), and no peer has it."""
     autocast = None if dtype == torch.float32 else dtype
     ours, theirs = Step(autocast), Step(autocast)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -26,10 +27,12 @@ def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, 
 
     def inputs():
         theirs.net = plain(getattr(models, name)()).to(memory_format=layout)
+        if objects is not None:
+            theirs.loss, ours.loss = (objects[0]() for _ in range(2))
         ours.net = copy.deepcopy(theirs.net)
         pydl.swap(ours)
         images = torch.randn(batch, channels, size, size).contiguous(memory_format=layout)
-        return [images, torch.randint(10, (batch,))]
+        return [images, torch.randint(10, (batch,)) if objects is None else objects[1](batch)]
 
     def check(run, x, label):
         """A few steps on copies, dropout off, beside torch in float64; the tests do fifty."""
@@ -64,9 +67,18 @@ def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, 
                 {"model": name, "input": [batch, channels, size, size], "learning_rate": LEARNING_RATE},
             )
         )
-        if usual
+        if usual and objects is None
         else None,
     )
+
+
+def boxes(batch):
+    """A target of :class:`steps.Boxes`: 20 of the 5,444 anchors at 256×256 have an object."""
+    target = torch.zeros(batch, 5444, 5)
+    target[:, torch.randperm(5444)[:20]] = torch.cat(
+        (torch.randint(1, 11, (batch, 20, 1)), torch.randn(batch, 20, 4)), 2
+    )
+    return target
 
 
 def formats(*shape, target):
@@ -84,6 +96,8 @@ CASES = [
     case("cifar_net", 64, 3, 32, 1.4),
     case("resnet18", 32, 1, 96, 1.8),
     case("mlp", 256, 1, 28, 1.2, quick=True),
+    case("ssd", 16, 3, 256, 2.5, objects=(Boxes, boxes)),
+    case("fcn", 8, 3, 256, 4.0, objects=(nn.CrossEntropyLoss, lambda batch: torch.randint(11, (batch, 256, 256)))),
     *formats("lenet", 256, 1, 28, target=3.8),
     *formats("cifar_net", 64, 3, 32, target=1.4),
     *formats("resnet18", 32, 1, 96, target=1.9),

