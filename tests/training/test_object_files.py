@@ -3,54 +3,16 @@
 import numpy
 import pytest
 import torch
+from object_files import XML, write_voc, write_yolo
 from PIL import Image
 
 from pydl import data
 from pydl.errors import DataError
 
-XML = """<annotation>
-  <filename>{name}.jpg</filename>
-  <size><width>40</width><height>20</height><depth>3</depth></size>
-  <object>
-    <name>dog</name>
-    <difficult>0</difficult>
-    <bndbox>
-      <xmin>1</xmin><ymin>6</ymin>
-      <xmax>20</xmax><ymax>20</ymax>
-    </bndbox>
-  </object>
-  <object>
-    <name>cat</name><difficult>1</difficult>
-    <bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>
-  </object>
-  <object>
-    <name>cat</name>
-    <bndbox><xmin>31</xmin><ymin>1</ymin><xmax>40</xmax><ymax>10.0</ymax></bndbox>
-  </object>
-</annotation>
-"""
-
 
 @pytest.fixture
 def voc(tmp_path):
-    """Two pictures to train on, one to test on, of 40×20, the left half dark; masks of the left half."""
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Main", "ImageSets/Segmentation", "SegmentationClass"):
-        (tmp_path / folder).mkdir(parents=True)
-    pixels = numpy.full((20, 40, 3), 200, numpy.uint8)
-    pixels[:, :20] = 40
-    mask = numpy.zeros((20, 40), numpy.uint8)
-    mask[:, :18], mask[:, 18:20] = 2, 255
-    for name in ("a", "b", "c"):
-        Image.fromarray(pixels).save(tmp_path / f"JPEGImages/{name}.jpg", quality=100)
-        (tmp_path / f"Annotations/{name}.xml").write_text(XML.format(name=name))
-        picture = Image.fromarray(mask, "P")
-        picture.putpalette([value for i in range(256) for value in (i, 7 * i % 256, 11 * i % 256)])
-        picture.save(tmp_path / f"SegmentationClass/{name}.png")
-    for kind in ("Main", "Segmentation"):
-        (tmp_path / f"ImageSets/{kind}/train.txt").write_text("a  1\nb -1\n" if kind == "Main" else "a\nb\n")
-        (tmp_path / f"ImageSets/{kind}/val.txt").write_text("c\n")
-    (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    return tmp_path
+    return write_voc(tmp_path)
 
 
 def test_voc_boxes(voc):
@@ -126,14 +88,7 @@ def test_what_is_missing_in_voc_is_named(voc):
 
 @pytest.fixture
 def yolo(tmp_path):
-    for part, names in (("train", "ab"), ("val", "c")):
-        (tmp_path / "images" / part).mkdir(parents=True)
-        (tmp_path / "labels" / part).mkdir(parents=True)
-        for name in names:
-            Image.new("L", (30, 20), 90).save(tmp_path / f"images/{part}/{name}.png")
-    (tmp_path / "labels/train/a.txt").write_text("1 0.5 0.5 0.2 0.4\n\n0 0.1 0.75 0.2 0.5\n")
-    (tmp_path / "labels/val/c.txt").write_text("2 0.5 0.5 1.0001 1\n")
-    return tmp_path
+    return write_yolo(tmp_path)
 
 
 def test_yolo_labels(yolo):

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from object_files import write_voc, write_yolo
 from PIL import Image
 from runs import (  # noqa: F401  (fixtures)
     assert_same_state,
@@ -255,29 +256,20 @@ def test_predictions_are_what_the_evaluation_sees(tmp_path, saved, monkeypatch):
     assert mask.shape == (150, 150)
 
 
-def write_yolo(folder):
-    for part, count in (("train", 6), ("val", 2)):
-        (folder / "images" / part).mkdir(parents=True)
-        (folder / "labels" / part).mkdir(parents=True)
-        for i in range(count):
-            Image.new("RGB", (90, 70), (10 * i, 90, 50)).save(folder / f"images/{part}/{i}.png")
-            (folder / f"labels/{part}/{i}.txt").write_text(f"{i % 2} 0.5 0.5 0.3 0.4\n" * (i % 3))
-    return folder
-
-
-def test_a_detector_learns_from_files_with_workers_too(pydl, tmp_path):
-    root = write_yolo(tmp_path / "data")
-    words = ("train", "ssd", "--data=yolo", f"--root={root}", "--size=64", "--batch-size=3", "--max-steps=2")
-    histories = []
-    for workers in (0, 1):
-        code, out, err = pydl(*words, f"--workers={workers}", f"--out={tmp_path}/{workers}")
-        assert (code, err) == (0, ""), out
-        assert "mAP@0.5" in out
-        histories.append((tmp_path / f"{workers}/metrics.jsonl").read_text())
-    assert histories[0].split('"seconds"')[0].split('"examples')[0] == histories[1].split('"examples')[0]
+@pytest.mark.parametrize("model, name, workers", [("ssd", "yolo", 0), ("ssd", "voc", 1), ("fcn", "voc", 0)])
+def test_files_are_learnt_from(pydl, tmp_path, model, name, workers):
+    {"voc": write_voc, "yolo": write_yolo}[name](tmp_path / "data")
+    words = (f"--data={name}", "--root=data", "--size=64", "--batch-size=2", f"--workers={workers}", "--augment=crop")
+    code, out, err = pydl("train", model, *words, "--max-steps=2", "--out=run")
+    assert (code, err) == (0, "")
+    assert "step 2 " in out
+    code, out, err = pydl("train", "--resume=run", "--max-steps=3")
+    assert (code, err) == (0, "")
+    assert "step 3 " in out
 
 
 def test_what_does_not_fit_is_said_in_a_sentence(tmp_path):
+    (tmp_path / "data").mkdir()
     root = str(write_yolo(tmp_path / "data"))
     for model, options, message in (
         ("fcn", {"data": "yolo", "root": root}, "--data: expected a set with masks for fcn, got 'yolo'"),

@@ -141,7 +141,7 @@ def normalised(convolution, norm, input, residual=None, activation="relu"):
         What the layers give, called one by one: they are, where hooks or replaced parts are to see each of them.
     """
     layers = [layer for layer in (convolution, norm) if layer is not None]
-    # by torch.compile for our backend, which fuses itself, or by torch.jit.trace, which compares two traces by their text
+    # by torch.compile for our backend, which fuses itself, or by torch.jit.trace, which compares the text of two traces
     recorded = (aside.backend_is_loaded and aside.is_rewritten()) or tracing_state() is not None
     if not recorded and is_called_plainly() and all(map(_is_link, layers)):
         return Chain(convolution, norm, activation)(input, residual)
