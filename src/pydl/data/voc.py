@@ -36,7 +36,7 @@ def voc(root="data", seed=0, masks=False):
     if not (root / "JPEGImages").is_dir():
         raise DataError(f"data set 'voc': {root}/JPEGImages is no folder; give --root the one that holds it")
     listed = root / "classes.txt"
-    classes = tuple(listed.read_text().split()) if listed.is_file() else CLASSES
+    classes = tuple(listed.read_text().split()) if listed.is_file() else CLASSES  # a name has no blank
     parts = [
         _Part(root, root / "ImageSets" / ("Segmentation" if masks else "Main") / f"{name}.txt", classes, masks)
         for name in ("train", "val")
