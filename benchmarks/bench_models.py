@@ -11,25 +11,34 @@ import copy
 import pytest
 import torch
 from runner import Case
-from steps import LEARNING_RATE, Step, plain, trained
+from steps import LEARNING_RATE, Boxes, Step, plain, trained
 from torch import nn
 
 import pydl
 from pydl import models
 
+VOC, CROP = 20, (320, 480)  # classes of Pascal VOC, and the book's crop
 
-def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, channels_last=False):
+
+def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, channels_last=False, objects=None):
+    """A case of images of ``size``, a number or (height, width).
+
+    For pictures of objects, which no peer has, ``objects`` is (loss, maker of a batch's targets, the model's options).
+    """
+    sides = (size, size) if isinstance(size, int) else size
+    loss, targets, given = objects or (nn.CrossEntropyLoss, lambda batch: torch.randint(10, (batch,)), {})
     autocast = None if dtype == torch.float32 else dtype
     ours, theirs = Step(autocast), Step(autocast)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     usual = dtype == torch.float32 and not channels_last
 
     def inputs():
-        theirs.net = plain(getattr(models, name)()).to(memory_format=layout)
+        theirs.net = plain(getattr(models, name)(**given)).to(memory_format=layout)
+        theirs.loss, ours.loss = loss(), loss()
         ours.net = copy.deepcopy(theirs.net)
         pydl.swap(ours)
-        images = torch.randn(batch, channels, size, size).contiguous(memory_format=layout)
-        return [images, torch.randint(10, (batch,))]
+        images = torch.randn(batch, channels, *sides).contiguous(memory_format=layout)
+        return [images, targets(batch)]
 
     def check(run, x, label):
         """A few steps on copies, dropout off, beside torch in float64; the tests do fifty."""
@@ -64,9 +73,22 @@ def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, 
                 {"model": name, "input": [batch, channels, size, size], "learning_rate": LEARNING_RATE},
             )
         )
-        if usual
+        if usual and objects is None
         else None,
     )
+
+
+def masks(batch):
+    return torch.randint(VOC + 1, (batch, *CROP))
+
+
+def boxes(batch):
+    """A target of :class:`steps.Boxes`: 20 of the 5,444 anchors at 256×256 have an object."""
+    target = torch.zeros(batch, 5444, 5)
+    target[:, torch.randperm(5444)[:20]] = torch.cat(
+        (torch.randint(1, 11, (batch, 20, 1)), torch.randn(batch, 20, 4)), 2
+    )
+    return target
 
 
 def formats(*shape, target):
@@ -84,6 +106,8 @@ CASES = [
     case("cifar_net", 64, 3, 32, 1.4),
     case("resnet18", 32, 1, 96, 1.8),
     case("mlp", 256, 1, 28, 1.2, quick=True),
+    case("ssd", 16, 3, 256, 2.5, objects=(Boxes, boxes, {})),
+    case("fcn", 8, 3, CROP, 4.0, objects=(nn.CrossEntropyLoss, masks, {"num_classes": VOC})),
     *formats("lenet", 256, 1, 28, target=3.8),
     *formats("cifar_net", 64, 3, 32, target=1.4),
     *formats("resnet18", 32, 1, 96, target=1.9),

@@ -44,11 +44,8 @@ def accuracy(model):
         console = Console(file=io.StringIO())
         result = train.train(Config(model), out=Path(folder) / model, console=console)
     row, config = result.history[-1], result.config
-    score = {
-        key: row[key]
-        for key in ("test_accuracy", "exact_match", "pairs_found", "test_perplexity", "test_loss")
-        if key in row
-    }
+    names = "test_accuracy", "exact_match", "pairs_found", "map50", "mean_iou", "test_perplexity", "test_loss"
+    score = {key: row[key] for key in names if key in row}
     return {
         **prepare(model)[1],
         **score,
@@ -102,6 +99,10 @@ def table(kept):
                 score = f"perplexity {row['test_perplexity']:.3f}"
             if "exact_match" in row:
                 score = f"exact match {row['exact_match']:.3f}"
+            if "map50" in row:
+                score = f"mAP@0.5 {row['map50']:.3f}"
+            if "mean_iou" in row:
+                score = f"mean IoU {row['mean_iou']:.3f}"
             cells[3:5] = str(row["epochs"]), score
             if "pairs_found" in row:
                 score = f"pairs found {row['pairs_found']:.3f}"

@@ -35,6 +35,24 @@ class Language(nn.Module):
         return self.output(self.rnn(one_hot)[0]).flatten(0, 1)
 
 
+class Boxes(nn.Module):
+    """The book's loss of TinySSD: cross entropy of the anchors' classes, plus the absolute errors of their offsets.
+
+    The target (N, A, 5) has class and offsets of each anchor, labelled beforehand; class 0 is the ground.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.classes, self.offsets = nn.CrossEntropyLoss(), nn.L1Loss()
+
+    def forward(self, outputs, target):
+        _, scores, offsets = outputs
+        kinds = target[..., 0].long()
+        counted = (kinds > 0).repeat_interleave(4, dim=1)
+        errors = self.offsets(offsets * counted, target[..., 1:].flatten(1) * counted)
+        return self.classes(scores.flatten(0, 1), kinds.flatten()) + errors
+
+
 class Step(nn.Module):
     """A model and its loss, built when its case comes up.
 

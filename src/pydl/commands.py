@@ -67,7 +67,9 @@ def train(
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a lower test loss.")] = None,
     init: Annotated[str | None, typer.Option(help="First weights: torch, xavier or kaiming.")] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate: train once per fold of the training set.")] = None,
-    augment: Annotated[str | None, typer.Option(help="Vary training images: crop, flip, or crop,flip.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="Vary training images: crop, flip, jitter, or several by commas.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that make batches ready; for large image folders.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, order of the data and dropout.")] = 0,
     size: Annotated[int | None, typer.Option(help="Height and width of the model's input.")] = None,
@@ -151,23 +153,27 @@ def _value(text):
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of `pydl train`.", metavar="RUN")],
     images: Annotated[list[str], typer.Argument(help="Image files; sentences, of such a run.", metavar="IMAGE")],
-    top: Annotated[int, typer.Option(help="Classes to show of each.", min=1)] = 3,
+    top: Annotated[int | None, typer.Option(help="Classes, or objects, of each; 3 classes.", min=1)] = None,
     invert: Annotated[bool, typer.Option("--invert", help="Swap dark and light: ink on paper for digits.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures with their labels.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures with labels, boxes or overlays.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
 ):
-    """Print the classes and probabilities that a trained model gives to images, or to sentences."""
+    """Print the classes that a trained model gives to images or sentences, or the objects that it finds in images."""
     from rich.console import Console
 
-    from pydl.predict import Predictor, of_sentences, save_pictures, table
+    from pydl.predict import Predictor, kind_of, save_pictures, table
 
-    if of_sentences(checkpoint):
-        _predict_sentences(checkpoint, images, top, {"--invert": invert, "--out": out}, device, backend)
+    kind = kind_of(checkpoint)
+    if kind == "topics":
+        _predict_sentences(checkpoint, images, top or 3, {"--invert": invert, "--out": out}, device, backend)
         return
     images = [Path(image) for image in images]
+    if kind in ("detector", "segmenter"):
+        _predict_objects(checkpoint, kind, images, top, invert, out, device, backend)
+        return
     predictor = Predictor(checkpoint, device, backend)
-    predictions = predictor(images, invert=invert, top=top)
+    predictions = predictor(images, invert=invert, top=top or 3)
     console = Console()
     console.print(table(predictions))
     if warning := predictor.warning(predictions, invert):
@@ -175,6 +181,19 @@ def predict(
     if out is not None:
         paths = save_pictures(predictions, out)
         console.print(f"{out}/ holds {len(paths)} pictures with their labels", highlight=False)
+
+
+def _predict_objects(checkpoint, kind, images, top, invert, out, device, backend):
+    from rich.console import Console
+
+    from pydl.detect import ObjectPredictor, save_pictures, table
+
+    found = ObjectPredictor(checkpoint, kind, device, backend)(images, invert=invert, top=top)
+    console = Console()
+    console.print(table(found))
+    if out is not None:
+        paths, what = save_pictures(found, out), "boxes" if kind == "detector" else "overlays"
+        console.print(f"{out}/ holds {len(paths)} pictures with their {what}", highlight=False)
 
 
 def _predict_sentences(checkpoint, sentences, top, of_images, device, backend):

@@ -31,8 +31,10 @@ class Prediction:
 class Predictor:
     """A trained model with the classes and the preprocessing of its training."""
 
+    kind = "classifier"
+
     def __init__(self, path, device=None, backend_name=None):
-        content, self.config = trained.read(path, "classifier")
+        content, self.config = trained.read(path, self.kind)
         self.classes = tuple(content["classes"])
         try:
             self.preprocessing = data.Preprocessing(**{k: tuple(v) for k, v in content["preprocessing"].items()})
@@ -81,10 +83,10 @@ class Predictor:
         )
 
 
-def of_sentences(path):
-    """Whether the run at ``path`` classifies sentences; the errors are those of :func:`pydl.training.trained.read`."""
+def kind_of(path):
+    """What kind of model the run at ``path`` is of; the errors are those of :func:`pydl.training.trained.read`."""
     content = checkpoint.load(path)
-    return models.kind(trained.config_of(path, content).model) == "topics"
+    return models.kind(trained.config_of(path, content).model)
 
 
 def table(predictions):

@@ -21,6 +21,7 @@ from pydl.training.folder import Folder
 from pydl.training.language import LanguageLearner
 from pydl.training.learner import Learner
 from pydl.training.loop import Interrupted, loop
+from pydl.training.objects import DetectionLearner, SegmentationLearner
 from pydl.training.place import place
 from pydl.training.processes import environment, joined
 from pydl.training.result import Result
@@ -33,6 +34,7 @@ __all__ = ["Config", "Interrupted", "Result", "cross_validate", "learners", "res
 
 # how often a word must occur to be known
 LEAST = {"vectors": 5, "masked": 2, "topics": 2}
+FIT_PICTURES = 100  # that mean and standard deviation of pictures of objects are taken from
 
 
 def train(config, out=None, resume=None, console=None, dataset=None, report=False):
@@ -93,6 +95,8 @@ def _dataset(config, dataset=None):
             options["tokens"] = config.tokens
         if config.data in data.PAIRS:
             options |= {"language": config.language, "longest": config.num_steps}
+        if config.data == "voc":
+            options["masks"] = kind == "segmenter"
         dataset = data.get(config.data, root=config.root, **options)
     check(config, dataset)
     return dataset
@@ -119,7 +123,7 @@ def _run(config, device, processes, out, resume, console, dataset, report):
         "classes": list(dataset.classes),
         "tokenizer": dataset.tokenizer.state if dataset.kind == "text" else None,
         "examples": len(dataset.train),
-        **({"source": list(dataset.source)} if dataset.kind == "pairs" else {}),
+        **({"source": list(dataset.source)} if dataset.kind in ("pairs", "objects") else {}),
         **({"vocabulary": dataset.vocab.idx_to_token} if dataset.kind == "topics" else {}),
         "preprocessing": preprocessing
         and {key: list(value) for key, value in dataclasses.asdict(preprocessing).items()},
@@ -142,6 +146,9 @@ def _vocabulary(dataset):
 
 def _preprocessing(config, dataset):
     """The preprocessing of images; None for other data."""
+    if dataset.kind == "objects":
+        some = torch.arange(min(FIT_PICTURES, len(dataset.train)))
+        return data.Preprocessing.fit(dataset.train.take(some, (config.size,) * 2).images, (config.size,) * 2)
     if dataset.kind != "classification":
         return None
     return data.Preprocessing.fit(dataset.train.images, (config.size, config.size))
@@ -161,6 +168,9 @@ def _learners(config, dataset, preprocessing, backends, device, processes=None):
         vocabs = dataset.source_vocab, dataset.target_vocab
         splits = [SentencePairs(part, *vocabs, at) for part in (dataset.train, dataset.test)]
         return [TranslationLearner(config, *splits, dataset, name, device, processes) for name in backends]
+    if dataset.kind == "objects":
+        kind = DetectionLearner if models.kind(config.model) == "detector" else SegmentationLearner
+        return [kind(config, dataset, preprocessing, at, name, device, processes) for name in backends]
     splits = [data.Batches(split, preprocessing, at) for split in (dataset.train, dataset.test)]
     return [Learner(config, *splits, len(dataset.classes), name, device, processes) for name in backends]
 
@@ -188,7 +198,7 @@ def cross_validate(config, folds, out=None, console=None):
         raise OptionError("--folds: expected one process, got a run under torchrun")
     resolved = _resolved(config)
     dataset = _dataset(resolved)
-    if dataset.kind in ("text", "pairs", "sentences", "topics") or not torch.is_tensor(dataset.train.images):
+    if dataset.kind in ("text", "pairs", "sentences", "topics", "objects") or not torch.is_tensor(dataset.train.images):
         raise OptionError(f"--folds: expected a data set of examples in memory, got {resolved.data!r}")
     if not 2 <= folds <= len(dataset.train):
         raise OptionError(f"--folds: expected a number from 2 to the {len(dataset.train)} examples, got {folds}")
@@ -219,6 +229,11 @@ def _same_data(dataset, content):
         raise CheckpointError(
             f"{content['folder']}: expected the source's vocabulary of the checkpoint in data set {dataset.name!r}, "
             f"got another of {len(dataset.source):,} tokens"
+        )
+    if dataset.kind == "objects" and tuple(content.get("source", ())) != dataset.source:
+        raise CheckpointError(
+            f"{content['folder']}: expected data set {dataset.name!r} of {' '.join(content['source'])}'s digits as in "
+            f"the checkpoint, got {' '.join(dataset.source)}'s"
         )
     if dataset.kind in ("text", "pairs", "sentences") and expected[1] != dataset.classes:
         raise CheckpointError(

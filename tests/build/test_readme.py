@@ -29,7 +29,13 @@ SPANS = {" ".join(span.split()) for span in SPANS}
 # What .ci/run does in new environments: the two commands, and pip with the extras that they hold.
 TESTS = 'pip install ".[test]" && pytest -n 2 --dist loadfile'
 BY_CI = {'pip install ".[train]" && pydl train lenet', TESTS, "pip install ."}
-PIP = {'pip install ".[tensorboard]"', 'pip install ".[bench]"', "pip install", "pip install --no-cache-dir"}
+PIP = {
+    'pip install ".[tensorboard]"',
+    'pip install ".[scenes]"',
+    'pip install ".[bench]"',
+    "pip install",
+    "pip install --no-cache-dir",
+}
 # README's commands as they are run here: short, and with names for what it leaves open.
 COMMANDS = {
     "pydl train MODEL": "train mlp --max-steps 1 --out run",

@@ -96,7 +96,7 @@ def test_info(pydl):
         ("train leent", 2, "got 'leent'; did you mean lenet?"),
         ("train lenet --wings", 2, "--wings"),
         ("train lenet --schedule wavy", 2, "pydl: --schedule: expected one of constant, step, cosine, got 'wavy'"),
-        ("train lenet --augment crop,spin", 2, "pydl: --augment: expected one of crop, flip, got 'spin'"),
+        ("train lenet --augment crop,spin", 2, "pydl: --augment: expected one of crop, flip, jitter, got 'spin'"),
         ("train lenet --init zeros", 2, "pydl: --init: expected one of torch, xavier, kaiming, got 'zeros'"),
         (
             "train lenet --download",

@@ -1,50 +1,36 @@
-"""Boxes of objects: anchors, overlaps, labels and offsets of anchors, and predictions from them.
+"""The book's functions of boxes: what an anchor should say of an image's objects, and what a detector predicts.
 
-A box is (left, top, right, bottom) as shares of the image's width and height; (centre x, centre y, width, height) where
-that is said.
+A box is (left, top, right, bottom) as shares of the image's width and height. What there is to compute of boxes alone
+stands in :mod:`pydl.vision.boxes`, and labels of whole batches in :mod:`pydl.vision.matching`.
 """
 
 import torch
 
 from pydl.d2l.drawing import pyplot
+from pydl.vision.boxes import (
+    box_center_to_corner,
+    box_corner_to_center,
+    box_iou,
+    multibox_prior,
+    nms,
+    offset_boxes,
+    offset_inverse,
+)
 
-
-def box_corner_to_center(boxes):
-    """(N, 4) corners to centre, width and height."""
-    left, top, right, bottom = boxes.unbind(-1)
-    return torch.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top), dim=-1)
-
-
-def box_center_to_corner(boxes):
-    """(N, 4) centre, width and height to corners."""
-    x, y, width, height = boxes.unbind(-1)
-    return torch.stack((x - width / 2, y - height / 2, x + width / 2, y + height / 2), dim=-1)
-
-
-def multibox_prior(data, sizes, ratios):
-    """Anchors around each pixel of ``data`` (..., H, W): (1, H·W·(sizes + ratios - 1), 4) corners.
-
-    A pixel has one of each size s with the first ratio r, then one of the first size with each further ratio. On a
-    square image it is s·√r wide and s/√r high.
-    """
-    height, width = data.shape[-2:]
-    sizes, ratios = (torch.as_tensor(values, device=data.device, dtype=torch.float32) for values in (sizes, ratios))
-    pairs_s = torch.cat((sizes, sizes[:1].expand(len(ratios) - 1)))
-    pairs_r = torch.cat((ratios[:1].expand(len(sizes)), ratios[1:]))
-    wide = pairs_s * pairs_r.sqrt() * height / width  # shares of the width
-    high = pairs_s / pairs_r.sqrt()
-    y, x = ((torch.arange(count, device=data.device) + 0.5) / count for count in (height, width))
-    y, x = (grid.reshape(-1, 1) for grid in torch.meshgrid(y, x, indexing="ij"))
-    corners = torch.stack((x - wide / 2, y - high / 2, x + wide / 2, y + high / 2), dim=-1)
-    return corners.reshape(1, -1, 4)
-
-
-def box_iou(boxes1, boxes2):
-    """(N, M): the shared area of each pair over the area of both together."""
-    area1, area2 = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (boxes1, boxes2))
-    upper, lower = torch.maximum(boxes1[:, None, :2], boxes2[:, :2]), torch.minimum(boxes1[:, None, 2:], boxes2[:, 2:])
-    shared = (lower - upper).clamp(min=0).prod(dim=-1)
-    return shared / (area1[:, None] + area2 - shared)
+__all__ = [
+    "assign_anchor_to_bbox",
+    "bbox_to_rect",
+    "box_center_to_corner",
+    "box_corner_to_center",
+    "box_iou",
+    "multibox_detection",
+    "multibox_prior",
+    "multibox_target",
+    "nms",
+    "offset_boxes",
+    "offset_inverse",
+    "show_bboxes",
+]
 
 
 def assign_anchor_to_bbox(ground_truth, anchors, device, iou_threshold=0.5):
@@ -62,20 +48,6 @@ def assign_anchor_to_bbox(ground_truth, anchors, device, iou_threshold=0.5):
         assigned[anchor] = number
         overlap[anchor], overlap[:, number] = -1, -1
     return assigned
-
-
-def offset_boxes(anchors, assigned_bb, eps=1e-6):
-    """(N, 4): where boxes lie from their anchors: 10 Δx/w, 10 Δy/h, 5 log(w'/w), 5 log(h'/h)."""
-    own, other = box_corner_to_center(anchors), box_corner_to_center(assigned_bb)
-    shift = 10 * (other[:, :2] - own[:, :2]) / own[:, 2:]
-    return torch.cat((shift, 5 * torch.log(eps + other[:, 2:] / own[:, 2:])), dim=1)
-
-
-def offset_inverse(anchors, offset_preds):
-    """The boxes (N, 4) that lie so from their anchors: undoes :func:`offset_boxes`."""
-    own = box_corner_to_center(anchors)
-    centre = offset_preds[:, :2] * own[:, 2:] / 10 + own[:, :2]
-    return box_center_to_corner(torch.cat((centre, torch.exp(offset_preds[:, 2:] / 5) * own[:, 2:]), dim=1))
 
 
 def multibox_target(anchors, labels):
@@ -105,17 +77,6 @@ def multibox_target(anchors, labels):
         masks.append(found.to(anchors.dtype).repeat_interleave(4))
         classes.append(kind)
     return torch.stack(offsets), torch.stack(masks), torch.stack(classes)
-
-
-def nms(boxes, scores, iou_threshold):
-    """The numbers of the boxes that stay, the highest score first: none overlaps a higher one by more than that."""
-    order, kept = scores.argsort(descending=True), []
-    while len(order):
-        first, order = order[0], order[1:]
-        kept.append(first)
-        overlap = box_iou(boxes[first].unsqueeze(0), boxes[order]).squeeze(0)
-        order = order[~(overlap > iou_threshold)]  # boxes without an area overlap nothing
-    return torch.stack(kept) if kept else order
 
 
 def multibox_detection(cls_probs, offset_preds, anchors, nms_threshold=0.5, pos_threshold=0.009999999):

@@ -10,18 +10,25 @@ from pydl.data.download import download
 from pydl.data.folder import folder, read_image
 from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.loader import in_order
+from pydl.data.objects import ObjectBatches, ObjectDataset, Pictures
 from pydl.data.regression import linear, polynomial, weight_decay
+from pydl.data.scenes import scenes
 from pydl.data.sentences import SentenceDataset, sentences
 from pydl.data.synthetic import synthetic
 from pydl.data.text import TextDataset, prose, text, wiki
 from pydl.data.topics import TopicDataset, topics
 from pydl.data.translation import TranslationDataset, numbers, pairs
+from pydl.data.voc import voc
+from pydl.data.yolo import yolo
 from pydl.errors import OptionError, did_you_mean
 
 __all__ = [
     "Augment",
     "Batches",
     "Dataset",
+    "ObjectBatches",
+    "ObjectDataset",
+    "Pictures",
     "Preprocessing",
     "SentenceDataset",
     "Split",
@@ -44,12 +51,15 @@ __all__ = [
     "polynomial",
     "prose",
     "read_image",
+    "scenes",
     "sentences",
     "synthetic",
     "text",
     "topics",
+    "voc",
     "weight_decay",
     "wiki",
+    "yolo",
 ]
 
 _LOADERS = {
@@ -67,9 +77,13 @@ _LOADERS = {
     "text": text,
     "numbers": numbers,
     "pairs": pairs,
+    "scenes": scenes,
+    "voc": voc,
+    "yolo": yolo,
 }
 TEXTS = "prose", "wiki", "text"  # the sets of language models
 PAIRS = "numbers", "pairs"  # those of translators
+OBJECTS = "scenes", "voc", "yolo"  # of detectors and segmenters
 
 
 def names():

@@ -11,6 +11,7 @@ from pydl.models._registry import builder, get, kind, names
 from pydl.models.alexnet import alexnet
 from pydl.models.bert import bert, bert_classifier
 from pydl.models.cifar import cifar_net
+from pydl.models.fcn import fcn
 from pydl.models.googlenet import googlenet
 from pydl.models.gpt import gpt
 from pydl.models.lenet import lenet, lenet_bn
@@ -22,6 +23,7 @@ from pydl.models.preact import preact_resnet18, wide_resnet
 from pydl.models.recurrent import gru_lm, lstm_lm, rnn_lm
 from pydl.models.resnet import resnet18, resnet50, resnext50
 from pydl.models.seq2seq import seq2seq, seq2seq_attention
+from pydl.models.ssd import ssd
 from pydl.models.transformer import transformer
 from pydl.models.vgg import vgg11
 from pydl.models.word2vec import cbow, skipgram
@@ -33,6 +35,7 @@ __all__ = [
     "builder",
     "cbow",
     "cifar_net",
+    "fcn",
     "get",
     "googlenet",
     "gpt",
@@ -57,6 +60,7 @@ __all__ = [
     "seq2seq_attention",
     "skipgram",
     "softmax_regression",
+    "ssd",
     "transformer",
     "vgg11",
     "weight_decay",

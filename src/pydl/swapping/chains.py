@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils.parametrize import is_parametrized
 
 from pydl import aside, backend, functional, nn
-from pydl._private import CALL, GLOBAL_HOOKS
+from pydl._private import CALL, GLOBAL_HOOKS, tracing_state
 from pydl.ops import _nodes
 from pydl.ops._activations import finished
 from pydl.ops._nodes import is_compiling
@@ -145,7 +145,8 @@ def normalised(convolution, norm, input, residual=None, activation="relu"):
         What the layers give, called one by one: they are, where hooks or replaced parts are to see each of them.
     """
     layers = [layer for layer in (convolution, norm) if layer is not None]
-    recorded = aside.backend_is_loaded and aside.is_rewritten()  # by torch.compile for our backend, which fuses itself
+    # by torch.compile for our backend, which fuses itself, or by torch.jit.trace, which compares the text of two traces
+    recorded = (aside.backend_is_loaded and aside.is_rewritten()) or tracing_state() is not None
     if not recorded and is_called_plainly() and all(map(_is_link, layers)):
         return Chain(convolution, norm, activation)(input, residual)
     for layer in layers:

@@ -11,6 +11,7 @@ from pydl.training.recipes import recipe
 # the kind of data set that each kind of model learns from
 LEARNS_FROM = {"classifier": "classification", "regression": "regression", "language": "text", "translation": "pairs"}
 LEARNS_FROM |= {"vectors": "sentences", "masked": "sentences", "topics": "topics"}
+LEARNS_FROM |= {"detector": "objects", "segmenter": "objects"}
 # options that only some kinds of models take, and what those are called
 IMAGES, TEXT, PAIRS = "a model of images", "a language model", "a translator"
 VECTORS, ROWS = "word vectors", "BERT"
@@ -39,6 +40,8 @@ def check(config, dataset):
         raise OptionError(
             f"--data: expected a set that fits {config.model}, got {config.data!r}, which is a {dataset.kind}"
         )
+    if models.kind(config.model) == "segmenter" and not dataset.masks:
+        raise OptionError(f"--data: expected a set with masks for {config.model}, got {config.data!r}, which has none")
     own = own_options(config.model)
     for name in config.options:
         if name not in own:

@@ -20,7 +20,9 @@ def draw(path, history, title, compare=False):
     last = history[-1]
     translation, vectors, masked = "exact_match" in last, "pairs_found" in last, "masked_right" in last
     language = not translation and "test_perplexity" in last
-    regression = not language and not translation and not vectors and not masked and "test_accuracy" not in last
+    boxes, overlays = "map50" in last, "mean_iou" in last
+    others = language, translation, vectors, masked, boxes, overlays
+    regression = not any(others) and "test_accuracy" not in last
     figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
     left = panels[0]
@@ -42,6 +44,14 @@ def draw(path, history, title, compare=False):
         right = panels[1]
         right.set(ylabel="share that is right, test", ylim=(0, 1.05))
         lines += [(right, "masked_right", "masked words", TRAIN), (right, "pairs_right", "next sentence or not", TEST)]
+    elif boxes:
+        right = panels[1]
+        right.set(ylabel="mean average precision, test", ylim=(0, 1.05))
+        lines += [(right, "map50", "at an overlap of 0.5", TEST), (right, "map", "at 0.5 to 0.95", TRAIN)]
+    elif overlays:
+        right = panels[1]
+        right.set(ylabel="pixels, test", ylim=(0, 1.05))
+        lines += [(right, "pixel_accuracy", "right", TRAIN), (right, "mean_iou", "mean IoU of the classes", TEST)]
     elif not regression:
         right = panels[1]
         right.set(ylabel="accuracy", ylim=(0, 1.05))
@@ -58,7 +68,7 @@ def draw(path, history, title, compare=False):
     else:
         # from 0, with room above the first point; a loss that became inf or nan has no place on the axis
         highest = max((v for axis in left.lines for v in axis.get_ydata() if math.isfinite(v)), default=1.0)
-        left.set(ylabel="cross entropy", ylim=(0, 1.1 * highest or 1.0))
+        left.set(ylabel="loss" if boxes else "cross entropy", ylim=(0, 1.1 * highest or 1.0))
     for axes in panels:
         axes.set(xlabel="epoch")
         if len(set(epochs)) == 1:  # the axis around one value would be cut into hundredths of an epoch

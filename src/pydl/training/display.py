@@ -19,6 +19,10 @@ SCORES = {
     "pairs_found": ("pairs found", "{:.3f}"),
     "masked_right": ("masked words right", "{:.3f}"),
     "pairs_right": ("next sentence right", "{:.3f}"),
+    "map50": ("mAP@0.5", "{:.3f}"),
+    "map": ("mAP@0.5:0.95", "{:.3f}"),
+    "mean_iou": ("mean IoU", "{:.3f}"),
+    "pixel_accuracy": ("pixel accuracy", "{:.4f}"),
 }
 
 

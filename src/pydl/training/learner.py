@@ -149,8 +149,12 @@ class Learner:
             raise
         if self.augment is not None:
             size = len(self._batches[self.step_in_epoch])
-            images = self.augment(images, self.step, size, self.processes.bounds(size)[0])
+            images, targets = self._augmented(images, targets, size, self.processes.bounds(size)[0])
         return images, targets
+
+    def _augmented(self, images, targets, size, start):
+        """(images, targets) varied, which are ``start …`` of a batch of ``size``."""
+        return self.augment(images, self.step, size, start), targets
 
     def run(self, steps):
         """Trains for ``steps`` steps, at most to the end of the epoch; returns (examples or tokens, seconds).

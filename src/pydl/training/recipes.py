@@ -124,6 +124,22 @@ RECIPES = {
         partition="random",
         warmup=100,
     ),
+    # The book's sizes are for an object that fills much of the picture; these have an overlap of a half and more with
+    # digits of 20 to 80 pixels of 256.
+    "ssd": Recipe(
+        "scenes",
+        size=256,
+        options={"sizes": (0.09, 0.125, 0.175, 0.24, 0.32, 0.45, 0.54, 0.619, 0.71, 0.79)},
+        lr=3e-3,
+        epochs=5,
+        batch_size=16,
+        schedule="cosine",
+        warmup=100,
+    ),
+    # 8,000 scenes by 4 come as far as 10,000 by 8: a mean IoU of 0.82.
+    "fcn": Recipe(
+        "scenes", size=256, options={"stride": 4}, lr=1e-3, epochs=4, batch_size=4, schedule="cosine", warmup=50
+    ),
 }
 
 

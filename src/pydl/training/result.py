@@ -81,6 +81,12 @@ class Result:
             return []
         return learner.draw(self.folder.path, f"{self.config.model} on {self.config.data}")
 
+    def draw_objects(self, learner):
+        """Draws ``boxes.png`` of a detector, ``overlays.png`` of a segmenter; returns the names of the files."""
+        if not curves.available() or not hasattr(learner, "draw_objects"):
+            return []
+        return learner.draw_objects(self.folder.path, f"{self.config.model} on {self.config.data}, test pictures")
+
     def kernels(self):
         """The report of the model and of its loss: which kernels served which layer."""
         losses = {"regression": torch.nn.MSELoss, "vectors": torch.nn.BCEWithLogitsLoss}
@@ -101,7 +107,8 @@ class Result:
     def finish(self, learner, classes, console, report=False):
         """Draws the pictures and says what the run came to and where everything lies; ``report`` adds each layer."""
         names = self.draw_curves() + self.draw_mistakes(learner, classes)
-        names += self.draw_attention(learner) + self.draw_map(learner) + self.draw_monitor()
+        names += self.draw_attention(learner) + self.draw_map(learner) + self.draw_objects(learner)
+        names += self.draw_monitor()
         if self.board is not None:
             for name in names:
                 self.board.picture(self.history[-1]["step"], name.removesuffix(".png"), self.folder.path / name)

@@ -1,0 +1,1 @@
+"""What detection and segmentation compute beside their networks: boxes, labels of anchors, losses, measures."""
