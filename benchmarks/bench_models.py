@@ -18,7 +18,7 @@ import pydl
 from pydl import models
 
 
-def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, channels_last=False):
+def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, channels_last=False, peers=True):
     autocast = None if dtype == torch.float32 else dtype
     ours, theirs = Step(autocast), Step(autocast)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -64,7 +64,7 @@ def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, 
                 {"model": name, "input": [batch, channels, size, size], "learning_rate": LEARNING_RATE},
             )
         )
-        if usual
+        if usual and peers
         else None,
     )
 
@@ -84,6 +84,7 @@ CASES = [
     case("cifar_net", 64, 3, 32, 1.4),
     case("resnet18", 32, 1, 96, 1.8),
     case("mlp", 256, 1, 28, 1.2, quick=True),
+    case("densenet", 32, 1, 96, 2.0, peers=False),  # nothing of the peers puts layers side by side
     *formats("lenet", 256, 1, 28, target=3.8),
     *formats("cifar_net", 64, 3, 32, target=1.4),
     *formats("resnet18", 32, 1, 96, target=1.9),

@@ -22,6 +22,7 @@ SMALL = {
     "resnext50": ({}, (1, 32, 32)),
     "preact_resnet18": ({}, (1, 32, 32)),
     "wide_resnet": ({"depth": 10, "width": 2}, (1, 16, 16)),
+    "densenet": ({}, (1, 32, 32)),
 }
 # parameters as torchvision's documentation gives them, three channels and 1,000 classes
 TORCHVISION = {
@@ -258,6 +259,10 @@ BAD_OPTIONS = [
     ("wide_resnet", {"depth": 17}, "6 n"),
     ("wide_resnet", {"width": 0}, "width"),
     ("polynomial_regression", {"degree": -1}, "degree"),
+    ("densenet", {"input_size": 28}, "input_size to be at least 29, got 28"),
+    ("densenet", {"growth": 0}, "growth to be at least 1, got 0"),
+    ("densenet", {"blocks": (4, 0)}, "block 2 to be at least 1, got 0"),
+    ("densenet", {"blocks": ()}, "blocks to have a number of layers"),
     ("lenet", {"input_size": 11}, "input_size to be at least 12, got 11"),
     ("cifar_net", {"input_size": 7}, "input_size to be at least 8"),
     ("nin", {"input_size": 66}, "input_size to be at least 67"),

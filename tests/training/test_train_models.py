@@ -25,6 +25,7 @@ DEEP = {
     "resnet50": {"size": 16},
     "resnext50": {"size": 16},
     "preact_resnet18": {"size": 16},
+    "densenet": {"size": 32, "options": {"growth": 8}},
     "wide_resnet": {"size": 8, "options": {"depth": 10, "width": 1}},
 }
 

@@ -90,6 +90,7 @@ RECIPES = {
     "preact_resnet18": Recipe(size=32, epochs=8, schedule="cosine"),
     "resnet50": Recipe(size=32, epochs=10, schedule="cosine"),
     "resnext50": Recipe(size=32, epochs=10, schedule="cosine"),
+    "densenet": Recipe(size=64, epochs=8, schedule="cosine"),
     "wide_resnet": Recipe(size=16, epochs=6, schedule="cosine"),
     "linear_regression": Recipe("linear", optimizer="sgd", lr=0.03, epochs=3, batch_size=10),
     "polynomial_regression": Recipe("polynomial", optimizer="sgd", lr=0.01, epochs=400, batch_size=10),
