@@ -241,6 +241,28 @@ def neighbours(
 
 
 @app.command()
+def sample(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of a generator.", metavar="RUN")],
+    out: Annotated[Path, typer.Option(help="File of the picture.")] = Path("samples.png"),
+    count: Annotated[int, typer.Option(help="Images to make.")] = 100,
+    columns: Annotated[int, typer.Option(help="Images in a row.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    judge: Annotated[Path | None, typer.Option(help="Run of a classifier: print the share of each class.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+):
+    """Write a picture of images that a trained generator (`dcgan`) makes of noise."""
+    from pydl import sample as samples
+
+    images = samples.Sampler(checkpoint, device, backend)(count, seed)
+    samples.save(images, out, columns)
+    print(f"{out} holds {count} images")
+    if judge is not None:
+        for name, share in samples.judged(images, judge).items():
+            print(f"{name}  {share:.3f}")
+
+
+@app.command()
 def info():
     """Show versions, the CPU's instruction sets, threads, backends and why, models and data sets."""
     from pydl import about

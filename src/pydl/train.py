@@ -18,6 +18,7 @@ from pydl.training.bert import BertLearner, TopicLearner
 from pydl.training.build import LEARNS_FROM, check, check_kind
 from pydl.training.config import Config
 from pydl.training.folder import Folder
+from pydl.training.gan import GanLearner
 from pydl.training.language import LanguageLearner
 from pydl.training.learner import Learner
 from pydl.training.loop import Interrupted, loop
@@ -141,6 +142,9 @@ def _preprocessing(config, dataset):
     """The preprocessing of images; None for other data."""
     if dataset.kind != "classification":
         return None
+    if models.kind(config.model) == "gan":  # to [-1, 1], the range of what it makes
+        halves = (0.5,) * data.Preprocessing.fit(dataset.train.images[:1], (1, 1)).channels
+        return data.Preprocessing((config.size, config.size), halves, halves)
     return data.Preprocessing.fit(dataset.train.images, (config.size, config.size))
 
 
@@ -159,6 +163,8 @@ def _learners(config, dataset, preprocessing, backends, device, processes=None):
         splits = [SentencePairs(part, *vocabs, at) for part in (dataset.train, dataset.test)]
         return [TranslationLearner(config, *splits, dataset, name, device, processes) for name in backends]
     splits = [data.Batches(split, preprocessing, at) for split in (dataset.train, dataset.test)]
+    if models.kind(config.model) == "gan":
+        return [GanLearner(config, *splits, len(dataset.classes), name, device, processes) for name in backends]
     return [Learner(config, *splits, len(dataset.classes), name, device, processes) for name in backends]
 
 

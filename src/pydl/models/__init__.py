@@ -11,6 +11,7 @@ from pydl.models._registry import builder, get, kind, names
 from pydl.models.alexnet import alexnet
 from pydl.models.bert import bert, bert_classifier
 from pydl.models.cifar import cifar_net
+from pydl.models.dcgan import dcgan
 from pydl.models.densenet import densenet
 from pydl.models.googlenet import googlenet
 from pydl.models.gpt import gpt
@@ -34,6 +35,7 @@ __all__ = [
     "builder",
     "cbow",
     "cifar_net",
+    "dcgan",
     "densenet",
     "get",
     "googlenet",

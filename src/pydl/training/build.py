@@ -11,6 +11,7 @@ from pydl.training.recipes import recipe
 # the kind of data set that each kind of model learns from
 LEARNS_FROM = {"classifier": "classification", "regression": "regression", "language": "text", "translation": "pairs"}
 LEARNS_FROM |= {"vectors": "sentences", "masked": "sentences", "topics": "topics"}
+LEARNS_FROM |= {"gan": "classification"}
 # options that only some kinds of models take, and what those are called
 IMAGES, TEXT, PAIRS = "a model of images", "a language model", "a translator"
 VECTORS, ROWS = "word vectors", "BERT"
@@ -70,7 +71,7 @@ def check_kind(config):
             *others, last = takes
             words = f"{', '.join(others)} or {last}" if others else last
             raise OptionError(f"{option}: expected {words} to take it, got {config.model}")
-    if config.label_smoothing and models.kind(config.model) in ("regression", "vectors"):
+    if config.label_smoothing and models.kind(config.model) in ("regression", "vectors", "gan"):
         raise OptionError(f"--label-smoothing: expected a model that chooses to take it, got {config.model}")
 
 

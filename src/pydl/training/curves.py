@@ -20,7 +20,10 @@ def draw(path, history, title, compare=False):
     last = history[-1]
     translation, vectors, masked = "exact_match" in last, "pairs_found" in last, "masked_right" in last
     language = not translation and "test_perplexity" in last
-    regression = not language and not translation and not vectors and not masked and "test_accuracy" not in last
+    gan = "generator_loss" in last
+    regression = (
+        not gan and not language and not translation and not vectors and not masked and "test_accuracy" not in last
+    )
     figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
     left = panels[0]
@@ -42,6 +45,10 @@ def draw(path, history, title, compare=False):
         right = panels[1]
         right.set(ylabel="share that is right, test", ylim=(0, 1.05))
         lines += [(right, "masked_right", "masked words", TRAIN), (right, "pairs_right", "next sentence or not", TEST)]
+    elif gan:
+        right = panels[1]
+        right.set(ylabel="cross entropy of the generator")
+        lines += [(right, "generator_loss", "generator, train", TRAIN)]
     elif not regression:
         right = panels[1]
         right.set(ylabel="accuracy", ylim=(0, 1.05))

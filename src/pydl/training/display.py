@@ -17,6 +17,7 @@ SCORES = {
     "pairs_found": ("pairs found", "{:.3f}"),
     "masked_right": ("masked words right", "{:.3f}"),
     "pairs_right": ("next sentence right", "{:.3f}"),
+    "generator_loss": ("generator's loss", "{:.4f}"),
 }
 
 

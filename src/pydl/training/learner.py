@@ -73,7 +73,7 @@ class Learner:
         several = self.processes.world > 1
         self._stepped = distributed(self.model, self.device) if several else self.model  # what a training step calls
         self.criterion, self.measure = self._criteria() if num_classes else [torch.nn.MSELoss()] * 2
-        self.stepper = Stepper(config, self.model.parameters(), self.device, self.sparse)
+        self.stepper = self._make_stepper()
         self.lr, self._scheduled = config.lr, config.schedule != "constant" or config.warmup > 0
         self.order = torch.Generator().manual_seed(config.seed)  # of the data, apart from what layers draw
         self.augment = data.Augment(config.augment, config.seed) if config.augment else None
@@ -84,6 +84,9 @@ class Learner:
         """The model on the CPU."""
         features = None if num_classes else self.train.images.shape[1]
         return build(self.config, num_classes, self.train.preprocessing, features)
+
+    def _make_stepper(self):
+        return Stepper(self.config, self.model.parameters(), self.device, self.sparse)
 
     def _criteria(self):
         """What is trained by, and what tests measure by: without smoothing."""
@@ -195,12 +198,15 @@ class Learner:
             with self._stepped.no_sync() if alone else contextlib.nullcontext():
                 value = value + self._part(*pair, part, parts, size)
         if self._scheduled:
-            self.lr = self.config.lr * factor(self.config.schedule, self.step, self.total_steps, self.config.warmup)
-            self.stepper.set_lr(self.lr)
+            self._schedule()
         self.stepper.step()
         self._losses[self.step_in_epoch] = value
         self.step_in_epoch += 1
         self.step += 1
+
+    def _schedule(self):
+        self.lr = self.config.lr * factor(self.config.schedule, self.step, self.total_steps, self.config.warmup)
+        self.stepper.set_lr(self.lr)
 
     def _parts(self, size):
         """How many parts a batch of ``size`` is computed in: each has something, for batch norm two, to each process.

@@ -90,6 +90,7 @@ RECIPES = {
     "preact_resnet18": Recipe(size=32, epochs=8, schedule="cosine"),
     "resnet50": Recipe(size=32, epochs=10, schedule="cosine"),
     "resnext50": Recipe(size=32, epochs=10, schedule="cosine"),
+    "dcgan": Recipe(size=32, lr=1e-3, epochs=60),
     "densenet": Recipe(size=64, epochs=8, schedule="cosine"),
     "wide_resnet": Recipe(size=16, epochs=6, schedule="cosine"),
     "linear_regression": Recipe("linear", optimizer="sgd", lr=0.03, epochs=3, batch_size=10),
