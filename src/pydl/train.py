@@ -25,6 +25,7 @@ from pydl.training.loop import Interrupted, loop
 from pydl.training.place import place
 from pydl.training.processes import environment, joined
 from pydl.training.result import Result
+from pydl.training.style import StyleLearner
 from pydl.training.trained import config_of
 from pydl.training.translation import TranslationLearner
 from pydl.training.vectors import VectorLearner
@@ -162,6 +163,8 @@ def _learners(config, dataset, preprocessing, backends, device, processes=None):
         vocabs = dataset.source_vocab, dataset.target_vocab
         splits = [SentencePairs(part, *vocabs, at) for part in (dataset.train, dataset.test)]
         return [TranslationLearner(config, *splits, dataset, name, device, processes) for name in backends]
+    if dataset.kind == "pictures":
+        return [StyleLearner(config, dataset, name, device, processes) for name in backends]
     splits = [data.Batches(split, preprocessing, at) for split in (dataset.train, dataset.test)]
     if models.kind(config.model) == "gan":
         return [GanLearner(config, *splits, len(dataset.classes), name, device, processes) for name in backends]
@@ -191,7 +194,7 @@ def cross_validate(config, folds, out=None, console=None):
         raise OptionError("--folds: expected one process, got a run under torchrun")
     resolved = _resolved(config)
     dataset = _dataset(resolved)
-    if dataset.kind in ("text", "pairs", "sentences", "topics") or not torch.is_tensor(dataset.train.images):
+    if dataset.kind in ("text", "pairs", "sentences", "topics", "pictures") or not torch.is_tensor(dataset.train.images):
         raise OptionError(f"--folds: expected a data set of examples in memory, got {resolved.data!r}")
     if not 2 <= folds <= len(dataset.train):
         raise OptionError(f"--folds: expected a number from 2 to the {len(dataset.train)} examples, got {folds}")

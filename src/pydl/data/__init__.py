@@ -10,6 +10,7 @@ from pydl.data.download import download
 from pydl.data.folder import folder, read_image
 from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.loader import in_order
+from pydl.data.photographs import Pictures, photographs, pictures
 from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.sentences import SentenceDataset, sentences
 from pydl.data.synthetic import synthetic
@@ -22,6 +23,7 @@ __all__ = [
     "Augment",
     "Batches",
     "Dataset",
+    "Pictures",
     "Preprocessing",
     "SentenceDataset",
     "Split",
@@ -41,6 +43,8 @@ __all__ = [
     "names",
     "numbers",
     "pairs",
+    "photographs",
+    "pictures",
     "polynomial",
     "prose",
     "read_image",
@@ -67,6 +71,8 @@ _LOADERS = {
     "text": text,
     "numbers": numbers,
     "pairs": pairs,
+    "photographs": photographs,
+    "pictures": pictures,
 }
 TEXTS = "prose", "wiki", "text"  # the sets of language models
 PAIRS = "numbers", "pairs"  # those of translators

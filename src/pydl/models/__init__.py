@@ -24,6 +24,7 @@ from pydl.models.preact import preact_resnet18, wide_resnet
 from pydl.models.recurrent import gru_lm, lstm_lm, rnn_lm
 from pydl.models.resnet import resnet18, resnet50, resnext50
 from pydl.models.seq2seq import seq2seq, seq2seq_attention
+from pydl.models.style import style
 from pydl.models.transformer import transformer
 from pydl.models.vgg import vgg11
 from pydl.models.word2vec import cbow, skipgram
@@ -61,6 +62,7 @@ __all__ = [
     "seq2seq_attention",
     "skipgram",
     "softmax_regression",
+    "style",
     "transformer",
     "vgg11",
     "weight_decay",

@@ -9,6 +9,8 @@ from pydl.nn import Conv2d, Dropout, Linear, MaxPool2d, ReLU
 
 # (convolutions, channels) of each block
 VGG11 = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
+VGG16 = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+VGG19 = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
 
 
 def vgg_block(num_convs, in_channels, channels):

@@ -11,12 +11,14 @@ from pydl.training.recipes import recipe
 # the kind of data set that each kind of model learns from
 LEARNS_FROM = {"classifier": "classification", "regression": "regression", "language": "text", "translation": "pairs"}
 LEARNS_FROM |= {"vectors": "sentences", "masked": "sentences", "topics": "topics"}
-LEARNS_FROM |= {"gan": "classification"}
+LEARNS_FROM |= {"gan": "classification", "style": "pictures"}
 # options that only some kinds of models take, and what those are called
 IMAGES, TEXT, PAIRS = "a model of images", "a language model", "a translator"
-VECTORS, ROWS = "word vectors", "BERT"
+VECTORS, ROWS, PICTURES = "word vectors", "BERT", "style transfer"
 KIND = {"language": TEXT, "translation": PAIRS, "vectors": VECTORS, "masked": ROWS, "topics": ROWS}
+KIND |= {"style": PICTURES}
 ONLY = {"size": (IMAGES,), "augment": (IMAGES,), "num_steps": (TEXT, PAIRS, ROWS), "tokens": (TEXT,)}
+ONLY |= {"size": (IMAGES, PICTURES)}
 ONLY |= {"partition": (TEXT,), "language": (PAIRS,)}
 
 
@@ -30,6 +32,7 @@ def own_options(model):
         "in_features",
         "vocab_size",
         "source_vocab_size",
+        "image_size",
     )  # by the data and by --size
     return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
@@ -71,7 +74,7 @@ def check_kind(config):
             *others, last = takes
             words = f"{', '.join(others)} or {last}" if others else last
             raise OptionError(f"{option}: expected {words} to take it, got {config.model}")
-    if config.label_smoothing and models.kind(config.model) in ("regression", "vectors", "gan"):
+    if config.label_smoothing and models.kind(config.model) in ("regression", "vectors", "gan", "style"):
         raise OptionError(f"--label-smoothing: expected a model that chooses to take it, got {config.model}")
 
 
@@ -102,6 +105,8 @@ def build(config, num_classes, preprocessing, features=None):
     elif models.kind(config.model) == "topics":
         given = {"num_classes": num_classes, "vocab_size": features}
         example = tokens, tokens, torch.tensor([2])
+    elif models.kind(config.model) == "style":
+        given, example = {"image_size": features}, ()
     elif features is None:
         given = {"num_classes": num_classes, "in_channels": preprocessing.channels, "input_size": config.size}
         example = (torch.zeros(2, preprocessing.channels, *preprocessing.size),)

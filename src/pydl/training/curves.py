@@ -20,10 +20,8 @@ def draw(path, history, title, compare=False):
     last = history[-1]
     translation, vectors, masked = "exact_match" in last, "pairs_found" in last, "masked_right" in last
     language = not translation and "test_perplexity" in last
-    gan = "generator_loss" in last
-    regression = (
-        not gan and not language and not translation and not vectors and not masked and "test_accuracy" not in last
-    )
+    gan, style = "generator_loss" in last, "style_loss" in last
+    regression = not (gan or style or language or translation or vectors or masked) and "test_accuracy" not in last
     figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
     left = panels[0]
@@ -49,6 +47,10 @@ def draw(path, history, title, compare=False):
         right = panels[1]
         right.set(ylabel="cross entropy of the generator")
         lines += [(right, "generator_loss", "generator, train", TRAIN)]
+    elif style:
+        right = panels[1]
+        right.set(ylabel="its parts, unweighted", yscale="log")
+        lines += [(right, "content_loss", "content", TRAIN), (right, "style_loss", "style", TEST)]
     elif not regression:
         right = panels[1]
         right.set(ylabel="accuracy", ylim=(0, 1.05))
@@ -65,7 +67,7 @@ def draw(path, history, title, compare=False):
     else:
         # from 0, with room above the first point; a loss that became inf or nan has no place on the axis
         highest = max((v for axis in left.lines for v in axis.get_ydata() if math.isfinite(v)), default=1.0)
-        left.set(ylabel="cross entropy", ylim=(0, 1.1 * highest or 1.0))
+        left.set(ylabel="loss" if style else "cross entropy", ylim=(0, 1.1 * highest or 1.0))
     for axes in panels:
         axes.set(xlabel="epoch")
         if len(set(epochs)) == 1:  # the axis around one value would be cut into hundredths of an epoch

@@ -18,6 +18,9 @@ SCORES = {
     "masked_right": ("masked words right", "{:.3f}"),
     "pairs_right": ("next sentence right", "{:.3f}"),
     "generator_loss": ("generator's loss", "{:.4f}"),
+    "content_loss": ("content", "{:.4f}"),
+    "style_loss": ("style", "{:.4f}"),
+    "variation_loss": ("variation", "{:.4f}"),
 }
 
 

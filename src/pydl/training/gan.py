@@ -51,6 +51,8 @@ class GanLearner(Learner):
     Source: d2l sections "Generative Adversarial Networks" and "Deep Convolutional Generative Adversarial Networks".
     """
 
+    pictures = ("samples.png",)
+
     def __init__(self, config, train, test, num_classes, backend_name, device, processes=None):
         if processes is not None and processes.world > 1:
             raise OptionError(f"torchrun: expected one process to train {config.model}, got {processes.world}")

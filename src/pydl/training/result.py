@@ -83,12 +83,12 @@ class Result:
         """The names of what a learner drew at the end of each epoch."""
         if not curves.available() or not hasattr(learner, "draw_epoch"):
             return []
-        return [name for name in ("samples.png",) if (self.folder.path / name).exists()]
+        return [name for name in learner.pictures if (self.folder.path / name).exists()]
 
     def kernels(self):
         """The report of the model and of its loss: which kernels served which layer."""
         losses = {"regression": torch.nn.MSELoss, "vectors": torch.nn.BCEWithLogitsLoss}
-        losses |= {"gan": pydl.nn.BCEWithLogitsLoss}
+        losses |= {"gan": pydl.nn.BCEWithLogitsLoss, "style": torch.nn.MSELoss}
         with backend.use(self.backend):
             rows = pydl.report(self.model).rows
             loss = pydl.report(losses.get(models.kind(self.config.model), pydl.nn.CrossEntropyLoss)()).rows
