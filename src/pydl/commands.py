@@ -86,6 +86,10 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL, runs/MODEL-2, …")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder or checkpoint to continue exactly.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Train with plain torch too, side by side.")] = False,
+    replace_head: Annotated[int | None, typer.Option(help="Of --weights all but the last layer; its outputs.")] = None,
+    add_layer: Annotated[bool, typer.Option("--add-layer", help="A new layer after the last of --weights.")] = False,
+    freeze: Annotated[list[str] | None, typer.Option(help="Names that stay: layer1.*; body: but the last.")] = None,
+    head_lr_factor: Annotated[float, typer.Option(help="The last layer's learning rate: so many times --lr.")] = 1.0,
 ):
     """Train MODEL and keep metrics.jsonl, curves.png and checkpoint.pt.
 
@@ -260,6 +264,21 @@ def sample(
     if judge is not None:
         for name, share in samples.judged(images, judge).items():
             print(f"{name}  {share:.3f}")
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="Classifier of images.", metavar="MODEL")] = "resnet18",
+    seeds: Annotated[int, typer.Option(help="Trainings of each row, with other examples.")] = 5,
+    each: Annotated[int, typer.Option(help="Examples of each class.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; default runs/MODEL-finetune, …")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default torch's.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+):
+    """Show what pretraining brings: the digits 5 to 9 from few examples, from scratch, on a frozen body, fine-tuned."""
+    from pydl import finetune as tuning
+
+    tuning.finetune(model, seeds, each, out, threads=threads, backend=backend)
 
 
 @app.command()

@@ -13,9 +13,9 @@ import pydl
 from pydl import data, memory, models
 from pydl.errors import CheckpointError, OptionError, did_you_mean
 from pydl.text import SentencePairs, Windows
-from pydl.training import board, checkpoint, display, weights
+from pydl.training import board, checkpoint, display, tuning, weights
 from pydl.training.bert import BertLearner, TopicLearner
-from pydl.training.build import LEARNS_FROM, check, check_kind
+from pydl.training.build import LEARNS_FROM, build, check, check_kind
 from pydl.training.config import Config
 from pydl.training.folder import Folder
 from pydl.training.gan import GanLearner
@@ -103,11 +103,14 @@ def _dataset(config, dataset=None):
 def _run(config, device, processes, out, resume, console, dataset, report):
     dataset = _dataset(config, dataset)
     preprocessing = _preprocessing(config, dataset) if resume is None else _same_data(dataset, resume)
+    if config.add_layer and resume is None:
+        last = tuning.head(build(config, len(dataset.classes), preprocessing))
+        config = dataclasses.replace(config, kept_outputs=weights.outputs(config.weights, last))
     backends = [config.backend, "torch"] if config.compare else [config.backend]
     learners = _learners(config, dataset, preprocessing, backends, device, processes)
     if config.weights is not None and resume is None:
         for learner in learners:
-            weights.load(learner.model, config.weights, _vocabulary(dataset))
+            weights.load(learner.model, config.weights, _vocabulary(dataset), config)
     history = [] if resume is None else _restore(learners, resume)
     if resume is None or out is not None:
         folder = Folder(processes.by_first(lambda: Folder.new(out, config.model).path))
@@ -194,7 +197,8 @@ def cross_validate(config, folds, out=None, console=None):
         raise OptionError("--folds: expected one process, got a run under torchrun")
     resolved = _resolved(config)
     dataset = _dataset(resolved)
-    if dataset.kind in ("text", "pairs", "sentences", "topics", "pictures") or not torch.is_tensor(dataset.train.images):
+    of_images = dataset.kind in ("classification", "regression")
+    if not of_images or not torch.is_tensor(dataset.train.images):
         raise OptionError(f"--folds: expected a data set of examples in memory, got {resolved.data!r}")
     if not 2 <= folds <= len(dataset.train):
         raise OptionError(f"--folds: expected a number from 2 to the {len(dataset.train)} examples, got {folds}")

@@ -19,6 +19,7 @@ DEEP = {
     "alexnet": {"size": 67},
     "cifar_net": {},
     "vgg11": {"size": 32, "options": {"ratio": 16}},
+    "vgg16": {"size": 32, "options": {"ratio": 16}},
     "nin": {"size": 67},
     "googlenet": {"size": 32},
     "resnet18": {"size": 16},

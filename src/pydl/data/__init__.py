@@ -5,7 +5,7 @@ pairs of sentences a :class:`TranslationDataset`.
 from pydl.data.augment import Augment
 from pydl.data.cifar import cifar10
 from pydl.data.dataset import Batches, Dataset, Preprocessing, Split, folds
-from pydl.data.digits import digits
+from pydl.data.digits import digits, high_digits, low_digits
 from pydl.data.download import download
 from pydl.data.folder import folder, read_image
 from pydl.data.idx import fashion_mnist, mnist
@@ -37,8 +37,10 @@ __all__ = [
     "folder",
     "folds",
     "get",
+    "high_digits",
     "in_order",
     "linear",
+    "low_digits",
     "mnist",
     "names",
     "numbers",
@@ -73,6 +75,8 @@ _LOADERS = {
     "pairs": pairs,
     "photographs": photographs,
     "pictures": pictures,
+    "digits-0-4": low_digits,
+    "digits-5-9": high_digits,
 }
 TEXTS = "prose", "wiki", "text"  # the sets of language models
 PAIRS = "numbers", "pairs"  # those of translators

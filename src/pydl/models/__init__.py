@@ -26,7 +26,7 @@ from pydl.models.resnet import resnet18, resnet50, resnext50
 from pydl.models.seq2seq import seq2seq, seq2seq_attention
 from pydl.models.style import style
 from pydl.models.transformer import transformer
-from pydl.models.vgg import vgg11
+from pydl.models.vgg import vgg11, vgg16
 from pydl.models.word2vec import cbow, skipgram
 
 __all__ = [
@@ -65,6 +65,7 @@ __all__ = [
     "style",
     "transformer",
     "vgg11",
+    "vgg16",
     "weight_decay",
     "wide_resnet",
 ]

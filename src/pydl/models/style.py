@@ -59,7 +59,7 @@ class StyleTransfer(Module):
 
     @torch.no_grad()
     def randomise(self, images):
-        """Makes the body one of random filters for ``images`` (N, 3, H, W), where there are no weights of a trained one.
+        """Makes the body one of random filters for ``images`` (N, 3, H, W), for want of weights of a trained one.
 
         The filters of a layer are orthogonal to each other, scaled and shifted one by one such that each has mean 0 and
         standard deviation 1 over the images before its ReLU: every layer then says something at its own scale.
@@ -94,7 +94,7 @@ def gram(features):
 
 
 @register("style")
-def style(image_size=(200, 300), body="vgg19", content=1.0, style=100.0, variation=1.0):
+def style(image_size=(200, 300), body="vgg19", content=1.0, style=100.0, variation=30.0):
     """Neural style transfer: the numbers of a picture are trained until a VGG's features see the content of one picture
     and, in products of channels that know no place, the style of another; total variation keeps neighbours alike.
 
@@ -104,7 +104,7 @@ def style(image_size=(200, 300), body="vgg19", content=1.0, style=100.0, variati
     Source: d2l section "Neural Style Transfer"; Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional
     Neural Networks", CVPR 2016.
     Input: none. Output: (1, 512, H / 8, W / 8) and five Gram matrices.
-    Parameters: 12,945,728 of the body, 3 · H · W of the picture.
+    Parameters: 12,944,960 of the body, 3 · H · W of the picture.
 
     Raises:
         ValueError: for an unknown body, a picture narrower than 32, or a weight below 0.

@@ -6,6 +6,7 @@ import torch
 
 from pydl import backend, models
 from pydl.errors import OptionError, did_you_mean
+from pydl.training import tuning
 from pydl.training.recipes import recipe
 
 # the kind of data set that each kind of model learns from
@@ -43,6 +44,10 @@ def check(config, dataset):
         raise OptionError(
             f"--data: expected a set that fits {config.model}, got {config.data!r}, which is a {dataset.kind}"
         )
+    if config.replace_head not in (None, len(dataset.classes)):
+        raise OptionError(
+            f"--replace-head: expected the {len(dataset.classes)} classes of {config.data!r}, got {config.replace_head}"
+        )
     own = own_options(config.model)
     for name in config.options:
         if name not in own:
@@ -74,6 +79,11 @@ def check_kind(config):
             *others, last = takes
             words = f"{', '.join(others)} or {last}" if others else last
             raise OptionError(f"{option}: expected {words} to take it, got {config.model}")
+    tuned = {"--replace-head": config.replace_head, "--add-layer": config.add_layer, "--freeze": config.freeze}
+    tuned |= {"--head-lr-factor": config.head_lr_factor != 1}
+    for option, given in tuned.items():
+        if given and models.kind(config.model) != "classifier":
+            raise OptionError(f"{option}: expected a classifier of images to take it, got {config.model}")
     if config.label_smoothing and models.kind(config.model) in ("regression", "vectors", "gan", "style"):
         raise OptionError(f"--label-smoothing: expected a model that chooses to take it, got {config.model}")
 
@@ -108,7 +118,8 @@ def build(config, num_classes, preprocessing, features=None):
     elif models.kind(config.model) == "style":
         given, example = {"image_size": features}, ()
     elif features is None:
-        given = {"num_classes": num_classes, "in_channels": preprocessing.channels, "input_size": config.size}
+        given = {"num_classes": config.kept_outputs or num_classes}
+        given |= {"in_channels": preprocessing.channels, "input_size": config.size}
         example = (torch.zeros(2, preprocessing.channels, *preprocessing.size),)
     else:
         given, example = {"in_features": features}, (torch.zeros(2, features),)
@@ -118,6 +129,8 @@ def build(config, num_classes, preprocessing, features=None):
         model = models.get(config.model, **given, **_in_form(options, own))
         with torch.no_grad(), backend.use("torch"):
             model.eval()(*example)
+        if config.kept_outputs:
+            tuning.extend(model, num_classes)
         return model.train()
 
     own, usual = own_options(config.model), recipe(config.model).options

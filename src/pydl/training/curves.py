@@ -67,7 +67,8 @@ def draw(path, history, title, compare=False):
     else:
         # from 0, with room above the first point; a loss that became inf or nan has no place on the axis
         highest = max((v for axis in left.lines for v in axis.get_ydata() if math.isfinite(v)), default=1.0)
-        left.set(ylabel="loss" if style else "cross entropy", ylim=(0, 1.1 * highest or 1.0))
+        what = "loss" if style else "cross entropy of the discriminator" if gan else "cross entropy"
+        left.set(ylabel=what, ylim=(0, 1.1 * highest or 1.0))
     for axes in panels:
         axes.set(xlabel="epoch")
         if len(set(epochs)) == 1:  # the axis around one value would be cut into hundredths of an epoch

@@ -42,7 +42,7 @@ class Turns:
 
 
 class GanLearner(Learner):
-    """A :class:`pydl.training.learner.Learner` of a :class:`pydl.models.dcgan.GAN` on images, whose classes are not seen.
+    """A :class:`pydl.training.learner.Learner` of a :class:`pydl.models.dcgan.GAN` on images without classes.
 
     A step: the discriminator's, by binary cross entropy of the batch's images as real and as many generated ones as
     not, the mean of both; then the generator's, by the loss of the same generated images as real to the discriminator

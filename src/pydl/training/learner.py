@@ -11,7 +11,7 @@ import pydl.nn
 from pydl import backend, data, models
 from pydl.data.loader import moved
 from pydl.errors import OptionError, UserError
-from pydl.training import not_finite
+from pydl.training import not_finite, tuning
 from pydl.training.build import build
 from pydl.training.monitor import Monitor
 from pydl.training.not_finite import NotFinite
@@ -62,6 +62,7 @@ class Learner:
             torch.manual_seed(config.seed)
             self.model = self._build(num_classes).to(self.device)
             initialise(self.model, config.init)
+            self._frozen_norms = tuning.freeze(self.model, config.freeze) if config.freeze else []
             self._check_batch_norm()
             if not self.processes.first:  # layers draw their own numbers for their own examples
                 torch.manual_seed((config.seed + self.processes.rank * 0x9E3779B97F4A7C15) % 2**63)
@@ -86,7 +87,8 @@ class Learner:
         return build(self.config, num_classes, self.train.preprocessing, features)
 
     def _make_stepper(self):
-        return Stepper(self.config, self.model.parameters(), self.device, self.sparse)
+        parameters = tuning.groups(self.model, self.config.lr, self.config.head_lr_factor)
+        return Stepper(self.config, parameters, self.device, self.sparse)
 
     def _criteria(self):
         """What is trained by, and what tests measure by: without smoothing."""
@@ -164,6 +166,8 @@ class Learner:
         batches = self._batches[self.step_in_epoch : self.step_in_epoch + steps]
         units = sum(map(self._units, batches))
         self._stepped.train()
+        for norm in self._frozen_norms:  # its statistics stay as they are, too
+            norm.eval()
         with self.use(), self._own_random():
             begin = time.perf_counter()
             for batch in batches:

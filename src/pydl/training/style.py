@@ -32,11 +32,14 @@ class StyleLearner(Learner):
     shows_images, pictures = False, ("transfer.png", "result.png")
 
     def __init__(self, config, dataset, backend_name, device, processes=None):
-        refused = {"--batch-size": config.batch_size != 1, "--workers": config.workers, "--init": config.init != "torch"}
-        refused |= {"torchrun": processes is not None and processes.world > 1, "--tensorboard": config.tensorboard}
+        refused = {"--batch-size": config.batch_size != 1, "--workers": config.workers}
+        refused |= {"--init": config.init != "torch", "--tensorboard": config.tensorboard}
+        refused |= {"torchrun": processes is not None and processes.world > 1}
         for option, given in refused.items():
             if given:
-                raise OptionError(f"{option}: expected a model that is trained on batches to take it, got {config.model}")
+                raise OptionError(
+                    f"{option}: expected a model that is trained on batches to take it, got {config.model}"
+                )
         height, width = dataset.content.shape[1:]
         self._size = config.size, max(1, round(config.size * width / height))
         self.preprocessing = data.Preprocessing(self._size, MEAN, STD)
@@ -66,7 +69,8 @@ class StyleLearner(Learner):
         """(content features, Gram matrices) that the picture is to have, and the mean squares of both."""
         if self._targets is None:  # the body may have been loaded since the learner was made
             with torch.no_grad(), self.precision():
-                content, grams = self.model(self._content.to(self.device))[0], self.model(self._style.to(self.device))[1]
+                content, _ = self.model(self._content.to(self.device))
+                _, grams = self.model(self._style.to(self.device))
             scales = [t.square().mean().clamp_min(1e-12) for t in (content, *grams)]
             self._targets = content, grams, scales
         return self._targets
