@@ -55,7 +55,7 @@ def train(
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps, inside an epoch too.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
     accumulate: Annotated[int, typer.Option(help="Parts that a step's batch is computed in, for memory.")] = 1,
-    weights: Annotated[str | None, typer.Option(help="File or run of weights to begin with: GPT-2's, BERT's.")] = None,
+    weights: Annotated[str | None, typer.Option(help="File or run of weights to begin with.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, momentum, adam or adamw.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="L2 penalty; for adamw, decoupled.")] = None,

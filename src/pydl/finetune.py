@@ -4,12 +4,15 @@ import io
 import json
 import statistics
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from pydl import models
 from pydl.data.digits import high_digits
-from pydl.errors import OptionError
+from pydl.errors import OptionError, did_you_mean
 from pydl.train import Config, train
+from pydl.training import tuning
 from pydl.training.folder import Folder
 
 PRETRAINING, TASK = "digits-0-4", "digits-5-9"
@@ -43,6 +46,13 @@ def finetune(model, seeds=5, each=10, out=None, console=None, **options):
     Raises:
         UserError: for all that a user can mend.
     """
+    if model not in models.names("classifier"):
+        known = models.names("classifier")
+        raise OptionError(
+            f"finetune: expected MODEL to be one of {', '.join(known)}, got {model!r}" + did_you_mean(model, known)
+        )
+    with torch.device("meta"):
+        tuning.head(models.get(model))
     if seeds < 1:
         raise OptionError(f"--seeds: expected a number of at least 1, got {seeds}")
     most = min((high_digits(each=None).train.targets == k).sum() for k in range(5))

@@ -188,6 +188,13 @@ def test_the_table(pydl, tmp_path):
         "frozen body": 1,
         "fine-tuned": 1,
     }
+    code, out, err = pydl("finetune", "resnet19")
+    assert (code, out) == (2, "")
+    assert err.endswith("got 'resnet19'; did you mean resnet18?\n")
+    code, out, err = pydl("finetune", "nin")
+    assert (code, out) == (2, "")
+    assert "expected a model that ends in an affine layer, got one that ends in Conv2d" in err
+    assert not (tmp_path / "runs/nin-finetune").exists()
     code, out, err = pydl("finetune", "--each=200", "--out=other")
     assert (code, out) == (2, "")
     assert err.startswith("pydl: --each: expected a number from 1 to the 1")

@@ -62,13 +62,13 @@ class Learner:
             torch.manual_seed(config.seed)
             self.model = self._build(num_classes).to(self.device)
             initialise(self.model, config.init)
-            self._frozen_norms = tuning.freeze(self.model, config.freeze) if config.freeze else []
             self._check_batch_norm()
             if not self.processes.first:  # layers draw their own numbers for their own examples
                 torch.manual_seed((config.seed + self.processes.rank * 0x9E3779B97F4A7C15) % 2**63)
             self._random = self._get_random()
         if self.processes.world > 1:
             self.model = pydl.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self._frozen_norms = tuning.freeze(self.model, config.freeze) if config.freeze else []
         if backend_name != "torch":
             pydl.swap(self.model)  # built from our layers already: this fuses neighbours
         several = self.processes.world > 1
