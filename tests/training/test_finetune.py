@@ -177,6 +177,18 @@ def test_other_models_refuse_in_words(tmp_path):
             run(tmp_path / "out", model, **options)
 
 
+def test_from_the_command_line(pydl, tmp_path, pretrained):
+    words = ["--data=digits-5-9", f"--weights={pretrained}", "--replace-head=5", "--freeze=0.*", "--freeze=body"]
+    code, out, err = pydl("train", "lenet_bn", *words, "--head-lr-factor=10", "--max-steps=2", "--out=run")
+    assert (code, err) == (0, "")
+    config = checkpoint.load(tmp_path / "run")["config"]
+    assert config["freeze"] == ["0.*", "body"]
+    assert (config["head_lr_factor"], config["replace_head"]) == (10.0, 5)
+    code, out, err = pydl("train", "--resume", tmp_path / "run", "--freeze=1.*")
+    assert (code, out) == (2, "")
+    assert "--freeze: expected ['0.*', 'body'] as in the checkpoint that is resumed" in err
+
+
 def test_the_table(pydl, tmp_path):
     code, out, err = pydl("finetune", "lenet_bn", "--seeds=1", "--each=2", "--out=runs", "--threads=1")
     assert (code, err) == (0, "")
