@@ -1,5 +1,7 @@
 """pydl train style: features and losses by hand, a VGG's weights, torch beside ours, resuming, the pictures."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -159,21 +161,14 @@ def test_a_run_on_files_and_its_pictures(pydl, tmp_path):
     bundled = data.get("photographs")
     Image.fromarray(bundled.content.permute(1, 2, 0).numpy()).resize((90, 60)).save(tmp_path / "two/content.png")
     Image.fromarray(bundled.style.permute(1, 2, 0).numpy()).resize((50, 80)).save(tmp_path / "two/style.jpg")
-    words = [
-        "--size=32",
-        "--option",
-        "body=vgg16",
-        "--epochs=2",
-        "--data=pictures",
-        "--root=two",
-        "--compare",
-        "--report",
-        "--out=run",
-    ]
+    words = ["--size=32", "--option=body=vgg16", "--epochs=2", "--data=pictures", "--root=two", "--out=run"]
+    words += ["--compare", "--report", "--monitor"]
     code, out, err = pydl("train", "style", *words)
     assert (code, err) == (0, "")
     assert "content" in out
     assert "MSELoss" in out
+    layers = json.loads((tmp_path / "run/monitor.jsonl").read_text().splitlines()[0])["layers"]
+    assert all(layer["gradient"] > 0 for layer in layers)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"curves.png", "transfer.png", "result.png", "steps", "checkpoint.pt"} <= names
     assert sorted(path.name for path in (tmp_path / "run/steps").iterdir()) == ["0004.png", "0008.png"]

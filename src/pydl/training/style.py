@@ -65,6 +65,12 @@ class StyleLearner(Learner):
     def _draw(self):
         return [torch.zeros(1, dtype=torch.int64)] * STEPS
 
+    def run(self, steps):
+        """As :meth:`pydl.training.learner.Learner.run`."""
+        with self.use():
+            self._compared()  # before the monitor looks
+        return super().run(steps)
+
     def _compared(self):
         """(content features, Gram matrices) that the picture is to have, and the mean squares of both."""
         if self._targets is None:  # the body may have been loaded since the learner was made
