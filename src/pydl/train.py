@@ -147,7 +147,7 @@ def _preprocessing(config, dataset):
     if dataset.kind != "classification":
         return None
     if models.kind(config.model) == "gan":  # to [-1, 1], the range of what it makes
-        halves = (0.5,) * data.Preprocessing.fit(dataset.train.images[:1], (1, 1)).channels
+        halves = (0.5,) * dataset.train.images.shape[1]
         return data.Preprocessing((config.size, config.size), halves, halves)
     return data.Preprocessing.fit(dataset.train.images, (config.size, config.size))
 

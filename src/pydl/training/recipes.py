@@ -90,6 +90,7 @@ RECIPES = {
     "preact_resnet18": Recipe(size=32, epochs=8, schedule="cosine"),
     "resnet50": Recipe(size=32, epochs=10, schedule="cosine"),
     "resnext50": Recipe(size=32, epochs=10, schedule="cosine"),
+    # In 100 epochs the discriminator learns the digits by heart: its test loss is 4 where the training's is 0.03.
     "dcgan": Recipe(size=32, lr=1e-3, epochs=40),
     "vgg16": Recipe(
         size=32, options={"ratio": 4}, lr=5e-4, epochs=10, batch_size=32, init="kaiming", schedule="cosine", warmup=45

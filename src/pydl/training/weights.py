@@ -16,10 +16,9 @@ def load(model, path, vocabulary=None, config=None):
 
     Args:
         path: a state_dict as ``torch.save`` writes it, or a ``.safetensors`` file (where that library is installed). A
-            model with a method ``own_names`` takes other names too: ``gpt`` those of GPT-2, ``bert`` those of BERT. A
-            run of ``pydl train``, its folder or its checkpoint, is taken too.
+            model with a method ``own_names`` takes other names too: ``gpt`` those of GPT-2, ``bert`` those of BERT,
+            ``style`` those of torchvision's VGG. A run of ``pydl train``, its folder or its checkpoint, is taken too.
         vocabulary: the tokens by number; those of a run of ``pydl train`` must be the same. None for no text.
-
         config: of a run; ``replace_head`` leaves the model's last layer new, ``add_layer`` the one that comes after it.
 
     Raises:
