@@ -188,7 +188,7 @@ def test_a_run_on_files_and_its_pictures(pydl, tmp_path):
         ({"size": 31}, "style: expected a picture of at least 32×32"),
         ({"options": {"body": "alexnet"}}, "style: expected body to be one of vgg16, vgg19, got 'alexnet'"),
         ({"options": {"style": -1}}, "style: expected style to be a weight of at least 0, got -1"),
-        ({"augment": ["flip"]}, "--augment: expected a model of images to take it, got style"),
+        ({"augment": ["flip"]}, "--augment: expected a model that is trained on batches"),
         ({"data": "digits"}, "--data: expected a set that fits style, got 'digits'"),
         ({"freeze": ["body"]}, "--freeze: expected a classifier of images to take it, got style"),
     ],

@@ -15,11 +15,9 @@ LEARNS_FROM |= {"vectors": "sentences", "masked": "sentences", "topics": "topics
 LEARNS_FROM |= {"gan": "classification", "style": "pictures"}
 # options that only some kinds of models take, and what those are called
 IMAGES, TEXT, PAIRS = "a model of images", "a language model", "a translator"
-VECTORS, ROWS, PICTURES = "word vectors", "BERT", "style transfer"
+VECTORS, ROWS = "word vectors", "BERT"
 KIND = {"language": TEXT, "translation": PAIRS, "vectors": VECTORS, "masked": ROWS, "topics": ROWS}
-KIND |= {"style": PICTURES}
 ONLY = {"size": (IMAGES,), "augment": (IMAGES,), "num_steps": (TEXT, PAIRS, ROWS), "tokens": (TEXT,)}
-ONLY |= {"size": (IMAGES, PICTURES)}
 ONLY |= {"partition": (TEXT,), "language": (PAIRS,)}
 
 

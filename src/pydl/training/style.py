@@ -32,7 +32,7 @@ class StyleLearner(Learner):
     shows_images, pictures = False, ("transfer.png", "result.png")
 
     def __init__(self, config, dataset, backend_name, device, processes=None):
-        refused = {"--batch-size": config.batch_size != 1, "--workers": config.workers}
+        refused = {"--batch-size": config.batch_size != 1, "--workers": config.workers, "--augment": config.augment}
         refused |= {"--init": config.init != "torch", "--tensorboard": config.tensorboard}
         refused |= {"torchrun": processes is not None and processes.world > 1}
         for option, given in refused.items():
