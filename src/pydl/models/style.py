@@ -94,7 +94,7 @@ def gram(features):
 
 
 @register("style")
-def style(image_size=(200, 300), body="vgg19", content=1.0, style=100.0, variation=30.0):
+def style(image_size=(200, 300), body="vgg19", content=5.0, style=100.0, variation=30.0):
     """Neural style transfer: the numbers of a picture are trained until a VGG's features see the content of one picture
     and, in products of channels that know no place, the style of another; total variation keeps neighbours alike.
 
