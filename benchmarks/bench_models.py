@@ -20,7 +20,18 @@ from pydl import models
 VOC, CROP = 20, (320, 480)  # classes of Pascal VOC, and the book's crop
 
 
-def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, channels_last=False, objects=None):
+def case(
+    name,
+    batch,
+    channels,
+    size,
+    target,
+    quick=False,
+    dtype=torch.float32,
+    channels_last=False,
+    objects=None,
+    peers=True,
+):
     """A case of images of ``size``, a number or (height, width).
 
     For pictures of objects, which no peer has, ``objects`` is (loss, maker of a batch's targets, the model's options).
@@ -73,7 +84,7 @@ def case(name, batch, channels, size, target, quick=False, dtype=torch.float32, 
                 {"model": name, "input": [batch, channels, size, size], "learning_rate": LEARNING_RATE},
             )
         )
-        if usual and objects is None
+        if usual and objects is None and peers
         else None,
     )
 
@@ -108,6 +119,7 @@ CASES = [
     case("mlp", 256, 1, 28, 1.2, quick=True),
     case("ssd", 16, 3, 256, 2.5, objects=(Boxes, boxes, {})),
     case("fcn", 8, 3, CROP, 4.0, objects=(nn.CrossEntropyLoss, masks, {"num_classes": VOC})),
+    case("densenet", 32, 1, 96, 2.0, peers=False),  # nothing of the peers puts layers side by side
     *formats("lenet", 256, 1, 28, target=3.8),
     *formats("cifar_net", 64, 3, 32, target=1.4),
     *formats("resnet18", 32, 1, 96, target=1.9),

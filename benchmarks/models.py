@@ -33,7 +33,10 @@ def prepare(model):
     config = Config(model).resolved()
     learners = train.learners(config, ("cpu", "torch"))
     parameters = sum(p.numel() for p in learners[0].model.parameters())
-    inputs = learners[0].train[learners[0]._batches[0]][0]
+    if learners[0].train is None:  # style transfer has no input but its picture
+        inputs = learners[0].model.image
+    else:
+        inputs = learners[0].train[learners[0]._batches[0]][0]
     shape = list((inputs[0] if isinstance(inputs, tuple) else inputs).shape)  # of a translator, its source
     return learners, {"input": shape, "parameters": parameters, "epoch_steps": learners[0].epoch_steps}
 

@@ -55,7 +55,7 @@ def train(
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps, inside an epoch too.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
     accumulate: Annotated[int, typer.Option(help="Parts that a step's batch is computed in, for memory.")] = 1,
-    weights: Annotated[str | None, typer.Option(help="File or run of weights to begin with: GPT-2's, BERT's.")] = None,
+    weights: Annotated[str | None, typer.Option(help="File or run of weights to begin with.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, momentum, adam or adamw.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="L2 penalty; for adamw, decoupled.")] = None,
@@ -88,6 +88,10 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/MODEL, runs/MODEL-2, …")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder or checkpoint to continue exactly.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Train with plain torch too, in turns.")] = False,
+    replace_head: Annotated[int | None, typer.Option(help="Of --weights all but the last layer; its outputs.")] = None,
+    add_layer: Annotated[bool, typer.Option("--add-layer", help="A new layer after the last of --weights.")] = False,
+    freeze: Annotated[list[str] | None, typer.Option(help="Names that stay: layer1.*; body: but the last.")] = None,
+    head_lr_factor: Annotated[float, typer.Option(help="The last layer's learning rate: so many times --lr.")] = 1.0,
 ):
     """Train MODEL and keep metrics.jsonl, curves.png and checkpoint.pt.
 
@@ -257,6 +261,43 @@ def neighbours(
 
     for near, cosine in Vectors(checkpoint)(word, top):
         print(f"{near}  {cosine:.3f}")
+
+
+@app.command()
+def sample(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of a generator.", metavar="RUN")],
+    out: Annotated[Path, typer.Option(help="File of the picture.")] = Path("samples.png"),
+    count: Annotated[int, typer.Option(help="Images to make.")] = 100,
+    columns: Annotated[int, typer.Option(help="Images in a row.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    judge: Annotated[Path | None, typer.Option(help="Run of a classifier: print the share of each class.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+):
+    """Write a picture of images that a trained generator (`dcgan`) makes of noise."""
+    from pydl import sample as samples
+
+    images = samples.Sampler(checkpoint, device, backend)(count, seed)
+    samples.save(images, out, columns)
+    print(f"{out} holds {count} images")
+    if judge is not None:
+        for name, share in samples.judged(images, judge).items():
+            print(f"{name}  {share:.3f}")
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="Classifier of images.", metavar="MODEL")] = "resnet18",
+    seeds: Annotated[int, typer.Option(help="Trainings of each row, with other examples.")] = 5,
+    each: Annotated[int, typer.Option(help="Examples of each class.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; default runs/MODEL-finetune, …")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default torch's.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+):
+    """Show what pretraining brings: the digits 5 to 9 from few examples, from scratch, on a frozen body, fine-tuned."""
+    from pydl import finetune as tuning
+
+    tuning.finetune(model, seeds, each, out, threads=threads, backend=backend)
 
 
 @app.command()

@@ -13,11 +13,12 @@ import pydl
 from pydl import data, memory, models
 from pydl.errors import CheckpointError, OptionError, did_you_mean
 from pydl.text import SentencePairs, Windows
-from pydl.training import board, checkpoint, display, weights
+from pydl.training import board, checkpoint, display, tuning, weights
 from pydl.training.bert import BertLearner, TopicLearner
-from pydl.training.build import LEARNS_FROM, check, check_kind
+from pydl.training.build import LEARNS_FROM, build, check, check_kind
 from pydl.training.config import Config
 from pydl.training.folder import Folder
+from pydl.training.gan import GanLearner
 from pydl.training.language import LanguageLearner
 from pydl.training.learner import Learner
 from pydl.training.loop import Interrupted, loop
@@ -25,6 +26,7 @@ from pydl.training.objects import DetectionLearner, SegmentationLearner
 from pydl.training.place import place
 from pydl.training.processes import environment, joined
 from pydl.training.result import Result
+from pydl.training.style import StyleLearner
 from pydl.training.trained import config_of
 from pydl.training.translation import TranslationLearner
 from pydl.training.vectors import VectorLearner
@@ -105,6 +107,9 @@ def _dataset(config, dataset=None):
 def _run(config, device, processes, out, resume, console, dataset, report):
     dataset = _dataset(config, dataset)
     preprocessing = _preprocessing(config, dataset) if resume is None else _same_data(dataset, resume)
+    if config.add_layer and resume is None:
+        last = tuning.head(build(config, len(dataset.classes), preprocessing))
+        config = dataclasses.replace(config, kept_outputs=weights.outputs(config.weights, last))
     backends = [config.backend, "torch"] if config.compare else [config.backend]
     learners = _learners(config, dataset, preprocessing, backends, device, processes)
     if config.compare and config.amp:
@@ -112,7 +117,7 @@ def _run(config, device, processes, out, resume, console, dataset, report):
         learners += _learners(exact, dataset, preprocessing, [config.backend], device, processes)
     if config.weights is not None and resume is None:
         for learner in learners:
-            weights.load(learner.model, config.weights, _vocabulary(dataset))
+            weights.load(learner.model, config.weights, _vocabulary(dataset), config)
     history = [] if resume is None else _restore(learners, resume)
     if resume is None or out is not None:
         folder = Folder(processes.by_first(lambda: Folder.new(out, config.model).path))
@@ -151,6 +156,9 @@ def _preprocessing(config, dataset):
         return data.Preprocessing.fit(dataset.train.take(some, (config.size,) * 2).images, (config.size,) * 2)
     if dataset.kind != "classification":
         return None
+    if models.kind(config.model) == "gan":  # to [-1, 1], the range of what it makes
+        halves = (0.5,) * dataset.train.images.shape[1]
+        return data.Preprocessing((config.size, config.size), halves, halves)
     return data.Preprocessing.fit(dataset.train.images, (config.size, config.size))
 
 
@@ -171,7 +179,11 @@ def _learners(config, dataset, preprocessing, backends, device, processes=None):
     if dataset.kind == "objects":
         kind = DetectionLearner if models.kind(config.model) == "detector" else SegmentationLearner
         return [kind(config, dataset, preprocessing, at, name, device, processes) for name in backends]
+    if dataset.kind == "pictures":
+        return [StyleLearner(config, dataset, name, device, processes) for name in backends]
     splits = [data.Batches(split, preprocessing, at) for split in (dataset.train, dataset.test)]
+    if models.kind(config.model) == "gan":
+        return [GanLearner(config, *splits, len(dataset.classes), name, device, processes) for name in backends]
     return [Learner(config, *splits, len(dataset.classes), name, device, processes) for name in backends]
 
 
@@ -198,7 +210,8 @@ def cross_validate(config, folds, out=None, console=None):
         raise OptionError("--folds: expected one process, got a run under torchrun")
     resolved = _resolved(config)
     dataset = _dataset(resolved)
-    if dataset.kind in ("text", "pairs", "sentences", "topics", "objects") or not torch.is_tensor(dataset.train.images):
+    of_images = dataset.kind in ("classification", "regression")
+    if not of_images or not torch.is_tensor(dataset.train.images):
         raise OptionError(f"--folds: expected a data set of examples in memory, got {resolved.data!r}")
     if not 2 <= folds <= len(dataset.train):
         raise OptionError(f"--folds: expected a number from 2 to the {len(dataset.train)} examples, got {folds}")

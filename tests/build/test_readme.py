@@ -56,6 +56,8 @@ ELSEWHERE = {
     "pydl translate RUN SENTENCE": "tests/training/test_translation.py",
     "pydl neighbours RUN WORD": "tests/training/test_vectors.py",
     "pydl predict RUN SENTENCE...": "tests/training/test_bert.py",
+    "pydl sample RUN": "tests/training/test_gan.py",
+    "pydl finetune": "tests/training/test_finetune.py",
     "benchmarks/gpu.sh": "needs a GPU",
     "pytest benchmarks": "takes an hour; tests/build/test_bench.py runs a case",
 }

@@ -24,6 +24,9 @@ PROMISES = {
     "word_vectors": ("near after training:", 0.5),
     "bert_fine_tuning": ("right after pretraining:", 0.25),
     "gpt_from_scratch": ("logits of pydl.models.gpt agree:", 1),
+    "gradient_boosting": ("least accuracy of the three:", 0.95),
+    "perceptron": ("XOR by a hidden layer of 8: right:", 1),
+    "linear_regression": ("closed form: test loss", 0.00005),
 }
 
 
@@ -67,4 +70,9 @@ def test_example(name, capsys, tmp_path, monkeypatch):
         assert float(re.search(r"one-hot: largest cosine of two words ([\d.]+)", out)[1]) == 0
         assert float(re.search(r"shuffled words keep their vectors to ([\d.]+)", out)[1]) < 1e-5
         shutil.rmtree(pictures)
+    if name == "perceptron":
+        assert re.search(r"two clouds: without an error after \d+ epochs, right: 1.00", out)
+        assert "XOR by the perceptron: an epoch without an error: None" in out
+    if name == "linear_regression":
+        assert float(re.search(r"largest difference: ([\d.]+)", out)[1]) < 0.005
     assert list(tmp_path.iterdir()) == []  # an example leaves nothing else behind

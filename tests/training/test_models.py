@@ -15,6 +15,7 @@ CLASSIFIERS = pydl.models.names("classifier")
 SMALL = {
     "alexnet": ({}, (1, 65, 65)),
     "vgg11": ({"ratio": 16}, (1, 32, 32)),
+    "vgg16": ({"ratio": 16}, (1, 32, 32)),
     "nin": ({}, (1, 67, 67)),
     "googlenet": ({}, (1, 32, 32)),
     "resnet18": ({}, (1, 32, 32)),
@@ -22,6 +23,7 @@ SMALL = {
     "resnext50": ({}, (1, 32, 32)),
     "preact_resnet18": ({}, (1, 32, 32)),
     "wide_resnet": ({"depth": 10, "width": 2}, (1, 16, 16)),
+    "densenet": ({}, (1, 32, 32)),
 }
 # parameters as torchvision's documentation gives them, three channels and 1,000 classes
 TORCHVISION = {
@@ -31,6 +33,7 @@ TORCHVISION = {
     "resnet50": ({}, 25_557_032),
     "resnext50": ({}, 25_028_904),
     "vgg11": ({}, 132_863_336),
+    "vgg16": ({"variant": "torchvision"}, 138_357_544),
 }
 
 
@@ -215,6 +218,17 @@ def torchvision_vgg11():
     return state
 
 
+def torchvision_vgg16():
+    convs = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128), 12: (256, 256), 14: (256, 256)}
+    convs |= {17: (512, 256), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512, 512), 28: (512, 512)}
+    state = {}
+    for i, (out, c) in convs.items():
+        state |= _affine(f"features.{i}", out, c, 3, 3)
+    for i, shape in {0: (4096, 25088), 3: (4096, 4096), 6: (1000, 4096)}.items():
+        state |= _affine(f"classifier.{i}", *shape)
+    return state
+
+
 def torchvision_alexnet():
     convs = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
     state = {}
@@ -232,6 +246,7 @@ TORCHVISION_STATES = {
     "resnet50": torchvision_resnet((3, 4, 6, 3), bottleneck=True),
     "resnext50": torchvision_resnet((3, 4, 6, 3), bottleneck=True, groups=32, base=4),
     "vgg11": torchvision_vgg11(),
+    "vgg16": torchvision_vgg16(),
 }
 
 
@@ -253,11 +268,16 @@ BAD_OPTIONS = [
     ("alexnet", {"variant": "paper"}, "variant to be one of book, torchvision, got 'paper'"),
     ("vgg11", {"input_size": 100}, "a multiple of 32, got 100"),
     ("vgg11", {"ratio": 3}, "ratio"),
+    ("vgg16", {"variant": "paper"}, "variant to be one of book, torchvision, got 'paper'"),
     ("googlenet", {"variant": 1}, "variant"),
     ("resnet18", {"variant": ""}, "variant"),
     ("wide_resnet", {"depth": 17}, "6 n"),
     ("wide_resnet", {"width": 0}, "width"),
     ("polynomial_regression", {"degree": -1}, "degree"),
+    ("densenet", {"input_size": 28}, "input_size to be at least 29, got 28"),
+    ("densenet", {"growth": 0}, "growth to be at least 1, got 0"),
+    ("densenet", {"blocks": (4, 0)}, "block 2 to be at least 1, got 0"),
+    ("densenet", {"blocks": ()}, "blocks to have a number of layers"),
     ("lenet", {"input_size": 11}, "input_size to be at least 12, got 11"),
     ("cifar_net", {"input_size": 7}, "input_size to be at least 8"),
     ("nin", {"input_size": 66}, "input_size to be at least 67"),

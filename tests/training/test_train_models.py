@@ -20,12 +20,14 @@ DEEP = {
     "alexnet": {"size": 67},
     "cifar_net": {},
     "vgg11": {"size": 32, "options": {"ratio": 16}},
+    "vgg16": {"size": 32, "options": {"ratio": 16}},
     "nin": {"size": 67},
     "googlenet": {"size": 32},
     "resnet18": {"size": 16},
     "resnet50": {"size": 16},
     "resnext50": {"size": 16},
     "preact_resnet18": {"size": 16},
+    "densenet": {"size": 32, "options": {"growth": 8}},
     "wide_resnet": {"size": 8, "options": {"depth": 10, "width": 1}},
 }
 

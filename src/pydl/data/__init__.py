@@ -5,12 +5,13 @@ pairs of sentences a :class:`TranslationDataset`.
 from pydl.data.augment import Augment
 from pydl.data.cifar import cifar10
 from pydl.data.dataset import Batches, Dataset, Preprocessing, Split, folds
-from pydl.data.digits import digits
+from pydl.data.digits import digits, high_digits, low_digits
 from pydl.data.download import download
 from pydl.data.folder import folder, read_image
 from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.loader import in_order
 from pydl.data.objects import ObjectBatches, ObjectDataset, Pictures
+from pydl.data.photographs import StylePictures, photographs, pictures
 from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.scenes import scenes
 from pydl.data.sentences import SentenceDataset, sentences
@@ -32,6 +33,7 @@ __all__ = [
     "Preprocessing",
     "SentenceDataset",
     "Split",
+    "StylePictures",
     "TextDataset",
     "TopicDataset",
     "TranslationDataset",
@@ -42,12 +44,16 @@ __all__ = [
     "folder",
     "folds",
     "get",
+    "high_digits",
     "in_order",
     "linear",
+    "low_digits",
     "mnist",
     "names",
     "numbers",
     "pairs",
+    "photographs",
+    "pictures",
     "polynomial",
     "prose",
     "read_image",
@@ -80,6 +86,10 @@ _LOADERS = {
     "scenes": scenes,
     "voc": voc,
     "yolo": yolo,
+    "photographs": photographs,
+    "pictures": pictures,
+    "digits-0-4": low_digits,
+    "digits-5-9": high_digits,
 }
 TEXTS = "prose", "wiki", "text"  # the sets of language models
 PAIRS = "numbers", "pairs"  # those of translators

@@ -31,6 +31,31 @@ def digits(root=None, seed=0):
     )
 
 
+def low_digits(root=None, seed=0):
+    """The digits 0 to 4 of :func:`digits`, to pretrain on."""
+    return _some("digits-0-4", range(5), None, seed)
+
+
+def high_digits(root=None, seed=0, each=10):
+    """The digits 5 to 9 of :func:`digits`: ``each`` of every class to train on, all test images."""
+    return _some("digits-5-9", range(5, 10), each, seed)
+
+
+def _some(name, numbers, each, seed):
+    """The classes ``numbers`` alone, from 0 anew; ``each`` training images of one, drawn with ``seed``, or all."""
+    whole, splits, first = digits(seed=0), [], numbers[0]
+    generator = torch.Generator().manual_seed(seed)
+    for split, most in ((whole.train, each), (whole.test, None)):
+        kept = []
+        for label in numbers:
+            members = (split.targets == label).nonzero().flatten()
+            members = members[torch.randperm(len(members), generator=generator)] if most else members
+            kept.append(members[:most])
+        kept = torch.cat(kept).sort().values
+        splits.append(Split(split.images[kept], split.targets[kept] - first))
+    return Dataset(name, *splits, tuple(str(number) for number in numbers))
+
+
 def stratified(targets, share, seed):
     """(train, test) indices: ``share`` of every class goes to test, drawn with ``seed``, both in ascending order."""
     generator = torch.Generator().manual_seed(seed)

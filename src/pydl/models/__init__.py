@@ -11,6 +11,8 @@ from pydl.models._registry import builder, get, kind, names
 from pydl.models.alexnet import alexnet
 from pydl.models.bert import bert, bert_classifier
 from pydl.models.cifar import cifar_net
+from pydl.models.dcgan import dcgan
+from pydl.models.densenet import densenet
 from pydl.models.fcn import fcn
 from pydl.models.googlenet import googlenet
 from pydl.models.gpt import gpt
@@ -24,8 +26,9 @@ from pydl.models.recurrent import gru_lm, lstm_lm, rnn_lm
 from pydl.models.resnet import resnet18, resnet50, resnext50
 from pydl.models.seq2seq import seq2seq, seq2seq_attention
 from pydl.models.ssd import ssd
+from pydl.models.style import style
 from pydl.models.transformer import transformer
-from pydl.models.vgg import vgg11
+from pydl.models.vgg import vgg11, vgg16
 from pydl.models.word2vec import cbow, skipgram
 
 __all__ = [
@@ -35,6 +38,8 @@ __all__ = [
     "builder",
     "cbow",
     "cifar_net",
+    "dcgan",
+    "densenet",
     "fcn",
     "get",
     "googlenet",
@@ -61,8 +66,10 @@ __all__ = [
     "skipgram",
     "softmax_regression",
     "ssd",
+    "style",
     "transformer",
     "vgg11",
+    "vgg16",
     "weight_decay",
     "wide_resnet",
 ]

@@ -6,12 +6,14 @@ import torch
 
 from pydl import backend, models
 from pydl.errors import OptionError, did_you_mean
+from pydl.training import tuning
 from pydl.training.recipes import recipe
 
 # the kind of data set that each kind of model learns from
 LEARNS_FROM = {"classifier": "classification", "regression": "regression", "language": "text", "translation": "pairs"}
 LEARNS_FROM |= {"vectors": "sentences", "masked": "sentences", "topics": "topics"}
 LEARNS_FROM |= {"detector": "objects", "segmenter": "objects"}
+LEARNS_FROM |= {"gan": "classification", "style": "pictures"}
 # options that only some kinds of models take, and what those are called
 IMAGES, TEXT, PAIRS = "a model of images", "a language model", "a translator"
 VECTORS, ROWS = "word vectors", "BERT"
@@ -30,6 +32,7 @@ def own_options(model):
         "in_features",
         "vocab_size",
         "source_vocab_size",
+        "image_size",
     )  # by the data and by --size
     return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
@@ -42,6 +45,10 @@ def check(config, dataset):
         )
     if models.kind(config.model) == "segmenter" and not dataset.masks:
         raise OptionError(f"--data: expected a set with masks for {config.model}, got {config.data!r}, which has none")
+    if config.replace_head not in (None, len(dataset.classes)):
+        raise OptionError(
+            f"--replace-head: expected the {len(dataset.classes)} classes of {config.data!r}, got {config.replace_head}"
+        )
     own = own_options(config.model)
     for name in config.options:
         if name not in own:
@@ -73,7 +80,12 @@ def check_kind(config):
             *others, last = takes
             words = f"{', '.join(others)} or {last}" if others else last
             raise OptionError(f"{option}: expected {words} to take it, got {config.model}")
-    if config.label_smoothing and models.kind(config.model) in ("regression", "vectors"):
+    tuned = {"--replace-head": config.replace_head, "--add-layer": config.add_layer, "--freeze": config.freeze}
+    tuned |= {"--head-lr-factor": config.head_lr_factor != 1}
+    for option, given in tuned.items():
+        if given and models.kind(config.model) != "classifier":
+            raise OptionError(f"{option}: expected a classifier of images to take it, got {config.model}")
+    if config.label_smoothing and models.kind(config.model) in ("regression", "vectors", "gan", "style"):
         raise OptionError(f"--label-smoothing: expected a model that chooses to take it, got {config.model}")
 
 
@@ -104,8 +116,11 @@ def build(config, num_classes, preprocessing, features=None):
     elif models.kind(config.model) == "topics":
         given = {"num_classes": num_classes, "vocab_size": features}
         example = tokens, tokens, torch.tensor([2])
+    elif models.kind(config.model) == "style":
+        given, example = {"image_size": features}, ()
     elif features is None:
-        given = {"num_classes": num_classes, "in_channels": preprocessing.channels, "input_size": config.size}
+        given = {"num_classes": config.kept_outputs or num_classes}
+        given |= {"in_channels": preprocessing.channels, "input_size": config.size}
         example = (torch.zeros(2, preprocessing.channels, *preprocessing.size),)
     else:
         given, example = {"in_features": features}, (torch.zeros(2, features),)
@@ -115,6 +130,8 @@ def build(config, num_classes, preprocessing, features=None):
         model = models.get(config.model, **given, **_in_form(options, own))
         with torch.no_grad(), backend.use("torch"):
             model.eval()(*example)
+        if config.kept_outputs:
+            tuning.extend(model, num_classes)
         return model.train()
 
     own, usual = own_options(config.model), recipe(config.model).options

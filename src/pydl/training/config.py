@@ -39,6 +39,10 @@ class Config:
         init: first weights of linear and convolution layers: ``torch``, ``xavier`` or ``kaiming``.
         workers: processes that make batches ready while the model computes.
         monitor: measure activations and gradients in the first step of each epoch.
+        replace_head: begin with ``weights`` but for the last layer, which is new and has so many outputs.
+        add_layer: put ReLU and a new layer after the last one of ``weights``, which has ``kept_outputs``.
+        freeze: patterns of parameters' names that stay as they are, see :func:`pydl.training.tuning.freeze`.
+        head_lr_factor: what the last layer's learning rate is multiplied by.
     """
 
     model: str
@@ -75,6 +79,11 @@ class Config:
     tensorboard: bool = False
     monitor: bool = False
     compare: bool = False
+    replace_head: int | None = None
+    add_layer: bool = False
+    kept_outputs: int | None = None
+    freeze: list | None = None
+    head_lr_factor: float = 1.0
 
     def resolved(self):
         """A copy with the recipe's values where None stood, checked.
@@ -129,6 +138,13 @@ class Config:
                 f"--schedule: expected one of {', '.join(SCHEDULES)}, got {config.schedule!r}"
                 + did_you_mean(config.schedule, SCHEDULES)
             )
+        for name in ("replace_head", "add_layer"):
+            if getattr(config, name) and config.weights is None:
+                raise OptionError(f"--{name.replace('_', '-')}: expected --weights to begin with, got none")
+        if config.replace_head and config.add_layer:
+            raise OptionError("--add-layer: expected no --replace-head beside it, got both")
+        if not (config.head_lr_factor > 0 and math.isfinite(config.head_lr_factor)):
+            raise OptionError(f"--head-lr-factor: expected a finite number above 0, got {config.head_lr_factor}")
         if not 0 <= config.seed < 2**63:
             raise OptionError(f"--seed: expected a number from 0 to 2**63 - 1, got {config.seed}")
         return config

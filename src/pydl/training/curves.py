@@ -21,7 +21,8 @@ def draw(path, history, title, compare=False):
     translation, vectors, masked = "exact_match" in last, "pairs_found" in last, "masked_right" in last
     language = not translation and "test_perplexity" in last
     boxes, overlays = "map50" in last, "mean_iou" in last
-    others = language, translation, vectors, masked, boxes, overlays
+    gan, style = "generator_loss" in last, "style_loss" in last
+    others = language, translation, vectors, masked, boxes, overlays, gan, style
     regression = not any(others) and "test_accuracy" not in last
     figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
@@ -52,6 +53,14 @@ def draw(path, history, title, compare=False):
         right = panels[1]
         right.set(ylabel="pixels, test", ylim=(0, 1.05))
         lines += [(right, "pixel_accuracy", "right", TRAIN), (right, "mean_iou", "mean IoU of the classes", TEST)]
+    elif gan:
+        right = panels[1]
+        right.set(ylabel="cross entropy of the generator")
+        lines += [(right, "generator_loss", "generator, train", TRAIN)]
+    elif style:
+        right = panels[1]
+        right.set(ylabel="its parts, unweighted", yscale="log")
+        lines += [(right, "content_loss", "content", TRAIN), (right, "style_loss", "style", TEST)]
     elif not regression:
         right = panels[1]
         right.set(ylabel="accuracy", ylim=(0, 1.05))
@@ -68,7 +77,8 @@ def draw(path, history, title, compare=False):
     else:
         # from 0, with room above the first point; a loss that became inf or nan has no place on the axis
         highest = max((v for axis in left.lines for v in axis.get_ydata() if math.isfinite(v)), default=1.0)
-        left.set(ylabel="loss" if boxes else "cross entropy", ylim=(0, 1.1 * highest or 1.0))
+        what = "loss" if style or boxes else "cross entropy of the discriminator" if gan else "cross entropy"
+        left.set(ylabel=what, ylim=(0, 1.1 * highest or 1.0))
     for axes in panels:
         axes.set(xlabel="epoch")
         if len(set(epochs)) == 1:  # the axis around one value would be cut into hundredths of an epoch

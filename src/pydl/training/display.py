@@ -23,6 +23,10 @@ SCORES = {
     "map": ("mAP@0.5:0.95", "{:.3f}"),
     "mean_iou": ("mean IoU", "{:.3f}"),
     "pixel_accuracy": ("pixel accuracy", "{:.4f}"),
+    "generator_loss": ("generator's loss", "{:.4f}"),
+    "content_loss": ("content", "{:.4f}"),
+    "style_loss": ("style", "{:.4f}"),
+    "variation_loss": ("variation", "{:.4f}"),
 }
 
 

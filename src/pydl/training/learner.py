@@ -11,7 +11,7 @@ import pydl.nn
 from pydl import backend, data, models
 from pydl.data.loader import moved
 from pydl.errors import OptionError, UserError
-from pydl.training import not_finite
+from pydl.training import not_finite, tuning
 from pydl.training.build import build
 from pydl.training.monitor import Monitor
 from pydl.training.not_finite import NotFinite
@@ -68,12 +68,13 @@ class Learner:
             self._random = self._get_random()
         if self.processes.world > 1:
             self.model = pydl.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self._frozen_norms = tuning.freeze(self.model, config.freeze) if config.freeze else []
         if backend_name != "torch":
             pydl.swap(self.model)  # built from our layers already: this fuses neighbours
         several = self.processes.world > 1
         self._stepped = distributed(self.model, self.device) if several else self.model  # what a training step calls
         self.criterion, self.measure = self._criteria() if num_classes else [torch.nn.MSELoss()] * 2
-        self.stepper = Stepper(config, self.model.parameters(), self.device, self.sparse)
+        self.stepper = self._make_stepper()
         self.lr, self._scheduled = config.lr, config.schedule != "constant" or config.warmup > 0
         self.order = torch.Generator().manual_seed(config.seed)  # of the data, apart from what layers draw
         self.augment = data.Augment(config.augment, config.seed) if config.augment else None
@@ -84,6 +85,10 @@ class Learner:
         """The model on the CPU."""
         features = None if num_classes else self.train.images.shape[1]
         return build(self.config, num_classes, self.train.preprocessing, features)
+
+    def _make_stepper(self):
+        parameters = tuning.groups(self.model, self.config.lr, self.config.head_lr_factor)
+        return Stepper(self.config, parameters, self.device, self.sparse)
 
     def _criteria(self):
         """What is trained by, and what tests measure by: without smoothing."""
@@ -165,6 +170,8 @@ class Learner:
         batches = self._batches[self.step_in_epoch : self.step_in_epoch + steps]
         units = sum(map(self._units, batches))
         self._stepped.train()
+        for norm in self._frozen_norms:  # its statistics stay as they are, too
+            norm.eval()
         with self.use(), self._own_random():
             begin = time.perf_counter()
             for batch in batches:
@@ -199,12 +206,15 @@ class Learner:
             with self._stepped.no_sync() if alone else contextlib.nullcontext():
                 value = value + self._part(*pair, part, parts, size)
         if self._scheduled:
-            self.lr = self.config.lr * factor(self.config.schedule, self.step, self.total_steps, self.config.warmup)
-            self.stepper.set_lr(self.lr)
+            self._schedule()
         self.stepper.step()
         self._losses[self.step_in_epoch] = value
         self.step_in_epoch += 1
         self.step += 1
+
+    def _schedule(self):
+        self.lr = self.config.lr * factor(self.config.schedule, self.step, self.total_steps, self.config.warmup)
+        self.stepper.set_lr(self.lr)
 
     def _parts(self, size):
         """How many parts a batch of ``size`` is computed in: each has something, for batch norm two, to each process.

@@ -9,7 +9,7 @@ import statistics
 
 from pydl.errors import CheckpointError, DataError, TrainingError, UserError
 from pydl.text import perplexity
-from pydl.training import checkpoint, display, monitor, stopping
+from pydl.training import checkpoint, curves, display, monitor, stopping
 from pydl.training.board import Board
 from pydl.training.processes import Elsewhere
 
@@ -151,6 +151,8 @@ def _keep(result, learners, about, row):
         result.folder.append_metrics(row)
         if "sample" in row:
             result.folder.write_samples(history)
+        if curves.available() and hasattr(learners[0], "draw_epoch"):
+            learners[0].draw_epoch(result.folder.path, row["epoch"])
         if config.monitor and learners[0].monitor.rows:  # none in an epoch that was resumed after its first step
             result.folder.append_monitor(row["epoch"], learners[0].monitor)
         if config.tensorboard:

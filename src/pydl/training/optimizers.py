@@ -31,14 +31,14 @@ class Stepper:
     """
 
     def __init__(self, config, parameters, device, sparse=False):
-        self.parameters = list(parameters)
-        self.optimizer = make_optimizer(config, self.parameters, sparse)
+        self.optimizer = make_optimizer(config, parameters, sparse)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.clip, self.l1 = config.clip, config.l1
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp and device.type == "cuda")
 
     def set_lr(self, lr):
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("factor", 1.0)
 
     def clear(self):
         self.optimizer.zero_grad(set_to_none=True)

@@ -87,9 +87,16 @@ class Result:
             return []
         return learner.draw_objects(self.folder.path, f"{self.config.model} on {self.config.data}, test pictures")
 
+    def drawn_by_epoch(self, learner):
+        """The names of what a learner drew at the end of each epoch."""
+        if not curves.available() or not hasattr(learner, "draw_epoch"):
+            return []
+        return [name for name in learner.pictures if (self.folder.path / name).exists()]
+
     def kernels(self):
         """The report of the model and of its loss: which kernels served which layer."""
         losses = {"regression": torch.nn.MSELoss, "vectors": torch.nn.BCEWithLogitsLoss}
+        losses |= {"gan": pydl.nn.BCEWithLogitsLoss, "style": torch.nn.MSELoss}
         with backend.use(self.backend):
             rows = pydl.report(self.model).rows
             loss = pydl.report(losses.get(models.kind(self.config.model), pydl.nn.CrossEntropyLoss)()).rows
@@ -108,7 +115,7 @@ class Result:
         """Draws the pictures and says what the run came to and where everything lies; ``report`` adds each layer."""
         names = self.draw_curves() + self.draw_mistakes(learner, classes)
         names += self.draw_attention(learner) + self.draw_map(learner) + self.draw_objects(learner)
-        names += self.draw_monitor()
+        names += self.draw_monitor() + self.drawn_by_epoch(learner)
         if self.board is not None:
             for name in names:
                 self.board.picture(self.history[-1]["step"], name.removesuffix(".png"), self.folder.path / name)

@@ -12,6 +12,7 @@ from pydl.training.place import place
 KINDS = {"classifier": "a classifier", "language": "a language model", "translation": "a translator"}
 KINDS |= {"vectors": "word vectors", "masked": "BERT", "topics": "a classifier of sentences"}
 KINDS |= {"detector": "a detector", "segmenter": "a segmenter"}
+KINDS |= {"gan": "a generator of images", "style": "style transfer"}
 
 
 def config_of(path, content):

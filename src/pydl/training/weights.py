@@ -5,25 +5,58 @@ from pathlib import Path
 import torch
 
 from pydl.errors import CheckpointError, MissingExtra
+from pydl.training import tuning
 from pydl.training.checkpoint import FORMAT, NAME, why_unreadable
 
 NAMED = 5  # keys that a sentence lists
 
 
-def load(model, path, vocabulary=None):
+def load(model, path, vocabulary=None, config=None):
     """Puts the weights of the file ``path`` into ``model``.
 
     Args:
         path: a state_dict as ``torch.save`` writes it, or a ``.safetensors`` file (where that library is installed). A
-            model with a method ``own_names`` takes other names too: ``gpt`` those of GPT-2, ``bert`` those of BERT. A
-            run of ``pydl train``, its folder or its checkpoint, is taken too.
+            model with a method ``own_names`` takes other names too: ``gpt`` those of GPT-2, ``bert`` those of BERT,
+            ``style`` those of torchvision's VGG. A run of ``pydl train``, its folder or its checkpoint, is taken too.
         vocabulary: the tokens by number; those of a run of ``pydl train`` must be the same. None for no text.
+        config: of a run; ``replace_head`` leaves the model's last layer new, ``add_layer`` the one that comes after it.
 
     Raises:
         CheckpointError: for a file that cannot be read, or does not fit: names that the model has and the file lacks,
             that the file has and the model does not know, and shapes.
         MissingExtra: for ``.safetensors`` without the library.
     """
+    path, state = _state(path, vocabulary)
+    if hasattr(model, "own_names"):
+        state = model.own_names(state)
+    expected = model.state_dict()
+    if config is not None and (config.replace_head or config.add_layer):
+        last = tuning.head(model)
+        new = {name for name in expected if name.startswith(f"{last}.")}
+        if config.add_layer:
+            kept = last.removesuffix("2")  # the new layer is the third of those that stand where the kept one was
+            state = {
+                name.replace(kept, f"{kept}0.", 1) if name.startswith(kept) else name: state[name] for name in state
+            }
+        state = {name: t for name, t in state.items() if name not in new} | {name: expected[name] for name in new}
+    _check(path, state, expected)
+    model.load_state_dict(state)
+
+
+def outputs(path, name):
+    """How many outputs the layer ``name`` of the file has, which ``--add-layer`` keeps.
+
+    Raises:
+        CheckpointError: for a file that lacks it.
+    """
+    path, state = _state(path)
+    if f"{name}.weight" not in state:
+        raise CheckpointError(f"{path}: the weights do not fit the model: it lacks {name}.weight")
+    return len(state[f"{name}.weight"])
+
+
+def _state(path, vocabulary=None):
+    """(the file, its state_dict)."""
     path = Path(path)
     path = path / NAME if path.is_dir() else path
     state = _read(path)
@@ -37,9 +70,11 @@ def load(model, path, vocabulary=None):
         state = state["model"]
     elif not all(torch.is_tensor(value) for value in state.values()):
         raise CheckpointError(f"{path}: expected a state_dict, names with tensors, got something else")
-    if hasattr(model, "own_names"):
-        state = model.own_names(state)
-    expected = model.state_dict()
+    return path, state
+
+
+def _check(path, state, expected):
+    """Refuses a ``state`` that lacks names of ``expected``, has others, or other shapes."""
     faults = []
     if missing := [name for name in expected if name not in state]:
         faults.append(f"it lacks {_listed(missing)}")
@@ -50,7 +85,6 @@ def load(model, path, vocabulary=None):
         faults.append(f"expected {name} to be of shape {tuple(expected[name].shape)}, got {tuple(state[name].shape)}")
     if faults:
         raise CheckpointError(f"{path}: the weights do not fit the model: {'; '.join(faults)}")
-    model.load_state_dict(state)
 
 
 def _listed(names):
