@@ -11,6 +11,7 @@ from pydl.models._registry import builder, get, kind, names
 from pydl.models.alexnet import alexnet
 from pydl.models.bert import bert, bert_classifier
 from pydl.models.cifar import cifar_net
+from pydl.models.feedback import ppo, reward
 from pydl.models.googlenet import googlenet
 from pydl.models.gpt import gpt
 from pydl.models.lenet import lenet, lenet_bn
@@ -48,10 +49,12 @@ __all__ = [
     "nin",
     "nnlm",
     "polynomial_regression",
+    "ppo",
     "preact_resnet18",
     "resnet18",
     "resnet50",
     "resnext50",
+    "reward",
     "rnn_lm",
     "seq2seq",
     "seq2seq_attention",

@@ -1,6 +1,7 @@
 """Models by name: a file of this package decorates each builder with :func:`register`."""
 
 KINDS = ("classifier", "regression", "language", "translation", "vectors", "masked", "topics")
+KINDS += ("reward", "policy")
 _BUILDERS, _KINDS = {}, {}
 
 

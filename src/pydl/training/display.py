@@ -17,6 +17,10 @@ SCORES = {
     "pairs_found": ("pairs found", "{:.3f}"),
     "masked_right": ("masked words right", "{:.3f}"),
     "pairs_right": ("next sentence right", "{:.3f}"),
+    "reward": ("reward", "{:+.2f}"),
+    "kl": ("KL", "{:.2f}"),
+    "known": ("known words", "{:.3f}"),
+    "pair_accuracy": ("pairs in order", "{:.3f}"),
 }
 
 
