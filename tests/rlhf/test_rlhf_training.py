@@ -118,7 +118,9 @@ def test_pairs_are_learnt_and_lie_in_the_rules_order(one, judge):
     train_pairs, test_pairs = learner.dataset.pairs
     assert len(train_pairs) > 45
     assert len(test_pairs) > 15
-    assert all(rule(pair.better) > rule(pair.worse) for pair in train_pairs + test_pairs)
+    assert all(rule(pair.better) > rule(pair.worse) for pair in test_pairs)
+    in_order = sum(rule(pair.better) > rule(pair.worse) for pair in train_pairs)
+    assert 0.9 * len(train_pairs) < in_order < len(train_pairs)  # ranked by someone who is not always sure
 
 
 def steps(learner, count):

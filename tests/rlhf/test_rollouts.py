@@ -125,6 +125,14 @@ def test_ranked_takes_the_best_and_the_worst_of_each_prompt():
     assert ranked(prompts, responses, len, 3) == [Preference("a ", "xxx", "x")]
 
 
+def test_doubt_turns_pairs_round_as_often_as_it_says():
+    count = 2000
+    responses = ["x", "xxx"] * count  # 2 apart, and 1 is their standard deviation
+    found = ranked(["a "] * 2 * count, responses, len, 2, 1.5, torch.Generator().manual_seed(0))
+    wrong = sum(pair.better == "x" for pair in found) / count
+    assert wrong == pytest.approx(1 / (1 + 2.718281828 ** (2 / 1.5)), abs=0.03)
+
+
 def test_a_file_of_pairs_comes_back(tmp_path):
     pairs = [Preference("the ", "value", "vaule"), Preference('a "', "b", "c d")]
     write_pairs(tmp_path / "pairs.jsonl", pairs)

@@ -1,6 +1,7 @@
 """Pairs of texts that go on from one prompt, one better than the other: by a rule, or out of a file."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,18 +21,27 @@ class Preference:
     worse: str
 
 
-def ranked(prompts, responses, rule, samples):
+def ranked(prompts, responses, rule, samples, doubt=0.0, generator=None):
     """The pairs of the best and the worst of each ``samples`` responses to one prompt; none where all are equal.
 
     Args:
         prompts, responses: lists alike, ``samples`` of one prompt side by side.
         rule: (response) -> number.
+        doubt: how unsure the person is that the rule stands for: a pair comes in the wrong order with probability
+            σ(-gap / doubt), where both are measured in standard deviations of all responses. A reward model that learns
+            from such pairs grows in proportion to the rule; one that learns from sure ones only tells yes from no.
+        generator: of the random numbers; torch's own if None.
     """
-    found = []
+    scores = torch.tensor([rule(response) for response in responses], dtype=torch.float64)
+    found, unit = [], doubt * scores.std().item()
     for first in range(0, len(prompts), samples):
-        group = sorted(responses[first : first + samples], key=rule)
-        if rule(group[-1]) > rule(group[0]):
-            found.append(Preference(prompts[first], group[-1], group[0]))
+        group = scores[first : first + samples]
+        best, worst = first + int(group.argmax()), first + int(group.argmin())
+        gap = (scores[best] - scores[worst]).item()
+        if gap > 0:
+            if unit > 0 and torch.rand((), generator=generator).item() < 1 / (1 + math.exp(min(gap / unit, 700))):
+                best, worst = worst, best
+            found.append(Preference(prompts[first], responses[best], responses[worst]))
     return found
 
 
@@ -84,7 +94,7 @@ def _pair(where, line):
 
 
 class PairRows:
-    """Preferences as rows: indexed by places (N,) it gives ((tokens (N, 2, T), lengths (N, 2)), zeros (N,)).
+    """Preferences as rows: places (N,) give ((tokens (N, 2, T), prompt_lengths (N, 2), lengths (N, 2)), zeros (N,)).
 
     The better text stands first, and the zeros say so; rows are padded with 0.
 
@@ -92,9 +102,6 @@ class PairRows:
         preferences: a list of :class:`Preference`.
         tokenizer: a :class:`pydl.text.Tokenizer`.
         positions: the most tokens that a text may have.
-
-    Attributes:
-        prompt_lengths: (N,).
 
     Raises:
         DataError: for a text that is longer, or has a token that the vocabulary lacks.
@@ -112,7 +119,8 @@ class PairRows:
             raise DataError(f"pairs: expected texts of at most {positions} tokens with their prompts, got {longest}")
         padded = [[text + [0] * (longest - len(text)) for text in row] for row in rows]
         self.tokens = torch.tensor(padded, dtype=torch.int64).view(-1, 2, longest).to(device)
-        self.lengths, self.prompt_lengths = lengths.to(device), torch.tensor(prompts, dtype=torch.int64).to(device)
+        self.lengths = lengths.to(device)
+        self.prompt_lengths = torch.tensor(prompts, dtype=torch.int64).unsqueeze(1).expand(-1, 2).to(device)
 
     def __len__(self):
         return len(self.tokens)
@@ -121,7 +129,7 @@ class PairRows:
         at = indices.to(self.device)
         lengths = self.lengths[at]
         width = int(lengths.max()) if len(at) else 1
-        return (self.tokens[at, :, :width], lengths), torch.zeros_like(at)
+        return (self.tokens[at, :, :width], self.prompt_lengths[at], lengths), torch.zeros_like(at)
 
 
 def _numbers(tokenizer, preference, key):

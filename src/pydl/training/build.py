@@ -104,7 +104,7 @@ def build(config, num_classes, preprocessing, features=None):
     elif models.kind(config.model) == "masked":
         given, example = {"vocab_size": num_classes}, (tokens, tokens, torch.tensor([2]), tokens[:, :1])
     elif models.kind(config.model) == "reward":
-        given, example = {"vocab_size": num_classes}, (tokens, torch.tensor([2]))
+        given, example = {"vocab_size": num_classes}, (tokens, torch.tensor([1]), torch.tensor([2]))
     elif models.kind(config.model) == "policy":
         given, example = {"vocab_size": num_classes}, (tokens,)
     elif models.kind(config.model) == "topics":

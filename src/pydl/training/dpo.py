@@ -14,13 +14,12 @@ ROWS = 128  # pairs whose reference is computed together
 
 
 class PolicyPairs(PairRows):
-    """:class:`PairRows` that give ((tokens, lengths, prompt_lengths), the reference's log-probabilities (N, 2))."""
+    """:class:`PairRows` whose targets are the reference's log-probabilities (N, 2)."""
 
     reference = None
 
     def __getitem__(self, indices):
-        (tokens, lengths), at = super().__getitem__(indices)[0], indices.to(self.device)
-        return (tokens, lengths, self.prompt_lengths[at]), self.reference[at]
+        return super().__getitem__(indices)[0], self.reference[indices.to(self.device)]
 
     @torch.no_grad()
     def refer(self, model):
@@ -30,10 +29,10 @@ class PolicyPairs(PairRows):
             self.reference[rows] = pair_log_probs(model, *self[rows][0])
 
 
-def pair_log_probs(model, tokens, lengths, prompt_lengths):
-    """(N, 2): the log-probabilities of both responses of each pair, of tokens (N, 2, T), lengths (N, 2)."""
-    tokens, prompts = tokens.flatten(0, 1), prompt_lengths.repeat_interleave(2)
-    mask = response_mask(prompts, lengths.flatten(), tokens.shape[1])
+def pair_log_probs(model, tokens, prompt_lengths, lengths):
+    """(N, 2): the log-probabilities of both responses of each pair, of tokens (N, 2, T) and lengths (N, 2)."""
+    tokens = tokens.flatten(0, 1)
+    mask = response_mask(prompt_lengths.flatten(), lengths.flatten(), tokens.shape[1])
     return log_probs(model, tokens, mask).float().sum(1).view(lengths.shape)
 
 

@@ -14,6 +14,7 @@ from pydl.training.build import build
 from pydl.training.language import SAMPLE_PREFIX
 from pydl.training.place import place
 
+DOUBT = 0.5  # of the person who ranks what is trained on; held-out pairs are in the rule's own order
 SAMPLES = 4  # responses to a prompt, of which the best and the worst make a pair
 TRAINED_ON, HELD_OUT = 1024, 256  # prompts for pairs
 ROWS = 256  # written at a time
@@ -191,22 +192,22 @@ def _sampled(found, config, content, stage):
         model.load_state_dict(content["model"])
         model.to(device).eval()
         rule, parts = found.rule(), []
-        for number, (prompts, count) in enumerate(zip(found.prompts(device), (TRAINED_ON, HELD_OUT), strict=True)):
-            generator = torch.Generator().manual_seed((2 * config.seed + number) % 2**63)
-            parts.append(
-                _plain(sampled_pairs(model, prompts, count, rule, found.tokenizer, config.num_steps, generator))
-            )
-    return parts
+        generator = torch.Generator().manual_seed(config.seed)
+        for prompts, count, doubt in zip(found.prompts(device), (TRAINED_ON, HELD_OUT), (DOUBT, 0.0), strict=True):
+            length = config.num_steps
+            parts.append(sampled_pairs(model, prompts, count, rule, found.tokenizer, length, generator, doubt))
+    return list(map(_plain, parts))
 
 
-def sampled_pairs(model, prompts, count, rule, tokenizer, length, generator):
+def sampled_pairs(model, prompts, count, rule, tokenizer, length, generator, doubt=0.0):
     """:class:`pydl.rlhf.Preference` of the best and the worst of four responses to each of ``count`` prompts."""
     chosen = torch.randperm(len(prompts), generator=generator)[:count].repeat_interleave(SAMPLES)
-    found = []
+    texts = [], []
     for rows in chosen.split(ROWS):
         written = rollout(model, *prompts[rows], length, end_of(tokenizer), generator)
-        found += ranked(*written.texts(tokenizer), rule, SAMPLES)
-    return found
+        for kept, found in zip(texts, written.texts(tokenizer), strict=True):
+            kept.extend(found)
+    return ranked(*texts, rule, SAMPLES, doubt, generator)
 
 
 def end_of(tokenizer):

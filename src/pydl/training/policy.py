@@ -66,7 +66,7 @@ class PolicyLearner(Learner):
     def _score(self, written):
         """(N,) scores of responses by the reward model, as they are."""
         with self.precision():
-            return torch.cat([self.rewards(w.tokens, w.lengths).float() for w in _parts(written)])
+            return torch.cat([self.rewards(w.tokens, w.prompt_lengths, w.lengths).float() for w in _parts(written)])
 
     def _reward(self, written):
         """(N,) rewards of responses."""

@@ -25,7 +25,7 @@ from pydl.rlhf import (
 )
 from pydl.rlhf.log_probs import laid_out, written
 from pydl.rlhf.preferences import PairRows
-from pydl.training.feedback import sampled_pairs
+from pydl.training.feedback import DOUBT, sampled_pairs
 from pydl.training.not_finite import NotFinite
 from pydl.training.policy import PolicyLearner
 from pydl.training.schedule import factor
@@ -165,9 +165,9 @@ class PPOLearner(PolicyLearner):
         generator, tokenizer = self._generator(1), self.dataset.tokenizer
         positions, parts = self.rewards.body.positions, []
         policy = self.model.body.eval()
-        for prompts, count in ((self.train, ROUND_PROMPTS), (self.test, ROUND_HELD_OUT)):
-            found = sampled_pairs(policy, prompts, count, self.rule, tokenizer, self.config.num_steps, generator)
-            parts.append(found)
+        length = self.config.num_steps
+        for prompts, count, doubt in ((self.train, ROUND_PROMPTS, DOUBT), (self.test, ROUND_HELD_OUT, 0.0)):
+            parts.append(sampled_pairs(policy, prompts, count, self.rule, tokenizer, length, generator, doubt))
         self.model.train()
         held_out = PairRows(parts[1], tokenizer, positions, self.device)
         rows = PairRows(parts[0] + self.dataset.pairs[0][: len(parts[0])], tokenizer, positions, self.device)

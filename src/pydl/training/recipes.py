@@ -135,7 +135,7 @@ RECIPES = {
         partition="random",
         warmup=100,
     ),
-    "reward": _feedback(rule="long", lr=5e-4, epochs=6, batch_size=32, warmup=20),
+    "reward": _feedback(rule="long", lr=1e-3, epochs=2, batch_size=32, warmup=20),
     "ppo": _feedback(method="ppo", lr=3e-4, epochs=20, batch_size=128, rounds=1, kl=6.0, schedule="constant"),
 }
 
