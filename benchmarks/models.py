@@ -22,6 +22,7 @@ from machine import describe, name
 from rich.console import Console
 
 from pydl import models, train
+from pydl.training import feedback
 from pydl.training.config import Config
 
 BEGIN, END = "<!-- models: made by benchmarks/models.py -->", "<!-- end of models -->"
@@ -133,7 +134,8 @@ def main():
     if options.readme:
         insert(options.readme, table(load(path)))
         return
-    for model in options.models or models.names():
+    alone = [model for model in models.names() if models.kind(model) not in feedback.KINDS]  # with no other run first
+    for model in options.models or alone:
         row = {}
         for kind, measure in (("accuracy", accuracy), ("speed", speed)):
             if options.only in (None, kind):

@@ -30,13 +30,13 @@ def stage(name, model, **options):
 
 gpt = stage("gpt", "gpt", options=small, epochs=2, batch_size=16, num_steps=64, lr=5e-3)
 print(f"stage one: perplexity {gpt.history[-1]['test_perplexity']:.2f}")
-judge = stage("reward", "reward", from_=str(folder / "gpt"), num_steps=LENGTH, epochs=4, lr=2e-3)
+judge = stage("reward", "reward", from_=str(folder / "gpt"), num_steps=LENGTH, lr=2e-3)
 print(f"reward model: held-out pairs in their order {judge.history[-1]['test_accuracy']:.3f}")
 
 runs = {}
-for name, kl in (("with the penalty", 3.0), ("without", 0.0)):
+for name, kl in (("with the penalty", 4.0), ("without", 0.0)):
     options = {"from_": str(folder / "gpt"), "reward": str(folder / "reward"), "num_steps": LENGTH}
-    runs[name] = stage(f"kl-{kl:g}", "ppo", kl=kl, epochs=6, batch_size=64, lr=2e-3, **options).history
+    runs[name] = stage(f"kl-{kl:g}", "ppo", kl=kl, epochs=6, batch_size=64, lr=5e-4, **options).history
     last = runs[name][-1]
     print(f"{name}: reward {last['reward']:+.1f}, KL {last['kl']:.1f} nats, words it knows {last['known']:.2f}")
     print("\n".join(f"  {line}" for line in last["sample"].splitlines()[:5]))
@@ -45,7 +45,11 @@ print(f"without the penalty the reward is higher by {reward:.1f} and known words
 
 if out is not None:
     figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
-    panels = ("reward", "reward (standard deviations)"), ("kl", "KL (nats a response)"), ("known", "share of known words")
+    panels = (
+        ("reward", "reward (standard deviations)"),
+        ("kl", "KL (nats a response)"),
+        ("known", "share of known words"),
+    )
     for axes, (key, label) in zip(figure.subplots(1, 3), panels, strict=True):
         for name, history in runs.items():
             axes.plot([row["step"] for row in history], [row[key] for row in history], label=name)

@@ -162,11 +162,11 @@ def test_the_coefficient_follows_its_target():
     one.update(6.0)
     assert one.value == 0.2
     one.update(600.0)
-    assert one.value == pytest.approx(0.2 * 1.1)
+    assert one.value == pytest.approx(0.2 * 1.04)
     one.update(0.0)
-    assert one.value == pytest.approx(0.2 * 1.1 * 0.9)
+    assert one.value == pytest.approx(0.2 * 1.04 * 0.96)
     one.update(6.6)
-    assert one.value == pytest.approx(0.2 * 1.1 * 0.9 * 1.05)
+    assert one.value == pytest.approx(0.2 * 1.04 * 0.96 * 1.02)
 
 
 def gpt_and_rows():

@@ -1,6 +1,7 @@
 """pydl train reward and ppo: the three commands in short, beside torch, resumed, and told what is wrong."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -203,6 +204,23 @@ def test_pairs_of_a_file(tmp_path, one, monkeypatch):
         run(tmp_path / "out", "ppo", **policed(one, reward="own", rounds=2))
 
 
+def test_responses_end_with_a_full_stop(tmp_path, one):
+    text = prose.topics()["types"][:12_000]
+    (tmp_path / "novel.txt").write_text(text)
+    options = {"data": "text", "root": str(tmp_path / "novel.txt"), "tokens": "char"}
+    run(tmp_path / "gpt", "gpt", num_steps=40, options=SMALL, max_steps=30, **options)
+    stage = {"from_": str(tmp_path / "gpt"), "num_steps": 16, "batch_size": 16}
+    run(tmp_path / "reward", "reward", epochs=1, **stage)
+    pairs = checkpoint.load(tmp_path / "reward")["feedback"]["pairs"]
+    texts = [text for part in pairs for pair in part for text in pair[1:]]
+    assert all("." not in text[:-1] for text in texts)
+    assert len({len(text) for text in texts}) > 3
+    result, _ = run(tmp_path / "ppo", "ppo", max_steps=2, reward=str(tmp_path / "reward"), **stage)
+    assert 1 < result.history[-1]["length"] < 16
+    result, _ = run(tmp_path / "dpo", "ppo", max_steps=2, method="dpo", reward=str(tmp_path / "reward"), **stage)
+    assert 1 < result.history[-1]["length"] < 16
+
+
 @pytest.mark.parametrize(
     "line, message",
     [
@@ -294,3 +312,21 @@ def test_what_does_not_fit_is_said_in_a_sentence(tmp_path, one, judge, pydl):
     code, out, err = pydl("train", "ppo")
     assert (code, out) == (2, "")
     assert err == "pydl: ppo: expected --from RUN, the run of `pydl train gpt` that it needs, got none\n"
+
+
+@pytest.mark.slow
+def test_recipes_come_to_what_readme_says(tmp_path, monkeypatch):
+    monkeypatch.undo()  # what is few above
+    torch.set_num_threads(os.cpu_count())
+    stage = {"from_": str(tmp_path / "gpt")}
+    run(tmp_path / "gpt", "gpt")
+    for rule in ("known", "sentiment", "long"):
+        result, _ = run(tmp_path / rule, "reward", rule=rule, **stage)
+        assert result.history[-1]["test_accuracy"] >= (0.9 if rule == "long" else 0.7)
+    result, _ = run(tmp_path / "ppo", "ppo", reward=str(tmp_path / "long"), **stage)
+    last = result.history[-1]
+    assert last["reward"] >= 2
+    assert last["kl"] < 10
+    free, _ = run(tmp_path / "free", "ppo", reward=str(tmp_path / "long"), kl=0.0, **stage)
+    assert free.history[-1]["kl"] > 2 * last["kl"]
+    assert free.history[-1]["known"] < last["known"] - 0.1

@@ -24,6 +24,8 @@ PROMISES = {
     "word_vectors": ("near after training:", 0.5),
     "bert_fine_tuning": ("right after pretraining:", 0.25),
     "gpt_from_scratch": ("logits of pydl.models.gpt agree:", 1),
+    "reinforce": ("return at the end with a baseline:", 0.4),
+    "rlhf": ("without the penalty the reward is higher by", 0.3),
 }
 
 

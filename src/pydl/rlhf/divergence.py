@@ -29,7 +29,7 @@ class AdaptiveCoefficient:
     Source: Ziegler et al., "Fine-Tuning Language Models from Human Preferences", 2019, section 2.2.
     """
 
-    MOST, RATE = 0.2, 0.5  # the relative error that counts, and how much of it goes into a step
+    MOST, RATE = 0.2, 0.2  # the relative error that counts, and how much of it goes into a step
 
     def __init__(self, value, target):
         self.value, self.target = value, target

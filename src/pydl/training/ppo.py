@@ -32,9 +32,9 @@ from pydl.training.schedule import factor
 
 STEPS = 5  # of an epoch, each with new samples
 PASSES, MINIBATCHES = 2, 4  # over the samples of a step
-EPSILON, GAMMA, LAMBDA = 0.2, 1.0, 0.95
+EPSILON, GAMMA, LAMBDA = 0.2, 1.0, 0.99
 VALUE, ENTROPY = 0.1, 0.01  # the shares of the value loss and of the entropy in what is minimised
-FIRST_COEFFICIENT = 0.2  # of the KL penalty
+FIRST_COEFFICIENT = 0.3  # of the KL penalty
 ROUND_PROMPTS, ROUND_HELD_OUT, ROUND_PASSES, ROUND_LR = 512, 128, 3, 1e-4  # of a reward model trained again
 
 
@@ -109,7 +109,7 @@ class PPOLearner(PolicyLearner):
     def _heads(self, samples, mask):
         """(features, values (N, T)) of the policy."""
         features = self.model.body.features(samples.tokens)[0]
-        return features, laid_out(self.model.value(written(features, mask)).squeeze(1).float(), mask)
+        return features, laid_out(self.model.value(written(features.detach(), mask)).squeeze(1).float(), mask)
 
     @torch.no_grad()
     def _experience(self, prompts, generator):
