@@ -86,7 +86,7 @@ def test_the_three_commands(one, judge, pydl, tmp_path):
     row = json.loads((tmp_path / "r/metrics.jsonl").read_text().splitlines()[-1])
     assert row["test_loss"] == pytest.approx(row["torch_test_loss"], rel=1e-3)
     arguments = f"--from={one}/gpt", "--reward=r", "--num-steps=16", "--max-steps=4", "--batch-size=16"
-    code, out, err = pydl("train", "ppo", *arguments, "--out=p", "--compare", "--report")
+    code, out, err = pydl("train", "ppo", *arguments, "--out=p", "--compare", "--report", "--tensorboard")
     assert (code, err) == (0, "")
     assert "Linear" in out
     names = {path.name for path in (tmp_path / "p").iterdir()}
@@ -102,7 +102,7 @@ def test_the_three_commands(one, judge, pydl, tmp_path):
     assert all(len(line) == 16 + 3 + 16 for line in sample[3:10:2])
     code, out, err = pydl("generate", "p", "the value ", "--length=8")
     assert (code, len(out)) == (0, 10 + 8 + 1)
-    code, out, err = pydl("train", "ppo", *arguments, "--method=dpo", "--out=d", "--compare")
+    code, out, err = pydl("train", "ppo", *arguments, "--method=dpo", "--out=d", "--compare", "--tensorboard")
     assert (code, err) == (0, "")
     row = json.loads((tmp_path / "d/metrics.jsonl").read_text().splitlines()[-1])
     assert row["test_loss"] == pytest.approx(row["torch_test_loss"], rel=1e-3)
@@ -174,6 +174,14 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, one, judge, model, stop, 
         assert 0 <= result.history[-1]["pairs_before"] <= 1
         assert 0 <= result.history[-1]["pairs_after"] <= 1
         assert "pairs_before" not in result.history[0]
+
+
+@pytest.mark.parametrize("model, method", [("reward", None), ("ppo", "ppo"), ("ppo", "dpo")])
+def test_mixed_precision(tmp_path, one, judge, model, method):
+    options = (policed if model == "ppo" else rewarded)(one, method=method, max_steps=2)
+    rows = [run(tmp_path / f"{amp}", model, amp=amp, **options)[0].history[-1] for amp in (False, True)]
+    assert rows[0]["loss"] != rows[1]["loss"]
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], abs=0.15)
 
 
 def test_a_reward_rises_and_the_penalty_holds(tmp_path, one, judge):

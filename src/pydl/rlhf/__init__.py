@@ -8,7 +8,7 @@ Source: Ouyang et al., "Training language models to follow instructions with hum
 
 from pydl.rlhf.advantages import gae
 from pydl.rlhf.divergence import AdaptiveCoefficient, exact_kl, kl_estimates
-from pydl.rlhf.log_probs import log_probs, log_probs_and_entropy, written
+from pydl.rlhf.log_probs import log_probs, log_probs_and_entropy
 from pydl.rlhf.losses import clipped_loss, dpo_loss, pairwise_loss, value_loss
 from pydl.rlhf.masks import masked_mean, response_mask, whitened
 from pydl.rlhf.preferences import Preference, ranked, read_pairs, write_pairs
@@ -39,5 +39,4 @@ __all__ = [
     "value_loss",
     "whitened",
     "write_pairs",
-    "written",
 ]

@@ -7,6 +7,7 @@ import torch
 
 from pydl.rlhf import dpo_loss, log_probs, response_mask
 from pydl.rlhf.preferences import PairRows
+from pydl.training.feedback import positions
 from pydl.training.policy import PolicyLearner
 
 BETA = 0.1
@@ -40,12 +41,16 @@ class DPOLearner(PolicyLearner):
     """A :class:`PolicyLearner` whose examples are the pairs of the reward model's run."""
 
     def __init__(self, config, dataset, backend_name, device, processes=None):
-        positions = config.options.get("positions", 128)
-        parts = [PolicyPairs(part, dataset.tokenizer, positions, device) for part in (dataset.train, dataset.test)]
+        most = positions(config.options)
+        parts = [PolicyPairs(part, dataset.tokenizer, most, device) for part in (dataset.train, dataset.test)]
         super().__init__(config, dataset, *parts, backend_name, device, processes)
         with self.use():
             for part in parts:
                 part.refer(self.reference)
+
+    def example(self):
+        """Tokens alone, as the model takes them."""
+        return super().example()[0][:, 0]
 
     def _criteria(self):
         return [_loss, _loss]

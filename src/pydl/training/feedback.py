@@ -10,7 +10,7 @@ from pydl.errors import CheckpointError, DataError, OptionError
 from pydl.rlhf import Preference, Prompts, make_rule, ranked, read_pairs, rollout
 from pydl.text import Tokenizer
 from pydl.training import trained
-from pydl.training.build import build
+from pydl.training.build import build, own_options
 from pydl.training.language import SAMPLE_PREFIX
 from pydl.training.place import place
 
@@ -98,11 +98,11 @@ def completed(config):
         raise OptionError("--monitor: expected a model whose step is one forward and backward, got ppo")
     content, stage = _stage_one(config.from_)
     options = {**stage.options, **({"dropout": 0.0} if policy else {})}  # what writes must be what learns
-    longest = SAMPLE_PREFIX[stage.tokens] + config.num_steps
-    if longest > (positions := options.get("positions", 128)):
+    room = positions(options) - SAMPLE_PREFIX[stage.tokens]
+    if config.num_steps > room:
         raise OptionError(
-            f"--num-steps: expected at most {positions - SAMPLE_PREFIX[stage.tokens]}, the {positions} positions of "
-            f"{config.from_} less those of a prompt, got {config.num_steps}"
+            f"--num-steps: expected at most {room}, the {positions(options)} positions of {config.from_} less those of "
+            f"a prompt, got {config.num_steps}"
         )
     if policy:
         theirs, _ = trained.read(config.reward, "reward")
@@ -118,6 +118,11 @@ def completed(config):
             )
     root, rule = stage.root if config.root == "data" else config.root, None if config.pairs else config.rule
     return dataclasses.replace(config, data=stage.data, root=root, tokens=stage.tokens, options=options, rule=rule)
+
+
+def positions(options):
+    """The most tokens that a model of gpt's ``options`` sees."""
+    return {**own_options("gpt"), **options}["positions"]
 
 
 def _stage_one(path):

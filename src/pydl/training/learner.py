@@ -304,6 +304,10 @@ class Learner:
         loss, correct = (self.processes.sum(sums) / len(self.test)).tolist()
         return loss, correct if self.classifies else None
 
+    def example(self):
+        """What the model takes, for two examples."""
+        return self.train[torch.zeros(2, dtype=torch.int64)][0]
+
     def scores(self):
         """What else the test split shows, {name: number}, after :meth:`evaluate`."""
         return {}

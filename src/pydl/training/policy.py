@@ -123,11 +123,11 @@ class PolicyLearner(Learner):
         with self.use():
             pair = [self.before(), self._judged(self.model.body)[torch.arange(SHOWN)]]
             rewards = [self._reward(written).tolist() for written in pair]
-        texts, width, lines = [written.texts(self.dataset.tokenizer) for written in pair], self.config.num_steps, []
+        texts = [written.texts(self.dataset.tokenizer) for written in pair]
+        width = max(map(len, texts[0][1]))
+        lines = [f"{'stage one':{width}} │ now"]
         for row in range(len(pair[0])):
             left, right = (each[1][row].replace("\n", " ") for each in texts)
-            if not lines:
-                lines.append(f"{'stage one':{width}} │ now")
             lines.append(f"after {texts[0][0][row]!r}: rewards {rewards[0][row]:+.2f} and {rewards[1][row]:+.2f}")
             lines.append(f"{left:{width}} │ {right}")
         return "\n".join(lines)

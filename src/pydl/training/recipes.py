@@ -136,7 +136,7 @@ RECIPES = {
         warmup=100,
     ),
     "reward": _feedback(rule="long", lr=1e-3, epochs=2, batch_size=32, warmup=20),
-    "ppo": _feedback(method="ppo", lr=3e-4, epochs=12, batch_size=128, rounds=1, kl=6.0, schedule="constant"),
+    "ppo": _feedback(method="ppo", lr=3e-4, epochs=20, batch_size=128, rounds=1, kl=7.0),
 }
 
 

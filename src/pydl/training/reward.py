@@ -6,6 +6,7 @@ from pydl.rlhf import pairwise_loss
 from pydl.rlhf.preferences import PairRows
 from pydl.training import pictures_of_feedback as pictures
 from pydl.training.build import build
+from pydl.training.feedback import positions
 from pydl.training.learner import Learner, called
 
 SHOWN = 3  # held-out pairs in a sample
@@ -23,8 +24,8 @@ class RewardLearner(Learner):
 
     def __init__(self, config, dataset, at, backend_name, device, processes=None):
         self.dataset = dataset
-        positions = config.options.get("positions", 128)
-        parts = [PairRows(part, dataset.tokenizer, positions, at) for part in (dataset.train, dataset.test)]
+        most = positions(config.options)
+        parts = [PairRows(part, dataset.tokenizer, most, at) for part in (dataset.train, dataset.test)]
         super().__init__(config, *parts, len(dataset.classes), backend_name, device, processes)
         self.classifies = True
 
