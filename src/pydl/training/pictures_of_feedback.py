@@ -14,6 +14,7 @@ PANELS = (
         (("known", "words that the text knows", TRAIN), ("distinct_words", "words that differ in a response", TEST)),
     ),
 )
+WORDS = "letters of a word, held out", (("letters_per_word", "letters of a word", TEST),)
 PANELS_OF_PAIRS = (("loss", (("loss", "train", TRAIN), ("test_loss", "held out", TEST))), *PANELS[:3], *PANELS[4:])
 
 
@@ -23,6 +24,8 @@ def draw_policy(path, history, title, compare=False):
     from matplotlib.ticker import MaxNLocator
 
     panels = PANELS if "clip_share" in history[-1] else PANELS_OF_PAIRS
+    if len({row["length"] for row in history}) == 1:  # nothing ends a response before its last token
+        panels = [WORDS if lines[-1][0] == "length" else (name, lines) for name, lines in panels]
     figure = Figure(figsize=(12, 6.4), dpi=110, layout="constrained")
     steps = [row["step"] for row in history]
     marker = "o" if len(history) < 3 else None
