@@ -21,6 +21,8 @@ SCORES = {
     "kl": ("KL", "{:.2f}"),
     "known": ("known words", "{:.3f}"),
     "pair_accuracy": ("pairs in order", "{:.3f}"),
+    "pairs_before": ("new pairs in order by the old reward model", "{:.3f}"),
+    "pairs_after": ("by the new one", "{:.3f}"),
 }
 
 
