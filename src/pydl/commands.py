@@ -252,6 +252,22 @@ def neighbours(
 
 
 @app.command()
+def judge(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of a reward model.", metavar="RUN")],
+    prompt: Annotated[str, typer.Argument(help="What the texts go on from.", metavar="PROMPT")],
+    texts: Annotated[list[str], typer.Argument(help="Texts to judge.", metavar="TEXT")],
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+):
+    """Print the scores that a reward model gives to what may be written after PROMPT, the best first."""
+    from pydl.judge import Judge
+
+    scores = Judge(checkpoint, device, backend)(prompt, texts)
+    for score, text in sorted(zip(scores, texts, strict=True), reverse=True):
+        print(f"{score:+.2f}  {text}")
+
+
+@app.command()
 def info():
     """Show versions, the CPU's instruction sets, threads, backends and why, models and data sets."""
     from pydl import about

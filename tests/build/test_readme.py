@@ -50,6 +50,7 @@ ELSEWHERE = {
     "pydl translate RUN SENTENCE": "tests/training/test_translation.py",
     "pydl neighbours RUN WORD": "tests/training/test_vectors.py",
     "pydl predict RUN SENTENCE...": "tests/training/test_bert.py",
+    "pydl judge RUN PROMPT TEXT...": "tests/rlhf/test_rlhf_training.py",
     "pydl train gpt": "tests/training/test_gpt.py",
     "pydl train reward --from RUN": "tests/rlhf/test_rlhf_training.py",
     "pydl train ppo --from RUN --reward RUN": "tests/rlhf/test_rlhf_training.py",

@@ -131,6 +131,27 @@ def steps(learner, count):
             learner.end_epoch()
 
 
+def test_judge(one, judge, pydl):
+    code, out, err = pydl("judge", judge, "the value of ", "a b c d e f g h", "representatio", "a list of the x ")
+    assert (code, err) == (0, "")
+    assert [line.split(maxsplit=1)[1] for line in out.splitlines()] == [
+        "representatio",
+        "a list of the x ",
+        "a b c d e f g h",
+    ]
+    scores = [float(line.split()[0]) for line in out.splitlines()]
+    assert scores == sorted(scores, reverse=True)
+    for arguments, message in (
+        ((judge, "the ", "é"), "TEXT: expected tokens out of the run's vocabulary"),
+        ((judge, "", "a"), "PROMPT: expected at least one token, got none"),
+        ((judge, "the ", "a" * 50), "pairs: expected texts of at most 40 tokens with their prompts, got 54"),
+        ((one / "gpt", "the ", "a"), f"{one}/gpt: expected the checkpoint of a reward model, got one of gpt"),
+    ):
+        code, out, err = pydl("judge", *arguments)
+        assert (code > 0, out) == (True, "")
+        assert err.startswith(f"pydl: {message}")
+
+
 @pytest.mark.parametrize("model, method", [("reward", None), ("ppo", "ppo"), ("ppo", "dpo")])
 def test_twenty_steps_agree_with_torchs(one, judge, model, method):
     options = {"optimizer": "sgd", "lr": 0.02, "schedule": "constant", "epochs": 20}
