@@ -22,6 +22,7 @@ from machine import describe, name
 from rich.console import Console
 
 from pydl import models, train
+from pydl.training import feedback
 from pydl.training.config import Config
 
 BEGIN, END = "<!-- models: made by benchmarks/models.py -->", "<!-- end of models -->"
@@ -33,10 +34,8 @@ def prepare(model):
     config = Config(model).resolved()
     learners = train.learners(config, ("cpu", "torch"))
     parameters = sum(p.numel() for p in learners[0].model.parameters())
-    if learners[0].train is None:  # style transfer has no input but its picture
-        inputs = learners[0].model.image
-    else:
-        inputs = learners[0].train[learners[0]._batches[0]][0]
+    first = learners[0]  # style transfer has no input but its picture
+    inputs = first.model.image if first.train is None else first.train[first._batches[0]][0]
     shape = list((inputs[0] if isinstance(inputs, tuple) else inputs).shape)  # of a translator, its source
     return learners, {"input": shape, "parameters": parameters, "epoch_steps": learners[0].epoch_steps}
 
@@ -137,7 +136,8 @@ def main():
     if options.readme:
         insert(options.readme, table(load(path)))
         return
-    for model in options.models or models.names():
+    alone = [model for model in models.names() if models.kind(model) not in feedback.KINDS]  # with no other run first
+    for model in options.models or alone:
         row = {}
         for kind, measure in (("accuracy", accuracy), ("speed", speed)):
             if options.only in (None, kind):

@@ -78,6 +78,17 @@ def train(
     partition: Annotated[str | None, typer.Option(help="Of language models: sequential or random.")] = None,
     language: Annotated[str | None, typer.Option(help="Of the data set numbers: fr, de or es.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="Share of each target that all classes get.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Of reward and ppo: the run of gpt to begin with.")
+    ] = None,
+    reward: Annotated[str | None, typer.Option(help="Of ppo: the run of reward that judges.")] = None,
+    pairs: Annotated[str | None, typer.Option(help="Of reward: a file of pairs, ranked by you.")] = None,
+    rule: Annotated[str | None, typer.Option(help="Of reward: what ranks samples: known, long, sentiment.")] = None,
+    method: Annotated[str | None, typer.Option(help="Of ppo: ppo, or dpo on the pairs of --reward.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Of ppo: before each after the first, --reward learns anew.")
+    ] = None,
+    kl: Annotated[float | None, typer.Option(help="Of ppo: nats a response to stay near; 0: no penalty.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="The model's own NAME=VALUE: ratio=1, hidden=8,8.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
@@ -124,7 +135,7 @@ def train(
     config, content = training.resumed(resume, **{k: options[k] for k in given & set(RESUME_MAY_CHANGE)})
     for name in sorted(given - set(RESUME_MAY_CHANGE)):
         if options[name] != getattr(config, name):
-            named = "MODEL" if name == "model" else f"--{source[name].replace('_', '-')}"
+            named = "MODEL" if name == "model" else f"--{source[name].strip('_').replace('_', '-')}"
             raise OptionError(
                 f"{named}: expected {getattr(config, name)!r} as in the checkpoint that is resumed, "
                 f"got {options[name]!r}"
@@ -298,6 +309,22 @@ def finetune(
     from pydl import finetune as tuning
 
     tuning.finetune(model, seeds, each, out, threads=threads, backend=backend)
+
+
+@app.command()
+def judge(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of a reward model.", metavar="RUN")],
+    prompt: Annotated[str, typer.Argument(help="What the texts go on from.", metavar="PROMPT")],
+    texts: Annotated[list[str], typer.Argument(help="Texts to judge.", metavar="TEXT")],
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Kernels: torch, cpu, cuda or triton.")] = None,
+):
+    """Print the scores that a reward model gives to what may be written after PROMPT, the best first."""
+    from pydl.judge import Judge
+
+    scores = Judge(checkpoint, device, backend)(prompt, texts)
+    for score, text in sorted(zip(scores, texts, strict=True), reverse=True):
+        print(f"{score:+.2f}  {text}")
 
 
 @app.command()

@@ -25,7 +25,7 @@ class Writer:
     """
 
     def __init__(self, path, device=None, backend_name=None):
-        content, self.config = trained.read(path, "language")
+        content, self.config = trained.read(path, "language", "policy")
         self.tokenizer = Tokenizer(self.config.tokens, content["classes"], content.get("tokenizer"))
         if self.tokenizer.vocab.idx_to_token != content["classes"]:
             raise CheckpointError(f"{path}: expected a vocabulary of tokens that differ, <unk> first, got another list")

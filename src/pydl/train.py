@@ -12,11 +12,13 @@ from rich.console import Console
 import pydl
 from pydl import data, memory, models
 from pydl.errors import CheckpointError, OptionError, did_you_mean
+from pydl.rlhf import write_pairs
 from pydl.text import SentencePairs, Windows
-from pydl.training import board, checkpoint, display, tuning, weights
+from pydl.training import board, checkpoint, display, feedback, tuning, weights
 from pydl.training.bert import BertLearner, TopicLearner
 from pydl.training.build import LEARNS_FROM, build, check, check_kind
 from pydl.training.config import Config
+from pydl.training.dpo import DPOLearner
 from pydl.training.folder import Folder
 from pydl.training.gan import GanLearner
 from pydl.training.language import LanguageLearner
@@ -24,8 +26,10 @@ from pydl.training.learner import Learner
 from pydl.training.loop import Interrupted, loop
 from pydl.training.objects import DetectionLearner, SegmentationLearner
 from pydl.training.place import place
+from pydl.training.ppo import PPOLearner
 from pydl.training.processes import environment, joined
 from pydl.training.result import Result
+from pydl.training.reward import RewardLearner
 from pydl.training.style import StyleLearner
 from pydl.training.trained import config_of
 from pydl.training.translation import TranslationLearner
@@ -56,6 +60,8 @@ def train(config, out=None, resume=None, console=None, dataset=None, report=Fals
         UserError: for all that a user can mend; see :mod:`pydl.errors`.
     """
     config = _resolved(config)
+    if resume is None:
+        config = _completed(config)
     name, device = place(config)
     if config.compare and name == "torch":
         raise OptionError("--compare: expected a backend of ours to compare with torch, got --backend torch")
@@ -79,14 +85,20 @@ def _resolved(config):
             f"model: expected the name to be one of {', '.join(names)}, got {config.model!r}"
             + did_you_mean(config.model, names)
         )
-    config = config.resolved()
+    return config.resolved()
+
+
+def _completed(config):
+    """A new run's ``config``, checked, with what the runs that it begins with decide."""
     check_kind(config)
-    return config
+    return feedback.completed(config) if models.kind(config.model) in feedback.KINDS else config
 
 
-def _dataset(config, dataset=None):
+def _dataset(config, dataset=None, resume=None):
     """``dataset``, or the one that ``config.data`` names, once it is sure that it fits the model."""
     kind = models.kind(config.model)
+    if dataset is None and LEARNS_FROM[kind] == "preferences":
+        return feedback.dataset(config, resume)
     if dataset is None and config.data in data.TEXTS and LEARNS_FROM[kind] == "sentences":
         dataset = data.sentences(config.data, config.root, LEAST[kind])
     if dataset is None and config.data in data.TEXTS and LEARNS_FROM[kind] == "topics":
@@ -105,7 +117,7 @@ def _dataset(config, dataset=None):
 
 
 def _run(config, device, processes, out, resume, console, dataset, report):
-    dataset = _dataset(config, dataset)
+    dataset = _dataset(config, dataset, resume)
     preprocessing = _preprocessing(config, dataset) if resume is None else _same_data(dataset, resume)
     if config.add_layer and resume is None:
         last = tuning.head(build(config, len(dataset.classes), preprocessing))
@@ -126,9 +138,10 @@ def _run(config, device, processes, out, resume, console, dataset, report):
     about = {
         "config": config.to_dict(),
         "classes": list(dataset.classes),
-        "tokenizer": dataset.tokenizer.state if dataset.kind == "text" else None,
+        "tokenizer": dataset.tokenizer.state if dataset.kind in ("text", "preferences") else None,
         "examples": len(dataset.train),
         **({"source": list(dataset.source)} if dataset.kind in ("pairs", "objects") else {}),
+        **({"feedback": dataset.saved} if dataset.kind == "preferences" else {}),
         **({"vocabulary": dataset.vocab.idx_to_token} if dataset.kind == "topics" else {}),
         "preprocessing": preprocessing
         and {key: list(value) for key, value in dataclasses.asdict(preprocessing).items()},
@@ -138,6 +151,8 @@ def _run(config, device, processes, out, resume, console, dataset, report):
     if history:
         processes.by_first(lambda: folder.write_metrics(history))
     loop(result, learners, about, console)
+    if models.kind(config.model) == "reward":
+        processes.by_first(lambda: write_pairs(folder.pairs, [*dataset.pairs[0], *dataset.pairs[1]]))
     processes.by_first(lambda: result.finish(learners[0], dataset.classes, console, report))
     return result
 
@@ -146,7 +161,7 @@ def _vocabulary(dataset):
     """The words or tokens of a text, by number; None for other data."""
     if dataset.kind == "topics":
         return dataset.vocab.idx_to_token
-    return list(dataset.classes) if dataset.kind in ("text", "sentences", "pairs") else None
+    return list(dataset.classes) if dataset.kind in ("text", "sentences", "pairs", "preferences") else None
 
 
 def _preprocessing(config, dataset):
@@ -170,6 +185,11 @@ def _learners(config, dataset, preprocessing, backends, device, processes=None):
     if dataset.kind == "sentences":
         kind = VectorLearner if models.kind(config.model) == "vectors" else BertLearner
         return [kind(config, dataset, at, name, device, processes) for name in backends]
+    if dataset.kind == "preferences":
+        if models.kind(config.model) == "reward":
+            return [RewardLearner(config, dataset, at, name, device, processes) for name in backends]
+        kind = DPOLearner if config.method == "dpo" else PPOLearner
+        return [kind(config, dataset, name, device, processes) for name in backends]
     if dataset.kind == "topics":
         return [TopicLearner(config, dataset, at, name, device, processes) for name in backends]
     if dataset.kind == "pairs":
@@ -189,7 +209,7 @@ def _learners(config, dataset, preprocessing, backends, device, processes=None):
 
 def learners(config, backends):
     """The learners of a resolved ``config`` on each of ``backends``, on the CPU, before their first step."""
-    check_kind(config)
+    config = _completed(config)
     dataset = _dataset(config)
     return _learners(config, dataset, _preprocessing(config, dataset), backends, torch.device("cpu"))
 
@@ -208,7 +228,7 @@ def cross_validate(config, folds, out=None, console=None):
     console = console or Console()
     if not torch.distributed.is_initialized() and environment().world > 1:
         raise OptionError("--folds: expected one process, got a run under torchrun")
-    resolved = _resolved(config)
+    resolved = _completed(_resolved(config))
     dataset = _dataset(resolved)
     of_images = dataset.kind in ("classification", "regression")
     if not of_images or not torch.is_tensor(dataset.train.images):
@@ -248,7 +268,7 @@ def _same_data(dataset, content):
             f"{content['folder']}: expected data set {dataset.name!r} of {' '.join(content['source'])}'s digits as in "
             f"the checkpoint, got {' '.join(dataset.source)}'s"
         )
-    if dataset.kind in ("text", "pairs", "sentences") and expected[1] != dataset.classes:
+    if dataset.kind in ("text", "pairs", "sentences", "preferences") and expected[1] != dataset.classes:
         raise CheckpointError(
             f"{content['folder']}: expected the vocabulary of the checkpoint, {len(expected[1]):,} tokens, in data set "
             f"{dataset.name!r}, got another of {len(dataset.classes):,}"

@@ -58,6 +58,10 @@ ELSEWHERE = {
     "pydl predict RUN SENTENCE...": "tests/training/test_bert.py",
     "pydl sample RUN": "tests/training/test_gan.py",
     "pydl finetune": "tests/training/test_finetune.py",
+    "pydl judge RUN PROMPT TEXT...": "tests/rlhf/test_rlhf_training.py",
+    "pydl train gpt": "tests/training/test_gpt.py",
+    "pydl train reward --from RUN": "tests/rlhf/test_rlhf_training.py",
+    "pydl train ppo --from RUN --reward RUN": "tests/rlhf/test_rlhf_training.py",
     "benchmarks/gpu.sh": "needs a GPU",
     "pytest benchmarks": "takes an hour; tests/build/test_bench.py runs a case",
 }

@@ -27,6 +27,8 @@ PROMISES = {
     "gradient_boosting": ("least accuracy of the three:", 0.95),
     "perceptron": ("XOR by a hidden layer of 8: right:", 1),
     "linear_regression": ("closed form: test loss", 0.00005),
+    "reinforce": ("return at the end with a baseline:", 0.4),
+    "rlhf": ("without the penalty the reward is higher by", 0.3),
 }
 
 

@@ -14,6 +14,7 @@ from pydl.models.cifar import cifar_net
 from pydl.models.dcgan import dcgan
 from pydl.models.densenet import densenet
 from pydl.models.fcn import fcn
+from pydl.models.feedback import ppo, reward
 from pydl.models.googlenet import googlenet
 from pydl.models.gpt import gpt
 from pydl.models.lenet import lenet, lenet_bn
@@ -56,10 +57,12 @@ __all__ = [
     "nin",
     "nnlm",
     "polynomial_regression",
+    "ppo",
     "preact_resnet18",
     "resnet18",
     "resnet50",
     "resnext50",
+    "reward",
     "rnn_lm",
     "seq2seq",
     "seq2seq_attention",

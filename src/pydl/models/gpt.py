@@ -200,6 +200,11 @@ class GPT(Module):
         Raises:
             ValueError: for more tokens than positions.
         """
+        features, state = self.features(tokens, state)
+        return linear(features, self.embedding.weight), state
+
+    def features(self, tokens, state=None):
+        """(what the last layer takes (N, T, hidden), state), as :meth:`forward`."""
         steps = tokens.shape[1]
         if steps > self.positions:
             raise ValueError(f"gpt: expected at most {self.positions} tokens at a time, got {steps}")
@@ -216,8 +221,8 @@ class GPT(Module):
         for number, block in enumerate(self.blocks):
             x, keys_and_values = block(x, past[2 * number : 2 * number + 2] or None)
             now += keys_and_values
-        logits = linear(self.norm(x[:, x.shape[1] - steps :]), self.embedding.weight)
-        return logits, None if self.training else (torch.cat([seen, tokens], 1), *now)
+        features = self.norm(x[:, x.shape[1] - steps :])
+        return features, None if self.training else (torch.cat([seen, tokens], 1), *now)
 
 
 @register("language")

@@ -32,7 +32,7 @@ class Board:
     def begin(self, learner):
         """The model's graph, and some of the images it is trained on."""
         if not learner.shows_images:
-            self._graph(learner.model, learner.train[torch.zeros(2, dtype=torch.int64)][0])
+            self._graph(learner.model, learner.example())
             return
         images = learner.train[torch.arange(min(EXAMPLES, len(learner.train)), device=learner.train.device)][0]
         if learner.train.preprocessing is not None:

@@ -14,12 +14,17 @@ LEARNS_FROM = {"classifier": "classification", "regression": "regression", "lang
 LEARNS_FROM |= {"vectors": "sentences", "masked": "sentences", "topics": "topics"}
 LEARNS_FROM |= {"detector": "objects", "segmenter": "objects"}
 LEARNS_FROM |= {"gan": "classification", "style": "pictures"}
+LEARNS_FROM |= {"reward": "preferences", "policy": "preferences"}
 # options that only some kinds of models take, and what those are called
 IMAGES, TEXT, PAIRS = "a model of images", "a language model", "a translator"
 VECTORS, ROWS = "word vectors", "BERT"
+REWARD, POLICY = "a reward model", "a policy"
 KIND = {"language": TEXT, "translation": PAIRS, "vectors": VECTORS, "masked": ROWS, "topics": ROWS}
-ONLY = {"size": (IMAGES,), "augment": (IMAGES,), "num_steps": (TEXT, PAIRS, ROWS), "tokens": (TEXT,)}
+KIND |= {"reward": REWARD, "policy": POLICY}
+ONLY = {"size": (IMAGES,), "augment": (IMAGES,), "num_steps": (TEXT, PAIRS, ROWS, REWARD, POLICY), "tokens": (TEXT,)}
 ONLY |= {"partition": (TEXT,), "language": (PAIRS,)}
+ONLY |= {"from_": (REWARD, POLICY), "pairs": (REWARD,), "rule": (REWARD,)}
+ONLY |= dict.fromkeys(("reward", "method", "rounds", "kl"), (POLICY,))
 
 
 def own_options(model):
@@ -75,8 +80,8 @@ def check_kind(config):
     """Refuses options of images for models of text, and the other way round."""
     kind = KIND.get(models.kind(config.model), IMAGES)
     for name, takes in ONLY.items():
-        if getattr(config, name) and kind not in takes:
-            option = f"--{name.replace('_', '-')}"
+        if getattr(config, name) is not None and getattr(config, name) != [] and kind not in takes:
+            option = f"--{name.strip('_').replace('_', '-')}"
             *others, last = takes
             words = f"{', '.join(others)} or {last}" if others else last
             raise OptionError(f"{option}: expected {words} to take it, got {config.model}")
@@ -85,7 +90,8 @@ def check_kind(config):
     for option, given in tuned.items():
         if given and models.kind(config.model) != "classifier":
             raise OptionError(f"{option}: expected a classifier of images to take it, got {config.model}")
-    if config.label_smoothing and models.kind(config.model) in ("regression", "vectors", "gan", "style"):
+    chooses = models.kind(config.model) not in ("regression", "vectors", "gan", "style", "reward", "policy")
+    if config.label_smoothing and not chooses:
         raise OptionError(f"--label-smoothing: expected a model that chooses to take it, got {config.model}")
 
 
@@ -113,6 +119,10 @@ def build(config, num_classes, preprocessing, features=None):
         given, example = {"vocab_size": num_classes}, (tokens, tokens)
     elif models.kind(config.model) == "masked":
         given, example = {"vocab_size": num_classes}, (tokens, tokens, torch.tensor([2]), tokens[:, :1])
+    elif models.kind(config.model) == "reward":
+        given, example = {"vocab_size": num_classes}, (tokens, torch.tensor([1]), torch.tensor([2]))
+    elif models.kind(config.model) == "policy":
+        given, example = {"vocab_size": num_classes}, (tokens,)
     elif models.kind(config.model) == "topics":
         given = {"num_classes": num_classes, "vocab_size": features}
         example = tokens, tokens, torch.tensor([2])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pydl import text
 from pydl.data.augment import KINDS
 from pydl.errors import OptionError, did_you_mean
-from pydl.training.recipes import INITS, recipe
+from pydl.rlhf.rules import RULES
+from pydl.training.recipes import INITS, METHODS, recipe
 from pydl.training.schedule import SCHEDULES
 
 # torch's own defaults of weight decay
@@ -35,6 +36,11 @@ class Config:
         partition: of a language model: ``sequential``, where a row's state goes on from step to step, or ``random``.
         language: of the data set ``numbers``: what they are translated to, ``fr``, ``de`` or ``es``.
         label_smoothing: share of each target that goes to all classes alike, in what is minimised; tests are without.
+        from_, reward: of a reward model and a policy: the runs of ``gpt`` and of ``reward`` that they begin with.
+        pairs, rule: of a reward model: a file of pairs, or the rule that ranks samples, of :data:`pydl.rlhf.RULES`.
+        method: of a policy: ``ppo`` or ``dpo``.
+        rounds: of PPO; the reward model is trained again before each but the first.
+        kl: of PPO: the KL divergence that the penalty aims at, in nats a response; 0 for no penalty.
         augment: of ``crop`` and ``flip``, what the training images are varied by.
         init: first weights of linear and convolution layers: ``torch``, ``xavier`` or ``kaiming``.
         workers: processes that make batches ready while the model computes.
@@ -67,6 +73,13 @@ class Config:
     partition: str | None = None
     language: str | None = None
     label_smoothing: float | None = None
+    from_: str | None = None
+    reward: str | None = None
+    pairs: str | None = None
+    rule: str | None = None
+    method: str | None = None
+    rounds: int | None = None
+    kl: float | None = None
     augment: list | None = None
     init: str | None = None
     workers: int = 0
@@ -91,17 +104,32 @@ class Config:
         Raises:
             OptionError: (a ValueError) for a value that cannot be taken.
         """
-        defaults = recipe(self.model)
+        defaults = recipe(self.model, self.method)
+        if self.rule is not None and self.pairs is not None:
+            raise OptionError(f"--rule: expected --pairs or --rule, got both: {self.pairs} and {self.rule}")
+        for name in ("rounds", "kl") if self.method == "dpo" else ():
+            if getattr(self, name) is not None:
+                raise OptionError(f"--{name}: expected --method ppo to take it, got dpo")
         names = ("data", "epochs", "batch_size", "lr", "optimizer", "schedule", "warmup")
         names += ("size", "weight_decay", "init", "clip", "patience", "num_steps", "tokens", "partition")
-        names += ("label_smoothing",)
+        names += ("label_smoothing", "rule", "method", "rounds", "kl")
         filled = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
         config = dataclasses.replace(self, **filled)
         config.options = {**defaults.options, **(self.options or {})}
         if config.weight_decay is None:
             config.weight_decay = WEIGHT_DECAY[config.optimizer] if config.optimizer in OPTIMIZERS else 0.0
         config.augment = list(self.augment or [])
-        for name in ("epochs", "max_steps", "batch_size", "accumulate", "size", "threads", "patience", "num_steps"):
+        for name in (
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "accumulate",
+            "size",
+            "threads",
+            "patience",
+            "num_steps",
+            "rounds",
+        ):
             value = getattr(config, name)
             if value is not None and value < 1:
                 raise OptionError(f"--{name.replace('_', '-')}: expected a number of at least 1, got {value}")
@@ -126,6 +154,14 @@ class Config:
             value = getattr(config, name)
             if value is not None and value not in known:
                 raise OptionError(f"--{name}: expected one of {', '.join(known)}, got {value!r}")
+        for name, known in (("rule", tuple(RULES)), ("method", METHODS)):
+            value = getattr(config, name)
+            if value is not None and value not in known:
+                raise OptionError(
+                    f"--{name}: expected one of {', '.join(known)}, got {value!r}" + did_you_mean(value, known)
+                )
+        if config.kl is not None and not (config.kl >= 0 and math.isfinite(config.kl)):
+            raise OptionError(f"--kl: expected a finite number of nats of at least 0, got {config.kl}")
         if not 0 <= config.label_smoothing < 1:
             raise OptionError(f"--label-smoothing: expected a number from 0 to below 1, got {config.label_smoothing}")
         for kind in config.augment:

@@ -27,6 +27,12 @@ SCORES = {
     "content_loss": ("content", "{:.4f}"),
     "style_loss": ("style", "{:.4f}"),
     "variation_loss": ("variation", "{:.4f}"),
+    "reward": ("reward", "{:+.2f}"),
+    "kl": ("KL", "{:.2f}"),
+    "known": ("known words", "{:.3f}"),
+    "pair_accuracy": ("pairs in order", "{:.3f}"),
+    "pairs_before": ("new pairs in order by the old reward model", "{:.3f}"),
+    "pairs_after": ("by the new one", "{:.3f}"),
 }
 
 

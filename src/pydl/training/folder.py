@@ -20,6 +20,7 @@ class Folder:
         self.monitor = self.path / "monitor.jsonl"
         self.curves = self.path / "curves.png"
         self.samples = self.path / "samples.txt"
+        self.pairs = self.path / "pairs.jsonl"
 
     @classmethod
     def new(cls, out, model, parent="runs"):

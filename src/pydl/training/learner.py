@@ -46,11 +46,12 @@ class Learner:
         samples: whether there is a text, :meth:`sample`, that shows what the model has learnt.
         shows_images: whether its inputs can be drawn.
         sparse: whether its gradients are sparse.
+        has_classes: whether what it tells apart has names.
         monitor: the :class:`pydl.training.monitor.Monitor` of each epoch's first step, or None.
     """
 
     unit, units_per_row = "examples", 1
-    samples, shows_images, sparse = False, True, False
+    samples, shows_images, sparse, has_classes = False, True, False, True
 
     def __init__(self, config, train, test, num_classes, backend_name, device, processes=None):
         self.config, self.train, self.test = config, train, test
@@ -316,6 +317,10 @@ class Learner:
                     sums[1] += (logits.argmax(1) == targets).sum()
         loss, correct = (self.processes.sum(sums) / len(self.test)).tolist()
         return loss, correct if self.classifies else None
+
+    def example(self):
+        """What the model takes, for two examples."""
+        return self.train[torch.zeros(2, dtype=torch.int64)][0]
 
     def scores(self):
         """What else the test split shows, {name: number}, after :meth:`evaluate`."""

@@ -6,6 +6,7 @@ from torch import nn
 
 # the modules' own; Glorot's and He's uniform distributions
 INITS = ("torch", "xavier", "kaiming")
+METHODS = ("ppo", "dpo")  # of a policy
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,12 @@ class Recipe:
         num_steps, tokens, partition: of a text, see :class:`pydl.training.config.Config`; None for images.
         label_smoothing: see :class:`pydl.training.config.Config`.
         weight_decay: the L2 penalty; None for torch's default of the optimizer.
+        rule, method, rounds, kl: see :class:`pydl.training.config.Config`.
         init: ``xavier``, as d2l initialises most of its networks; ``kaiming``, for deep ones with ReLU alone; or
             ``torch`` for the modules' own initialisation.
     """
 
-    data: str = "digits"
+    data: str | None = "digits"
     size: int | None = 28
     options: dict = field(default_factory=dict)
     optimizer: str = "adam"
@@ -42,6 +44,10 @@ class Recipe:
     tokens: str | None = None
     partition: str | None = None
     label_smoothing: float = 0.0
+    rule: str | None = None
+    method: str | None = None
+    rounds: int | None = None
+    kl: float | None = None
 
 
 def _language(**changes):
@@ -69,6 +75,11 @@ def _bert(**changes):
     """d2l's rows of 64 tokens and its model of 128 numbers, 2 heads and 2 layers."""
     book = {"batch_size": 128, "num_steps": 64, "clip": 1.0, "schedule": "cosine", "optimizer": "adamw"}
     return Recipe("prose", size=None, **{**book, **changes})
+
+
+def _feedback(**changes):
+    """Responses of 64 tokens; the text is that of the run that these begin with."""
+    return Recipe(None, size=None, num_steps=64, clip=1.0, **{"schedule": "cosine", **changes})
 
 
 # Learning rates were tried on the digits with two seeds each. d2l trains the sigmoid LeNet by SGD at 0.9; on a
@@ -147,12 +158,18 @@ RECIPES = {
     "fcn": Recipe(
         "scenes", size=256, options={"stride": 4}, lr=1e-3, epochs=4, batch_size=4, schedule="cosine", warmup=50
     ),
+    "reward": _feedback(rule="long", lr=1e-3, epochs=2, batch_size=32, warmup=20),
+    "ppo": _feedback(method="ppo", lr=3e-4, epochs=20, batch_size=128, rounds=1, kl=7.0),
 }
 
 
-def recipe(model):
-    """The recipe of ``model``, or the general one where it has none of its own."""
-    return RECIPES.get(model, Recipe())
+# a policy by its second method: the pairs of the reward model's run, three times over
+DPO = _feedback(method="dpo", lr=1e-4, epochs=3, batch_size=32)
+
+
+def recipe(model, method=None):
+    """The recipe of ``model``, by ``method`` where it has two, or the general one where it has none of its own."""
+    return DPO if model == "ppo" and method == "dpo" else RECIPES.get(model, Recipe())
 
 
 def initialise(model, init):

@@ -13,6 +13,7 @@ from pydl.training import curves, display, heatmaps, mistakes, scales
 from pydl.training.board import Board
 from pydl.training.config import Config
 from pydl.training.folder import Folder
+from pydl.training.pictures_of_feedback import draw_policy
 
 
 @dataclass
@@ -44,12 +45,13 @@ class Result:
         if not curves.available() or not self.history:
             return []
         title = f"{self.config.model} on {self.config.data}"
-        curves.draw(self.folder.curves, self.history, title, self.config.compare)
+        draw = draw_policy if models.kind(self.config.model) == "policy" else curves.draw
+        draw(self.folder.curves, self.history, title, self.config.compare)
         return [self.folder.curves.name]
 
     def draw_mistakes(self, learner, classes):
         """Draws ``confusion.png`` and, if there is a mistake, ``mistakes.png``; returns the names of the files."""
-        if not curves.available() or not learner.classifies:
+        if not curves.available() or not (learner.classifies and learner.has_classes):
             return []
         probabilities = learner.probabilities()
         targets = learner.test.targets.cpu()
@@ -75,9 +77,9 @@ class Result:
         heatmaps.draw(path, sentences, f"{self.config.model} on {self.config.data}, test sentences")
         return [path.name]
 
-    def draw_map(self, learner):
-        """Draws ``map.png`` of word vectors; returns the names of the files."""
-        if not curves.available() or not hasattr(learner, "vectors"):
+    def draw_own(self, learner):
+        """Draws what the learner has a picture of: word vectors, scores of pairs; returns the names of the files."""
+        if not curves.available() or not hasattr(learner, "draw"):
             return []
         return learner.draw(self.folder.path, f"{self.config.model} on {self.config.data}")
 
@@ -96,7 +98,7 @@ class Result:
     def kernels(self):
         """The report of the model and of its loss: which kernels served which layer."""
         losses = {"regression": torch.nn.MSELoss, "vectors": torch.nn.BCEWithLogitsLoss}
-        losses |= {"gan": pydl.nn.BCEWithLogitsLoss, "style": torch.nn.MSELoss}
+        losses |= {"gan": pydl.nn.BCEWithLogitsLoss, "style": torch.nn.MSELoss, "reward": torch.nn.Softplus}
         with backend.use(self.backend):
             rows = pydl.report(self.model).rows
             loss = pydl.report(losses.get(models.kind(self.config.model), pydl.nn.CrossEntropyLoss)()).rows
@@ -114,7 +116,7 @@ class Result:
     def finish(self, learner, classes, console, report=False):
         """Draws the pictures and says what the run came to and where everything lies; ``report`` adds each layer."""
         names = self.draw_curves() + self.draw_mistakes(learner, classes)
-        names += self.draw_attention(learner) + self.draw_map(learner) + self.draw_objects(learner)
+        names += self.draw_attention(learner) + self.draw_own(learner) + self.draw_objects(learner)
         names += self.draw_monitor() + self.drawn_by_epoch(learner)
         if self.board is not None:
             for name in names:
@@ -127,6 +129,7 @@ class Result:
         if report:
             console.print(self.kernels())
         kept = [self.folder.checkpoint, self.folder.best, self.folder.metrics, self.folder.samples, self.folder.monitor]
+        kept.append(self.folder.pairs)
         names = [path.name for path in kept if path.exists()] + names
         console.print(f"{self.folder.path}/ holds {', '.join(names)}", soft_wrap=True, highlight=False)
         if not curves.available():

@@ -25,8 +25,8 @@ class StyleLearner(Learner):
     screen can show.
 
     Args:
-        dataset: a :class:`pydl.data.StylePictures`. The content picture is brought to the height ``config.size``, the style
-            picture to the same number of rows and columns.
+        dataset: a :class:`pydl.data.StylePictures`. The content picture is brought to the height ``config.size``, the
+            style picture to the same number of rows and columns.
     """
 
     shows_images, pictures = False, ("transfer.png", "result.png")

@@ -13,6 +13,7 @@ KINDS = {"classifier": "a classifier", "language": "a language model", "translat
 KINDS |= {"vectors": "word vectors", "masked": "BERT", "topics": "a classifier of sentences"}
 KINDS |= {"detector": "a detector", "segmenter": "a segmenter"}
 KINDS |= {"gan": "a generator of images", "style": "style transfer"}
+KINDS |= {"reward": "a reward model", "policy": "a policy"}
 
 
 def config_of(path, content):
@@ -27,16 +28,16 @@ def config_of(path, content):
         raise CheckpointError(f"{path}: the checkpoint was written by another version of pydl") from None
 
 
-def read(path, kind):
-    """(content, config) of the checkpoint at ``path``, which is of a model of ``kind``, one of :data:`KINDS`.
+def read(path, *kinds):
+    """(content, config) of the checkpoint at ``path``, which is of a model of one of ``kinds``, of :data:`KINDS`.
 
     Raises:
         CheckpointError: for any other file.
     """
     content = checkpoint.load(path)
     config = config_of(path, content)
-    if models.kind(config.model) != kind:
-        raise CheckpointError(f"{path}: expected the checkpoint of {KINDS[kind]}, got one of {config.model}")
+    if models.kind(config.model) not in kinds:
+        raise CheckpointError(f"{path}: expected the checkpoint of {KINDS[kinds[0]]}, got one of {config.model}")
     return content, config
 
 
