@@ -10,6 +10,7 @@ from pydl.data.download import download
 from pydl.data.folder import folder, read_image
 from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.loader import in_order
+from pydl.data.pseudo_words import PseudoWordDataset, with_pseudo_words
 from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.sentences import SentenceDataset, sentences
 from pydl.data.synthetic import synthetic
@@ -23,6 +24,7 @@ __all__ = [
     "Batches",
     "Dataset",
     "Preprocessing",
+    "PseudoWordDataset",
     "SentenceDataset",
     "Split",
     "TextDataset",
@@ -50,6 +52,7 @@ __all__ = [
     "topics",
     "weight_decay",
     "wiki",
+    "with_pseudo_words",
 ]
 
 _LOADERS = {

@@ -11,6 +11,7 @@ from pydl.models._registry import builder, get, kind, names
 from pydl.models.alexnet import alexnet
 from pydl.models.bert import bert, bert_classifier
 from pydl.models.cifar import cifar_net
+from pydl.models.elmo import elmo
 from pydl.models.googlenet import googlenet
 from pydl.models.gpt import gpt
 from pydl.models.lenet import lenet, lenet_bn
@@ -33,6 +34,7 @@ __all__ = [
     "builder",
     "cbow",
     "cifar_net",
+    "elmo",
     "get",
     "googlenet",
     "gpt",

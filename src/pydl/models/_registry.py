@@ -1,6 +1,6 @@
 """Models by name: a file of this package decorates each builder with :func:`register`."""
 
-KINDS = ("classifier", "regression", "language", "translation", "vectors", "masked", "topics")
+KINDS = ("classifier", "regression", "language", "translation", "vectors", "masked", "topics", "contextual")
 _BUILDERS, _KINDS = {}, {}
 
 

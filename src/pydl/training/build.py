@@ -11,11 +11,14 @@ from pydl.training.recipes import recipe
 # the kind of data set that each kind of model learns from
 LEARNS_FROM = {"classifier": "classification", "regression": "regression", "language": "text", "translation": "pairs"}
 LEARNS_FROM |= {"vectors": "sentences", "masked": "sentences", "topics": "topics"}
+LEARNS_FROM |= {"contextual": "sentences"}
 # options that only some kinds of models take, and what those are called
 IMAGES, TEXT, PAIRS = "a model of images", "a language model", "a translator"
 VECTORS, ROWS = "word vectors", "BERT"
+BOTH_WAYS = "ELMo"
 KIND = {"language": TEXT, "translation": PAIRS, "vectors": VECTORS, "masked": ROWS, "topics": ROWS}
-ONLY = {"size": (IMAGES,), "augment": (IMAGES,), "num_steps": (TEXT, PAIRS, ROWS), "tokens": (TEXT,)}
+KIND |= {"contextual": BOTH_WAYS}
+ONLY = {"size": (IMAGES,), "augment": (IMAGES,), "num_steps": (TEXT, PAIRS, ROWS, BOTH_WAYS), "tokens": (TEXT,)}
 ONLY |= {"partition": (TEXT,), "language": (PAIRS,)}
 
 
@@ -98,6 +101,8 @@ def build(config, num_classes, preprocessing, features=None):
         given, example = {"vocab_size": num_classes}, (tokens, tokens)
     elif models.kind(config.model) == "masked":
         given, example = {"vocab_size": num_classes}, (tokens, tokens, torch.tensor([2]), tokens[:, :1])
+    elif models.kind(config.model) == "contextual":
+        given, example = {"vocab_size": num_classes}, (tokens,)
     elif models.kind(config.model) == "topics":
         given = {"num_classes": num_classes, "vocab_size": features}
         example = tokens, tokens, torch.tensor([2])

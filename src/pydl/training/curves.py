@@ -19,8 +19,10 @@ def draw(path, history, title, compare=False):
 
     last = history[-1]
     translation, vectors, masked = "exact_match" in last, "pairs_found" in last, "masked_right" in last
-    language = not translation and "test_perplexity" in last
+    senses = "senses_told" in last
+    language = not translation and not senses and "test_perplexity" in last
     regression = not language and not translation and not vectors and not masked and "test_accuracy" not in last
+    regression = regression and not senses
     figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
     left = panels[0]
@@ -42,6 +44,10 @@ def draw(path, history, title, compare=False):
         right = panels[1]
         right.set(ylabel="share that is right, test", ylim=(0, 1.05))
         lines += [(right, "masked_right", "masked words", TRAIN), (right, "pairs_right", "next sentence or not", TEST)]
+    elif senses:
+        right = panels[1]
+        right.set(ylabel="meanings of pseudo-words, test", ylim=(0, 1.05))
+        lines += [(right, "senses_told", "told apart", TEST), (right, "static_told", "by static vectors", TRAIN)]
     elif not regression:
         right = panels[1]
         right.set(ylabel="accuracy", ylim=(0, 1.05))

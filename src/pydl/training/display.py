@@ -17,6 +17,8 @@ SCORES = {
     "pairs_found": ("pairs found", "{:.3f}"),
     "masked_right": ("masked words right", "{:.3f}"),
     "pairs_right": ("next sentence right", "{:.3f}"),
+    "senses_told": ("meanings told apart", "{:.3f}"),
+    "static_told": ("by static vectors", "{:.3f}"),
 }
 
 

@@ -74,8 +74,8 @@ class Result:
         return [path.name]
 
     def draw_map(self, learner):
-        """Draws ``map.png`` of word vectors; returns the names of the files."""
-        if not curves.available() or not hasattr(learner, "vectors"):
+        """Draws ``map.png`` of word vectors, or ``senses.png`` of contextual ones; returns the names of the files."""
+        if not curves.available() or not hasattr(learner, "draw"):
             return []
         return learner.draw(self.folder.path, f"{self.config.model} on {self.config.data}")
 

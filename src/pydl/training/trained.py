@@ -11,6 +11,7 @@ from pydl.training.place import place
 
 KINDS = {"classifier": "a classifier", "language": "a language model", "translation": "a translator"}
 KINDS |= {"vectors": "word vectors", "masked": "BERT", "topics": "a classifier of sentences"}
+KINDS |= {"contextual": "ELMo"}
 
 
 def config_of(path, content):
