@@ -1,6 +1,6 @@
 """Policy gradient in a grid world: what an environment, a reward, a policy and a baseline are, in one screen.
 
-An agent walks from S; each step costs 0.04, the goal G gives 1, the pit P takes 1, and one step in five slips to a side.
+An agent walks from S; a step costs 0.04, the goal G gives 1, the pit P takes 1, and one step in five slips to a side.
 Nobody tells it the way: it tries, and actions that were followed by more than was expected become likelier (REINFORCE:
 Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning", Machine Learning
 1992; the world is that of Russell and Norvig, "Artificial Intelligence", chapter 17).
@@ -35,7 +35,7 @@ def step(at, action):
 
 
 def episodes(policy, count):
-    """(states, actions, returns, mask), each (steps, count): what ``count`` agents did, and what came of each action."""
+    """(states, actions, returns, mask), each (steps, count): what ``count`` agents did, and what came of it."""
     at, over = start.expand(count, 2), torch.zeros(count, dtype=torch.bool)
     states, actions, rewards, mask = [], [], [], []
     with torch.no_grad():

@@ -19,6 +19,7 @@ from pydl.training.bert import BertLearner, TopicLearner
 from pydl.training.build import LEARNS_FROM, build, check, check_kind
 from pydl.training.config import Config
 from pydl.training.dpo import DPOLearner
+from pydl.training.elmo import ElmoLearner
 from pydl.training.folder import Folder
 from pydl.training.gan import GanLearner
 from pydl.training.language import LanguageLearner
@@ -40,6 +41,7 @@ __all__ = ["Config", "Interrupted", "Result", "cross_validate", "learners", "res
 
 # how often a word must occur to be known
 LEAST = {"vectors": 5, "masked": 2, "topics": 2}
+LEAST |= {"contextual": 2}
 FIT_PICTURES = 100  # that mean and standard deviation of pictures of objects are taken from
 
 
@@ -101,6 +103,8 @@ def _dataset(config, dataset=None, resume=None):
         return feedback.dataset(config, resume)
     if dataset is None and config.data in data.TEXTS and LEARNS_FROM[kind] == "sentences":
         dataset = data.sentences(config.data, config.root, LEAST[kind])
+        if kind == "contextual":
+            dataset = data.with_pseudo_words(dataset, LEAST[kind])
     if dataset is None and config.data in data.TEXTS and LEARNS_FROM[kind] == "topics":
         dataset = data.topics(config.data, LEAST[kind], config.seed)
     if dataset is None:
@@ -183,7 +187,8 @@ def _learners(config, dataset, preprocessing, backends, device, processes=None):
         splits = [Windows(part, config.num_steps, at) for part in (dataset.train, dataset.test)]
         return [LanguageLearner(config, *splits, dataset.tokenizer, name, device, processes) for name in backends]
     if dataset.kind == "sentences":
-        kind = VectorLearner if models.kind(config.model) == "vectors" else BertLearner
+        kinds = {"vectors": VectorLearner, "masked": BertLearner, "contextual": ElmoLearner}
+        kind = kinds[models.kind(config.model)]
         return [kind(config, dataset, at, name, device, processes) for name in backends]
     if dataset.kind == "preferences":
         if models.kind(config.model) == "reward":

@@ -197,7 +197,12 @@ TINY = {"hidden": 16, "layers": 1, "dropout": 0.0}
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, model, more",
-    [("gpt", TINY, {"num_steps": 8}), ("bert", TINY, {"num_steps": 16}), ("cbow", {"width": 8}, {})],
+    [
+        ("gpt", TINY, {"num_steps": 8}),
+        ("bert", TINY, {"num_steps": 16}),
+        ("cbow", {"width": 8}, {}),
+        ("elmo", TINY, {"num_steps": 8}),
+    ],
 )
 def test_two_processes_accumulate_as_one_trains_with_the_whole_batch(tmp_path, name, model, more):
     options = {"data": "text", "root": str(tmp_path / "novel.txt"), "batch_size": 11, "epochs": 1, **more}

@@ -12,6 +12,7 @@ from pydl.data.idx import fashion_mnist, mnist
 from pydl.data.loader import in_order
 from pydl.data.objects import ObjectBatches, ObjectDataset, Pictures
 from pydl.data.photographs import StylePictures, photographs, pictures
+from pydl.data.pseudo_words import PseudoWordDataset, with_pseudo_words
 from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.scenes import scenes
 from pydl.data.sentences import SentenceDataset, sentences
@@ -31,6 +32,7 @@ __all__ = [
     "ObjectDataset",
     "Pictures",
     "Preprocessing",
+    "PseudoWordDataset",
     "SentenceDataset",
     "Split",
     "StylePictures",
@@ -65,6 +67,7 @@ __all__ = [
     "voc",
     "weight_decay",
     "wiki",
+    "with_pseudo_words",
     "yolo",
 ]
 

@@ -13,6 +13,7 @@ from pydl.models.bert import bert, bert_classifier
 from pydl.models.cifar import cifar_net
 from pydl.models.dcgan import dcgan
 from pydl.models.densenet import densenet
+from pydl.models.elmo import elmo
 from pydl.models.fcn import fcn
 from pydl.models.feedback import ppo, reward
 from pydl.models.googlenet import googlenet
@@ -41,6 +42,7 @@ __all__ = [
     "cifar_net",
     "dcgan",
     "densenet",
+    "elmo",
     "fcn",
     "get",
     "googlenet",

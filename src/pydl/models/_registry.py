@@ -1,7 +1,7 @@
 """Models by name: a file of this package decorates each builder with :func:`register`."""
 
 KINDS = ("classifier", "regression", "language", "translation", "vectors", "masked", "topics", "detector", "segmenter")
-KINDS += ("gan", "style", "reward", "policy")
+KINDS += ("gan", "style", "reward", "policy", "contextual")
 _BUILDERS, _KINDS = {}, {}
 
 

@@ -61,7 +61,7 @@ def _takes_gpts_options(builder):
 @register("reward")
 @_takes_gpts_options
 def reward(**options):
-    """A reward model: a GPT with a scalar head, whose mean over a response is the score. The options are those of :func:`gpt`.
+    """A reward model: a GPT with a scalar head, whose mean over a response is the score; options as of :func:`gpt`.
 
     Source: Ouyang et al., "Training language models to follow instructions with human feedback", NeurIPS 2022.
     Input: tokens (..., T), lengths of prompts and of whole texts (...,). Output: (...,).

@@ -54,3 +54,15 @@ class Windows:
     def __getitem__(self, starts):
         places = starts.to(self.device).unsqueeze(1) + torch.arange(self.num_steps, device=self.device)
         return self.corpus[places], self.corpus[places + 1]
+
+
+class BothWays(Windows):
+    """As :class:`Windows` for texts that are read both ways: Y (N, 2, num_steps) is the token after and the one before.
+
+    X begins one token after its place, so that the first one has a token before it.
+    """
+
+    def __getitem__(self, starts):
+        places = starts.to(self.device).unsqueeze(1) + torch.arange(self.num_steps + 2, device=self.device)
+        rows = self.corpus[places]
+        return rows[:, 1:-1], torch.stack([rows[:, 2:], rows[:, :-2]], 1)

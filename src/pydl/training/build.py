@@ -15,13 +15,16 @@ LEARNS_FROM |= {"vectors": "sentences", "masked": "sentences", "topics": "topics
 LEARNS_FROM |= {"detector": "objects", "segmenter": "objects"}
 LEARNS_FROM |= {"gan": "classification", "style": "pictures"}
 LEARNS_FROM |= {"reward": "preferences", "policy": "preferences"}
+LEARNS_FROM |= {"contextual": "sentences"}
 # options that only some kinds of models take, and what those are called
 IMAGES, TEXT, PAIRS = "a model of images", "a language model", "a translator"
 VECTORS, ROWS = "word vectors", "BERT"
+BOTH_WAYS = "ELMo"
 REWARD, POLICY = "a reward model", "a policy"
 KIND = {"language": TEXT, "translation": PAIRS, "vectors": VECTORS, "masked": ROWS, "topics": ROWS}
-KIND |= {"reward": REWARD, "policy": POLICY}
-ONLY = {"size": (IMAGES,), "augment": (IMAGES,), "num_steps": (TEXT, PAIRS, ROWS, REWARD, POLICY), "tokens": (TEXT,)}
+KIND |= {"reward": REWARD, "policy": POLICY, "contextual": BOTH_WAYS}
+ONLY = {"size": (IMAGES,), "augment": (IMAGES,), "tokens": (TEXT,)}
+ONLY |= {"num_steps": (TEXT, PAIRS, ROWS, BOTH_WAYS, REWARD, POLICY)}
 ONLY |= {"partition": (TEXT,), "language": (PAIRS,)}
 ONLY |= {"from_": (REWARD, POLICY), "pairs": (REWARD,), "rule": (REWARD,)}
 ONLY |= dict.fromkeys(("reward", "method", "rounds", "kl"), (POLICY,))
@@ -121,7 +124,7 @@ def build(config, num_classes, preprocessing, features=None):
         given, example = {"vocab_size": num_classes}, (tokens, tokens, torch.tensor([2]), tokens[:, :1])
     elif models.kind(config.model) == "reward":
         given, example = {"vocab_size": num_classes}, (tokens, torch.tensor([1]), torch.tensor([2]))
-    elif models.kind(config.model) == "policy":
+    elif models.kind(config.model) in ("policy", "contextual"):
         given, example = {"vocab_size": num_classes}, (tokens,)
     elif models.kind(config.model) == "topics":
         given = {"num_classes": num_classes, "vocab_size": features}

@@ -19,10 +19,11 @@ def draw(path, history, title, compare=False):
 
     last = history[-1]
     translation, vectors, masked = "exact_match" in last, "pairs_found" in last, "masked_right" in last
-    language = not translation and "test_perplexity" in last
+    senses = "senses_told" in last
+    language = not translation and not senses and "test_perplexity" in last
     boxes, overlays = "map50" in last, "mean_iou" in last
     gan, style = "generator_loss" in last, "style_loss" in last
-    others = language, translation, vectors, masked, boxes, overlays, gan, style
+    others = language, translation, vectors, masked, senses, boxes, overlays, gan, style
     regression = not any(others) and "test_accuracy" not in last
     figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
@@ -61,6 +62,10 @@ def draw(path, history, title, compare=False):
         right = panels[1]
         right.set(ylabel="its parts, unweighted", yscale="log")
         lines += [(right, "content_loss", "content", TRAIN), (right, "style_loss", "style", TEST)]
+    elif senses:
+        right = panels[1]
+        right.set(ylabel="meanings of pseudo-words, test", ylim=(0, 1.05))
+        lines += [(right, "senses_told", "told apart", TEST), (right, "static_told", "by static vectors", TRAIN)]
     elif not regression:
         right = panels[1]
         right.set(ylabel="accuracy", ylim=(0, 1.05))

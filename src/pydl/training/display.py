@@ -33,6 +33,8 @@ SCORES = {
     "pair_accuracy": ("pairs in order", "{:.3f}"),
     "pairs_before": ("new pairs in order by the old reward model", "{:.3f}"),
     "pairs_after": ("by the new one", "{:.3f}"),
+    "senses_told": ("meanings told apart", "{:.3f}"),
+    "static_told": ("by static vectors", "{:.3f}"),
 }
 
 

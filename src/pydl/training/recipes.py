@@ -114,6 +114,7 @@ RECIPES = {
     "weight_decay": Recipe("weight-decay", optimizer="sgd", lr=0.003, epochs=100, batch_size=5, weight_decay=3.0),
     "bert": _bert(lr=1e-3, epochs=30, batch_size=32, warmup=200),
     "bert_classifier": _bert(lr=5e-4, epochs=20, batch_size=20, warmup=10),
+    "elmo": Recipe("prose", size=None, lr=5e-3, epochs=24, batch_size=32, num_steps=32, clip=1.0, schedule="cosine"),
     "cbow": _vectors(),
     "skipgram": _vectors(),
     "ngram": _language(lr=0.1, epochs=5),

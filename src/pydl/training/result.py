@@ -78,7 +78,7 @@ class Result:
         return [path.name]
 
     def draw_own(self, learner):
-        """Draws what the learner has a picture of: word vectors, scores of pairs; returns the names of the files."""
+        """Draws what the learner has a picture of: word vectors, senses, pairs; returns the names of the files."""
         if not curves.available() or not hasattr(learner, "draw"):
             return []
         return learner.draw(self.folder.path, f"{self.config.model} on {self.config.data}")

@@ -14,6 +14,7 @@ KINDS |= {"vectors": "word vectors", "masked": "BERT", "topics": "a classifier o
 KINDS |= {"detector": "a detector", "segmenter": "a segmenter"}
 KINDS |= {"gan": "a generator of images", "style": "style transfer"}
 KINDS |= {"reward": "a reward model", "policy": "a policy"}
+KINDS |= {"contextual": "ELMo"}
 
 
 def config_of(path, content):
