@@ -136,11 +136,11 @@ class StyleLearner(Learner):
         return dict(zip(PARTS, self._scores, strict=True))
 
     def draw_epoch(self, folder, number):
-        """Saves ``steps/NNN.png`` and ``result.png``, the picture, and ``transfer.png``: content, picture, style."""
+        """Saves ``steps/STEP.png`` and ``result.png``, the picture, and ``transfer.png``: content, picture, style."""
         image = self.model.image.detach().cpu()
         three = self.preprocessing.undo(torch.cat([self._content, image, self._style]))
         (folder / "steps").mkdir(exist_ok=True)
-        for path in (folder / "steps" / f"{number * STEPS:04d}.png", folder / "result.png"):
+        for path in (folder / "steps" / f"{self.step:04d}.png", folder / "result.png"):
             grid.save(path, three[1])
         grid.save(folder / "transfer.png", grid.grid(three, 3))
 
