@@ -73,7 +73,7 @@ def train(
     workers: Annotated[int, typer.Option(help="Processes that make batches ready; for large image folders.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, order of the data and dropout.")] = 0,
     size: Annotated[int | None, typer.Option(help="Height and width of the model's input.")] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Tokens of a row; of translators: longest sentence.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Tokens of a row, a response; or longest sentence.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Of language models: letters, char, word, bpe, byte-bpe.")] = None,
     partition: Annotated[str | None, typer.Option(help="Of language models: sequential or random.")] = None,
     language: Annotated[str | None, typer.Option(help="Of the data set numbers: fr, de or es.")] = None,

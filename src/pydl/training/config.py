@@ -31,7 +31,8 @@ class Config:
         l1: factor of the sum of all absolute weights in what is minimised; the loss that is shown is without it.
         amp: mixed precision: bfloat16 on a CPU, float16 with a scaled loss on a GPU.
         patience: stop after this many epochs without a lower test loss.
-        num_steps: of a language model: tokens of a row in a step; of a translator: the most words of a sentence.
+        num_steps: of a language model: tokens of a row in a step; of a translator: the most words of a sentence; of
+            a reward model and a policy: tokens of a response.
         tokens: of a language model: one of :data:`pydl.text.KINDS`; see :class:`pydl.text.Tokenizer`.
         partition: of a language model: ``sequential``, where a row's state goes on from step to step, or ``random``.
         language: of the data set ``numbers``: what they are translated to, ``fr``, ``de`` or ``es``.
