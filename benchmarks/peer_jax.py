@@ -2,8 +2,10 @@
 
 import time
 
+import bert_arrays
 import jax
 import jax.numpy as jnp
+import jax_bert
 import numpy as np
 from jax import lax
 from peers import serve
@@ -186,7 +188,13 @@ def apply(words, parameters, state, x, key):
 
 def make(task):
     words, rate, random = task["layers"], task["learning_rate"], np.random.default_rng(0)
-    if "rows" in task:
+    if "masked" in task:
+        _, vocabulary, hidden, positions, layers, heads, dropout = words[0]
+        x, target = jax.tree.map(
+            jnp.asarray, bert_arrays.batch(random, task["rows"], vocabulary, positions, task["masked"])
+        )
+        parameters, state = bert_arrays.init(random, vocabulary, hidden, positions, layers), []
+    elif "rows" in task:
         _, vocabulary, _, positions, *_ = words[0]
         shape = task["rows"], positions
         x, target = (jnp.asarray(random.integers(vocabulary, size=shape)) for _ in range(2))
@@ -198,10 +206,13 @@ def make(task):
         shape = batch, height, width, channels
         x = jnp.asarray(random.standard_normal(shape), jnp.float32)
         target = jnp.asarray(random.integers(10, size=batch))
-    parameters, state, _ = init(words, shape, random)
+    if "masked" not in task:
+        parameters, state, _ = init(words, shape, random)
     parameters, state = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (parameters, state))
 
     def loss_of(parameters, state, key):
+        if "masked" in task:
+            return jax_bert.loss(parameters, x, target, heads, dropout, key), state
         logits, state = apply(words, parameters, state, x, key)
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], -1).mean(), state
 

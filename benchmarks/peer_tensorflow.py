@@ -5,9 +5,11 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import bert_arrays
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_bert
 from keras import layers
 from peers import serve
 
@@ -51,6 +53,8 @@ def build(words, x):
 
 def make(task):
     random = np.random.default_rng(0)
+    if "masked" in task:
+        return make_bert(task, random)
     if "tokens" in task:
         length, batch = task["tokens"]
         symbols = keras.Input((length,), dtype="int32")
@@ -62,14 +66,38 @@ def make(task):
         target = tf.constant(random.integers(10, size=batch))
     net = keras.Model(symbols, build(task["layers"], symbols))
 
+    def loss_of():
+        return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(target, net(x, training=True)))
+
+    count = sum(int(np.prod(v.shape)) for v in net.trainable_variables)
+    for layer in net.layers:  # which have one bias where torch has two, of which the sum alone counts
+        if isinstance(layer, layers.SimpleRNN | layers.LSTM):
+            count += int(np.prod(layer.cell.bias.shape))
+    return count, trained(loss_of, net.trainable_variables, task["learning_rate"])
+
+
+def make_bert(task, random):
+    _, vocabulary, hidden, positions, blocks, heads, dropout = task["layers"][0]
+    arrays = bert_arrays.batch(random, task["rows"], vocabulary, positions, task["masked"])
+    x, target = tf.nest.map_structure(tf.constant, arrays)
+    parameters = tensorflow_bert.variables(bert_arrays.init(random, vocabulary, hidden, positions, blocks))
+    flat = tf.nest.flatten(parameters)
+
+    def loss_of():
+        return tensorflow_bert.loss(parameters, x, target, heads, dropout)
+
+    return sum(int(np.prod(v.shape)) for v in flat), trained(loss_of, flat, task["learning_rate"])
+
+
+def trained(loss_of, variables, learning_rate):
+    """A function that takes n steps of ``loss_of`` by SGD and returns their seconds."""
+
     @tf.function
     def step():
         with tf.GradientTape() as tape:
-            logits = net(x, training=True)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(target, logits))
-        variables = net.trainable_variables
+            loss = loss_of()
         for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
-            variable.assign_sub(task["learning_rate"] * gradient)
+            variable.assign_sub(learning_rate * tf.convert_to_tensor(gradient))  # of a gather it is sparse
         return loss
 
     def steps(count):
@@ -80,11 +108,7 @@ def make(task):
             raise FloatingPointError(f"peers: expected TensorFlow's loss to be finite, got {loss}")
         return time.perf_counter() - begin
 
-    count = sum(int(np.prod(v.shape)) for v in net.trainable_variables)
-    for layer in net.layers:  # which have one bias where torch has two, of which the sum alone counts
-        if isinstance(layer, layers.SimpleRNN | layers.LSTM):
-            count += int(np.prod(layer.cell.bias.shape))
-    return count, steps
+    return steps
 
 
 if __name__ == "__main__":

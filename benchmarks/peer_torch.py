@@ -2,6 +2,7 @@
 
 import time
 
+import bert
 import gpt
 import torch
 from peers import serve
@@ -15,6 +16,10 @@ def make(task):
     if task["model"] == "GPT":
         step.net = gpt.of_torch(task["dropout"])
         x, target = gpt.tokens(task["rows"])
+    elif task["model"] == "BERT":
+        step = bert.BertStep()
+        step.net = bert.OfTorch(task["dropout"])
+        x, target = bert.inputs(task["rows"])
     elif "tokens" in task:
         step.net = Language(task["model"], task["characters"], task["units"])
         x, target = (torch.randint(task["characters"], task["tokens"]) for _ in range(2))

@@ -44,6 +44,10 @@ def layers_of(module):
         block = module.blocks[0]
         shapes = [*module.embedding.weight.shape, len(module.position_embedding.weight), block.attention.heads]
         return [["gpt", *shapes, len(module.blocks), module.dropout.p]]
+    if hasattr(module, "model"):  # BERT, bert.py
+        body = module.model.bert
+        shapes = [*body.embeddings.word_embeddings.weight.shape, body.positions, len(body.encoder.layer)]
+        return [["bert", *shapes, body.encoder.layer[0].attention.self.heads, body.embeddings.dropout.p]]
     if hasattr(module, "rnn"):
         return [["one_hot", module.rnn.input_size], *layers_of(module.rnn), *layers_of(module.output)]
     if isinstance(module, nn.RNN | nn.GRU | nn.LSTM) and module.num_layers == 1 and not module.bidirectional:
@@ -73,7 +77,8 @@ class Peer:
         name: ``"jax"``, ``"tensorflow"`` or ``"mkl"``.
         model: the model that it shall equal, of torch's classes or ours.
         task: what its process is told: ``model``, ``learning_rate`` and ``input``; or, of a language model,
-            ``tokens`` (steps, batch), ``characters`` and ``units``; or, of GPT, ``rows`` and ``dropout``.
+            ``tokens`` (steps, batch), ``characters`` and ``units``; or, of GPT, ``rows`` and ``dropout``; of BERT,
+            ``masked`` too.
 
     Raises:
         RuntimeError: the process ended, with what it said, or has another count of parameters.

@@ -53,6 +53,7 @@ def test_layers_in_words(peers):
     assert [len(side) for _, _, side in blocks] == [0, 0, 1, 0, 1, 0, 1, 0]
     assert resnet[-2:] == [["mean"], ["linear", 10]]
     assert peers.layers_of(language("LSTM", 7, 3)) == [["one_hot", 7], ["lstm", 3], ["linear", 7]]
+    assert peers.layers_of(of_file("bert").OfTorch(0.1)) == [["bert", 2000, 128, 64, 2, 2, 0.1]]
     with pytest.raises(TypeError, match="peers: expected layers that peers have a word for, got GRU"):
         peers.layers_of(nn.Sequential(nn.GRU(2, 3, num_layers=2)))
 

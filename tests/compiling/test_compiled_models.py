@@ -18,6 +18,7 @@ from pydl import d2l, models
 SMALL = {  # name -> (options of the model, shape of its input)
     "alexnet": ({"input_size": 96}, (2, 1, 96, 96)),
     "cifar_net": ({}, (2, 3, 32, 32)),
+    "densenet": ({"input_size": 32, "blocks": (2, 2), "growth": 8}, (2, 1, 32, 32)),
     "googlenet": ({"input_size": 32}, (2, 1, 32, 32)),
     "lenet": ({}, (2, 1, 28, 28)),
     "lenet_bn": ({}, (2, 1, 28, 28)),
@@ -31,6 +32,7 @@ SMALL = {  # name -> (options of the model, shape of its input)
     "resnext50": ({"input_size": 64}, (4, 1, 64, 64)),
     "softmax_regression": ({}, (2, 1, 28, 28)),
     "vgg11": ({"input_size": 32, "ratio": 8}, (2, 1, 32, 32)),
+    "vgg16": ({"input_size": 32, "ratio": 16}, (2, 1, 32, 32)),
     "weight_decay": ({"in_features": 5}, (3, 5)),
     "wide_resnet": ({"depth": 10, "width": 1}, (2, 3, 32, 32)),
 }

@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(tmp_path, novel):
         (
             "lenet",
             {"num_steps": 5},
-            "--num-steps: expected a language model, a translator, BERT, a reward model or a policy to take it, got",
+            "--num-steps: expected a language model, a translator, BERT, ELMo, a reward model or a policy to take it",
         ),
         ("lenet", {"tokens": "char"}, "--tokens: expected a language model to take it, got lenet"),
         ("gru_lm", {**fits, "tokens": "line"}, "--tokens: expected one of letters, .* byte-bpe, got 'line'"),

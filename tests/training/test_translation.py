@@ -307,7 +307,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(tmp_path, file, monkeypatch):
         ("seq2seq", {**fits, "size": 28}, "--size: expected a model of images to take it, got seq2seq"),
         ("seq2seq", {**fits, "tokens": "char"}, f"--tokens: {lm} to take it, got seq2seq"),
         ("seq2seq", {**fits, "partition": "random"}, f"--partition: {lm} to take it, got seq2seq"),
-        ("lenet", {"num_steps": 5}, f"--num-steps: {lm}, a translator, BERT, a reward model or a policy"),
+        ("lenet", {"num_steps": 5}, f"--num-steps: {lm}, a translator, BERT, ELMo, a reward model or a policy"),
         ("gru_lm", {"language": "fr"}, "--language: expected a translator to take it, got gru_lm"),
         ("seq2seq", {**fits, "language": "fr"}, "--language: expected the data set numbers to take it, got pairs"),
         (

@@ -69,7 +69,9 @@ def elmo(vocab_size=2000, hidden=128, layers=2, dropout=0.5):
     """ELMo's language model: two stacks of LSTMs over words, one ahead and one back, with one embedding and one output.
 
     Smaller than the paper's (4096 units, projected to 512), and with an embedding of words in place of convolutions
-    over their characters.
+    over their characters. ``pydl train elmo`` shows what its vectors know by pseudo-words: two words of the text are
+    written as one, and a classifier on :class:`LayerMix` tells from the vectors which it was. The two meanings are made
+    that way because the text has too few uses of words that have two by nature.
 
     Source: d2l section "Bidirectional Encoder Representations from Transformers (BERT)", ELMo; Peters, Neumann, Iyyer,
     Gardner, Clark, Lee and Zettlemoyer, "Deep Contextualized Word Representations", NAACL 2018.

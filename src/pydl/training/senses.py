@@ -83,5 +83,5 @@ def draw(path, vectors, numbers, meanings, right, pairs, title):
         axes.legend(frameon=False, fontsize=8)
     for axes in panels[len(pairs) :]:
         axes.set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(f"{title}: which of two words stood there (crosses: taken for the other)")
     figure.savefig(path)
