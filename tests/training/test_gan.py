@@ -181,7 +181,7 @@ def test_a_run_its_pictures_and_samples(pydl, tmp_path):
         ({"accumulate": 2}, "--accumulate: expected 1 for dcgan, whose two networks take steps by turns, got 2"),
         ({"label_smoothing": 0.1}, "--label-smoothing: expected a model that chooses to take it, got dcgan"),
         ({"data": "prose"}, "--data: expected a set that fits dcgan, got 'prose'"),
-        ({"num_steps": 3}, "--num-steps: expected a language model, a translator, BERT, ELMo, a reward model or a p"),
+        (
             {"num_steps": 3},
             "--num-steps: expected a language model, a translator, BERT, ELMo, a reward model or a policy",
         ),
