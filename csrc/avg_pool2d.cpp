@@ -5,7 +5,6 @@
 // once for the kernel and for tracing.
 #include "kernels/avg_pool2d.h"
 
-#include "csrc/convert.h"
 #include "csrc/pool2d_call.h"
 #include "csrc/verbose.h"
 
@@ -97,40 +96,10 @@ Tensor backward(const Tensor& grad_output, const PoolSizes& input_size, const Po
   return grad_input;
 }
 
-// The gradient of what the sigmoid was given that made the input, an NCHW image: for windows of two columns that lie
-// apart. Without a formula of its own: the node that calls it (csrc/autograd/pool2d.cpp) has another way where gradients
-// are recorded.
-Tensor backward_through_sigmoid(const Tensor& grad_output, const Tensor& input, const PoolSizes& kernel_size,
-                                const PoolSizes& stride, const PoolSizes& padding, bool ceil_mode,
-                                bool count_include_pad, int64_t divisor) {
-  const Verbose line("sigmoid_avg_pool2d_backward", grad_output);
-  AvgPool2dParams p{};
-  describe_pool("avg_pool2d", sizes_of(input), {kernel_size, stride, padding, kNoDilation, ceil_mode}, p);
-  check_sizes("avg_pool2d", "grad_output", grad_output, output_sizes(p));
-  check_same_dtype("avg_pool2d", "grad_output", grad_output, "input", input);
-  PYDL_CHECK(
-      input.is_contiguous() && p.kernel_width == 2 && p.stride_width == 2 &&
-          p.kernel_height <= p.stride_height,
-      "avg_pool2d: expected a contiguous input and windows of 2 columns that lie apart behind a sigmoid, got "
-      "kernel_size ",
-      text_of_sizes(kernel_size), " and stride ", text_of_sizes(stride));
-  p.dtype = dtype_of("avg_pool2d", grad_output);
-  Tensor grad_input = empty(grad_output, grad_output.scalar_type(), sizes_of(input));
-  if (grad_input.numel() > 0) {
-    const Tensor dense = dense_gradient(grad_output, false);
-    set_sides(p, dense, grad_input, false);
-    p.sigmoid = input.const_data_ptr();
-    const Scales scales(p, count_include_pad, divisor);
-    PYDL_CPU_CALL(avg_pool2d_backward)(p, torch_threads());
-  }
-  return grad_input;
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
   m.impl("avg_pool2d", TORCH_BOX(&forward));
-  m.impl("sigmoid_avg_pool2d_backward", TORCH_BOX(&backward_through_sigmoid));
   m.impl("avg_pool2d_backward", TORCH_BOX(&backward));
 }
 

@@ -17,9 +17,6 @@ struct AvgPool2dParams : Pool2dParams {  // dilation is 1
   // then for both together.
   const void *row_scale, *column_scale;
   double scale;
-  // The sigmoid that made the input, lying as grad_input does, or null: then grad_input *= sigmoid * (1 - sigmoid).
-  // Of NCHW images and windows with kernel_width and stride_width 2 that lie apart alone.
-  const void* sigmoid;
 };
 
 namespace cpu {

@@ -2,7 +2,6 @@
 #include "csrc/autograd/activation.h"
 #include "csrc/autograd/functions.h"
 #include "csrc/autograd/layout.h"
-#include "csrc/autograd/pool2d.h"
 
 namespace pydl::autograd {
 namespace {
@@ -12,13 +11,7 @@ struct Conv2dOptions {
   int64_t groups;
   Activation activation;
   bool channels_last, weight_channels_last;
-  Pool before = Pool::none;  // whose gradient has been through the activation
 };
-
-const Op& conv2d_forward() {
-  static const Op op("pydl::conv2d_forward");
-  return op;
-}
 
 class Conv2d : public Node {
   const Conv2dOptions options_;
@@ -36,11 +29,7 @@ class Conv2d : public Node {
         to_bias("pydl::conv2d_backward_bias");
     const Tensor &input = saved[0], &weight = saved[1];
     const Conv2dOptions& o = options_;
-    const Tensor grad =
-        goes_through_activation(o.before)
-            ? output_grad
-            : through_activation(output_grad, o.before == Pool::average ? again(saved) : saved[2],
-                                 o.activation);
+    const Tensor grad = through_activation(output_grad, saved[2], o.activation);
     variable_list grads(3);
     if (wants(0))
       grads[0] =
@@ -51,27 +40,18 @@ class Conv2d : public Node {
     if (wants(2)) grads[2] = to_bias(grad);
     return grads;
   }
-
- private:
-  // The output, of which the gradient that is being recorded is a function: made from what it is a function of, since
-  // what comes back to this node is the pool's alone, which has been through the activation.
-  Tensor again(const variable_list& saved) const {
-    const Conv2dOptions& o = options_;
-    return conv2d_forward()(saved[0], saved[1], saved[2], o.stride, o.padding, o.dilation, o.groups,
-                            activation_names[o.activation], o.channels_last);
-  }
 };
 
 Tensor conv2d_call(const Tensor& input, const Tensor& weight, const Tensor& bias, Conv2dOptions&& o) {
+  static const Op forward("pydl::conv2d_forward");
   BelowAutograd guard;
-  Tensor output = conv2d_forward()(input, weight, bias, o.stride, o.padding, o.dilation, o.groups,
-                                   activation_names[o.activation], o.channels_last);
+  Tensor output = forward(input, weight, bias, o.stride, o.padding, o.dilation, o.groups,
+                          activation_names[o.activation], o.channels_last);
   if (records({&input, &weight, &bias})) {
-    const bool all = o.before == Pool::average;
-    const Tensor kept = all ? bias : o.activation && o.before == Pool::none ? output : Tensor();
+    const bool keeps_output = o.activation;
     record(std::make_unique<Conv2d>(std::move(o), input, weight), output, {&input, &weight, &bias},
-           {all || weight.requires_grad() ? input : Tensor(),
-            all || input.requires_grad() ? weight : Tensor(), kept});
+           {weight.requires_grad() ? input : Tensor(), input.requires_grad() ? weight : Tensor(),
+            keeps_output ? output : Tensor()});
   }
   return output;
 }
@@ -82,66 +62,25 @@ bool gradient_format(const Tensor& weight, bool channels_last) {
   return !weight.is_contiguous() || !is_row_major(weight);
 }
 
-// The arguments of conv2d: input, weight, bias, stride, padding, dilation, groups, of which bias may be None.
-struct Conv2dArguments {
-  const Tensor &input, &weight, &bias;
-  Conv2dOptions options;
-
-  Conv2dArguments(const Arguments& arguments, Activation activation)
-      : input(arguments.tensor(0)), weight(arguments.tensor(1)), bias(arguments.optional_tensor(2)) {
-    // unbatched inputs and padding by name are Python's
-    if (input.dim() != 4 || weight.dim() != 4 || input.size(1) == 0) throw NotPlain();
-    const Integers padding = arguments.pair(4);
-    options = {arguments.pair(3),
-               {padding[0], padding[0], padding[1], padding[1]},
-               arguments.pair(5),
-               arguments.integer(6),
-               activation,
-               (is_channels_last(input) || is_channels_last(weight)) && input.numel() != 0,
-               false};
-    options.weight_channels_last = gradient_format(weight, options.channels_last);
-  }
-  Tensor call() { return conv2d_call(input, weight, bias, std::move(options)); }
-};
-
 }  // namespace
 
 // conv2d(input, weight, bias, stride, padding, dilation, groups, activation): bias and activation may be None.
 PyObject* conv2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<8>(objects, given, [](const Arguments& arguments) {
-    Conv2dArguments convolution(arguments, activation(arguments, 7));
-    return unlocked([&] { return convolution.call(); });
-  });
-}
-
-// Layers of a chain, of which nobody sees what the pool is given: the arguments of conv2d, the activation's name, and the
-// arguments of the pool but for its input. What the pool's gradient has been through, the convolution's is spared; its
-// output is not kept for a maximum.
-PyObject* conv2d_max_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
-  return answer<13>(objects, given, [](const Arguments& arguments) {
-    Conv2dArguments convolution(arguments, activation(arguments, 7));
-    convolution.options.before = Pool::maximum;
-    MaxPoolOptions pool = max_pool_options(arguments, 8, false);
-    pool.behind = convolution.options.activation;
-    return unlocked([&] {
-      const Tensor image = convolution.call();
-      pool.channels_last = is_channels_last(image);
-      return max_pool2d_call(image, std::move(pool));
-    });
-  });
-}
-
-PyObject* conv2d_avg_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
-  return answer<14>(objects, given, [](const Arguments& arguments) {
-    Conv2dArguments convolution(arguments, activation(arguments, 7));
-    convolution.options.before = Pool::average;
-    AvgPoolOptions pool = avg_pool_options(arguments, 8, false);
-    pool.behind = convolution.options.activation;
-    return unlocked([&] {
-      const Tensor image = convolution.call();
-      pool.channels_last = pool.grad_channels_last = is_channels_last(image);
-      return avg_pool2d_call(image, std::move(pool));
-    });
+    const Tensor &input = arguments.tensor(0), &weight = arguments.tensor(1),
+                 &bias = arguments.optional_tensor(2);
+    // unbatched inputs and padding by name are Python's
+    if (input.dim() != 4 || weight.dim() != 4 || input.size(1) == 0) throw NotPlain();
+    const Integers padding = arguments.pair(4);
+    Conv2dOptions options{arguments.pair(3),
+                          {padding[0], padding[0], padding[1], padding[1]},
+                          arguments.pair(5),
+                          arguments.integer(6),
+                          activation(arguments, 7),
+                          (is_channels_last(input) || is_channels_last(weight)) && input.numel() != 0,
+                          false};
+    options.weight_channels_last = gradient_format(weight, options.channels_last);
+    return unlocked([&] { return conv2d_call(input, weight, bias, std::move(options)); });
   });
 }
 

@@ -21,8 +21,6 @@ PyMethodDef functions[] = {
     PYDL_FUNCTION(batch_norm),
     PYDL_FUNCTION(clip_grad_norm),
     PYDL_FUNCTION(conv2d),
-    PYDL_FUNCTION(conv2d_avg_pool2d),
-    PYDL_FUNCTION(conv2d_max_pool2d),
     PYDL_FUNCTION(cross_entropy),
     PYDL_FUNCTION(dropout),
     PYDL_FUNCTION(embedding),

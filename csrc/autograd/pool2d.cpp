@@ -1,10 +1,16 @@
 // The nodes of max_pool2d and avg_pool2d, adaptive ones among them, whose formulas are in src/pydl/ops.
-#include "csrc/autograd/pool2d.h"
+#include "csrc/autograd/arguments.h"
 #include "csrc/autograd/functions.h"
 #include "csrc/autograd/layout.h"
+#include "csrc/autograd/node.h"
 
 namespace pydl::autograd {
 namespace {
+
+struct MaxPoolOptions {
+  Integers kernel, stride, padding, dilation;
+  bool ceil_mode, channels_last;
+};
 
 class MaxPool2d : public Node {
   const MaxPoolOptions options_;
@@ -17,9 +23,27 @@ class MaxPool2d : public Node {
   variable_list backward(const Tensor& grad, const variable_list& saved) override {
     static const Op op("pydl::max_pool2d_backward");
     const MaxPoolOptions& o = options_;
-    return {op(through_activation(grad, saved[1], o.behind), saved[0], size_, o.kernel, o.stride, o.padding,
-               o.dilation, o.channels_last)};
+    return {op(grad, saved[0], size_, o.kernel, o.stride, o.padding, o.dilation, o.channels_last)};
   }
+};
+
+Tensor max_pool2d_call(const Tensor& input, MaxPoolOptions&& o) {
+  static const Op forward("pydl::max_pool2d");
+  BelowAutograd guard;
+  const bool wants_places = records({&input});
+  const variable_list made = forward.all(input, o.kernel, o.stride, o.padding, o.dilation, o.ceil_mode,
+                                         o.channels_last, wants_places);
+  if (wants_places) {
+    record(std::make_unique<MaxPool2d>(std::move(o), input), made[0], {&input}, {made[1]});
+  }
+  return made[0];
+}
+
+struct AvgPoolOptions {
+  Integers kernel, stride, padding;
+  bool ceil_mode, count_include_pad;
+  int64_t divisor;
+  bool channels_last, grad_channels_last;
 };
 
 class AvgPool2d : public Node {
@@ -30,26 +54,22 @@ class AvgPool2d : public Node {
   AvgPool2d(AvgPoolOptions&& options, const Tensor& input)
       : Node("avg_pool2d"), options_(std::move(options)), size_(input.sizes().vec()) {}
 
-  variable_list backward(const Tensor& grad, const variable_list& saved) override {
-    static const Op op("pydl::avg_pool2d_backward"), through_sigmoid("pydl::sigmoid_avg_pool2d_backward");
+  variable_list backward(const Tensor& grad, const variable_list&) override {
+    static const Op op("pydl::avg_pool2d_backward");
     const AvgPoolOptions& o = options_;
-    const bool through = o.behind && goes_through_activation(Pool::average);
-    if (through && o.behind == sigmoid && spreads_halves(saved[0]))
-      return {through_sigmoid(grad, saved[0], o.kernel, o.stride, o.padding, o.ceil_mode, o.count_include_pad,
-                              o.divisor)};
-    const Tensor spread = op(grad, size_, o.kernel, o.stride, o.padding, o.ceil_mode, o.count_include_pad,
-                             o.divisor, o.channels_last, o.grad_channels_last);
-    return {through ? through_activation(spread, saved[0], o.behind) : spread};
-  }
-
- private:
-  // Windows of 2 with stride 2 over an NCHW image, which one kernel takes through the sigmoid as well.
-  bool spreads_halves(const Tensor& input) const {
-    const AvgPoolOptions& o = options_;
-    return !o.grad_channels_last && input.is_contiguous() && o.kernel[1] == 2 && o.stride[1] == 2 &&
-           o.kernel[0] <= o.stride[0];
+    return {op(grad, size_, o.kernel, o.stride, o.padding, o.ceil_mode, o.count_include_pad, o.divisor,
+               o.channels_last, o.grad_channels_last)};
   }
 };
+
+Tensor avg_pool2d_call(const Tensor& input, AvgPoolOptions&& o) {
+  static const Op forward("pydl::avg_pool2d");
+  BelowAutograd guard;
+  Tensor output = forward(input, o.kernel, o.stride, o.padding, o.ceil_mode, o.count_include_pad, o.divisor,
+                          o.channels_last, o.grad_channels_last);
+  if (records({&input})) record(std::make_unique<AvgPool2d>(std::move(o), input), output, {&input}, {});
+  return output;
+}
 
 const Tensor& image(const Arguments& arguments) {
   const Tensor& input = arguments.tensor(0);
@@ -75,60 +95,17 @@ Integers equal_windows(const Tensor& input, const Integers& count) {
 
 }  // namespace
 
-MaxPoolOptions max_pool_options(const Arguments& arguments, int i, bool channels_last) {
-  const Integers kernel = arguments.pair(i);
-  return {kernel,
-          stride_or(arguments, i + 1, kernel),
-          arguments.pair(i + 2),
-          arguments.pair(i + 3),
-          arguments.truth(i + 4),
-          channels_last};
-}
-
-AvgPoolOptions avg_pool_options(const Arguments& arguments, int i, bool channels_last) {
-  const Integers kernel = arguments.pair(i);
-  const int64_t divisor = arguments.is_none(i + 5) ? 0 : arguments.integer(i + 5);
-  if (divisor == 0 && !arguments.is_none(i + 5)) throw NotPlain();  // refused in Python
-  return {kernel,
-          stride_or(arguments, i + 1, kernel),
-          arguments.pair(i + 2),
-          arguments.truth(i + 3),
-          arguments.truth(i + 4),
-          divisor,
-          channels_last,
-          channels_last};
-}
-
-Tensor max_pool2d_call(const Tensor& input, MaxPoolOptions&& o) {
-  static const Op forward("pydl::max_pool2d");
-  BelowAutograd guard;
-  const bool wants_places = records({&input});
-  const variable_list made = forward.all(input, o.kernel, o.stride, o.padding, o.dilation, o.ceil_mode,
-                                         o.channels_last, wants_places);
-  if (wants_places) {
-    const Tensor output = o.behind ? made[0] : Tensor();
-    record(std::make_unique<MaxPool2d>(std::move(o), input), made[0], {&input}, {made[1], output});
-  }
-  return made[0];
-}
-
-Tensor avg_pool2d_call(const Tensor& input, AvgPoolOptions&& o) {
-  static const Op forward("pydl::avg_pool2d");
-  BelowAutograd guard;
-  Tensor output = forward(input, o.kernel, o.stride, o.padding, o.ceil_mode, o.count_include_pad, o.divisor,
-                          o.channels_last, o.grad_channels_last);
-  if (records({&input})) {
-    const Tensor kept = o.behind ? input : Tensor();
-    record(std::make_unique<AvgPool2d>(std::move(o), input), output, {&input}, {kept});
-  }
-  return output;
-}
-
 // max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode): stride may be None.
 PyObject* max_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<6>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = image(arguments);
-    MaxPoolOptions options = max_pool_options(arguments, 1, is_channels_last(input));
+    const Integers kernel = arguments.pair(1);
+    MaxPoolOptions options{kernel,
+                           stride_or(arguments, 2, kernel),
+                           arguments.pair(3),
+                           arguments.pair(4),
+                           arguments.truth(5),
+                           is_channels_last(input)};
     return unlocked([&] { return max_pool2d_call(input, std::move(options)); });
   });
 }
@@ -138,7 +115,18 @@ PyObject* max_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
 PyObject* avg_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<7>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = image(arguments);
-    AvgPoolOptions options = avg_pool_options(arguments, 1, is_channels_last(input));
+    const Integers kernel = arguments.pair(1);
+    const int64_t divisor = arguments.is_none(6) ? 0 : arguments.integer(6);
+    if (divisor == 0 && !arguments.is_none(6)) throw NotPlain();  // refused in Python
+    const bool last = is_channels_last(input);
+    AvgPoolOptions options{kernel,
+                           stride_or(arguments, 2, kernel),
+                           arguments.pair(3),
+                           arguments.truth(4),
+                           arguments.truth(5),
+                           divisor,
+                           last,
+                           last};
     return unlocked([&] { return avg_pool2d_call(input, std::move(options)); });
   });
 }

@@ -27,7 +27,6 @@ void halves(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
   const Axis y = vertical(p), x = horizontal(p);
-  const T* sigmoid = static_cast<const T*>(p.sigmoid);
   each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
     const T* from = plane_read<T>(p, plane);
     T* to = static_cast<T*>(p.to) + plane * y.in * x.in;
@@ -46,15 +45,8 @@ void halves(const AvgPool2dParams& p, int64_t begin, int64_t end) {
           share = load_lanes(from + windows.begin * p.from_stride[2] + ox, inside, A(0)) *
                   (columns * broadcast(scale_of_row<A>(p, windows.begin)));
         T* row = to + i * x.in + j;
-        vec<A> here = interleave_lanes_low(share, share), next = interleave_lanes_high(share, share);
-        if (sigmoid) {
-          const T* s = sigmoid + (plane * y.in + i) * x.in + j;
-          const vec<A> a = load_lanes(s, low, A(0)), b = load_lanes(s + all, high, A(0));
-          here *= a * (broadcast(A(1)) - a);
-          next *= b * (broadcast(A(1)) - b);
-        }
-        store_lanes(row, here, low);
-        store_lanes(row + all, next, high);
+        store_lanes(row, interleave_lanes_low(share, share), low);
+        store_lanes(row + all, interleave_lanes_high(share, share), high);
       }
     }
   });
@@ -197,20 +189,16 @@ void strided(const AvgPool2dParams& p, int64_t begin, int64_t end) {
                });
 }
 
-bool takes_halves(const AvgPool2dParams& p) {
-  return !p.channels_last && (p.sigmoid || !is_plane(p)) && (p.from_stride[3] == 1 || p.out_width == 1) &&
-         p.stride_width == 2 && p.kernel_width == 2 && p.kernel_height <= p.stride_height;
-}
-
 template <class T>
 void backward(const AvgPool2dParams& p, int64_t begin, int64_t end) {
-  if (takes_halves(p)) return halves<T>(p, begin, end);
   if (is_plane(p) && !p.channels_last) return planes<T>(p, begin, end);
   const bool dense = p.from_stride[p.channels_last ? 1 : 3] == 1;
   if (p.channels_last)
     return dense && ceil_div(p.kernel_width, p.stride_width) <= kWidest ? channels<T>(p, begin, end)
                                                                         : strided<T>(p, begin, end);
   if (dense && p.stride_width == 1) return rows<1, T>(p, begin, end);
+  if (dense && p.stride_width == 2 && p.kernel_width == 2 && p.kernel_height <= p.stride_height)
+    return halves<T>(p, begin, end);
   if (dense && p.stride_width == 2) return rows<2, T>(p, begin, end);
   if (p.kernel_width <= p.stride_width && p.kernel_height <= p.stride_height)
     return scatter<T>(p, begin, end);

@@ -25,8 +25,6 @@ NAMES = (
     "batch_norm",
     "clip_grad_norm",
     "conv2d",
-    "conv2d_avg_pool2d",
-    "conv2d_max_pool2d",
     "cross_entropy",
     "dropout",
     "embedding",

@@ -24,12 +24,6 @@ _OPTIONS = (
 )
 _library.define("avg_pool2d", f"(Tensor input, {_OPTIONS}) -> Tensor")
 _library.define("avg_pool2d_backward", f"(Tensor grad_output, SymInt[4] input_size, {_OPTIONS}) -> Tensor")
-# the gradient through the sigmoid that made the input too: for a node of csrc/autograd alone, so without a formula
-_library.define(
-    "sigmoid_avg_pool2d_backward",
-    "(Tensor grad_output, Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, bool ceil_mode, "
-    "bool count_include_pad, int divisor) -> Tensor",
-)
 
 
 @_library.fake("avg_pool2d")
@@ -41,11 +35,6 @@ def _(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor
 @_library.fake("avg_pool2d_backward")
 def _(grad_output, input_size, *options):
     return _pool2d.empty(grad_output, input_size, options[-1])
-
-
-@_library.fake("sigmoid_avg_pool2d_backward")
-def _(grad_output, input, *_):
-    return _pool2d.empty(grad_output, input.shape, False)
 
 
 def _forward_context(ctx, inputs, output):

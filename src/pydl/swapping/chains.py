@@ -2,7 +2,6 @@
 
     convolution or linear → ReLU or sigmoid             the activation is applied as the product stores its result
     batch norm (→ + residual) (→ ReLU or sigmoid)       one pass over the tensor instead of two or three
-    convolution → activation → pool                     the gradient is taken through the activation where it is pooled
     convolution → batch norm (→ all of that)            in evaluation without gradients: the batch norm is folded into
                                                         the convolution's weights if there is no residual; else as
                                                         above, and in training one node of the graph
@@ -18,9 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pydl import aside, backend, functional, nn
 from pydl._private import CALL, GLOBAL_HOOKS, tracing_state
-from pydl.ops import _nodes
 from pydl.ops._activations import finished
-from pydl.ops._nodes import is_compiling
 from pydl.ops.convolution_batch_norm import foldable, folded, folding_pays, trained_together
 from pydl.swapping.layer import is_swapped, why_aside, why_left
 from pydl.swapping.rules import OURS, RULES, class_of, rule_of
@@ -29,8 +26,7 @@ FOLLOWERS = {  # role -> the roles that may follow it
     "convolution": ("norm", "activation"),
     "linear": ("activation",),
     "norm": ("activation",),
-    "activation": ("pool",),  # of a convolution alone: see `pools_together`
-    "pool": (),
+    "activation": (),
 }
 FIRST = ("convolution", "linear", "norm")  # what a chain may begin with
 
@@ -165,14 +161,11 @@ class Chain:
     names: list = field(default_factory=list)  # of the links in order
     folded: "Folded | None" = None  # by pydl.freeze
     not_frozen: str = ""  # why pydl.freeze could not
-    pool: torch.nn.Module | None = None
 
     def __call__(self, input, residual=None):
         convolution, norm, activation = self.convolution, self.norm, self.activation
         if self.linear is not None:
             return nn.Linear.forward(self.linear, input, activation=activation)
-        if self.pool is not None:
-            return _pooled(convolution, activation, self.pool, input)
         if norm is None:
             output = nn.Conv2d.forward(convolution, input, activation=activation if residual is None else None)
             return output if residual is None else finished(output, activation, residual)
@@ -198,7 +191,7 @@ class Chain:
         if self.linear is not None and backend.ops_for(self.linear.weight, "linear") is None:
             return []
         if len(layers) == 1:
-            return [(self.names[:2], "")]
+            return [(self.names, "")]
         if self.norm.training:
             return [(self.names[1:], "")]
         return [(self.names, ", frozen" if self.folded is not None else ", folded if it pays")]
@@ -213,36 +206,6 @@ class Chain:
             return
         with torch.no_grad():
             self.folded, self.not_frozen = Folded(self.convolution, self.norm), ""
-
-
-def pools_together(kinds):
-    """Whether the gradient of a chain's pool is taken through the activation before it; ``kinds``: role -> layer.
-
-    At a maximum the activation has the maximum's own slope, so that a pooled gradient is multiplied, a quarter of the
-    numbers. Of averages the sigmoid's (LeNet), by one kernel instead of two.
-    """
-    activation, pool = kinds["activation"], kinds["pool"]
-    if "convolution" not in kinds or "norm" in kinds:
-        return False
-    return isinstance(pool, torch.nn.MaxPool2d) or isinstance(activation, torch.nn.Sigmoid)
-
-
-def _pooled(convolution, activation, pool, input):
-    """pool(activation(convolution(input))), whose middle nobody sees."""
-    maximum = isinstance(pool, torch.nn.MaxPool2d)
-    if convolution.padding_mode == "zeros" and not (maximum and pool.return_indices) and not is_compiling():
-        options = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
-        options = input, convolution.weight, convolution.bias, *options, activation
-        window = pool.kernel_size, pool.stride, pool.padding
-        if maximum:
-            output = _nodes.conv2d_max_pool2d(*options, *window, pool.dilation, pool.ceil_mode)
-        else:
-            rest = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
-            output = _nodes.conv2d_avg_pool2d(*options, *window, *rest)
-        if output is not NotImplemented:
-            return output
-    image = nn.Conv2d.forward(convolution, input, activation=activation)
-    return (nn.MaxPool2d if maximum else nn.AvgPool2d).forward(pool, image)
 
 
 def _tensors(convolution, norm):

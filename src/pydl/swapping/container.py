@@ -15,7 +15,6 @@ from pydl.swapping.chains import (
     Chain,
     is_called_plainly,
     is_changed,
-    pools_together,
     role,
     state_of,
     why_no_chains,
@@ -84,9 +83,6 @@ class Plan:
                 break
             links.append((name, layer, kind))
             allowed = FOLLOWERS[kind]
-        kinds = {kind: layer for _, layer, kind in links}
-        if "pool" in kinds and not pools_together(kinds):
-            links.pop()
         if len(links) > 1:
             for i, (name, layer, _) in enumerate(links):
                 reason = why_not_linked(layer)
@@ -104,7 +100,6 @@ class Plan:
             None if activation is None else rule_of(type(activation)).name,
             kinds.get("linear"),
             [name for name, _, _ in links],
-            pool=kinds.get("pool"),
         )
 
     def holds(self, module):
