@@ -171,6 +171,14 @@ def test_what_the_instruction_flushes_shows_which_made_the_logits(pairs):
     assert_close(losses.double(), torch.full((3,), expected, dtype=torch.float64), torch.bfloat16)
 
 
+def two_calls(x, w, b, target, reduction):
+    return F.cross_entropy(F.linear(x, w, b), target, reduction=reduction)
+
+
+def in_one(x, w, b, target, reduction):
+    return linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction)
+
+
 def loss_and_gradients(function, x, w, b, target, reduction, weights):
     tensors = [t.detach().clone().requires_grad_() for t in (x, w, b)]
     loss = function(*tensors, target, reduction)
@@ -186,10 +194,8 @@ def test_linear_cross_entropy_is_as_near_to_float64_as_torch(size, reduction):
     rows, features, classes = size
     x, w, b = in_columns(rows, features), numbers(classes, features) / 4, numbers(classes)
     target, weights = torch.randint(classes, (rows,)), torch.randn(rows).bfloat16()
-    two_calls = lambda x, w, b, t, r: F.cross_entropy(F.linear(x, w, b), t, reduction=r)  # noqa: E731
-    ours = lambda x, w, b, t, r: linear_cross_entropy(x, w, t, linear_bias=b, reduction=r)  # noqa: E731
     expected = loss_and_gradients(two_calls, x.double(), w.double(), b.double(), target, reduction, weights.double())
-    found = loss_and_gradients(ours, x, w, b, target, reduction, weights)
+    found = loss_and_gradients(in_one, x, w, b, target, reduction, weights)
     theirs = loss_and_gradients(two_calls, x, w, b, target, reduction, weights)
     for actual, torchs, exact in zip(found, theirs, expected, strict=True):
         assert actual.dtype == torch.bfloat16
@@ -204,8 +210,7 @@ def test_threads_change_no_bit_of_linear_cross_entropy():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            f = lambda x, w, b, t, r: linear_cross_entropy(x, w, t, linear_bias=b, reduction=r)  # noqa: E731
-            results.append(loss_and_gradients(f, x, w, b, target, "mean", torch.ones(1)))
+            results.append(loss_and_gradients(in_one, x, w, b, target, "mean", torch.ones(1)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
