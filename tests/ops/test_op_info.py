@@ -17,6 +17,7 @@ import pydl.functional as PF
 import pydl.ops.matmul
 
 NAMES = [
+    *ROWS,
     "batch_norm",
     "conv1d",
     "conv2d",
@@ -34,11 +35,13 @@ NAMES = [
     "adaptive_avg_pool2d",
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
+    "embedding",
     "linear",
     "layer_norm",
     "rms_norm",
     "group_norm",
     "instance_norm",
+    "l1_loss",
     "mse_loss",
     "smooth_l1_loss",
     "huber_loss",
@@ -46,7 +49,6 @@ NAMES = [
 ]
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     NAMES.append("linear_cross_entropy")
-FEW = [*ROWS, "embedding", "l1_loss"]  # of most of which there are few samples
 PRODUCTS = ["matmul", "mm", "bmm", "addmm", "baddbmm"]  # torch's own, in no module
 DTYPES = [torch.float32, torch.float64]
 
@@ -96,11 +98,11 @@ def call(function, sample):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES + FEW + PRODUCTS)
+@pytest.mark.parametrize("name", NAMES + PRODUCTS)
 def test_samples(name, dtype, monkeypatch):
     monkeypatch.setattr(pydl.ops.matmul, "WORTH_A_CALL", 0)
-    count = 0
-    for sample in samples(name, dtype):
+    count, found = 0, list(samples(name, dtype))
+    for sample in found:
         expected, actual = (call(function_of(f, name), sample) for f in (torch if name in PRODUCTS else F, PF))
         if isinstance(expected, type):
             assert actual is expected, sample
@@ -121,4 +123,4 @@ def test_samples(name, dtype, monkeypatch):
         for p, q in zip(actual[2], expected[2], strict=True):  # running statistics among them
             assert torch.equal(p, q) if p.dtype == torch.int64 else assert_close(p, q) is None
         count += 1
-    assert count > (0 if name in FEW + PRODUCTS else 5)
+    assert count > min(5, len(found) // 2)  # what torch itself refuses is not counted

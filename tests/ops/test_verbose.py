@@ -33,7 +33,8 @@ LINE = re.compile(r"pydl,(\w+),([\w.-]+),(\w+),(contiguous|channels_last|strided
 
 
 def run(value):
-    environment = {**os.environ, "PYDL_VERBOSE": value, "PYTHONPATH": os.path.dirname(grid.__file__)}
+    path = os.pathsep.join(filter(None, (os.path.dirname(grid.__file__), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYDL_VERBOSE": value, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True)
     return [line for line in done.stderr.splitlines() if line.startswith("pydl,")]
 

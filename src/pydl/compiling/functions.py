@@ -113,7 +113,7 @@ def _why_torchs(name, node, given):
         known = next((value for value in inputs if value is not None), None)
         return None if known is None else f"{str(known.dtype).removeprefix('torch.')} numbers are torch's"
     tables = {"embedding": embedding.WORTH_A_CALL, "embedding_bag": embedding_bag.WORTH_A_CALL}
-    least = tables.get(name) or _least_numbers(name)
+    least = tables[name] if name in tables else _least_numbers(name)
     values = math.prod(input.shape) if all(type(size) is int for size in input.shape) else least
     if name == "embedding_bag" and (given["mode"] == "max" or given["scale_grad_by_freq"]):
         return "maxima and gradients scaled by frequency are torch's"
