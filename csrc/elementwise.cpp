@@ -48,14 +48,6 @@ bool as_rows(const Tensor& t, const std::vector<int64_t>& output, Rows& rows) {
   return at == order.size() && (rows.count == 1 || rows.width >= kShortestRow);
 }
 
-// t, or a copy of it in the output's strides.
-Tensor lying_as(const std::vector<int64_t>& strides, const Tensor& t) {
-  if (has_strides(t, strides)) return t;
-  Tensor copy = empty_strided(t, t.scalar_type(), t.sizes(), strides);
-  torch::stable::copy_(copy, t);
-  return copy;
-}
-
 // Of which tensor the strides decide first how the gradient lies: torch's own order of arguments.
 bool saved_comes_first(Elementwise function) {
   return function == Elementwise::relu || function == Elementwise::leaky_relu;

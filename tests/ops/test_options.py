@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from grid import CALLS as OF_ONE_TENSOR
+from grid import ROWS
 
 import pydl
 import pydl.functional as PF
@@ -88,13 +90,6 @@ CALLS = {
         ("normalized_shape", "weight", "eps"),
         lambda f, o: f.rms_norm(LOGITS, **{"normalized_shape": (3,), **o}),
     ),
-    "relu": (("inplace",), lambda f, o: f.relu(LOGITS.clone(), **o)),
-    "leaky_relu": (("negative_slope", "inplace"), lambda f, o: f.leaky_relu(LOGITS.clone(), **o)),
-    "gelu": (("approximate",), lambda f, o: f.gelu(LOGITS, **o)),
-    "silu": (("inplace",), lambda f, o: f.silu(LOGITS.clone(), **o)),
-    "softplus": (("beta", "threshold"), lambda f, o: f.softplus(LOGITS, **o)),
-    "softmax": (("dim", "dtype"), lambda f, o: f.softmax(LOGITS, **{"dim": 1, **o})),
-    "log_softmax": (("dim", "dtype"), lambda f, o: f.log_softmax(LOGITS, **{"dim": 1, **o})),
     "mse_loss": (("size_average", "reduce", "reduction", "weight"), lambda f, o: f.mse_loss(LOGITS, LOGITS + 1, **o)),
     "l1_loss": (("reduction", "weight"), lambda f, o: f.l1_loss(LOGITS, LOGITS + 1, **o)),
     "smooth_l1_loss": (("reduction", "beta"), lambda f, o: f.smooth_l1_loss(LOGITS, LOGITS + 1, **o)),
@@ -121,6 +116,11 @@ CALLS = {
         ("target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"),
         lambda f, o: f.cross_entropy(LOGITS, **{"target": TARGET, **o}),
     ),
+}
+CALLS |= {
+    name: (ROWS[name].options, lambda f, o, call=call: call(f, LOGITS.clone(), **o))
+    for name, call in OF_ONE_TENSOR.items()
+    if ROWS[name].options
 }
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     CALLS["linear_cross_entropy"] = (
