@@ -81,7 +81,7 @@ PyObject* clip_grad_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) 
   HANDLE_TH_ERRORS
   try {
     TORCH_CHECK_TYPE(given == 3 && PyList_Check(objects[0]), "expected a list, a float and a bool");
-    if (!is_plain_moment()) throw NotPlain();
+    if (!is_plain_moment() || is_autocast()) throw NotPlain();
     const Arguments arguments(objects);
     Grads grads(objects[0]);
     const double norm = clip(grads, arguments.real(1), arguments.truth(2));
