@@ -2,6 +2,8 @@
 
 #include "csrc/autograd/losses.h"
 
+#include <ATen/EmptyTensor.h>
+
 // ATen/autocast_mode.h, which declares it, includes the declarations of all of torch's functions.
 namespace at::autocast {
 TORCH_API at::ScalarType get_autocast_dtype(at::DeviceType device_type);
@@ -15,19 +17,35 @@ static const char* name_of(c10::ScalarType dtype) {
   return dtype == at::kFloat ? "float32" : dtype == at::kBFloat16 ? "bfloat16" : "float16";
 }
 
-Tensor cast(const Tensor& tensor, c10::ScalarType dtype) {
+Tensor Casts::add(const Tensor& tensor, c10::ScalarType dtype) {
   static const Op op("pydl::cast");
-  if (at::GradMode::is_enabled() || is_batched(tensor)) return tensor.to(dtype);
-  return op(tensor, name_of(dtype));
+  constexpr size_t kPooledBytes = 1 << 20;  // from there on results are in recycled memory (csrc/memory.h)
+  const bool narrows = dtype == at::kBFloat16 && tensor.scalar_type() == at::kFloat;
+  const bool is_ours = narrows || (dtype == at::kFloat && tensor.scalar_type() == at::kBFloat16);
+  if (!is_ours || tensor.numel() * c10::elementSize(dtype) >= kPooledBytes ||
+      !tensor.is_non_overlapping_and_dense()) {
+    return op(tensor, name_of(dtype));
+  }
+  Tensor result = at::detail::empty_strided_cpu(tensor.sizes(), tensor.strides(), dtype);
+  read_.push_back(tensor);
+  tensors_.push_back({tensor.const_data_ptr(), result.mutable_data_ptr(), tensor.numel(), narrows});
+  return result;
 }
 
-void Lowered::cast() {
-  static const Op op("pydl::cast");
-  if (is_cast()) read_ = op(given_, name_of(dtype_));
+Tensor Casts::add_gradient(const Tensor& grad, c10::ScalarType dtype) {
+  return at::GradMode::is_enabled() || is_batched(grad) ? grad.to(dtype) : add(grad, dtype);
+}
+
+void Casts::run() {
+  if (!tensors_.empty()) kernels().cast({static_cast<int64_t>(tensors_.size()), tensors_.data()});
 }
 
 void cast(std::initializer_list<Lowered*> tensors) {
-  for (Lowered* one : tensors) one->cast();
+  Casts casts;
+  for (Lowered* one : tensors) {
+    if (one->is_cast()) one->read_ = casts.add(one->given_, one->dtype_);
+  }
+  casts.run();
 }
 
 namespace {
@@ -38,7 +56,12 @@ class Cast : public Node {
  public:
   explicit Cast(c10::ScalarType given) : Node("cast"), given_(given) {}
 
-  variable_list backward(const Tensor& grad, const variable_list&) override { return {cast(grad, given_)}; }
+  variable_list backward(const Tensor& grad, const variable_list&) override {
+    Casts casts;
+    const Tensor result = casts.add_gradient(grad, given_);
+    casts.run();
+    return {result};
+  }
 };
 
 }  // namespace

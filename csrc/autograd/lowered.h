@@ -4,6 +4,7 @@
 // cast is made only where a backward is itself to be differentiated.
 #pragma once
 
+#include "csrc/autograd/kernels.h"
 #include "csrc/autograd/node.h"
 
 namespace pydl::autograd {
@@ -25,13 +26,23 @@ class Lowered {
   c10::ScalarType dtype() const { return dtype_; }
   const Tensor& given() const { return given_; }  // whose sizes and strides are those of read() too
   const Tensor& read() const { return is_cast() ? read_ : given_; }
-  void cast();  // before read(), below autograd
+  friend void cast(std::initializer_list<Lowered*> tensors);
 };
 
+// Makes what is to be read, below autograd.
 void cast(std::initializer_list<Lowered*> tensors);
 
-// `tensor` in another dtype, laid out as torch's cast: by pydl::cast, or where something is to see it by torch's own.
-Tensor cast(const Tensor& tensor, c10::ScalarType dtype);
+// Casts of tensors together, laid out as torch's casts.
+class Casts {
+  std::vector<CastTensor> tensors_;
+  variable_list read_;
+
+ public:
+  Tensor add(const Tensor& tensor, c10::ScalarType dtype);  // whose numbers are there after run()
+  Tensor add_gradient(const Tensor& grad,
+                      c10::ScalarType dtype);  // torch's, where it may be differentiated or batched
+  void run();
+};
 
 // A cast that was saved, as a result of a node whose gradient goes to `edge` in the dtype `given`.
 Tensor differentiable_cast(const Tensor& saved, const torch::autograd::Edge& edge, c10::ScalarType given);

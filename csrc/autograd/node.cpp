@@ -80,10 +80,12 @@ variable_list NodeOfMany::apply(variable_list&& grads) {
 }
 
 variable_list NodeOfMany::as_given(variable_list grads) const {
+  Casts casts;
   for (const CastInput& one : casts_) {
     Tensor& grad = grads[one.input];
-    if (grad.defined()) grad = cast(grad, one.given);
+    if (grad.defined()) grad = casts.add_gradient(grad, one.given);
   }
+  casts.run();
   return grads;
 }
 

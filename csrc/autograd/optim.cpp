@@ -104,7 +104,7 @@ class Step {
       if (first.back() == 0) continue;
       const OptimParams params{batch.dtype, batch.optimizer, static_cast<int64_t>(batch.tensors.size()),
                                batch.tensors.data(), first.data()};
-      unlocked_if_long(first.back(), [&](const OptimLaunchers& kernels) { kernels.step(params); });
+      unlocked_if_long(first.back(), [&] { kernels().step(params); });
     }
   }
 

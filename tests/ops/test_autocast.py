@@ -47,6 +47,18 @@ def test_the_tangent_of_a_large_tensor_is_kept():
     assert torch.equal(found, tangent.bfloat16())
 
 
+@pytest.mark.parametrize("count", [0, 1, 7, 16, 33, 20_001])
+def test_casts_round_as_torchs(count):
+    special = [0.0, -0.0, torch.inf, -torch.inf, 1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, 1e-40, -1e-45, 2**-126, 65504.0]
+    x = torch.randn(count) * torch.logspace(-44, 38, count)
+    x[: len(special)] = torch.tensor(special)[:count]
+    low = torch.ops.pydl.cast(x, "bfloat16")
+    assert torch.equal(low, x.bfloat16())
+    assert torch.equal(low.signbit(), x.signbit())
+    assert torch.equal(torch.ops.pydl.cast(low, "float32"), low.float())
+    assert torch.ops.pydl.cast(torch.full((count,), torch.nan), "bfloat16").isnan().all()
+
+
 def test_op():
     torch.library.opcheck(torch.ops.pydl.cast, (torch.randn(3, 4, requires_grad=True), "bfloat16"))
     with pytest.raises(ValueError, match=r"^cast: expected dtype to be float32, bfloat16 or float16, got int8$"):
