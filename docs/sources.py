@@ -46,6 +46,12 @@ def _example(script):
     )
 
 
+def _command_line():
+    """The page of the command line, as Typer tells it."""
+    tell = ["-m", "typer", "pydl.commands", "utils", "docs", "--name", "pydl", "--title", "pydl"]
+    return subprocess.run([sys.executable, *tell], check=True, capture_output=True, text=True).stdout
+
+
 def bring_in():
     """Copies and writes the pages of :func:`places`; pages of files that are gone go, too."""
     shown = places()
@@ -55,8 +61,13 @@ def bring_in():
                 old.unlink()
     for path, page in shown.items():
         text = _example(ROOT / path) if path.startswith("examples/") else (ROOT / path).read_text()
-        if not (DOCS / page).exists() or (DOCS / page).read_text() != text:
-            (DOCS / page).write_text(text)
+        _write(DOCS / page, text)
+    _write(DOCS / "api" / "command_line.md", _command_line())
+
+
+def _write(page, text):
+    if not page.exists() or page.read_text() != text:  # Sphinx reads again what is newer than its last build
+        page.write_text(text)
 
 
 def copy_mathjax(package):
