@@ -48,7 +48,7 @@ def _example(script):
 
 def _command_line():
     """The page of the command line, as Typer tells it."""
-    tell = ["-m", "typer", "pydl.commands", "utils", "docs", "--name", "pydl", "--title", "pydl"]
+    tell = ["-m", "typer", "pydl.commands", "utils", "docs", "--name", "pydl", "--title", "The command line"]
     return subprocess.run([sys.executable, *tell], check=True, capture_output=True, text=True).stdout
 
 
