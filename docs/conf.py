@@ -40,6 +40,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+nb_execution_in_temp = True  # what they write stays out of the source tree
 nb_merge_streams = True
 highlight_language = "text"  # of blocks that name none: commands
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
