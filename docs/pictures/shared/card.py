@@ -16,7 +16,7 @@ from matplotlib.text import Text
 
 INK, GREY, PALE = "#222222", "#6b6b6b", "#e9e9e9"
 BLUE, ORANGE, GREEN, RED, VIOLET = "#2f6fb0", "#d9822b", "#3a8f5c", "#c0453f", "#7a5aa6"
-LIGHT = {BLUE: "#cfe0f1", ORANGE: "#f9dfc2", GREEN: "#cdead8", RED: "#f4cdca", VIOLET: "#e0d6ef"}
+LIGHT = {BLUE: "#cfe0f1", ORANGE: "#f9dfc2", GREEN: "#cdead8", RED: "#f4cdca", VIOLET: "#e0d6ef", GREY: PALE}
 
 WIDTH = 4.0  # inches
 PHONE = 342  # pixels that a page leaves for a picture where the screen has 390
