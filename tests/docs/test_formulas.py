@@ -8,6 +8,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in (ROOT / "docs" / "ops").glob("*.md") if path.stem != "index")
+WITHOUT_GRADIENT = ("memory", "optimizers")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAMED = re.compile(r"`((?:kernels|csrc|src|benchmarks|tests|docs)/[\w./]+)`")
 
@@ -15,7 +16,8 @@ NAMED = re.compile(r"`((?:kernels|csrc|src|benchmarks|tests|docs)/[\w./]+)`")
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_code_of_the_page_holds(page):
     blocks = BLOCK.findall(page.read_text())
-    assert any("assert_close" in block for block in blocks), "a page compares its formulas with autograd's gradient"
+    assert any("assert_close" in block for block in blocks)
+    assert page.stem in WITHOUT_GRADIENT or any("autograd.grad(" in block for block in blocks)
     namespace = {}
     torch.manual_seed(0)
     for block in blocks:  # one after another, as a reader runs them
