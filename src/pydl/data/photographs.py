@@ -22,7 +22,7 @@ class StylePictures(Brief):
 
     @property
     def train(self):
-        """What a run learns from: both."""
+        """Both, which a run learns from."""
         return self.content, self.style
 
 
