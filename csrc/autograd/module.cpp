@@ -61,5 +61,9 @@ const Launchers& kernels() { return *found; }
 PyMODINIT_FUNC PyInit__torch() {
   using namespace pydl;
   autograd::found = static_cast<const Launchers*>(PyCapsule_Import(kLaunchersCapsule, 0));
-  return autograd::found ? PyModule_Create(&autograd::definition) : nullptr;
+  if (autograd::found == nullptr) {
+    PyErr_SetString(PyExc_ImportError, "pydl._C is of another build");
+    return nullptr;
+  }
+  return PyModule_Create(&autograd::definition);
 }
