@@ -7,21 +7,16 @@ the notes beside the kernels.
 """
 
 import functools
-import json
+import operator
 import re
 import statistics
 from pathlib import Path
 
 import yaml
+from figures import MACHINES, calm, dates, records, times
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-# A letter for each machine, best first: a case is shown from the first that has it.
-MACHINES = {
-    "A": ("amd-epyc-family-26-model-2-avx512-2-threads.json", "Zen 5, AVX-512"),
-    "B": ("amd-epyc-family-25-model-17-avx512-2-threads.json", "Zen 4, AVX-512"),
-    "C": ("amd-epyc-family-25-model-1-avx2-2-threads.json", "Zen 3, AVX2"),
-}
 # README's tables of models: the machine of a table is told in the sentence before it.
 README_MACHINES = {
     "A": "skipgram cbow bert bert_classifier elmo ssd fcn densenet vgg16 dcgan style",
@@ -31,24 +26,11 @@ README_MACHINES = {
 }
 
 
-@functools.cache
-def results(letter):
-    return json.loads((ROOT / "benchmarks" / "results" / MACHINES[letter][0]).read_text())
-
-
-def _times(ratio, calm):
-    return f"{ratio:.2f}×" + (f" ({calm:.2f}×)" if calm else "")
-
-
-def _calm(record):
-    return (record.get("no_page_faults") or {}).get("ratio")
-
-
 def _case(op, case):
     for letter in MACHINES:
-        for record in results(letter).get(op, {"records": ()})["records"]:
+        for record in records(letter, op):
             if record["case"] == case:
-                return letter, _times(record["ratio"], _calm(record))
+                return letter, times(record)
     raise KeyError(f"no machine's results have {op}/{case}")
 
 
@@ -56,15 +38,11 @@ def _network(name):
     """The geometric mean over the distinct convolutions of a network, both memory formats, three passes."""
     network, dtype = name.rsplit(" ", 1)
     for letter in MACHINES:
-        found = [
-            r
-            for r in results(letter).get("conv2d", {"records": ()})["records"]
-            if "network" in r and network in ("all networks", r["network"]["name"]) and r["case"].endswith(f" {dtype}")
-        ]
+        of_network = [r for r in records(letter, "conv2d") if "network" in r and r["case"].endswith(f" {dtype}")]
+        found = [r for r in of_network if network in ("all networks", r["network"]["name"])]
         if found:
-            calm = [_calm(r) or r["ratio"] for r in found]
-            mean = statistics.geometric_mean
-            return letter, _times(mean([r["ratio"] for r in found]), mean(calm)), len(found)
+            ratio, without = (statistics.geometric_mean(map(of, found)) for of in (operator.itemgetter("ratio"), calm))
+            return letter, f"{ratio:.2f}× ({without:.2f}×)", len(found)
     raise KeyError(f"no machine's results have the network {name}")
 
 
@@ -86,9 +64,9 @@ def readme_ratios():
 def _ratio(key, words, up):
     kind, _, rest = key.partition(" ")
     if kind == "network":
-        letter, times, cases = _network(rest)
+        letter, ratio, cases = _network(rest)
         what = words["network"].format(cases=cases) + f" ({rest.split()[-1]})"
-        return f"{times} {letter}, {what}"
+        return f"{ratio} {letter}, {what}"
     if kind == "train":
         letter = next(letter for letter, names in README_MACHINES.items() if rest in names.split())
         return f"{readme_ratios()[rest]} {letter}, {words['step'].format(name='train ' + rest)}"
@@ -98,8 +76,8 @@ def _ratio(key, words, up):
             raise KeyError(f"{path} does not say {figure}")
         return f"{figure}: {words['notes'].format(path=up + path)}"
     op, _, case = key.partition("/")
-    letter, times = _case(op, case)
-    return f"{times} {letter}, {op}: {case}"
+    letter, ratio = _case(op, case)
+    return f"{ratio} {letter}, {op}: {case}"
 
 
 def _use(key, words, up):
@@ -143,11 +121,10 @@ def _row(section, language, words, vocabulary, up):
 
 
 def _machines(words):
-    found = []
-    for letter, (_, name) in MACHINES.items():
-        dates = sorted({part["machine"]["date"] for part in results(letter).values()})
-        found.append(words["machine"].format(letter=letter, name=name, dates=" – ".join(dict.fromkeys(dates))))
-    return words["join"].join(found)
+    told = (
+        words["machine"].format(letter=letter, name=MACHINES[letter][1], dates=dates(letter)) for letter in MACHINES
+    )
+    return words["join"].join(told)
 
 
 def page(language):

@@ -40,7 +40,9 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+nb_execution_in_temp = True  # what they write stays out of the source tree
 nb_merge_streams = True
+highlight_language = "text"  # of blocks that name none: commands
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -48,7 +50,12 @@ autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # torch's docstrings are torch's to show
 autodoc_typehints = "none"
 nitpicky = True
-nitpick_ignore_regex = [(r"py:.*", r"(torch|np|numpy|matplotlib)\b.*")]  # their sites cannot be asked without a network
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|np|numpy|matplotlib)\b.*"),  # their sites cannot be asked without a network
+    (r"py:.*", r"pydl\.(aside|training|models\.gpt|data\.folder|text\.(pairs|pseudo_words))\b.*"),  # the inside
+    (r"py:data", r".*"),
+    (r"py:class", r"LayerMix"),
+]
 
 sources.copy_mathjax(importlib.util.find_spec("sphinx-mathjax-offline").submodule_search_locations[0])
 sources.draw_pictures()
@@ -59,6 +66,15 @@ def _relink(app, docname, source):
     source[0] = sources.relink(source[0], app.env.doc2path(docname, base=False).as_posix())
 
 
+def _resolve_error(app, env, node, content):
+    """``DataError`` in a docstring's list of errors is ``pydl.errors.DataError``."""
+    name = f"pydl.errors.{node['reftarget']}"
+    if node.get("reftype") != "exc" or not hasattr(pydl.errors, node["reftarget"]):
+        return None
+    return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "exc", name, node, content)
+
+
 def setup(app):
     """Sphinx calls this."""
     app.connect("source-read", _relink)
+    app.connect("missing-reference", _resolve_error)

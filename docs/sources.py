@@ -18,7 +18,12 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 
-_PAGES = {"CONTRIBUTING.md": "contributing.md", "src/pydl/d2l/NAMES.md": "names.md"}
+_PAGES = {
+    "README.md": "readme.md",
+    "README.zh.md": "zh/readme.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "src/pydl/d2l/NAMES.md": "names.md",
+}
 _NOTES = ("build_backend", "csrc", "kernels", "src")
 
 
@@ -46,6 +51,12 @@ def _example(script):
     )
 
 
+def _command_line():
+    """The page of the command line, as Typer tells it."""
+    tell = ["-m", "typer", "pydl.commands", "utils", "docs", "--name", "pydl", "--title", "The command line"]
+    return subprocess.run([sys.executable, *tell], check=True, capture_output=True, text=True).stdout
+
+
 def bring_in():
     """Copies and writes the pages of :func:`places`; pages of files that are gone go, too."""
     shown = places()
@@ -55,8 +66,13 @@ def bring_in():
                 old.unlink()
     for path, page in shown.items():
         text = _example(ROOT / path) if path.startswith("examples/") else (ROOT / path).read_text()
-        if not (DOCS / page).exists() or (DOCS / page).read_text() != text:
-            (DOCS / page).write_text(text)
+        _write(DOCS / page, text)
+    _write(DOCS / "api" / "command_line.md", _command_line())
+
+
+def _write(page, text):
+    if not page.exists() or page.read_text() != text:  # Sphinx reads again what is newer than its last build
+        page.write_text(text)
 
 
 def copy_mathjax(package):
@@ -95,4 +111,4 @@ def relink(text, page):
             return f"[{words}]({place}{'#' if anchor else ''}{anchor})"
         return words
 
-    return re.sub(r"(?<!\!)\[([^\]\n]+)\]\(([^)\s]+)\)", lead, text)
+    return re.sub(r"(?<!!)\[([^\[\]]+)\]\(([^)\s]+)\)", lead, text)

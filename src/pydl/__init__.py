@@ -1,8 +1,8 @@
 """pydl: hand-written kernels for PyTorch, forward and backward.
 
->>> import pydl
->>> net = pydl.swap(net)        # the same model, our kernels under it
->>> print(pydl.report(net))     # which kernel serves which layer
+>>> net = pydl.swap(torch.nn.Sequential(torch.nn.Conv2d(1, 6, 5), torch.nn.ReLU()))  # the same model, our kernels
+>>> print(pydl.report(net))  # which kernel serves which layer  # doctest: +ELLIPSIS
+name  layer   served by ...
 """
 
 from pydl import _importing

@@ -93,7 +93,11 @@ def _triton_status():
 
 
 def available():
-    """A dict from backend name to :class:`Status`, in the order of ``NAMES``."""
+    """A dict from backend name to :class:`Status`, in the order of ``NAMES``.
+
+    >>> bool(pydl.backend.available()["cpu"])
+    True
+    """
     emulated = " compiled for AVX2" if _C.avx512_is_emulated() and _C.cpu_isa() == "avx512" else ""
     return {
         "torch": Status(True, f"torch {torch.__version__}"),
@@ -164,6 +168,10 @@ class use(_Switch):
     Raises:
         ValueError: for an unknown name.
         RuntimeError: for a backend that is absent; the message names those present.
+
+    >>> with pydl.backend.use("torch"):
+    ...     pydl.backend.current()
+    'torch'
     """
 
     @staticmethod
@@ -252,7 +260,11 @@ def ops_for(tensor, op=None):
 
 
 def isas():
-    """Instruction sets that this CPU runs, lowest first."""
+    """Instruction sets that this CPU runs, lowest first.
+
+    >>> pydl.backend.isas()[0]
+    'baseline'
+    """
     return list(_C.cpu_isas())
 
 
@@ -273,6 +285,10 @@ class isa(_Switch):
 
     Raises:
         ValueError: for a name that is not in :func:`isas`.
+
+    >>> with pydl.backend.isa("baseline"):
+    ...     pydl.backend.current_isa()
+    'baseline'
     """
 
     _get = staticmethod(current_isa)
@@ -287,6 +303,10 @@ class exact(_Switch):
 
     Args:
         on: False takes it back inside a block of it.
+
+    >>> with pydl.backend.exact():
+    ...     nn.Conv2d(1, 1, 3)(torch.ones(1, 1, 8, 8)).shape
+    torch.Size([1, 1, 6, 6])
     """
 
     _get = staticmethod(_C.is_exact)

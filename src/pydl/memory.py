@@ -27,6 +27,9 @@ def stats():
     ``enabled``; ``serves_torch`` (:func:`serve_torch`); in bytes ``used`` (in tensors now), ``idle`` (kept for reuse),
     ``peak`` (most in use at once) and ``limit`` (most kept idle); in buffers ``fresh`` (mapped), ``reused`` (handed out
     again) and ``given_back`` (unmapped).
+
+    >>> pydl.memory.stats()["limit"] > 0
+    True
     """
     return _C.memory_stats()
 
@@ -39,8 +42,8 @@ def serve_torch(on=True):
     resident from the first moment on, used or not.
 
     Returns:
-        Whether the pool serves torch now: it does not where ``PYDL_MEMORY_POOL=0`` or where ``pydl._torch`` is not
-        loaded (``pydl info`` says why).
+        Whether the pool serves torch now, which it does not where ``PYDL_MEMORY_POOL=0`` or where ``pydl._torch`` is
+        not loaded (``pydl info`` says why).
     """
     if not on:
         _C.memory_serve_torch(False)
@@ -54,6 +57,11 @@ def serving_torch(wanted=True):
     """:func:`serve_torch` while the context lasts, where ``wanted``; what the pool keeps idle is given back at its end.
 
     Where the pool serves torch already, and where it cannot, the context does nothing.
+
+    >>> with pydl.memory.serving_torch():
+    ...     x = torch.ones(1024, 1024)
+    >>> x.sum()
+    tensor(1048576.)
     """
     if not wanted or stats()["serves_torch"] or not serve_torch():
         yield
@@ -66,7 +74,10 @@ def serving_torch(wanted=True):
 
 
 def empty_cache():
-    """Gives all idle memory back to the operating system; tensors keep theirs."""
+    """Gives all idle memory back to the operating system; tensors keep theirs.
+
+    >>> pydl.memory.empty_cache()
+    """
     _C.memory_empty_cache()
 
 

@@ -103,31 +103,61 @@ class _Served:
 
 
 class SGD(_Served, torch.optim.SGD):
-    """``torch.optim.SGD``: momentum, dampening, Nesterov, weight decay, maximize; by one kernel on the CPU."""
+    """``torch.optim.SGD``: momentum, dampening, Nesterov, weight decay, maximize; by one kernel on the CPU.
+
+    >>> net = nn.Linear(20, 5)
+    >>> optimizer = pydl.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    >>> net(torch.randn(4, 20)).sum().backward()
+    >>> optimizer.step()
+    """
 
     _torchs = _Torchs(torch.optim.SGD)
 
 
 class Adam(_Served, torch.optim.Adam):
-    """``torch.optim.Adam``, with ``amsgrad``; by one kernel on the CPU."""
+    """``torch.optim.Adam``, with ``amsgrad``; by one kernel on the CPU.
+
+    >>> net = nn.Linear(20, 5)
+    >>> optimizer = pydl.optim.Adam(net.parameters(), lr=1e-3)
+    >>> net(torch.randn(4, 20)).sum().backward()
+    >>> optimizer.step()
+    """
 
     _torchs = _Torchs(torch.optim.Adam)
 
 
 class AdamW(_Served, torch.optim.AdamW):
-    """``torch.optim.AdamW``, with ``amsgrad``; by one kernel on the CPU."""
+    """``torch.optim.AdamW``, with ``amsgrad``; by one kernel on the CPU.
+
+    >>> net = nn.Linear(20, 5)
+    >>> optimizer = pydl.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.1)
+    >>> net(torch.randn(4, 20)).sum().backward()
+    >>> optimizer.step()
+    """
 
     _torchs = _Torchs(torch.optim.AdamW)
 
 
 class RMSprop(_Served, torch.optim.RMSprop):
-    """``torch.optim.RMSprop``, centered and with momentum; by one kernel on the CPU."""
+    """``torch.optim.RMSprop``, centered and with momentum; by one kernel on the CPU.
+
+    >>> net = nn.Linear(20, 5)
+    >>> optimizer = pydl.optim.RMSprop(net.parameters(), lr=1e-3, centered=True)
+    >>> net(torch.randn(4, 20)).sum().backward()
+    >>> optimizer.step()
+    """
 
     _torchs = _Torchs(torch.optim.RMSprop)
 
 
 class Adadelta(_Served, torch.optim.Adadelta):
-    """``torch.optim.Adadelta``; by one kernel on the CPU."""
+    """``torch.optim.Adadelta``; by one kernel on the CPU.
+
+    >>> net = nn.Linear(20, 5)
+    >>> optimizer = pydl.optim.Adadelta(net.parameters(), lr=1.0)
+    >>> net(torch.randn(4, 20)).sum().backward()
+    >>> optimizer.step()
+    """
 
     _torchs = _Torchs(torch.optim.Adadelta)
 
@@ -220,6 +250,13 @@ def clip_grad_norm_(parameters, max_norm, norm_type=2.0, error_if_nonfinite=Fals
 
     Raises:
         RuntimeError: by ``error_if_nonfinite``.
+
+    >>> weight = torch.zeros(2, requires_grad=True)
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> pydl.optim.clip_grad_norm_([weight], max_norm=1.0)
+    tensor(5.)
+    >>> weight.grad
+    tensor([0.6000, 0.8000])
     """
     if isinstance(parameters, torch.Tensor):
         parameters = [parameters]

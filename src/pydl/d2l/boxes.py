@@ -86,7 +86,7 @@ def multibox_detection(cls_probs, offset_preds, anchors, nms_threshold=0.5, pos_
         cls_probs: (N, classes + 1, A); the first is the background.
         offset_preds: (N, 4·A).
         anchors: (1, A, 4).
-        nms_threshold: of :func:`nms`, over the boxes of all classes together.
+        nms_threshold: of :func:`pydl.vision.boxes.nms`, over the boxes of all classes together.
         pos_threshold: a box of a lower confidence is background, with 1 minus that.
 
     Returns:

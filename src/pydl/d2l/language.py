@@ -16,7 +16,7 @@ class TimeMachine(DataModule):
 
     Attributes:
         X, Y: (N, num_steps) numbers of characters, and those one further.
-        vocab: their :class:`Vocab`.
+        vocab: their :class:`pydl.text.vocabulary.Vocab`.
     """
 
     def __init__(self, batch_size, num_steps, num_train=10000, num_val=5000):

@@ -126,7 +126,7 @@ class MTFraEng(DataModule):
 
 
 def bleu(pred_seq, label_seq, k):
-    """BLEU of a sentence: exp(min(0, 1 - |label| / |pred|)) Π pₙ^(½ⁿ) for n = 1 … k.
+    """BLEU of a sentence: ``exp(min(0, 1 - |label| / |pred|)) Π pₙ^(½ⁿ)`` for n = 1 … k.
 
     pₙ is the share of the prediction's sequences of n words that are in the label, each there counted once.
 

@@ -100,7 +100,11 @@ OBJECTS = "scenes", "voc", "yolo"  # of detectors and segmenters
 
 
 def names():
-    """The names that :func:`get` takes."""
+    """The names that :func:`get` takes.
+
+    >>> pydl.data.names()[:3]
+    ['digits', 'fashion-mnist', 'mnist']
+    """
     return list(_LOADERS)
 
 
@@ -118,6 +122,10 @@ def get(name, root="data", seed=0, **options):
         OptionError: (a ValueError) for an unknown name; the message lists the names there are.
         DataError: for files that are missing, truncated or of another kind; the message names them.
         MissingExtra: (an ImportError) when the package that holds or reads the set is not installed.
+
+    >>> digits = pydl.data.get("digits")
+    >>> len(digits.train), len(digits.test)
+    (1438, 359)
     """
     if name not in _LOADERS:
         raise OptionError(

@@ -49,7 +49,7 @@ class Dataset:
 
     @property
     def kind(self):
-        """What is learnt from it: ``regression`` or ``classification``."""
+        """``regression`` or ``classification``, whichever is learnt from it."""
         return "regression" if self.regression else "classification"
 
 

@@ -21,7 +21,7 @@ class StylePictures:
 
     @property
     def train(self):
-        """What a run learns from: both."""
+        """Both, which a run learns from."""
         return self.content, self.style
 
 

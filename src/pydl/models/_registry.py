@@ -16,7 +16,11 @@ def register(kind):
 
 
 def names(kind=None):
-    """The names of the models, sorted; with ``kind``, one of :data:`KINDS`, of those alone."""
+    """The names of the models, sorted; with ``kind``, one of :data:`KINDS`, of those alone.
+
+    >>> pydl.models.names("detector")
+    ['ssd']
+    """
     if kind not in (None, *KINDS):
         raise ValueError(f"models: expected kind to be one of {', '.join(KINDS)}, got {kind!r}")
     return sorted(name for name in _BUILDERS if kind in (None, _KINDS[name]))
@@ -34,7 +38,11 @@ def builder(name):
 
 
 def kind(name):
-    """What the model ``name`` is, one of :data:`KINDS`; the errors are those of :func:`builder`."""
+    """What the model ``name`` is, one of :data:`KINDS`; the errors are those of :func:`builder`.
+
+    >>> pydl.models.kind("gpt")
+    'language'
+    """
     builder(name)
     return _KINDS[name]
 
@@ -56,6 +64,9 @@ def get(name, **options):
     Raises:
         ValueError: for an unknown name; the message lists those there are.
         TypeError: for an option that the model does not have.
+
+    >>> pydl.models.get("lenet", num_classes=3)(torch.randn(2, 1, 28, 28)).shape
+    torch.Size([2, 3])
     """
     return builder(name)(**options)
 

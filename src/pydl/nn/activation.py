@@ -9,7 +9,11 @@ from pydl.ops.elementwise import is_plain, is_small, served
 
 
 class ReLU(_Eager, torch.nn.ReLU):
-    """``torch.nn.ReLU`` over :func:`pydl.functional.relu` (d2l chapter "Multilayer Perceptrons"); on the CPU."""
+    """``torch.nn.ReLU`` over :func:`pydl.functional.relu` (d2l chapter "Multilayer Perceptrons"); on the CPU.
+
+    >>> nn.ReLU()(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([0., 0., 1.])
+    """
 
     own = Own(torch.nn.ReLU, "relu")
 
@@ -22,7 +26,11 @@ class ReLU(_Eager, torch.nn.ReLU):
 
 
 class LeakyReLU(_Eager, torch.nn.LeakyReLU):
-    """``torch.nn.LeakyReLU`` over :func:`pydl.functional.leaky_relu`; on the CPU."""
+    """``torch.nn.LeakyReLU`` over :func:`pydl.functional.leaky_relu`; on the CPU.
+
+    >>> nn.LeakyReLU(0.1)(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.1000,  0.0000,  1.0000])
+    """
 
     own = Own(torch.nn.LeakyReLU, "leaky_relu")
 
@@ -36,7 +44,11 @@ class LeakyReLU(_Eager, torch.nn.LeakyReLU):
 
 
 class Sigmoid(_Eager, torch.nn.Sigmoid):
-    """``torch.nn.Sigmoid`` over :func:`pydl.functional.sigmoid` (d2l chapter "Multilayer Perceptrons"); on the CPU."""
+    """``torch.nn.Sigmoid`` over :func:`pydl.functional.sigmoid` (d2l chapter "Multilayer Perceptrons"); on the CPU.
+
+    >>> nn.Sigmoid()(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([0.2689, 0.5000, 0.7311])
+    """
 
     own = Own(torch.nn.Sigmoid, "sigmoid", namespace=torch)
 
@@ -49,7 +61,11 @@ class Sigmoid(_Eager, torch.nn.Sigmoid):
 
 
 class Tanh(_Eager, torch.nn.Tanh):
-    """``torch.nn.Tanh`` over :func:`pydl.functional.tanh` (d2l chapter "Multilayer Perceptrons"); on the CPU."""
+    """``torch.nn.Tanh`` over :func:`pydl.functional.tanh` (d2l chapter "Multilayer Perceptrons"); on the CPU.
+
+    >>> nn.Tanh()(torch.tensor([-1.0, 0.5, 1.0]))
+    tensor([-0.7616,  0.4621,  0.7616])
+    """
 
     own = Own(torch.nn.Tanh, "tanh", namespace=torch)
 
@@ -62,7 +78,11 @@ class Tanh(_Eager, torch.nn.Tanh):
 
 
 class GELU(_Eager, torch.nn.GELU):
-    """``torch.nn.GELU`` over :func:`pydl.functional.gelu` (d2l chapter "Transformers for Vision"); on the CPU."""
+    """``torch.nn.GELU`` over :func:`pydl.functional.gelu` (d2l chapter "Transformers for Vision"); on the CPU.
+
+    >>> nn.GELU()(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.1587,  0.0000,  0.8413])
+    """
 
     own = Own(torch.nn.GELU, "gelu")
 
@@ -76,7 +96,11 @@ class GELU(_Eager, torch.nn.GELU):
 
 
 class SiLU(_Eager, torch.nn.SiLU):
-    """``torch.nn.SiLU`` over :func:`pydl.functional.silu`; on the CPU."""
+    """``torch.nn.SiLU`` over :func:`pydl.functional.silu`; on the CPU.
+
+    >>> nn.SiLU()(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.2689,  0.0000,  0.7311])
+    """
 
     own = Own(torch.nn.SiLU, "silu")
 
@@ -89,7 +113,11 @@ class SiLU(_Eager, torch.nn.SiLU):
 
 
 class Softplus(_Eager, torch.nn.Softplus):
-    """``torch.nn.Softplus`` over :func:`pydl.functional.softplus`; on the CPU."""
+    """``torch.nn.Softplus`` over :func:`pydl.functional.softplus`; on the CPU.
+
+    >>> nn.Softplus()(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([0.3133, 0.6931, 1.3133])
+    """
 
     own = Own(torch.nn.Softplus, "softplus")
 

@@ -14,6 +14,11 @@ class MultiheadAttention(_Eager, torch.nn.MultiheadAttention):
 
     Weights are made only with ``need_weights``, which is torch's default. ``add_bias_kv``, ``add_zero_attn`` and masks
     of two kinds at once are served by torch.
+
+    >>> x = torch.randn(2, 5, 16)
+    >>> output, weights = nn.MultiheadAttention(16, 4, batch_first=True)(x, x, x)
+    >>> output.shape, weights.shape
+    (torch.Size([2, 5, 16]), torch.Size([2, 5, 5]))
     """
 
     own = Own(torch.nn.MultiheadAttention, "multi_head_attention_forward")

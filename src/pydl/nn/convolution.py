@@ -18,6 +18,9 @@ class Conv2d(_Eager, torch.nn.Conv2d):
 
     Input (N, C, H, W) or (C, H, W), output (N, out_channels, H', W') in the memory format that torch would choose.
     ``forward`` takes :func:`~pydl.functional.conv2d`'s ``activation`` too, keyword-only.
+
+    >>> nn.Conv2d(3, 8, kernel_size=3, padding=1)(torch.randn(4, 3, 32, 32)).shape
+    torch.Size([4, 8, 32, 32])
     """
 
     own = Own(torch.nn.Conv2d, "conv2d", "_conv_forward")
@@ -53,7 +56,12 @@ _CONV_FORWARD = dict(Conv2d.own.methods)["_conv_forward"]  # torch's
 # torch's lazy class, with ours next in the method resolution order: its __init__ reaches our constructor, its
 # forward is ours, and on the first input it becomes our class instead of torch's.
 class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
-    """:class:`Conv2d` that takes ``in_channels`` from its first input."""
+    """:class:`Conv2d` that takes ``in_channels`` from its first input.
+
+    >>> layer = nn.LazyConv2d(8, 3)
+    >>> layer(torch.randn(4, 6, 8, 8)).shape, layer.in_channels
+    (torch.Size([4, 8, 6, 6]), 6)
+    """
 
     cls_to_become = Conv2d
 
@@ -62,6 +70,9 @@ class ConvTranspose2d(_Eager, torch.nn.ConvTranspose2d):
     """``torch.nn.ConvTranspose2d`` over :func:`pydl.functional.conv_transpose2d` (d2l "Transposed Convolution").
 
     Input (N, C, H, W) or (C, H, W), output (N, out_channels, H', W'), ``output_size`` as torch's; on the CPU.
+
+    >>> nn.ConvTranspose2d(3, 8, kernel_size=4, stride=2, padding=1)(torch.randn(4, 3, 16, 16)).shape
+    torch.Size([4, 8, 32, 32])
     """
 
     own = Own(torch.nn.ConvTranspose2d, "conv_transpose2d", "_output_padding")
@@ -85,7 +96,12 @@ _OUTPUT_PADDING = dict(ConvTranspose2d.own.methods)["_output_padding"]  # torch'
 
 
 class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):
-    """:class:`ConvTranspose2d` that takes ``in_channels`` from its first input."""
+    """:class:`ConvTranspose2d` that takes ``in_channels`` from its first input.
+
+    >>> layer = nn.LazyConvTranspose2d(8, 3)
+    >>> layer(torch.randn(4, 6, 8, 8)).shape, layer.in_channels
+    (torch.Size([4, 8, 10, 10]), 6)
+    """
 
     cls_to_become = ConvTranspose2d
 
@@ -94,6 +110,9 @@ class Conv1d(_Eager, torch.nn.Conv1d):
     """``torch.nn.Conv1d`` over :func:`pydl.functional.conv1d` (d2l "TextCNN"); on the CPU.
 
     Input (N, C, L) or (C, L), output (N, out_channels, L').
+
+    >>> nn.Conv1d(3, 8, kernel_size=5)(torch.randn(4, 3, 20)).shape
+    torch.Size([4, 8, 16])
     """
 
     own = Own(torch.nn.Conv1d, "conv1d", "_conv_forward")
@@ -115,7 +134,12 @@ _CONV_FORWARD_1D = dict(Conv1d.own.methods)["_conv_forward"]  # torch's
 
 
 class LazyConv1d(torch.nn.LazyConv1d, Conv1d):
-    """:class:`Conv1d` that takes ``in_channels`` from its first input."""
+    """:class:`Conv1d` that takes ``in_channels`` from its first input.
+
+    >>> layer = nn.LazyConv1d(8, 3)
+    >>> layer(torch.randn(4, 6, 20)).shape, layer.in_channels
+    (torch.Size([4, 8, 18]), 6)
+    """
 
     cls_to_become = Conv1d
 
@@ -124,6 +148,9 @@ class ConvTranspose1d(_Eager, torch.nn.ConvTranspose1d):
     """``torch.nn.ConvTranspose1d`` over :func:`pydl.functional.conv_transpose1d`; on the CPU.
 
     Input (N, C, L) or (C, L), output (N, out_channels, L'), ``output_size`` as torch's.
+
+    >>> nn.ConvTranspose1d(3, 8, kernel_size=4, stride=2)(torch.randn(4, 3, 20)).shape
+    torch.Size([4, 8, 42])
     """
 
     own = Own(torch.nn.ConvTranspose1d, "conv_transpose1d", "_output_padding")
@@ -144,6 +171,11 @@ class ConvTranspose1d(_Eager, torch.nn.ConvTranspose1d):
 
 
 class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):
-    """:class:`ConvTranspose1d` that takes ``in_channels`` from its first input."""
+    """:class:`ConvTranspose1d` that takes ``in_channels`` from its first input.
+
+    >>> layer = nn.LazyConvTranspose1d(8, 3)
+    >>> layer(torch.randn(4, 6, 20)).shape, layer.in_channels
+    (torch.Size([4, 8, 22]), 6)
+    """
 
     cls_to_become = ConvTranspose1d

@@ -11,7 +11,11 @@ from pydl.ops.dropout import dropout_unasked
 
 
 class Dropout(_Eager, torch.nn.Dropout):
-    """``torch.nn.Dropout`` over :func:`pydl.functional.dropout`; any shape."""
+    """``torch.nn.Dropout`` over :func:`pydl.functional.dropout`; any shape.
+
+    >>> torch.equal(nn.Dropout(0.5).eval()(torch.ones(6)), torch.ones(6))  # in evaluation it does nothing
+    True
+    """
 
     own = Own(torch.nn.Dropout, "dropout")
 
@@ -28,7 +32,11 @@ class Dropout(_Eager, torch.nn.Dropout):
 
 
 class Dropout1d(_Eager, torch.nn.Dropout1d):
-    """``torch.nn.Dropout1d`` over :func:`pydl.functional.dropout1d`; whole channels of (N, C, L) or (C, L)."""
+    """``torch.nn.Dropout1d`` over :func:`pydl.functional.dropout1d`; whole channels of (N, C, L) or (C, L).
+
+    >>> nn.Dropout1d(0.5)(torch.ones(4, 3, 20)).shape
+    torch.Size([4, 3, 20])
+    """
 
     own = Own(torch.nn.Dropout1d, "dropout1d")
 
@@ -39,7 +47,11 @@ class Dropout1d(_Eager, torch.nn.Dropout1d):
 
 
 class Dropout2d(_Eager, torch.nn.Dropout2d):
-    """``torch.nn.Dropout2d`` over :func:`pydl.functional.dropout2d`; whole channels of (N, C, H, W)."""
+    """``torch.nn.Dropout2d`` over :func:`pydl.functional.dropout2d`; whole channels of (N, C, H, W).
+
+    >>> nn.Dropout2d(0.5)(torch.ones(4, 3, 8, 8)).shape
+    torch.Size([4, 3, 8, 8])
+    """
 
     own = Own(torch.nn.Dropout2d, "dropout2d")
 
@@ -50,7 +62,11 @@ class Dropout2d(_Eager, torch.nn.Dropout2d):
 
 
 class Dropout3d(_Eager, torch.nn.Dropout3d):
-    """``torch.nn.Dropout3d`` over :func:`pydl.functional.dropout3d`; whole channels of (N, C, D, H, W)."""
+    """``torch.nn.Dropout3d`` over :func:`pydl.functional.dropout3d`; whole channels of (N, C, D, H, W).
+
+    >>> nn.Dropout3d(0.5)(torch.ones(4, 3, 2, 8, 8)).shape
+    torch.Size([4, 3, 2, 8, 8])
+    """
 
     own = Own(torch.nn.Dropout3d, "dropout3d")
 

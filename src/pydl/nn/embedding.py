@@ -12,7 +12,10 @@ from pydl.ops.embedding import embedding_unasked, is_small, quick
 class Embedding(_Eager, torch.nn.Embedding):
     """``torch.nn.Embedding`` over :func:`pydl.functional.embedding` (d2l chapter "Word Embedding"); on the CPU.
 
-    Input int64 or int32 of any shape, output (*, embedding_dim).
+    Input int64 or int32 of any shape, output ``(*, embedding_dim)``.
+
+    >>> nn.Embedding(1000, 16)(torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 3, 16])
     """
 
     own = Own(torch.nn.Embedding, "embedding")
@@ -39,6 +42,9 @@ class EmbeddingBag(_Eager, torch.nn.EmbeddingBag):
     """``torch.nn.EmbeddingBag`` over :func:`pydl.functional.embedding_bag`; on the CPU.
 
     Input int64 or int32 (B, L), or (n) with offsets (B); output (B, embedding_dim).
+
+    >>> nn.EmbeddingBag(1000, 16, mode="sum")(torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 16])
     """
 
     own = Own(torch.nn.EmbeddingBag, "embedding_bag")

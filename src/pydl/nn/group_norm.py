@@ -11,7 +11,11 @@ from pydl.ops.group_norm import group_norm_unasked
 
 
 class GroupNorm(_Eager, torch.nn.GroupNorm):
-    """``torch.nn.GroupNorm`` over :func:`pydl.functional.group_norm`; on the CPU. Input and output (N, C, ...)."""
+    """``torch.nn.GroupNorm`` over :func:`pydl.functional.group_norm`; on the CPU. Input and output (N, C, ...).
+
+    >>> nn.GroupNorm(2, 6)(torch.randn(4, 6, 8, 8)).shape
+    torch.Size([4, 6, 8, 8])
+    """
 
     own = Own(torch.nn.GroupNorm, "group_norm")
 

@@ -40,32 +40,59 @@ _HANDLE, _APPLY = dict(_InstanceNorm.own.methods).values()  # torch's
 
 
 class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
-    """``torch.nn.InstanceNorm1d`` over :func:`pydl.functional.instance_norm`; input (N, C, L)."""
+    """``torch.nn.InstanceNorm1d`` over :func:`pydl.functional.instance_norm`; input (N, C, L).
+
+    >>> nn.InstanceNorm1d(3)(torch.randn(4, 3, 20)).shape
+    torch.Size([4, 3, 20])
+    """
 
 
 class InstanceNorm2d(_InstanceNorm, torch.nn.InstanceNorm2d):
-    """``torch.nn.InstanceNorm2d`` over :func:`pydl.functional.instance_norm`; input (N, C, H, W)."""
+    """``torch.nn.InstanceNorm2d`` over :func:`pydl.functional.instance_norm`; input (N, C, H, W).
+
+    >>> nn.InstanceNorm2d(3)(torch.randn(4, 3, 8, 8)).shape
+    torch.Size([4, 3, 8, 8])
+    """
 
 
 class InstanceNorm3d(_InstanceNorm, torch.nn.InstanceNorm3d):
-    """``torch.nn.InstanceNorm3d`` over :func:`pydl.functional.instance_norm`; input (N, C, D, H, W)."""
+    """``torch.nn.InstanceNorm3d`` over :func:`pydl.functional.instance_norm`; input (N, C, D, H, W).
+
+    >>> nn.InstanceNorm3d(3)(torch.randn(4, 3, 2, 8, 8)).shape
+    torch.Size([4, 3, 2, 8, 8])
+    """
 
 
 # torch's lazy class, with ours next in the method resolution order: its __init__ reaches our constructor, its
 # forward is ours, and on the first input it becomes our class instead of torch's.
 class LazyInstanceNorm1d(torch.nn.LazyInstanceNorm1d, InstanceNorm1d):
-    """:class:`InstanceNorm1d` that takes ``num_features`` from its first input."""
+    """:class:`InstanceNorm1d` that takes ``num_features`` from its first input.
+
+    >>> layer = nn.LazyInstanceNorm1d(affine=True)
+    >>> layer(torch.randn(4, 6, 20)).shape, layer.num_features
+    (torch.Size([4, 6, 20]), 6)
+    """
 
     cls_to_become = InstanceNorm1d
 
 
 class LazyInstanceNorm2d(torch.nn.LazyInstanceNorm2d, InstanceNorm2d):
-    """:class:`InstanceNorm2d` that takes ``num_features`` from its first input."""
+    """:class:`InstanceNorm2d` that takes ``num_features`` from its first input.
+
+    >>> layer = nn.LazyInstanceNorm2d(affine=True)
+    >>> layer(torch.randn(4, 6, 8, 8)).shape, layer.num_features
+    (torch.Size([4, 6, 8, 8]), 6)
+    """
 
     cls_to_become = InstanceNorm2d
 
 
 class LazyInstanceNorm3d(torch.nn.LazyInstanceNorm3d, InstanceNorm3d):
-    """:class:`InstanceNorm3d` that takes ``num_features`` from its first input."""
+    """:class:`InstanceNorm3d` that takes ``num_features`` from its first input.
+
+    >>> layer = nn.LazyInstanceNorm3d(affine=True)
+    >>> layer(torch.randn(4, 6, 2, 8, 8)).shape, layer.num_features
+    (torch.Size([4, 6, 2, 8, 8]), 6)
+    """
 
     cls_to_become = InstanceNorm3d

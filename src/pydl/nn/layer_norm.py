@@ -13,7 +13,11 @@ from pydl.ops.layer_norm import layer_norm_unasked, rms_norm_unasked
 class LayerNorm(_Eager, torch.nn.LayerNorm):
     """``torch.nn.LayerNorm`` over :func:`pydl.functional.layer_norm` (d2l chapter "Transformer"); on the CPU.
 
-    Input and output (..., *normalized_shape).
+    Input and output ``(..., *normalized_shape)``.
+
+    >>> nn.LayerNorm(2)(torch.tensor([[1.0, 3.0], [10.0, 30.0]])).detach()
+    tensor([[-1.0000,  1.0000],
+            [-1.0000,  1.0000]])
     """
 
     own = Own(torch.nn.LayerNorm, "layer_norm")
@@ -35,7 +39,10 @@ class LayerNorm(_Eager, torch.nn.LayerNorm):
 class RMSNorm(_Eager, torch.nn.RMSNorm):
     """``torch.nn.RMSNorm`` over :func:`pydl.functional.rms_norm`; on the CPU.
 
-    Input and output (..., *normalized_shape).
+    Input and output ``(..., *normalized_shape)``.
+
+    >>> nn.RMSNorm(2)(torch.tensor([[3.0, 4.0]])).detach()
+    tensor([[0.8485, 1.1314]])
     """
 
     own = Own(torch.nn.RMSNorm, "rms_norm")

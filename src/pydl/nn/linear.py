@@ -16,6 +16,9 @@ class Linear(_Eager, torch.nn.Linear):
 
     Input (..., in_features), output (..., out_features). ``forward`` takes :func:`~pydl.functional.linear`'s
     ``activation`` too, keyword-only.
+
+    >>> nn.Linear(20, 5)(torch.randn(4, 20)).shape
+    torch.Size([4, 5])
     """
 
     own = Own(torch.nn.Linear, "linear")
@@ -37,6 +40,11 @@ class Linear(_Eager, torch.nn.Linear):
 # torch's lazy class, with ours next in the method resolution order: its __init__ reaches our constructor, its
 # forward is ours, and on the first input it becomes our class instead of torch's.
 class LazyLinear(torch.nn.LazyLinear, Linear):
-    """:class:`Linear` that takes ``in_features`` from its first input."""
+    """:class:`Linear` that takes ``in_features`` from its first input.
+
+    >>> layer = nn.LazyLinear(5)
+    >>> layer(torch.randn(4, 20)).shape, layer.in_features
+    (torch.Size([4, 5]), 20)
+    """
 
     cls_to_become = Linear

@@ -20,7 +20,11 @@ from pydl.ops.softmax_cross_entropy import cross_entropy_unasked
 
 
 class CrossEntropyLoss(_Eager, torch.nn.CrossEntropyLoss):
-    """``torch.nn.CrossEntropyLoss`` over :func:`pydl.functional.cross_entropy` (d2l chapter "Softmax Regression")."""
+    """``torch.nn.CrossEntropyLoss`` over :func:`pydl.functional.cross_entropy` (d2l chapter "Softmax Regression").
+
+    >>> nn.CrossEntropyLoss()(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]))
+    tensor(0.1269)
+    """
 
     own = Own(torch.nn.CrossEntropyLoss, "cross_entropy")
 
@@ -39,7 +43,11 @@ class CrossEntropyLoss(_Eager, torch.nn.CrossEntropyLoss):
 
 
 class MSELoss(_Eager, torch.nn.MSELoss):
-    """``torch.nn.MSELoss`` over :func:`pydl.functional.mse_loss` (d2l chapter "Linear Regression"); on the CPU."""
+    """``torch.nn.MSELoss`` over :func:`pydl.functional.mse_loss` (d2l chapter "Linear Regression"); on the CPU.
+
+    >>> nn.MSELoss()(torch.tensor([0.0, 4.0]), torch.zeros(2))
+    tensor(8.)
+    """
 
     own = Own(torch.nn.MSELoss, "mse_loss")
 
@@ -52,7 +60,11 @@ class MSELoss(_Eager, torch.nn.MSELoss):
 
 
 class L1Loss(_Eager, torch.nn.L1Loss):
-    """``torch.nn.L1Loss`` over :func:`pydl.functional.l1_loss`; on the CPU."""
+    """``torch.nn.L1Loss`` over :func:`pydl.functional.l1_loss`; on the CPU.
+
+    >>> nn.L1Loss()(torch.tensor([0.0, 4.0]), torch.zeros(2))
+    tensor(2.)
+    """
 
     own = Own(torch.nn.L1Loss, "l1_loss")
 
@@ -65,7 +77,11 @@ class L1Loss(_Eager, torch.nn.L1Loss):
 
 
 class SmoothL1Loss(_Eager, torch.nn.SmoothL1Loss):
-    """``torch.nn.SmoothL1Loss`` over :func:`pydl.functional.smooth_l1_loss`; on the CPU."""
+    """``torch.nn.SmoothL1Loss`` over :func:`pydl.functional.smooth_l1_loss`; on the CPU.
+
+    >>> nn.SmoothL1Loss()(torch.tensor([0.0, 4.0]), torch.zeros(2))
+    tensor(1.7500)
+    """
 
     own = Own(torch.nn.SmoothL1Loss, "smooth_l1_loss")
 
@@ -78,7 +94,11 @@ class SmoothL1Loss(_Eager, torch.nn.SmoothL1Loss):
 
 
 class HuberLoss(_Eager, torch.nn.HuberLoss):
-    """``torch.nn.HuberLoss`` over :func:`pydl.functional.huber_loss`; on the CPU."""
+    """``torch.nn.HuberLoss`` over :func:`pydl.functional.huber_loss`; on the CPU.
+
+    >>> nn.HuberLoss(delta=2.0)(torch.tensor([0.0, 4.0]), torch.zeros(2))
+    tensor(3.)
+    """
 
     own = Own(torch.nn.HuberLoss, "huber_loss")
 
@@ -91,7 +111,11 @@ class HuberLoss(_Eager, torch.nn.HuberLoss):
 
 
 class BCEWithLogitsLoss(_Eager, torch.nn.BCEWithLogitsLoss):
-    """``torch.nn.BCEWithLogitsLoss`` over :func:`pydl.functional.binary_cross_entropy_with_logits`; on the CPU."""
+    """``torch.nn.BCEWithLogitsLoss`` over :func:`pydl.functional.binary_cross_entropy_with_logits`; on the CPU.
+
+    >>> nn.BCEWithLogitsLoss()(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]))
+    tensor(0.4100)
+    """
 
     own = Own(torch.nn.BCEWithLogitsLoss, "binary_cross_entropy_with_logits")
 
@@ -114,6 +138,10 @@ if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
 
         The last layer of a language model and its loss in one: the layer is the submodule ``linear``, whose outputs are
         never stored. Input (in_features) or (N, in_features), target () or (N).
+
+        >>> loss = nn.LinearCrossEntropyLoss(8, 100)  # eight numbers a row, a hundred classes
+        >>> loss(torch.randn(4, 8), torch.tensor([1, 2, 3, 4])).shape
+        torch.Size([])
         """
 
         own = Own(torch.nn.LinearCrossEntropyLoss, "linear_cross_entropy")

@@ -74,15 +74,28 @@ _RANKS = {
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
-    """``torch.nn.BatchNorm1d`` over :func:`pydl.functional.batch_norm`; input (N, C) or (N, C, L)."""
+    """``torch.nn.BatchNorm1d`` over :func:`pydl.functional.batch_norm`; input (N, C) or (N, C, L).
+
+    >>> nn.BatchNorm1d(2)(torch.tensor([[1.0, 10.0], [3.0, 30.0]])).detach()
+    tensor([[-1.0000, -1.0000],
+            [ 1.0000,  1.0000]])
+    """
 
 
 class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
-    """``torch.nn.BatchNorm2d`` over :func:`pydl.functional.batch_norm`; input (N, C, H, W)."""
+    """``torch.nn.BatchNorm2d`` over :func:`pydl.functional.batch_norm`; input (N, C, H, W).
+
+    >>> nn.BatchNorm2d(3)(torch.randn(4, 3, 8, 8)).shape
+    torch.Size([4, 3, 8, 8])
+    """
 
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
-    """``torch.nn.BatchNorm3d`` over :func:`pydl.functional.batch_norm`; input (N, C, D, H, W)."""
+    """``torch.nn.BatchNorm3d`` over :func:`pydl.functional.batch_norm`; input (N, C, D, H, W).
+
+    >>> nn.BatchNorm3d(3)(torch.randn(4, 3, 2, 8, 8)).shape
+    torch.Size([4, 3, 2, 8, 8])
+    """
 
 
 class SyncBatchNorm(_BatchNorm, torch.nn.modules.batchnorm._BatchNorm):
@@ -91,6 +104,9 @@ class SyncBatchNorm(_BatchNorm, torch.nn.modules.batchnorm._BatchNorm):
     In training every process normalises by the mean and variance of all processes' batches together, which may be of
     unequal size; in evaluation, and where there is one process, this is :class:`BatchNorm2d` for any rank. No subclass
     of torch's class, since DistributedDataParallel refuses those on a CPU.
+
+    >>> nn.SyncBatchNorm(3).eval()(torch.randn(4, 3, 8, 8)).shape
+    torch.Size([4, 3, 8, 8])
     """
 
     def __init__(
@@ -167,18 +183,33 @@ class SyncBatchNorm(_BatchNorm, torch.nn.modules.batchnorm._BatchNorm):
 # torch's lazy class, with ours next in the method resolution order: its __init__ reaches our constructor, its
 # forward is ours, and on the first input it becomes our class instead of torch's.
 class LazyBatchNorm1d(torch.nn.LazyBatchNorm1d, BatchNorm1d):
-    """:class:`BatchNorm1d` that takes ``num_features`` from its first input."""
+    """:class:`BatchNorm1d` that takes ``num_features`` from its first input.
+
+    >>> layer = nn.LazyBatchNorm1d()
+    >>> layer(torch.randn(4, 6, 20)).shape, layer.num_features
+    (torch.Size([4, 6, 20]), 6)
+    """
 
     cls_to_become = BatchNorm1d
 
 
 class LazyBatchNorm2d(torch.nn.LazyBatchNorm2d, BatchNorm2d):
-    """:class:`BatchNorm2d` that takes ``num_features`` from its first input."""
+    """:class:`BatchNorm2d` that takes ``num_features`` from its first input.
+
+    >>> layer = nn.LazyBatchNorm2d()
+    >>> layer(torch.randn(4, 6, 8, 8)).shape, layer.num_features
+    (torch.Size([4, 6, 8, 8]), 6)
+    """
 
     cls_to_become = BatchNorm2d
 
 
 class LazyBatchNorm3d(torch.nn.LazyBatchNorm3d, BatchNorm3d):
-    """:class:`BatchNorm3d` that takes ``num_features`` from its first input."""
+    """:class:`BatchNorm3d` that takes ``num_features`` from its first input.
+
+    >>> layer = nn.LazyBatchNorm3d()
+    >>> layer(torch.randn(4, 6, 2, 8, 8)).shape, layer.num_features
+    (torch.Size([4, 6, 2, 8, 8]), 6)
+    """
 
     cls_to_become = BatchNorm3d

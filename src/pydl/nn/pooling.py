@@ -19,7 +19,12 @@ from pydl.ops.pool1d import (
 
 
 class MaxPool2d(_Eager, torch.nn.MaxPool2d):
-    """``torch.nn.MaxPool2d`` over :func:`pydl.functional.max_pool2d` (d2l chapter "Pooling"); on the CPU."""
+    """``torch.nn.MaxPool2d`` over :func:`pydl.functional.max_pool2d` (d2l chapter "Pooling"); on the CPU.
+
+    >>> nn.MaxPool2d(2)(torch.arange(16.0).reshape(1, 4, 4))
+    tensor([[[ 5.,  7.],
+             [13., 15.]]])
+    """
 
     own = Own(torch.nn.MaxPool2d, "max_pool2d")
 
@@ -41,7 +46,12 @@ class MaxPool2d(_Eager, torch.nn.MaxPool2d):
 
 
 class AvgPool2d(_Eager, torch.nn.AvgPool2d):
-    """``torch.nn.AvgPool2d`` over :func:`pydl.functional.avg_pool2d` (d2l chapter "Pooling"); on the CPU."""
+    """``torch.nn.AvgPool2d`` over :func:`pydl.functional.avg_pool2d` (d2l chapter "Pooling"); on the CPU.
+
+    >>> nn.AvgPool2d(2)(torch.arange(16.0).reshape(1, 4, 4))
+    tensor([[[ 2.5000,  4.5000],
+             [10.5000, 12.5000]]])
+    """
 
     own = Own(torch.nn.AvgPool2d, "avg_pool2d")
 
@@ -59,7 +69,11 @@ class AvgPool2d(_Eager, torch.nn.AvgPool2d):
 
 
 class MaxPool1d(_Eager, torch.nn.MaxPool1d):
-    """``torch.nn.MaxPool1d`` over :func:`pydl.functional.max_pool1d`; on the CPU."""
+    """``torch.nn.MaxPool1d`` over :func:`pydl.functional.max_pool1d`; on the CPU.
+
+    >>> nn.MaxPool1d(2)(torch.tensor([[1.0, 3.0, 5.0, 7.0]]))
+    tensor([[3., 7.]])
+    """
 
     own = Own(torch.nn.MaxPool1d, "max_pool1d")
 
@@ -71,7 +85,11 @@ class MaxPool1d(_Eager, torch.nn.MaxPool1d):
 
 
 class AvgPool1d(_Eager, torch.nn.AvgPool1d):
-    """``torch.nn.AvgPool1d`` over :func:`pydl.functional.avg_pool1d`; on the CPU."""
+    """``torch.nn.AvgPool1d`` over :func:`pydl.functional.avg_pool1d`; on the CPU.
+
+    >>> nn.AvgPool1d(2)(torch.tensor([[1.0, 3.0, 5.0, 7.0]]))
+    tensor([[2., 6.]])
+    """
 
     own = Own(torch.nn.AvgPool1d, "avg_pool1d")
 
@@ -83,7 +101,12 @@ class AvgPool1d(_Eager, torch.nn.AvgPool1d):
 
 
 class AdaptiveAvgPool2d(_Eager, torch.nn.AdaptiveAvgPool2d):
-    """``torch.nn.AdaptiveAvgPool2d`` over :func:`pydl.functional.adaptive_avg_pool2d` (d2l "NiN"); on the CPU."""
+    """``torch.nn.AdaptiveAvgPool2d`` over :func:`pydl.functional.adaptive_avg_pool2d` (d2l "NiN"); on the CPU.
+
+    >>> nn.AdaptiveAvgPool2d(2)(torch.arange(16.0).reshape(1, 4, 4))
+    tensor([[[ 2.5000,  4.5000],
+             [10.5000, 12.5000]]])
+    """
 
     own = Own(torch.nn.AdaptiveAvgPool2d, "adaptive_avg_pool2d")
 
@@ -99,7 +122,12 @@ class AdaptiveAvgPool2d(_Eager, torch.nn.AdaptiveAvgPool2d):
 
 
 class AdaptiveMaxPool2d(_Eager, torch.nn.AdaptiveMaxPool2d):
-    """``torch.nn.AdaptiveMaxPool2d`` over :func:`pydl.functional.adaptive_max_pool2d`; on the CPU."""
+    """``torch.nn.AdaptiveMaxPool2d`` over :func:`pydl.functional.adaptive_max_pool2d`; on the CPU.
+
+    >>> nn.AdaptiveMaxPool2d(2)(torch.arange(16.0).reshape(1, 4, 4))
+    tensor([[[ 5.,  7.],
+             [13., 15.]]])
+    """
 
     own = Own(torch.nn.AdaptiveMaxPool2d, "adaptive_max_pool2d")
 
@@ -120,7 +148,11 @@ class AdaptiveMaxPool2d(_Eager, torch.nn.AdaptiveMaxPool2d):
 
 
 class AdaptiveAvgPool1d(_Eager, torch.nn.AdaptiveAvgPool1d):
-    """``torch.nn.AdaptiveAvgPool1d`` over :func:`pydl.functional.adaptive_avg_pool1d` (d2l "TextCNN"); on the CPU."""
+    """``torch.nn.AdaptiveAvgPool1d`` over :func:`pydl.functional.adaptive_avg_pool1d` (d2l "TextCNN"); on the CPU.
+
+    >>> nn.AdaptiveAvgPool1d(2)(torch.tensor([[1.0, 3.0, 5.0, 7.0]]))
+    tensor([[2., 6.]])
+    """
 
     own = Own(torch.nn.AdaptiveAvgPool1d, "adaptive_avg_pool1d")
 
@@ -131,7 +163,11 @@ class AdaptiveAvgPool1d(_Eager, torch.nn.AdaptiveAvgPool1d):
 
 
 class AdaptiveMaxPool1d(_Eager, torch.nn.AdaptiveMaxPool1d):
-    """``torch.nn.AdaptiveMaxPool1d`` over :func:`pydl.functional.adaptive_max_pool1d`; on the CPU."""
+    """``torch.nn.AdaptiveMaxPool1d`` over :func:`pydl.functional.adaptive_max_pool1d`; on the CPU.
+
+    >>> nn.AdaptiveMaxPool1d(2)(torch.tensor([[1.0, 3.0, 5.0, 7.0]]))
+    tensor([[3., 7.]])
+    """
 
     own = Own(torch.nn.AdaptiveMaxPool1d, "adaptive_max_pool1d")
 

@@ -20,7 +20,12 @@ def _data(input):
 
 
 class RNN(_Eager, torch.nn.RNN):
-    """``torch.nn.RNN`` over :func:`pydl.functional.rnn_tanh` and ``rnn_relu``; on the CPU."""
+    """``torch.nn.RNN`` over :func:`pydl.functional.rnn_tanh` and ``rnn_relu``; on the CPU.
+
+    >>> output, state = nn.RNN(8, 16, batch_first=True)(torch.randn(4, 10, 8))
+    >>> output.shape, state.shape
+    (torch.Size([4, 10, 16]), torch.Size([1, 4, 16]))
+    """
 
     own = Own(torch.nn.RNN, "rnn_tanh", namespace=torch)
 
@@ -31,7 +36,12 @@ class RNN(_Eager, torch.nn.RNN):
 
 
 class GRU(_Eager, torch.nn.GRU):
-    """``torch.nn.GRU`` over :func:`pydl.functional.gru`; on the CPU."""
+    """``torch.nn.GRU`` over :func:`pydl.functional.gru`; on the CPU.
+
+    >>> output, state = nn.GRU(8, 16, batch_first=True)(torch.randn(4, 10, 8))
+    >>> output.shape, state.shape
+    (torch.Size([4, 10, 16]), torch.Size([1, 4, 16]))
+    """
 
     own = Own(torch.nn.GRU, "gru", namespace=torch)
 
@@ -42,7 +52,12 @@ class GRU(_Eager, torch.nn.GRU):
 
 
 class LSTM(_Eager, torch.nn.LSTM):
-    """``torch.nn.LSTM`` over :func:`pydl.functional.lstm`; on the CPU."""
+    """``torch.nn.LSTM`` over :func:`pydl.functional.lstm`; on the CPU.
+
+    >>> output, (hidden, cell) = nn.LSTM(8, 16, batch_first=True)(torch.randn(4, 10, 8))
+    >>> output.shape, hidden.shape, cell.shape
+    (torch.Size([4, 10, 16]), torch.Size([1, 4, 16]), torch.Size([1, 4, 16]))
+    """
 
     own = Own(torch.nn.LSTM, "lstm", namespace=torch)
 
@@ -53,7 +68,11 @@ class LSTM(_Eager, torch.nn.LSTM):
 
 
 class RNNCell(_Eager, torch.nn.RNNCell):
-    """``torch.nn.RNNCell`` over :func:`pydl.functional.rnn_tanh_cell` and ``rnn_relu_cell``; on the CPU."""
+    """``torch.nn.RNNCell`` over :func:`pydl.functional.rnn_tanh_cell` and ``rnn_relu_cell``; on the CPU.
+
+    >>> nn.RNNCell(8, 16)(torch.randn(4, 8)).shape
+    torch.Size([4, 16])
+    """
 
     own = Own(torch.nn.RNNCell, "rnn_tanh_cell", namespace=torch)
 
@@ -64,7 +83,11 @@ class RNNCell(_Eager, torch.nn.RNNCell):
 
 
 class GRUCell(_Eager, torch.nn.GRUCell):
-    """``torch.nn.GRUCell`` over :func:`pydl.functional.gru_cell`; on the CPU."""
+    """``torch.nn.GRUCell`` over :func:`pydl.functional.gru_cell`; on the CPU.
+
+    >>> nn.GRUCell(8, 16)(torch.randn(4, 8)).shape
+    torch.Size([4, 16])
+    """
 
     own = Own(torch.nn.GRUCell, "gru_cell", namespace=torch)
 
@@ -75,7 +98,12 @@ class GRUCell(_Eager, torch.nn.GRUCell):
 
 
 class LSTMCell(_Eager, torch.nn.LSTMCell):
-    """``torch.nn.LSTMCell`` over :func:`pydl.functional.lstm_cell`; on the CPU."""
+    """``torch.nn.LSTMCell`` over :func:`pydl.functional.lstm_cell`; on the CPU.
+
+    >>> hidden, cell = nn.LSTMCell(8, 16)(torch.randn(4, 8))
+    >>> hidden.shape, cell.shape
+    (torch.Size([4, 16]), torch.Size([4, 16]))
+    """
 
     own = Own(torch.nn.LSTMCell, "lstm_cell", namespace=torch)
 

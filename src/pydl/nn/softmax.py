@@ -11,7 +11,11 @@ from pydl.ops.softmax import log_softmax_unasked, softmax_unasked
 
 
 class Softmax(_Eager, torch.nn.Softmax):
-    """``torch.nn.Softmax`` over :func:`pydl.functional.softmax` (d2l chapter "Softmax Regression"); on the CPU."""
+    """``torch.nn.Softmax`` over :func:`pydl.functional.softmax` (d2l chapter "Softmax Regression"); on the CPU.
+
+    >>> nn.Softmax(0)(torch.tensor([1.0, 1.0]))
+    tensor([0.5000, 0.5000])
+    """
 
     own = Own(torch.nn.Softmax, "softmax")
 
@@ -27,7 +31,11 @@ class Softmax(_Eager, torch.nn.Softmax):
 
 
 class Softmax2d(_Eager, torch.nn.Softmax2d):
-    """``torch.nn.Softmax2d``, over the channels of images, by :func:`pydl.functional.softmax`; on the CPU."""
+    """``torch.nn.Softmax2d``, over the channels of images, by :func:`pydl.functional.softmax`; on the CPU.
+
+    >>> nn.Softmax2d()(torch.zeros(1, 2, 1, 1)).flatten()
+    tensor([0.5000, 0.5000])
+    """
 
     own = Own(torch.nn.Softmax2d, "softmax")
 
@@ -43,7 +51,11 @@ class Softmax2d(_Eager, torch.nn.Softmax2d):
 
 
 class LogSoftmax(_Eager, torch.nn.LogSoftmax):
-    """``torch.nn.LogSoftmax`` over :func:`pydl.functional.log_softmax`; on the CPU."""
+    """``torch.nn.LogSoftmax`` over :func:`pydl.functional.log_softmax`; on the CPU.
+
+    >>> nn.LogSoftmax(0)(torch.tensor([1.0, 1.0]))
+    tensor([-0.6931, -0.6931])
+    """
 
     own = Own(torch.nn.LogSoftmax, "log_softmax")
 

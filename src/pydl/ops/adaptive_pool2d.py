@@ -52,8 +52,11 @@ def adaptive_avg_pool2d(input, output_size):
     Returns:
         (N, C, H', W') or (C, H', W'), channels_last if the input is.
 
-    Raises:
-        What torch raises for sizes that do not fit.
+    Sizes that do not fit raise what torch raises.
+
+    >>> F.adaptive_avg_pool2d(torch.arange(16.0).reshape(1, 4, 4), 2)
+    tensor([[[ 2.5000,  4.5000],
+             [10.5000, 12.5000]]])
     """
     if not is_compiling():
         output = _nodes.adaptive_avg_pool2d(input, output_size)
@@ -91,8 +94,11 @@ def adaptive_max_pool2d(input, output_size, return_indices=False):
         (N, C, H', W') or (C, H', W'), channels_last if the input is. With ``return_indices`` a pair of that and the
         indices row * W + column, int64, of the first maximum (or the last nan). The gradient goes to that pixel.
 
-    Raises:
-        What torch raises for sizes that do not fit.
+    Sizes that do not fit raise what torch raises.
+
+    >>> F.adaptive_max_pool2d(torch.arange(16.0).reshape(1, 4, 4), 2)
+    tensor([[[ 5.,  7.],
+             [13., 15.]]])
     """
     if return_indices is False and not is_compiling():
         output = _nodes.adaptive_max_pool2d(input, output_size)

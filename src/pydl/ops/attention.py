@@ -163,6 +163,10 @@ def scaled_dot_product_attention(
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit; attn_mask together with is_causal.
+
+    >>> values = torch.tensor([[[1.0], [3.0], [100.0]]])  # of three keys, of which two count
+    >>> F.scaled_dot_product_attention(torch.zeros(1, 1, 4), torch.randn(1, 3, 4), values, lengths=torch.tensor([2]))
+    tensor([[[2.]]])
     """
     if attn_mask is None and lengths is None and enable_gqa is False and not is_compiling():
         output = _nodes.scaled_dot_product_attention(query, key, value, dropout_p, is_causal, scale, None)

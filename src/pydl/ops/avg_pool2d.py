@@ -109,6 +109,10 @@ def avg_pool2d(
     Raises:
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
+
+    >>> F.avg_pool2d(torch.arange(16.0).reshape(1, 4, 4), 2)
+    tensor([[[ 2.5000,  4.5000],
+             [10.5000, 12.5000]]])
     """
     options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     if not is_compiling():

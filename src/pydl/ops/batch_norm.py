@@ -146,6 +146,11 @@ def batch_norm(
         ValueError: for one value per channel in training, eps out of range, one running statistic without the other in
             training, or an unknown activation.
         RuntimeError: for parameters whose size or dtype does not fit, and for evaluation without running statistics.
+
+    >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])  # two samples of two channels
+    >>> F.batch_norm(x, None, None, training=True)
+    tensor([[-1.0000, -1.0000],
+            [ 1.0000,  1.0000]])
     """
     rest = (training, momentum, eps, residual, activation, num_batches_tracked)
     if not is_compiling():

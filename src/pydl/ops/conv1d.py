@@ -40,6 +40,10 @@ def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
     Raises:
         RuntimeError: shapes, dtypes or options that do not fit.
+
+    >>> edges = torch.tensor([[[1.0, -1.0]]])
+    >>> F.conv1d(torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.0]]), edges)
+    tensor([[ 0., -1.,  0.,  1.]])
     """
     if is_torchs(input, weight, bias):
         return F.conv1d(input, weight, bias, stride, padding, dilation, groups)
@@ -101,6 +105,9 @@ def conv_transpose1d(input, weight, bias=None, stride=1, padding=0, output_paddi
 
     Raises:
         RuntimeError: shapes, dtypes or options that do not fit.
+
+    >>> F.conv_transpose1d(torch.tensor([[1.0, 2.0]]), torch.tensor([[[1.0, 10.0]]]), stride=2)
+    tensor([[ 1., 10.,  2., 20.]])
     """
     if is_torchs(input, weight, bias):
         return F.conv_transpose1d(input, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -275,6 +275,11 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
     Raises:
         RuntimeError: shapes, dtypes, devices or options that do not fit.
         ValueError: an unknown activation.
+
+    >>> x, edges = torch.tensor([[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]]), torch.tensor([[[[1.0, -1.0]]]])
+    >>> F.conv2d(x, edges)
+    tensor([[[0., 1.],
+             [0., 1.]]])
     """
     if not is_compiling():
         output = _nodes.conv2d(input, weight, bias, stride, padding, dilation, groups, activation)

@@ -115,6 +115,9 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
 
     Raises:
         RuntimeError: shapes, dtypes or options that do not fit.
+
+    >>> F.conv_transpose2d(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[[1.0, 10.0]]]]), stride=2)
+    tensor([[[ 1., 10.,  2., 20.]]])
     """
     if is_torchs(input, weight, bias):
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -183,6 +183,9 @@ def dropout(input, p=0.5, training=True, inplace=False, *, seed=None):
         ValueError: when p is not in [0, 1].
         TypeError: when input or seed is not a tensor.
         RuntimeError: when seed is not one int64 on the input's device.
+
+    >>> F.dropout(torch.ones(6), p=0.5, seed=torch.tensor(0))
+    tensor([0., 2., 2., 2., 2., 0.])
     """
     if seed is None and inplace is False and not is_compiling():
         output = _nodes.dropout(input, p, training)
@@ -195,6 +198,11 @@ def dropout1d(input, p=0.5, training=True, inplace=False, *, seed=None):
     """Zeroes whole channels: each ``input[n, c]`` of an (N, C, L) or (C, L) input, with probability ``p``.
 
     Arguments, result and errors are those of :func:`dropout`; another rank than 2 or 3 is a RuntimeError, as in torch.
+
+    >>> F.dropout1d(torch.ones(3, 4), p=0.5, seed=torch.tensor(3))  # three channels of four numbers
+    tensor([[2., 2., 2., 2.],
+            [0., 0., 0., 0.],
+            [2., 2., 2., 2.]])
     """
     return _ask("dropout1d", input, p, training, inplace, seed)
 
@@ -204,6 +212,9 @@ def dropout2d(input, p=0.5, training=True, inplace=False, *, seed=None):
 
     A 3-D input is read as (N, C, L), with a warning, as torch does; other ranks warn and drop ``input[n, c]`` too.
     Arguments, result and errors are those of :func:`dropout`.
+
+    >>> F.dropout2d(torch.ones(1, 3, 2, 2), p=0.5, seed=torch.tensor(3)).sum((2, 3))
+    tensor([[8., 0., 8.]])
     """
     return _ask("dropout2d", input, p, training, inplace, seed)
 
@@ -212,6 +223,9 @@ def dropout3d(input, p=0.5, training=True, inplace=False, *, seed=None):
     """Zeroes whole channels: each ``input[n, c]`` of an (N, C, D, H, W) or ``input[c]`` of a (C, D, H, W) input.
 
     Other ranks warn, as in torch, and are read as unbatched. Arguments, result and errors are those of :func:`dropout`.
+
+    >>> F.dropout3d(torch.ones(1, 3, 2, 2, 2), p=0.5, seed=torch.tensor(3)).sum((2, 3, 4))
+    tensor([[16.,  0., 16.]])
     """
     return _ask("dropout3d", input, p, training, inplace, seed)
 

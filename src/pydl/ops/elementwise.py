@@ -105,6 +105,9 @@ def relu(input, inplace=False):
 
     Returns:
         Of input's shape and dtype, with the strides that torch's result has. nan stays nan.
+
+    >>> F.relu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([0., 0., 1.])
     """
     output = None if inplace else _served("relu", input)
     return F.relu(input, inplace) if output is None else output
@@ -114,6 +117,9 @@ def leaky_relu(input, negative_slope=0.01, inplace=False):
     """``x`` where it is positive, ``negative_slope * x`` elsewhere, as :func:`torch.nn.functional.leaky_relu`.
 
     ``negative_slope`` is a number; otherwise see :func:`relu`.
+
+    >>> F.leaky_relu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.0100,  0.0000,  1.0000])
     """
     output = None if inplace or not is_plain(negative_slope) else _served("leaky_relu", input, negative_slope)
     return F.leaky_relu(input, negative_slope, inplace) if output is None else output
@@ -128,6 +134,9 @@ def sigmoid(input):
     """``1 / (1 + exp(-x))``, as :func:`torch.sigmoid`; of 2^17 numbers or more, otherwise see :func:`relu`.
 
     Neither tail overflows.
+
+    >>> F.sigmoid(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([0.2689, 0.5000, 0.7311])
     """
     output = _served("sigmoid", input)
     return torch.sigmoid(input) if output is None else output
@@ -137,6 +146,9 @@ def tanh(input):
     """The hyperbolic tangent, as :func:`torch.tanh`; of 2^15 numbers or more, otherwise see :func:`relu`.
 
     Small numbers keep their digits.
+
+    >>> F.tanh(torch.tensor([-1.0, 0.5, 1.0]))
+    tensor([-0.7616,  0.4621,  0.7616])
     """
     output = _served("tanh", input)
     return torch.tanh(input) if output is None else output
@@ -154,6 +166,9 @@ def gelu(input, approximate="none"):
 
     Raises:
         RuntimeError: another ``approximate``.
+
+    >>> F.gelu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.1587,  0.0000,  0.8413])
     """
     output = _served("gelu", input, approximate == "tanh") if approximate in ("none", "tanh") else None
     return F.gelu(input, approximate=approximate) if output is None else output
@@ -163,6 +178,9 @@ def silu(input, inplace=False):
     """``x sigmoid(x)``, also called swish, as :func:`torch.nn.functional.silu` (Elfwing et al., 2018).
 
     Of 2^17 numbers or more; otherwise see :func:`relu`.
+
+    >>> F.silu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.2689,  0.0000,  0.7311])
     """
     output = None if inplace else _served("silu", input)
     return F.silu(input, inplace) if output is None else output
@@ -172,6 +190,9 @@ def softplus(input, beta=1, threshold=20):
     """``log(1 + exp(beta x)) / beta``, and ``x`` where ``beta x > threshold``, as :func:`torch.nn.functional.softplus`.
 
     Of 2^17 numbers or more; ``beta`` and ``threshold`` are numbers. Otherwise see :func:`relu`.
+
+    >>> F.softplus(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([0.3133, 0.6931, 1.3133])
     """
     output = _served("softplus", input, beta, threshold) if is_plain(beta, threshold) else None
     return F.softplus(input, beta, threshold) if output is None else output

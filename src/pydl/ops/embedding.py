@@ -120,11 +120,15 @@ def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, sca
         sparse: a sparse gradient, which is torch's. Fewer than 2^15 numbers, and calls without a gradient, are so too.
 
     Returns:
-        (*input.shape, D). The gradient is (V, D), and does not depend on the number of threads; sums of half types are
-        kept in float32.
+        ``(*input.shape, D)``. The gradient is (V, D), and does not depend on the number of threads; sums of half types
+        are kept in float32.
 
     Raises:
         IndexError: a number that is not in [0, V).
+
+    >>> F.embedding(torch.tensor([2, 0]), torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]))
+    tensor([[4., 5.],
+            [0., 1.]])
     """
     output = quick(input, weight, padding_idx, max_norm, scale_grad_by_freq, sparse)
     if output is not NotImplemented:

@@ -126,6 +126,10 @@ def embedding_bag(
     Raises:
         RuntimeError: a number that is not in [0, V).
         ValueError: shapes that do not fit, and an unknown ``mode``.
+
+    >>> rows = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+    >>> F.embedding_bag(torch.tensor([[2, 0]]), rows, mode="sum")
+    tensor([[4., 6.]])
     """
     options = (
         max_norm,

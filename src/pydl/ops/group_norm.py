@@ -57,6 +57,9 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     Raises:
         RuntimeError: sizes or dtypes that do not fit.
         ValueError: one value in a group of the only sample.
+
+    >>> F.group_norm(torch.tensor([[1.0, 3.0, 10.0, 30.0]]), 2)
+    tensor([[-1.0000,  1.0000, -1.0000,  1.0000]])
     """
     if not is_compiling():
         output = _nodes.group_norm(input, num_groups, weight, bias, eps)

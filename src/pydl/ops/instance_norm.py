@@ -48,6 +48,10 @@ def instance_norm(
     Raises:
         ValueError: one place per channel with ``use_input_stats``.
         RuntimeError: for sizes or dtypes that do not fit, and for ``use_input_stats=False`` without statistics.
+
+    >>> F.instance_norm(torch.tensor([[[1.0, 3.0], [10.0, 30.0]]]))
+    tensor([[[-1.0000,  1.0000],
+             [-1.0000,  1.0000]]])
     """
     args = input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
     if is_torchs(input, running_mean, running_var, weight, bias):

@@ -105,7 +105,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     As :func:`torch.nn.functional.layer_norm`.
 
     Args:
-        input: (..., *normalized_shape); float32, float64, bfloat16 or float16 on the CPU, with any strides (other
+        input: ``(..., *normalized_shape)``; float32, float64, bfloat16 or float16 on the CPU, with any strides (other
             dtypes and devices are served by torch). float32 keeps its digits where the mean is much larger than the
             deviation.
         normalized_shape: the sizes of the last dimensions, which are normalised together.
@@ -119,6 +119,10 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     Raises:
         RuntimeError: shapes or dtypes that do not fit.
         TypeError: ``normalized_shape`` that is no sequence of integers, ``eps`` that is no number.
+
+    >>> F.layer_norm(torch.tensor([[1.0, 3.0], [10.0, 30.0]]), (2,))
+    tensor([[-1.0000,  1.0000],
+            [-1.0000,  1.0000]])
     """
     if not is_compiling():
         output = _nodes.layer_norm(input, normalized_shape, weight, bias, eps)
@@ -167,6 +171,9 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
         RuntimeError: shapes or dtypes that do not fit.
         ValueError: an input with fewer dimensions than ``normalized_shape``.
         TypeError: ``normalized_shape`` that is no sequence of integers, ``eps`` that is no number.
+
+    >>> F.rms_norm(torch.tensor([[3.0, 4.0]]), (2,))
+    tensor([[0.8485, 1.1314]])
     """
     if not is_compiling():
         output = _nodes.rms_norm(input, normalized_shape, weight, eps)

@@ -270,6 +270,9 @@ def linear(input, weight, bias=None, *, activation=None):
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.
         ValueError: an unknown activation.
+
+    >>> F.linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([0.5]))
+    tensor([[11.5000]])
     """
     if not is_compiling():
         output = _nodes.linear(input, weight, bias, activation)

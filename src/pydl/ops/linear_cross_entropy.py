@@ -72,6 +72,10 @@ def linear_cross_entropy(
         ValueError: batch sizes that differ, an unknown reduction, ``return_correct`` with probabilities, ``options``
             with one of our own arguments.
         RuntimeError: other shapes or dtypes that do not fit, label_smoothing above 1.
+
+    >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    >>> F.linear_cross_entropy(hidden, weight, torch.tensor([0]))
+    tensor(0.1269)
     """
     if weight is None and options is None and not is_compiling():
         found = _nodes.linear_cross_entropy(

@@ -178,6 +178,9 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
     Returns:
         A scalar, or of input's shape without reduction, of its dtype. Sums are kept in float32 and float64, and do not
         depend on the number of threads.
+
+    >>> F.mse_loss(torch.tensor([0.0, 4.0]), torch.zeros(2))
+    tensor(8.)
     """
     loss = None
     if size_average is None is reduce and weight is None and not is_torchs(input, target):
@@ -186,7 +189,11 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
 
 
 def l1_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
-    """The absolute error, as :func:`torch.nn.functional.l1_loss`; see :func:`mse_loss`."""
+    """The absolute error, as :func:`torch.nn.functional.l1_loss`; see :func:`mse_loss`.
+
+    >>> F.l1_loss(torch.tensor([0.0, 4.0]), torch.zeros(2))
+    tensor(2.)
+    """
     loss = None
     if size_average is None is reduce and weight is None and not is_torchs(input, target):
         loss = l1_loss_served(input, target, reduction)
@@ -197,6 +204,9 @@ def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mea
     """Squared near 0, absolute beyond ``beta``, as :func:`torch.nn.functional.smooth_l1_loss` (Girshick, 2015).
 
     ``beta`` is a positive number; otherwise see :func:`mse_loss`.
+
+    >>> F.smooth_l1_loss(torch.tensor([0.0, 4.0]), torch.zeros(2))
+    tensor(1.7500)
     """
     loss = None
     if size_average is None is reduce and not is_torchs(input, target):
@@ -205,7 +215,11 @@ def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mea
 
 
 def huber_loss(input, target, reduction="mean", delta=1.0, weight=None):
-    """``delta`` times :func:`smooth_l1_loss` with that ``beta``, as :func:`torch.nn.functional.huber_loss`."""
+    """``delta`` times :func:`smooth_l1_loss` with that ``beta``, as :func:`torch.nn.functional.huber_loss`.
+
+    >>> F.huber_loss(torch.tensor([0.0, 4.0]), torch.zeros(2), delta=2.0)
+    tensor(3.)
+    """
     loss = None
     if weight is None and not is_torchs(input, target):
         loss = huber_loss_served(input, target, reduction, delta)
@@ -226,6 +240,9 @@ def binary_cross_entropy_with_logits(
 
     Returns:
         As :func:`mse_loss`.
+
+    >>> F.binary_cross_entropy_with_logits(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]))
+    tensor(0.4100)
     """
     loss = None
     if size_average is None is reduce and not is_torchs(input, target, weight, pos_weight):

@@ -235,6 +235,9 @@ def matmul(input, other, *, out=None):
 
     Raises:
         RuntimeError: shapes or dtypes that do not fit.
+
+    >>> F.matmul(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]))
+    tensor([[11.]])
     """
     ops = _served_by(input, other) if out is None else None
     if ops is None:
@@ -249,7 +252,11 @@ def matmul(input, other, *, out=None):
 
 
 def mm(input, mat2, *, out=None):
-    """``input @ mat2`` of two matrices, (M, K) and (K, N), as :func:`torch.mm`; served as :func:`matmul` is."""
+    """``input @ mat2`` of two matrices, (M, K) and (K, N), as :func:`torch.mm`; served as :func:`matmul` is.
+
+    >>> F.mm(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]))
+    tensor([[11.]])
+    """
     ops = _served_by(input, mat2, dims=2) if out is None else None
     return _by_torch(torch.mm, out, input, mat2) if ops is None else _product(ops, input, mat2)
 
@@ -257,6 +264,9 @@ def mm(input, mat2, *, out=None):
 def bmm(input, mat2, *, out=None):
     """``input @ mat2`` of two batches that do not broadcast, (B, M, K) and (B, K, N), as :func:`torch.bmm`; served as
     :func:`matmul` is.
+
+    >>> F.bmm(torch.ones(2, 1, 3), torch.ones(2, 3, 2)).tolist()
+    [[[3.0, 3.0]], [[3.0, 3.0]]]
     """
     ops = _served_by(input, mat2, dims=3) if out is None else None
     return _by_torch(torch.bmm, out, input, mat2) if ops is None else _product(ops, input, mat2)
@@ -278,6 +288,10 @@ def addmm(input, mat1, mat2, *, beta=1, alpha=1, out=None):
 
     Raises:
         RuntimeError: shapes or dtypes that do not fit.
+
+    >>> F.addmm(torch.ones(2), torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([[2., 3.],
+            [4., 5.]])
     """
     ops = _served_by(mat1, mat2, input, 2, (beta, alpha)) if out is None else None
     if ops is None:
@@ -288,6 +302,9 @@ def addmm(input, mat1, mat2, *, beta=1, alpha=1, out=None):
 def baddbmm(input, batch1, batch2, *, beta=1, alpha=1, out=None):
     """``beta * input + alpha * (batch1 @ batch2)`` of two batches, (B, M, K) and (B, K, N), as :func:`torch.baddbmm`;
     ``input`` broadcasts to (B, M, N). Otherwise as :func:`addmm`.
+
+    >>> F.baddbmm(torch.zeros(2), torch.ones(3, 1, 2), torch.ones(3, 2, 2), alpha=0.5).shape
+    torch.Size([3, 1, 2])
     """
     ops = _served_by(batch1, batch2, input, 3, (beta, alpha)) if out is None else None
     if ops is None:

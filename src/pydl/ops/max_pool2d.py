@@ -172,6 +172,10 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     Raises:
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
+
+    >>> F.max_pool2d(torch.arange(16.0).reshape(1, 4, 4), 2)
+    tensor([[[ 5.,  7.],
+             [13., 15.]]])
     """
     if return_indices is False and not is_compiling():
         output = _nodes.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)

@@ -49,6 +49,11 @@ def multi_head_attention_forward(
     """As :func:`torch.nn.functional.multi_head_attention_forward`, which has the arguments in words.
 
     ``bias_k``, ``add_zero_attn``, ``static_k``, masks of two kinds at once, and what torch refuses, are torch's.
+
+    >>> x, weight, bias = torch.randn(5, 2, 4), torch.randn(12, 4), torch.zeros(12)
+    >>> more = dict(bias_k=None, bias_v=None, add_zero_attn=False, dropout_p=0.0, out_proj_weight=torch.eye(4))
+    >>> F.multi_head_attention_forward(x, x, x, 4, 2, weight, bias, out_proj_bias=None, **more)[0].shape
+    torch.Size([5, 2, 4])
     """
     weights = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else in_proj_weight
     rare = bias_k is not None or bias_v is not None or add_zero_attn or static_k is not None or static_v is not None

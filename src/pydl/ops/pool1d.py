@@ -81,6 +81,9 @@ def max_pool1d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     Raises:
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
+
+    >>> F.max_pool1d(torch.tensor([[1.0, 3.0, 5.0, 7.0]]), 2)
+    tensor([[3., 7.]])
     """
     if is_torchs(input):
         return F.max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
@@ -124,6 +127,9 @@ def avg_pool1d(input, kernel_size, stride=None, padding=0, ceil_mode=False, coun
     Raises:
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
+
+    >>> F.avg_pool1d(torch.tensor([[1.0, 3.0, 5.0, 7.0]]), 2)
+    tensor([[2., 6.]])
     """
     if is_torchs(input):
         return F.avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
@@ -164,8 +170,10 @@ def adaptive_avg_pool1d(input, output_size):
     Returns:
         (N, C, L') or (C, L').
 
-    Raises:
-        What torch raises for sizes that do not fit.
+    Sizes that do not fit raise what torch raises.
+
+    >>> F.adaptive_avg_pool1d(torch.tensor([[1.0, 3.0, 5.0, 7.0]]), 2)
+    tensor([[2., 6.]])
     """
     if is_torchs(input):
         return F.adaptive_avg_pool1d(input, output_size)
@@ -193,8 +201,10 @@ def adaptive_max_pool1d(input, output_size, return_indices=False):
         (N, C, L') or (C, L'). With ``return_indices`` a pair of that and the indices, int64, of the first maximum (or
         the last nan). The gradient goes to that number.
 
-    Raises:
-        What torch raises for sizes that do not fit.
+    Sizes that do not fit raise what torch raises.
+
+    >>> F.adaptive_max_pool1d(torch.tensor([[1.0, 3.0, 5.0, 7.0]]), 2)
+    tensor([[3., 7.]])
     """
     if is_torchs(input):
         return F.adaptive_max_pool1d(input, output_size, return_indices)

@@ -364,20 +364,42 @@ def rnn_tanh(*args, **kwargs):
     float32 for 2 to 15 sequences of more than three steps, and whatever it refuses; and calls under autocast, but
     for :func:`gru` of float32: torch's keeps the states in float32 there, and rounds to bfloat16 what the products
     read, which ours need not.
+
+    >>> rnn = nn.RNN(3, 4)
+    >>> x, state = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
+    >>> F.rnn_tanh(x, state, rnn._flat_weights, True, 1, 0.0, True, False, False)[0].shape
+    torch.Size([5, 2, 4])
     """
     return _serve("rnn_tanh", torch.rnn_tanh, args, kwargs)
 
 
 def rnn_relu(*args, **kwargs):
-    """``h' = relu(W_ih x + b_ih + W_hh h + b_hh)`` over all steps, as ``torch.rnn_relu``; see :func:`rnn_tanh`."""
+    """``h' = relu(W_ih x + b_ih + W_hh h + b_hh)`` over all steps, as ``torch.rnn_relu``; see :func:`rnn_tanh`.
+
+    >>> rnn = nn.RNN(3, 4, nonlinearity="relu")
+    >>> x, state = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
+    >>> F.rnn_relu(x, state, rnn._flat_weights, True, 1, 0.0, True, False, False)[0].shape
+    torch.Size([5, 2, 4])
+    """
     return _serve("rnn_relu", torch.rnn_relu, args, kwargs)
 
 
 def gru(*args, **kwargs):
-    """Gated recurrent units over all steps, as ``torch.gru``; see :func:`rnn_tanh`."""
+    """Gated recurrent units over all steps, as ``torch.gru``; see :func:`rnn_tanh`.
+
+    >>> gru = nn.GRU(3, 4)
+    >>> x, state = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
+    >>> F.gru(x, state, gru._flat_weights, True, 1, 0.0, True, False, False)[0].shape
+    torch.Size([5, 2, 4])
+    """
     return _serve("gru", torch.gru, args, kwargs)
 
 
 def lstm(*args, **kwargs):
-    """Long short-term memory over all steps, as ``torch.lstm``; see :func:`rnn_tanh`."""
+    """Long short-term memory over all steps, as ``torch.lstm``; see :func:`rnn_tanh`.
+
+    >>> lstm, state = nn.LSTM(3, 4), (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))
+    >>> F.lstm(torch.randn(5, 2, 3), state, lstm._flat_weights, True, 1, 0.0, True, False, False)[0].shape
+    torch.Size([5, 2, 4])
+    """
     return _serve("lstm", torch.lstm, args, kwargs)

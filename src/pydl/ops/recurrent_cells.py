@@ -72,20 +72,36 @@ def rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     Torch's own function serves other devices and dtypes, batches of fewer than 2, empty tensors, calls under transforms
     of torch.func, and whatever it refuses; and under autocast all but :func:`gru_cell` and :func:`lstm_cell` of
     float32, whose result is float32 there as well.
+
+    >>> F.rnn_tanh_cell(torch.ones(1, 2), torch.zeros(1, 1), torch.ones(1, 2), torch.ones(1, 1))
+    tensor([[0.9640]])
     """
     return _serve("rnn_tanh", torch.rnn_tanh_cell, input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
 def rnn_relu_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
-    """``relu(W_ih x + b_ih + W_hh h + b_hh)``, as ``torch.rnn_relu_cell``; see :func:`rnn_tanh_cell`."""
+    """``relu(W_ih x + b_ih + W_hh h + b_hh)``, as ``torch.rnn_relu_cell``; see :func:`rnn_tanh_cell`.
+
+    >>> F.rnn_relu_cell(torch.ones(1, 2), torch.zeros(1, 1), torch.ones(1, 2), torch.ones(1, 1))
+    tensor([[2.]])
+    """
     return _serve("rnn_relu", torch.rnn_relu_cell, input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
 def gru_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
-    """One step of gated recurrent units, as ``torch.gru_cell``; see :func:`rnn_tanh_cell`."""
+    """One step of gated recurrent units, as ``torch.gru_cell``; see :func:`rnn_tanh_cell`.
+
+    >>> F.gru_cell(torch.ones(1, 2), torch.zeros(1, 1), torch.ones(3, 2), torch.ones(3, 1))
+    tensor([[0.1149]])
+    """
     return _serve("gru", torch.gru_cell, input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
 def lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
-    """One step of long short-term memory, as ``torch.lstm_cell``; see :func:`rnn_tanh_cell`."""
+    """One step of long short-term memory, as ``torch.lstm_cell``; see :func:`rnn_tanh_cell`.
+
+    >>> state = torch.zeros(1, 1), torch.zeros(1, 1)
+    >>> F.lstm_cell(torch.ones(1, 2), state, torch.ones(4, 2), torch.ones(4, 1))
+    (tensor([[0.6083]]), tensor([[0.8491]]))
+    """
     return _serve("lstm", torch.lstm_cell, input, hx, w_ih, w_hh, b_ih, b_hh)

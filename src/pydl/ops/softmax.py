@@ -178,6 +178,9 @@ def softmax(input, dim=None, _stacklevel=3, dtype=None, *, lengths=None):
         IndexError: a dimension that input does not have.
         RuntimeError: lengths that do not fit.
         ValueError: lengths along another dimension than the last.
+
+    >>> F.softmax(torch.tensor([[1.0, 1.0, 5.0]]), -1, lengths=torch.tensor([2]))
+    tensor([[0.5000, 0.5000, 0.0000]])
     """
     if lengths is None and dtype is None and not is_compiling():
         output = _nodes.softmax(input, dim)
@@ -218,7 +221,11 @@ def _by_torch(input, dim, _stacklevel, dtype, lengths):
 
 
 def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
-    """``x - log(sum of exp(x))`` along a dimension, as :func:`torch.nn.functional.log_softmax`; see :func:`softmax`."""
+    """``x - log(sum of exp(x))`` along a dimension, as :func:`torch.nn.functional.log_softmax`; see :func:`softmax`.
+
+    >>> F.log_softmax(torch.tensor([1.0, 1.0]), 0)
+    tensor([-0.6931, -0.6931])
+    """
     if dtype is None and not is_compiling():
         output = _nodes.log_softmax(input, dim)
         if output is not NotImplemented:

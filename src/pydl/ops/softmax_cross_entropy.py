@@ -60,6 +60,10 @@ def cross_entropy(
         IndexError: a class index that is neither in [0, C) nor ``ignore_index``.
         ValueError: batch sizes that differ, an unknown reduction.
         RuntimeError: other shapes or dtypes that do not fit, label_smoothing above 1.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    >>> F.cross_entropy(logits, torch.tensor([0, 1]))
+    tensor(0.1269)
     """
     if size_average is not None or reduce is not None:
         reduction = reduction_names.legacy_get_string(size_average, reduce)

@@ -16,6 +16,10 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
 
     Source: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", ICLR 2016,
     equation 16.
+
+    >>> rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.zeros(1, 3)
+    >>> rlhf.gae(rewards, values, torch.ones(1, 3, dtype=torch.bool), gamma=0.5, lam=1.0)
+    (tensor([[0.2500, 0.5000, 1.0000]]), tensor([[0.2500, 0.5000, 1.0000]]))
     """
     advantages, following = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
     expected = torch.zeros_like(following)

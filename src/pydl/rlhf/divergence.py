@@ -10,13 +10,20 @@ def kl_estimates(log_probs, reference_log_probs):
     k3 = e^-d - 1 + d, unbiased and never negative.
 
     Source: Schulman, "Approximating KL Divergence", 2020.
+
+    >>> rlhf.kl_estimates(torch.tensor([-1.0]), torch.tensor([-2.0]))
+    (tensor([1.]), tensor([0.5000]), tensor([0.3679]))
     """
     difference = log_probs - reference_log_probs
     return difference, 0.5 * difference.square(), torch.expm1(-difference) + difference
 
 
 def exact_kl(log_distribution, reference_log_distribution):
-    """Σ p (log p - log q) over the last dimension, of log-probabilities of all tokens."""
+    """Σ p (log p - log q) over the last dimension, of log-probabilities of all tokens.
+
+    >>> rlhf.exact_kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log())
+    tensor(0.1438)
+    """
     return (log_distribution.exp() * (log_distribution - reference_log_distribution)).sum(-1)
 
 

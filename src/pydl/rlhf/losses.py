@@ -19,6 +19,10 @@ def clipped_loss(log_probs, old_log_probs, advantages, mask, epsilon=0.2):
         mask: bool (N, T).
 
     Source: Schulman et al., "Proximal Policy Optimization Algorithms", 2017, equation 7.
+
+    >>> now, before = torch.tensor([[-1.0]]), torch.tensor([[-2.0]])  # e times as likely as before
+    >>> rlhf.clipped_loss(now, before, torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
+    (tensor(-1.2000), tensor(1.))
     """
     ratio = torch.exp(torch.where(mask, log_probs - old_log_probs, 0.0))
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
@@ -29,7 +33,11 @@ def clipped_loss(log_probs, old_log_probs, advantages, mask, epsilon=0.2):
 
 
 def value_loss(values, returns, mask):
-    """Half the mean squared error of the values, all (N, T), under the mask."""
+    """Half the mean squared error of the values, all (N, T), under the mask.
+
+    >>> rlhf.value_loss(torch.tensor([[1.0]]), torch.tensor([[3.0]]), torch.ones(1, 1, dtype=torch.bool))
+    tensor(2.)
+    """
     return 0.5 * masked_mean((values - returns).square(), mask)
 
 
@@ -38,6 +46,9 @@ def pairwise_loss(better, worse):
 
     Source: Bradley and Terry, "Rank Analysis of Incomplete Block Designs", Biometrika 1952; Ouyang et al., 2022,
     equation 1.
+
+    >>> rlhf.pairwise_loss(torch.tensor([2.0]), torch.tensor([0.0]))
+    tensor(0.1269)
     """
     return F.softplus(worse - better).mean()
 
@@ -52,5 +63,8 @@ def dpo_loss(better, worse, reference_better, reference_worse, beta=0.1):
 
     Source: Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", NeurIPS
     2023, equation 7.
+
+    >>> rlhf.dpo_loss(*torch.tensor([[-1.0], [-3.0], [-2.0], [-2.0]]), beta=1.0)
+    tensor(0.1269)
     """
     return pairwise_loss(beta * (better - reference_better), beta * (worse - reference_worse))

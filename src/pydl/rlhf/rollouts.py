@@ -22,7 +22,7 @@ class Rollout:
 
     @property
     def mask(self):
-        """bool (N, T): the tokens of the responses."""
+        """The tokens of the responses, as booleans (N, T)."""
         return response_mask(self.prompt_lengths, self.lengths, self.tokens.shape[1])
 
     def __len__(self):

@@ -52,7 +52,16 @@ def report(module, *example, compile=False):
         compile: times ``torch.compile`` of both, too, which takes as long as compiling does.
 
     Returns:
-        A :class:`Report` with ``rows`` of (name, layer, served_by, reason, fused), and ``timing``.
+        A :class:`~pydl.swapping.Report` with ``rows`` of (name, layer, served_by, reason, fused), and ``timing``.
+
+    >>> with pydl.backend.isa("baseline"):
+    ...     print(pydl.report(pydl.swap(torch.nn.Sequential(torch.nn.Linear(20, 5), torch.nn.Flatten()))))
+    name  layer    served by     fused, or why not by pydl
+    ----  -------  ------------  ------------------------------
+    0     Linear   cpu baseline
+    1     Flatten  torch         pydl has no kernel for Flatten
+    <BLANKLINE>
+    pydl serves 1 of 2 layers
     """
     if isinstance(module, torch.optim.Optimizer):
         return report_optimizer(module)

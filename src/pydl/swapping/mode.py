@@ -121,8 +121,9 @@ class swapped(TorchFunctionMode):
     that was not swapped. Results are those of ``pydl.functional``; nothing is fused. The backward is ours wherever it
     runs.
 
+    >>> model, x, target = torch.nn.Linear(20, 5), torch.randn(4, 20), torch.tensor([0, 1, 2, 3])
     >>> with pydl.swapped():
-    ...     loss = F.cross_entropy(model(x), target)
+    ...     loss = torch.nn.functional.cross_entropy(model(x), target)
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

@@ -30,6 +30,10 @@ def swap(module, fuse=True):
 
     Raises:
         TypeError: when it is no module, or one compiled by TorchScript.
+
+    >>> net = pydl.swap(torch.nn.Sequential(torch.nn.Linear(20, 5), torch.nn.ReLU()))
+    >>> net(torch.randn(4, 20)).shape
+    torch.Size([4, 5])
     """
     if isinstance(module, torch.optim.Optimizer):
         return optim.swap(module)
@@ -49,7 +53,12 @@ def swap(module, fuse=True):
 
 
 def unswap(module):
-    """Undoes :func:`swap` completely, in place: no attribute is left behind. Returns the same ``module``."""
+    """Undoes :func:`swap` completely, in place: no attribute is left behind. Returns the same ``module``.
+
+    >>> net = pydl.unswap(pydl.swap(torch.nn.Linear(20, 5)))
+    >>> type(net)
+    <class 'torch.nn.modules.linear.Linear'>
+    """
     if isinstance(module, torch.optim.Optimizer):
         return optim.unswap(module)
     _check("unswap", module)
@@ -75,6 +84,10 @@ def freeze(module):
 
     Raises:
         TypeError: when it is no module, or one compiled by TorchScript.
+
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    >>> pydl.freeze(net).training
+    False
     """
     _check("freeze", module)
     swap(module).eval()

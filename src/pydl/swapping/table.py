@@ -31,7 +31,7 @@ class Row:
 
 @dataclass
 class Report:
-    """What serves each layer of a model at this moment; made by :func:`report`, printed as a table."""
+    """What serves each layer of a model at this moment; made by :func:`pydl.report`, printed as a table."""
 
     rows: list
     left: dict = field(default_factory=dict)  # module -> what else is to be said of it, "is called layer by layer: ..."

@@ -6,7 +6,11 @@ import torch
 
 
 def perplexity(loss):
-    """e to the mean loss per token: the number of equally likely tokens that would surprise as much."""
+    """e to the mean loss per token: the number of equally likely tokens that would surprise as much.
+
+    >>> text.perplexity(0.0)
+    1.0
+    """
     return math.exp(loss) if loss < 700 else math.inf
 
 

@@ -15,6 +15,9 @@ def spaced(text):
     """Small letters, plain blanks, and a blank before each mark ``, . ! ?``.
 
     Source: d2l section "Machine Translation and the Dataset".
+
+    >>> text.spaced("Go now!")
+    'go now !'
     """
     text = text.replace("\u202f", " ").replace("\xa0", " ").lower()
     marks = set(",.!?")
@@ -40,7 +43,7 @@ class SentencePairs:
 
     Args:
         texts: list of (source, target), words between blanks.
-        source_vocab, target_vocab: of :func:`vocabulary`.
+        source_vocab, target_vocab: of :func:`pydl.text.pairs.vocabulary`.
 
     Attributes:
         sizes: (2, pairs) int64 on the CPU, the valid lengths of both sides with ``<eos>``.

@@ -12,6 +12,9 @@ def letters(text):
     """``text`` in small letters, with one blank for whatever lies between them.
 
     Source: d2l section "Converting Raw Text into Sequence Data", preprocessing.
+
+    >>> text.letters("The Time-Machine, by H. G. Wells")
+    'the time machine by h g wells'
     """
     return re.sub("[^A-Za-z]+", " ", text).strip().lower()
 

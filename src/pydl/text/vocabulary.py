@@ -8,6 +8,9 @@ def tokenize(lines, token="word"):
 
     Raises:
         ValueError: for another kind of token.
+
+    >>> text.tokenize(["the time machine"])
+    [['the', 'time', 'machine']]
     """
     if token not in ("word", "char"):
         raise ValueError(f"tokenize: expected token to be word or char, got {token!r}")
@@ -15,7 +18,11 @@ def tokenize(lines, token="word"):
 
 
 def count_corpus(tokens):
-    """How often each token occurs: a ``Counter`` of a list of tokens, or of lists of them."""
+    """How often each token occurs: a ``Counter`` of a list of tokens, or of lists of them.
+
+    >>> text.count_corpus(["a", "b", "a"])
+    Counter({'a': 2, 'b': 1})
+    """
     if len(tokens) == 0 or isinstance(tokens[0], list):
         tokens = [token for line in tokens for token in line]
     return collections.Counter(tokens)
@@ -34,6 +41,10 @@ class Vocab:
     Attributes:
         idx_to_token, token_to_idx: a list and a dictionary.
         token_freqs: (token, how often), the most frequent first.
+
+    >>> vocab = text.Vocab(["a", "b", "a"])
+    >>> vocab["a"], vocab["never seen"], vocab.to_tokens([1, 2])
+    (1, 0, ['a', 'b'])
     """
 
     def __init__(self, tokens=None, min_freq=0, reserved_tokens=None):

@@ -12,13 +12,21 @@ BLOCK = 512  # boxes that non-maximum suppression looks at together: its largest
 
 
 def box_corner_to_center(boxes):
-    """(N, 4) corners to centre, width and height."""
+    """(N, 4) corners to centre, width and height.
+
+    >>> boxes.box_corner_to_center(torch.tensor([[0.0, 0.0, 4.0, 2.0]]))
+    tensor([[2., 1., 4., 2.]])
+    """
     left, top, right, bottom = boxes.unbind(-1)
     return torch.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top), dim=-1)
 
 
 def box_center_to_corner(boxes):
-    """(N, 4) centre, width and height to corners."""
+    """(N, 4) centre, width and height to corners.
+
+    >>> boxes.box_center_to_corner(torch.tensor([[2.0, 1.0, 4.0, 2.0]]))
+    tensor([[0., 0., 4., 2.]])
+    """
     x, y, width, height = boxes.unbind(-1)
     return torch.stack((x - width / 2, y - height / 2, x + width / 2, y + height / 2), dim=-1)
 
@@ -28,6 +36,9 @@ def multibox_prior(data, sizes, ratios):
 
     A pixel has one of each size s with the first ratio r, then one of the first size with each further ratio. On a
     square image it is s·√r wide and s/√r high.
+
+    >>> boxes.multibox_prior(torch.zeros(1, 3, 8, 8), sizes=[0.5, 0.25], ratios=[1, 2]).shape
+    torch.Size([1, 192, 4])
     """
     height, width = data.shape[-2:]
     sizes, ratios = (torch.as_tensor(values, device=data.device, dtype=torch.float32) for values in (sizes, ratios))
@@ -42,7 +53,11 @@ def multibox_prior(data, sizes, ratios):
 
 
 def box_iou(boxes1, boxes2):
-    """(..., N, M): the shared area of each pair of boxes (..., N, 4) and (..., M, 4) over that of both together."""
+    """(..., N, M): the shared area of each pair of boxes (..., N, 4) and (..., M, 4) over that of both together.
+
+    >>> boxes.box_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]]))
+    tensor([[0.3333]])
+    """
     left1, top1, right1, bottom1 = boxes1.unsqueeze(-2).unbind(-1)
     left2, top2, right2, bottom2 = boxes2.unsqueeze(-3).unbind(-1)
     wide = torch.minimum(right1, right2) - torch.maximum(left1, left2)
@@ -53,14 +68,22 @@ def box_iou(boxes1, boxes2):
 
 
 def offset_boxes(anchors, assigned_bb, eps=1e-6):
-    """(..., 4): where boxes lie from their anchors: 10 Δx/w, 10 Δy/h, 5 log(w'/w), 5 log(h'/h)."""
+    """(..., 4): where boxes lie from their anchors: 10 Δx/w, 10 Δy/h, 5 log(w'/w), 5 log(h'/h).
+
+    >>> boxes.offset_boxes(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]]), eps=0.0)
+    tensor([[5., 0., 0., 0.]])
+    """
     own, other = box_corner_to_center(anchors), box_corner_to_center(assigned_bb)
     shift = 10 * (other[..., :2] - own[..., :2]) / own[..., 2:]
     return torch.cat((shift, 5 * torch.log(eps + other[..., 2:] / own[..., 2:])), dim=-1)
 
 
 def offset_inverse(anchors, offset_preds):
-    """The boxes (..., 4) that lie so from their anchors: undoes :func:`offset_boxes`."""
+    """The boxes (..., 4) that lie so from their anchors: undoes :func:`offset_boxes`.
+
+    >>> boxes.offset_inverse(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[5.0, 0.0, 0.0, 0.0]]))
+    tensor([[1., 0., 3., 2.]])
+    """
     own = box_corner_to_center(anchors)
     centre = offset_preds[..., :2] * own[..., 2:] / 10 + own[..., :2]
     return box_center_to_corner(torch.cat((centre, torch.exp(offset_preds[..., 2:] / 5) * own[..., 2:]), dim=-1))
@@ -78,6 +101,10 @@ def nms(boxes, scores, iou_threshold, kinds=None):
         (kept) int64, the same as torchvision's ``nms`` (``batched_nms`` with kinds) gives. A box stays if none that
         stays drops it: that is found for a block of boxes at once, by repeating the rule until nothing changes. The
         first k of them are right after k rounds, and boxes rarely hang on each other by more than a few.
+
+    >>> three = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.1, 0.0, 2.1, 2.0], [5.0, 5.0, 6.0, 6.0]])
+    >>> boxes.nms(three, torch.tensor([0.8, 0.9, 0.7]), 0.5)
+    tensor([1, 2])
     """
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes[order]
