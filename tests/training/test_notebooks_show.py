@@ -93,6 +93,20 @@ def test_what_is_drawn_while_a_run_goes_on(shell, tmp_path, monkeypatch):
     assert (list(x), list(y)) == tuple(map(list, show.running))
 
 
+def test_a_text_takes_the_place_of_the_last_one(shell, tmp_path, capsys):
+    from pydl.training.live import Live
+
+    result, _ = run(tmp_path, "mlp", dataset=few(), epochs=1)
+    show = Live(Console(), result, epoch_steps=1, unit="tokens")
+    show.sample("first")
+    show.sample("then")
+    first, then = shell.display_pub.outputs
+    assert (first["data"], then["data"]) == ({"text/plain": "first"}, {"text/plain": "then"})
+    assert first["transient"] == then["transient"]
+    assert (first["update"], then["update"]) == (False, True)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.usefixtures("pictures")
 def test_quiet_runs_show_nothing(shell, tmp_path, capsys):
     names = {"train": train, "config": Config("mlp", epochs=1), "folder": tmp_path, "digits": few()}

@@ -28,7 +28,7 @@ class Live(display.Lines):
         live.use_svg_display()
         self.result, self.epoch_steps, self.unit = result, epoch_steps, unit
         self.running, self.every, self.updates = ([], []), 1, 0
-        self.title = result.config.title
+        self.title, self.shown = result.config.title, None
         self.chart = live.Chart(self._draw, live.pyplot().figure(dpi=100, layout="constrained"))
 
     def _draw(self, figure):
@@ -52,6 +52,16 @@ class Live(display.Lines):
         progress = display.progress(loss, accuracy, rate, ratio, self.unit)
         self.title = f"{self.result.config.title}, epoch {epoch} of {self.epochs}: {progress}"
         self.chart.changed()
+
+    def sample(self, text):
+        """In a notebook a text takes the place of the last one, as the curves do."""
+        display = live.notebook()
+        if display is None:
+            super().sample(text)
+        elif self.shown is None:
+            self.shown = display.display({"text/plain": text}, raw=True, display_id=True)
+        else:
+            self.shown.update({"text/plain": text}, raw=True)
 
     def epoch(self, row):
         if live.notebook() is None:
