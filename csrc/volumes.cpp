@@ -24,19 +24,17 @@ void copy_runs(char* to, const char* from, int64_t element, const Runs& runs, co
   constexpr int64_t kTaskBytes = 1 << 16;
   const int64_t grain = max_of(kTaskBytes / max_of(inner * bytes, 1), 1);
   parallel(size[0] * size[1], grain, [&](int64_t first, int64_t last) {
+    const auto offset = [&](size_t d, int64_t at) {
+      const bool ordered = d == runs.ordered && !runs.order.empty();
+      return (ordered ? runs.order[static_cast<size_t>(at)] : at) * runs.strides[d] * element;
+    };
     for (int64_t outer = first; outer < last; ++outer) {
-      int64_t at[4] = {outer / size[1], outer % size[1], 0, 0};
+      const char* block = from + offset(0, outer / size[1]) + offset(1, outer % size[1]);
       char* target = to + outer * inner * bytes;
-      for (at[2] = 0; at[2] < size[2]; ++at[2])
-        for (at[3] = 0; at[3] < size[3]; ++at[3], target += bytes) {
-          int64_t offset = 0;
-          for (size_t d = 0; d < 4; ++d) {
-            const int64_t place =
-                d == runs.ordered && !runs.order.empty() ? runs.order[static_cast<size_t>(at[d])] : at[d];
-            offset += place * runs.strides[d];
-          }
-          copy_words(target, from + offset * element, bytes);
-        }
+      for (int64_t i = 0; i < size[2]; ++i) {
+        const char* row = block + offset(2, i);
+        for (int64_t j = 0; j < size[3]; ++j, target += bytes) copy_words(target, row + offset(3, j), bytes);
+      }
     }
   });
 }

@@ -208,15 +208,26 @@ def test_few_channels_and_little_work_are_torchs(monkeypatch):
     monkeypatch.undo()  # of the fixture that makes small calls ours
     from pydl.ops.conv3d import is_left
 
-    def left(input, weight, groups=1):
-        return is_left(torch.empty(input, device="meta"), torch.empty(weight, device="meta"), groups)
+    def left(input, weight, stride=1, groups=1, last=False):
+        x = torch.empty(input, device="meta", memory_format=LAST if last else torch.contiguous_format)
+        return is_left(x, torch.empty(weight, device="meta"), stride, groups)
 
     assert left((4, 8, 16, 32, 32), (16, 8, 3, 3, 3))
-    assert left((4, 64, 16, 32, 32), (64, 1, 3, 3, 3), 64)
-    assert left((2, 16, 4, 4, 4), (16, 16, 3, 3, 3))
-    assert not left((4, 3, 16, 112, 112), (64, 3, 3, 7, 7))
-    assert not left((4, 64, 8, 28, 28), (64, 64, 3, 3, 3))
-    assert not left((4, 64, 8, 28, 28), (64, 32, 3, 3, 3), 2)
+    assert left((4, 64, 16, 32, 32), (64, 1, 3, 3, 3), groups=64)
+    assert left((2, 32, 4, 4, 4), (32, 32, 3, 3, 3))
+    assert left((4, 16, 8, 28, 28), (64, 16, 3, 3, 3))
+    assert left((4, 64, 8, 28, 28), (64, 64, 3, 3, 3), (1, 2, 2), last=True)
+    assert not left((4, 64, 8, 28, 28), (64, 64, 3, 3, 3), (1, 2, 2))
+    assert not left((4, 3, 16, 112, 112), (64, 3, 3, 7, 7), (1, 2, 2), last=True)
+    assert not left((4, 64, 8, 28, 28), (64, 64, 3, 3, 3), last=True)
+    assert not left((4, 64, 8, 28, 28), (64, 32, 3, 3, 3), groups=2)
+
+
+def test_report_of_few_channels(monkeypatch):
+    monkeypatch.undo()
+    net = torch.nn.Sequential(torch.nn.Conv3d(3, 64, 3), torch.nn.Conv3d(64, 64, 3, groups=64), torch.nn.Conv3d(64, 8, 3))
+    reasons = [row.reason for row in pydl.report(pydl.swap(net)).rows]
+    assert reasons == ["", *["of few channels, which torch convolves faster"] * 2]
 
 
 X, W = torch.randn(2, 4, 5, 6, 6), torch.randn(6, 4, 3, 3, 3)

@@ -36,8 +36,9 @@ _library.define(
 
 # What is torch's, as it is the faster: groups of fewer channels in or out (but for first layers), and less work than so many
 # multiplications of stride 1 (measured: kernels/cpu/conv2d/NOTES.md).
-FEWEST_CHANNELS = 16
-WORTH_A_CALL = 1 << 24
+FEWEST_CHANNELS = 32
+LEAVES_STRIDED = True  # of more than the first layer's channels, in channels_last_3d
+WORTH_A_CALL = 1 << 25
 
 
 def _empty(like, size, channels_last):
@@ -162,8 +163,8 @@ def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         dilation: distance between the taps of the kernel, one number of pixels or (z, y, x).
         groups: how many blocks channels are split into; each convolves its own.
 
-    Groups of fewer than 16 channels in or out (but first layers: up to 4 in and 32 or more out), and calls of little work,
-    are torch's, whose kernels are the faster ones there.
+    Groups of fewer than 32 channels in or out (but first layers: up to 4 in and 32 or more out), strides in
+    channels_last_3d, and calls of little work are torch's, whose kernels are the faster ones there.
 
     Returns:
         (N, O, D', H', W') or (O, D', H', W'); channels_last_3d where torch's result is. D' = (D + 2 * padding - dilation *
@@ -183,7 +184,7 @@ def conv3d_unasked(input, weight, bias, stride, padding, dilation, groups):
     served = input.dtype in SUPPORTED and isinstance(weight, torch.Tensor)
     served = served and input.numel() != 0 and weight.numel() != 0
     ops = backend.ops_for(input, "conv3d") if served else None
-    if ops is None or is_left(input, weight, groups):
+    if ops is None or is_left(input, weight, stride, groups):
         return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
     _check(weight.dim() == 5, f"weight to be 5-D, got shape {tuple(weight.shape)}")
     transforms = functorch_active()
@@ -208,12 +209,24 @@ def conv3d_unasked(input, weight, bias, stride, padding, dilation, groups):
     return output if batched else output.squeeze(0)
 
 
-def is_left(input, weight, groups):
-    """Whether torch's kernels are the faster ones: few channels on a side, or little work."""
+_FIRST = 4  # channels of a first layer, at most
+
+
+def is_of_few(channels, features, groups):
+    """Whether a group has so few channels in or out that torch's kernels are the faster ones."""
+    first = groups == 1 and channels <= _FIRST and features >= FEWEST_CHANNELS
+    return min(channels, features) < FEWEST_CHANNELS and not first
+
+
+def is_left(input, weight, stride, groups):
+    """Whether torch's kernels are the faster ones: few channels, little work, strides in channels_last_3d."""
     if weight.dim() != 5 or not isinstance(groups, int) or groups < 1:
         return False
-    groups_of = max(groups, 1)
-    channels, features = weight.shape[1], weight.shape[0] // groups_of
-    few = min(channels, features) < FEWEST_CHANNELS
-    wide = groups == 1 and channels <= 4 and features >= 2 * FEWEST_CHANNELS  # the first layer of a network
-    return (few and not wide) or input.numel() * weight.shape[0] * weight[0, 0].numel() < WORTH_A_CALL
+    if is_of_few(weight.shape[1], weight.shape[0] // groups, groups):
+        return True
+    if input.numel() * weight.shape[0] * weight[0, 0].numel() < WORTH_A_CALL:
+        return True
+    if not LEAVES_STRIDED or weight.shape[1] <= _FIRST or input.dim() != 5:
+        return False
+    strided = stride > 1 if isinstance(stride, int) else any(s != 1 for s in stride[1:])
+    return strided and (is_channels_last(input) or is_channels_last(weight))
