@@ -61,6 +61,10 @@ def _nothing_is_too_small(monkeypatch):
     monkeypatch.setattr(pydl.ops.embedding_bag, "WORTH_A_CALL", 0)
     monkeypatch.setattr(pydl.ops.instance_norm, "LEAST_PLACES", 1)
     monkeypatch.setattr(pydl.ops.recurrent_cells, "LEAST_BATCH", 1)
+    monkeypatch.setattr(pydl.ops.conv3d, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(pydl.ops.conv3d, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(pydl.ops.conv3d, "LEAVES_STRIDED", False)
+    monkeypatch.setattr(pydl.ops.pool3d, "WORTH_A_CALL", 0)
 
 
 @pytest.fixture(params=BACKENDS)

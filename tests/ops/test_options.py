@@ -26,6 +26,7 @@ FORMS = [*NUMBERS, *SEQUENCES, *OTHERS]
 # the same in every run: an eps of -1 makes of some numbers the inverse of almost nothing
 RANDOM = torch.Generator().manual_seed(0)
 IMAGE, WEIGHT = torch.randn(1, 2, 6, 6, generator=RANDOM), torch.randn(2, 2, 3, 3, generator=RANDOM)
+VOLUME = torch.randn(1, 2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 LOGITS, TARGET = torch.randn(4, 3, generator=RANDOM), torch.tensor([0, 1, 2, 0])
 STEPS, STATE, GATES = torch.randn(4, 3, 2), torch.zeros(1, 3, 3), [torch.ones(9, 2), torch.eye(9, 3), *torch.ones(2, 9)]
 GRU = {"has_biases": True, "num_layers": 1, "dropout": 0.0, "train": True, "bidirectional": False, "batch_first": False}
@@ -67,6 +68,23 @@ CALLS = {
     "avg_pool2d": (
         ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
         lambda f, o: f.avg_pool2d(IMAGE, **{"kernel_size": 2, **o}),
+    ),
+    "conv3d": (
+        ("stride", "padding", "dilation", "groups"),
+        lambda f, o: f.conv3d(VOLUME, WEIGHT[:, :, None], **o),
+    ),
+    "max_pool3d": (
+        ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+        lambda f, o: f.max_pool3d(VOLUME, **{"kernel_size": 2, **o}),
+    ),
+    "avg_pool3d": (
+        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+        lambda f, o: f.avg_pool3d(VOLUME, **{"kernel_size": 2, **o}),
+    ),
+    "adaptive_avg_pool3d": (("output_size",), lambda f, o: f.adaptive_avg_pool3d(VOLUME, **o)),
+    "adaptive_max_pool3d": (
+        ("output_size", "return_indices"),
+        lambda f, o: f.adaptive_max_pool3d(VOLUME, **{"output_size": 2, **o}),
     ),
     "batch_norm": (
         ("training", "momentum", "eps"),

@@ -60,6 +60,11 @@ OPS = CALLS | {
     "avg_pool1d": lambda f, x: f.avg_pool1d(x[0], 2),
     "adaptive_max_pool1d": lambda f, x: f.adaptive_max_pool1d(x[0], 2),
     "adaptive_avg_pool1d": lambda f, x: f.adaptive_avg_pool1d(x[0], 2),
+    "conv3d": lambda f, x: f.conv3d(x[:, :, None], WEIGHT[:, :, None]),
+    "max_pool3d": lambda f, x: f.max_pool3d(x, (1, 2, 2)),
+    "avg_pool3d": lambda f, x: f.avg_pool3d(x, (1, 2, 2)),
+    "adaptive_max_pool3d": lambda f, x: f.adaptive_max_pool3d(x, (3, 2, 2)),
+    "adaptive_avg_pool3d": lambda f, x: f.adaptive_avg_pool3d(x, (3, 2, 2)),
     "dropout": lambda f, x: f.dropout(x, 1.0),
     "cross_entropy": lambda f, x: f.cross_entropy(x, torch.zeros(2, 6, 6, dtype=torch.int64)),
 }

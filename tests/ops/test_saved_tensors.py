@@ -133,6 +133,13 @@ def cases():
             {"input": torch.randn(2, 3, 6), "weight": torch.randn(weight), "bias": torch.randn(4)},
             lambda f, t, n=name: getattr(f, n)(t["input"], t["weight"], t["bias"]),
         )
+    for name in ("max_pool3d", "avg_pool3d", "adaptive_max_pool3d", "adaptive_avg_pool3d"):
+        yield name, {"input": torch.randn(2, 3, 4, 6, 6)}, lambda f, t, n=name: getattr(f, n)(t["input"], 2)
+    yield (
+        "conv3d",
+        {"input": torch.randn(2, 3, 4, 5, 5), "weight": torch.randn(4, 3, 3, 3, 3), "bias": torch.randn(4)},
+        lambda f, t: f.conv3d(t["input"], t["weight"], t["bias"]),
+    )
     yield "avg_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.avg_pool2d(t["input"], 2)
 
 

@@ -96,6 +96,13 @@ OPS = CALLS | {
     "adaptive_avg_pool2d": lambda f, x: f.adaptive_avg_pool2d(x, 1),
     "max_pool1d": lambda f, x: f.max_pool1d(x.flatten(2), 2),
     "avg_pool1d": lambda f, x: f.avg_pool1d(x.flatten(2), 2, padding=1),
+    "conv3d": lambda f, x: f.conv3d(
+        x.unflatten(3, (3, 2)), torch.linspace(-1, 1, 108).double().view(2, 3, 3, 3, 2), padding=1
+    ),
+    "max_pool3d": lambda f, x: f.max_pool3d(x.unflatten(3, (3, 2)), 2, padding=1),
+    "avg_pool3d": lambda f, x: f.avg_pool3d(x.unflatten(3, (3, 2)), 2, padding=1),
+    "adaptive_avg_pool3d": lambda f, x: f.adaptive_avg_pool3d(x.unflatten(3, (3, 2)), 1),
+    "adaptive_max_pool3d": lambda f, x: f.adaptive_max_pool3d(x.unflatten(3, (3, 2)), (5, 1, 2)),
     "cross_entropy": lambda f, x: f.cross_entropy(x, CLASSES, label_smoothing=0.1),
     "cross_entropy per row": lambda f, x: f.cross_entropy(x, CLASSES, reduction="none"),
     "cross_entropy of probabilities": lambda f, x: f.cross_entropy(x, torch.ones(2, 3, 5, 6).double() / 3),

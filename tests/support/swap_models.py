@@ -81,6 +81,11 @@ LAYERS = {
     "AdaptiveAvgPool1d": (lambda: nn.AdaptiveAvgPool1d(4), (2, 3, 12), "adaptive_avg_pool1d"),
     "AdaptiveAvgPool2d": (lambda: nn.AdaptiveAvgPool2d(2), (2, 3, 12, 8), "adaptive_avg_pool2d"),
     "AdaptiveMaxPool1d": (lambda: nn.AdaptiveMaxPool1d(4), (2, 3, 12), "adaptive_max_pool1d"),
+    "Conv3d": (lambda: nn.Conv3d(5, 7, (3, 2, 3), padding=1), (3, 5, 4, 9, 6), "conv3d"),
+    "MaxPool3d": (lambda: nn.MaxPool3d(3, 2, 1), (2, 3, 4, 11, 8), "max_pool3d"),
+    "AvgPool3d": (lambda: nn.AvgPool3d((1, 2, 3)), (2, 3, 4, 11, 8), "avg_pool3d"),
+    "AdaptiveAvgPool3d": (lambda: nn.AdaptiveAvgPool3d(2), (2, 3, 4, 12, 8), "adaptive_avg_pool3d"),
+    "AdaptiveMaxPool3d": (lambda: nn.AdaptiveMaxPool3d(2), (2, 3, 4, 12, 8), "adaptive_max_pool3d"),
     "AdaptiveMaxPool2d": (lambda: nn.AdaptiveMaxPool2d(2), (2, 3, 12, 8), "adaptive_max_pool2d"),
 }
 
