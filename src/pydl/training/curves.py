@@ -25,8 +25,9 @@ def draw(path, history, title, compare=False):
     gan, style = "generator_loss" in last, "style_loss" in last
     others = language, translation, vectors, masked, senses, boxes, overlays, gan, style
     regression = not any(others) and "test_accuracy" not in last
-    figure = Figure(figsize=(5 if regression else 9, 3.6), dpi=120, layout="constrained")
-    panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
+    count = 1 if regression else 3 if masked else 2
+    figure = Figure(figsize=(5 if regression else 4.5 * count, 3.6), dpi=120, layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False)[0]
     left = panels[0]
     epochs = [row["epoch"] for row in history]
     lines = [(left, "loss", "train", TRAIN), (left, "test_loss", "test", TEST)]
@@ -43,9 +44,12 @@ def draw(path, history, title, compare=False):
         right.set(ylabel="listed pairs of words", ylim=(0, 1.05))
         lines += [(right, "pairs_found", "found among ten neighbours", TEST)]
     elif masked:
-        right = panels[1]
+        middle, right = panels[1:]
+        middle.set(ylabel="cross entropy of what follows")
+        middle.axhline(math.log(2), color="gray", linewidth=0.8, linestyle=":", label="chance")
         right.set(ylabel="share that is right, test", ylim=(0, 1.05))
-        lines += [(right, "masked_right", "masked words", TRAIN), (right, "pairs_right", "next sentence or not", TEST)]
+        lines += [(left, "masked_loss", "test, masked words alone", "#55a868"), (middle, "pair_loss", "test", TEST)]
+        lines += [(right, "masked_right", "masked words", TRAIN), (right, "pairs_right", "what follows or not", TEST)]
     elif boxes:
         right = panels[1]
         right.set(ylabel="mean average precision, test", ylim=(0, 1.05))
