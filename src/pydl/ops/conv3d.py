@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
-from pydl._private import functorch_active
+from pydl._private import functorch_active, onednn_dtypes
 from pydl.aside import is_torchs
 from pydl.ops import _library
 from pydl.ops._autocast import lowered
@@ -123,16 +123,8 @@ def _padding_of(padding, reach, stride):
     return tuple(side for r in reach for side in ((r - 1) // 2, r - 1 - (r - 1) // 2))
 
 
-# dtypes that torch convolves volumes of by oneDNN, which keeps channels_last; its own loops give contiguous results
-def _onednns():
-    supported = {torch.float32}
-    for dtype, name in ((torch.bfloat16, "_is_mkldnn_bf16_supported"), (torch.float16, "_is_mkldnn_fp16_supported")):
-        if getattr(torch.ops.mkldnn, name)():
-            supported.add(dtype)
-    return frozenset(supported)
-
-
-_ONEDNNS = _onednns()
+# oneDNN keeps channels_last; torch's own loops give contiguous results
+_ONEDNNS = onednn_dtypes() if torch.backends.mkldnn.is_available() else frozenset()
 
 
 def _is_onednns(input, weight, stride, dilation, groups):
