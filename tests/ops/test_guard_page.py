@@ -76,8 +76,8 @@ def test_conv3d(device, stride, size):
 @pytest.mark.parametrize("name", ["max_pool3d", "avg_pool3d"])
 def test_pooling_of_volumes(device, name):
     ours, torchs = getattr(pf, name), getattr(F, name)
-    for kernel, stride in ((2, 2), (3, 1)):
-        compare(lambda x: ours(x, kernel, stride), lambda x: torchs(x, kernel, stride), torch.randn(2, 3, 4, 7, 5))
+    for window in ((2, 2), (3, 1)):
+        compare(lambda x, w=window: ours(x, *w), lambda x, w=window: torchs(x, *w), torch.randn(2, 3, 4, 7, 5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)

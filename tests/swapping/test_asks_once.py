@@ -80,7 +80,7 @@ def has_quick_way(name, training=True):
 
 
 def at_most(name):
-    """How often it may ask about transforms: pooling of volumes is two calls, torch's formula of a registered op asks too."""
+    """How often it may ask about transforms: pooling of volumes is two calls, and torch's formula of an op asks too."""
     return 2 if name.endswith(("Pool3d", "Conv3d")) else 1
 
 
