@@ -97,7 +97,7 @@ def _volume(input):
 
 
 def _is_last(input, unbatched=False):
-    """Whether it is channels_last_3d; where that is asked, also a volume without a batch and with channels innermost."""
+    """Whether it is channels_last_3d; where that is asked, also a volume without a batch, with channels innermost."""
     if input.dim() == 4:
         return unbatched and not input.is_contiguous() and input.movedim(0, -1).is_contiguous()
     return input.dim() == 5 and is_channels_last(input)
