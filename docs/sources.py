@@ -18,7 +18,12 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 
-_PAGES = {"CONTRIBUTING.md": "contributing.md", "src/pydl/d2l/NAMES.md": "names.md"}
+_PAGES = {
+    "README.md": "readme.md",
+    "README.zh.md": "zh/readme.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "src/pydl/d2l/NAMES.md": "names.md",
+}
 _NOTES = ("build_backend", "csrc", "kernels", "src")
 
 
@@ -106,4 +111,4 @@ def relink(text, page):
             return f"[{words}]({place}{'#' if anchor else ''}{anchor})"
         return words
 
-    return re.sub(r"(?<!\!)\[([^\]\n]+)\]\(([^)\s]+)\)", lead, text)
+    return re.sub(r"(?<!!)\[([^\[\]]+)\]\(([^)\s]+)\)", lead, text)
