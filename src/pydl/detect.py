@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend, data
+from pydl._brief import Brief
 from pydl.errors import MissingExtra
 from pydl.predict import BATCH, Predictor
 from pydl.training.object_pictures import CONFIDENT, overlaid
@@ -15,8 +16,8 @@ from pydl.vision.detection import detections
 BOX, TEXT = "#ff3030", "white"
 
 
-@dataclass
-class Found:
+@dataclass(repr=False)
+class Found(Brief):
     """What is found in one picture.
 
     Attributes:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pydl import backend, data, models
+from pydl._brief import Brief
 from pydl.errors import CheckpointError, MissingExtra
 from pydl.training import checkpoint, trained
 
@@ -14,8 +15,8 @@ BATCH = 64
 CAPTION, SIDE = 22, 168  # pixels: the strip under a saved picture, and the least width it is enlarged to
 
 
-@dataclass
-class Prediction:
+@dataclass(repr=False)
+class Prediction(Brief):
     """What the model says of one image.
 
     Attributes:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 import pydl
-from pydl import data, memory, models
+from pydl import data, live, memory, models
 from pydl.errors import CheckpointError, OptionError, did_you_mean
 from pydl.rlhf import write_pairs
 from pydl.text import SentencePairs, Windows
@@ -42,6 +42,7 @@ __all__ = ["Config", "Interrupted", "Result", "cross_validate", "learners", "res
 # how often a word must occur to be known
 LEAST = {"vectors": 5, "masked": 2, "topics": 2}
 LEAST |= {"contextual": 2}
+WIDTH = 100  # characters of a line in a notebook
 FIT_PICTURES = 100  # that mean and standard deviation of pictures of objects are taken from
 
 
@@ -54,7 +55,8 @@ def train(config, out=None, resume=None, console=None, dataset=None, report=Fals
         config: options; for ``resume`` those of the checkpoint, with what may change replaced (see :func:`resumed`).
         out: folder for metrics, curves and checkpoint; by default a new one under ``runs/``.
         resume: a checkpoint's content from :func:`resumed`; training continues as if it had never stopped.
-        console: a rich Console; by default one on stdout.
+        console: a rich Console; by default one on stdout, in a notebook with curves that grow. ``Console(quiet=True)``
+            shows nothing.
         dataset: a :class:`pydl.data.Dataset` in place of the one that ``config.data`` names.
         report: list at the end which kernels served which layer.
 
@@ -77,7 +79,12 @@ def train(config, out=None, resume=None, console=None, dataset=None, report=Fals
             console = Console(file=nowhere)
         # a comparison with torch is with torch as it comes
         with memory.serving_torch(device.type == "cpu" and name != "torch" and not config.compare):
-            return _run(config, device, processes, out, resume, console or Console(), dataset, report)
+            return _run(config, device, processes, out, resume, console or _console(), dataset, report)
+
+
+def _console():
+    """One on stdout; in a notebook too, where rich would show each line as a document of its own."""
+    return Console() if live.notebook() is None else Console(force_jupyter=False, force_terminal=False, width=WIDTH)
 
 
 def _resolved(config):
@@ -230,7 +237,7 @@ def cross_validate(config, folds, out=None, console=None):
     Raises:
         OptionError: for fewer than two folds, or more than there are examples.
     """
-    console = console or Console()
+    console = console or _console()
     if not torch.distributed.is_initialized() and environment().world > 1:
         raise OptionError("--folds: expected one process, got a run under torchrun")
     resolved = _completed(_resolved(config))

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy
 import torch
 
-from pydl import data
-from pydl.d2l import animator, images, serving
+from pydl import data, live
+from pydl.d2l import images, serving
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -58,7 +58,7 @@ def run(name, folder):
     torch.manual_seed(0)
     numpy.random.seed(0)
     random.seed(0)
-    animator._count = itertools.count(1)
+    live._count = itertools.count(1)
     images._said.clear()
     out, error, began, found = io.StringIO(), "", time.process_time(), {}
     with contextlib.redirect_stdout(out):

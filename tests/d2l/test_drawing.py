@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pydl import d2l
-from pydl.d2l import animator as module
+from pydl import live as module
 
 pytest.importorskip("matplotlib", reason="about what matplotlib draws")
 

@@ -87,6 +87,11 @@ def test_the_report_of_a_timed_step():
         pydl.report(net, compile=True)
 
 
+def test_report_times_a_model_that_gives_none_beside_its_output():
+    net = pydl.models.gpt(hidden=16, layers=1, positions=8)  # its state, which training has none of
+    assert pydl.report(net, torch.zeros(2, 8, dtype=torch.int64)).timing.step == "forward and backward"
+
+
 def test_the_report_of_a_compiled_step():
     from rich.console import Console
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from runs import few, learner, no_pictures, one_thread, pictures, run  # noqa: F401  (fixtures)
 
@@ -46,8 +47,6 @@ def test_the_report_lists_the_layers_on_request(tmp_path):
 
 def drawn(monkeypatch):
     """The figures that are saved from now on, open to questions."""
-    from matplotlib.figure import Figure
-
     figures, save = [], Figure.savefig
 
     def keep(self, *arguments, **options):
@@ -59,12 +58,12 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
-def test_curves_have_whole_epochs_and_room_above(tmp_path, monkeypatch, epochs):
-    figures = drawn(monkeypatch)
+def test_curves_have_whole_epochs_and_room_above(epochs):
     one = {"loss": 2.3, "test_loss": 2.2, "train_accuracy": 1.0, "test_accuracy": 1.0}
     history = [{"epoch": epoch, **one} for epoch in range(1, epochs + 1)]
-    curves.draw(tmp_path / "curves.png", history, "title")
-    loss, accuracy = figures[0].axes
+    figure = Figure()
+    curves.fill(figure, history, "title")
+    loss, accuracy = figure.axes
     for axes, top in ((loss, 2.3), (accuracy, 1.0)):
         low, high = axes.get_xlim()
         ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
@@ -76,11 +75,11 @@ def test_curves_have_whole_epochs_and_room_above(tmp_path, monkeypatch, epochs):
         assert axes.get_ylim()[1] >= 1.04 * top
 
 
-def test_curves_of_a_loss_that_was_not_finite(tmp_path, monkeypatch):
-    figures = drawn(monkeypatch)
+def test_curves_of_a_loss_that_was_not_finite():
     row = {"loss": math.inf, "test_loss": math.nan, "train_accuracy": 0.1, "test_accuracy": 0.1}
-    curves.draw(tmp_path / "curves.png", [{"epoch": 1, **row}, {"epoch": 2, **row, "loss": 2.0}], "title")
-    assert figures[0].axes[0].get_ylim()[1] == pytest.approx(2.2)
+    figure = Figure()
+    curves.fill(figure, [{"epoch": 1, **row}, {"epoch": 2, **row, "loss": 2.0}], "title")
+    assert figure.axes[0].get_ylim()[1] == pytest.approx(2.2)
 
 
 @pytest.mark.usefixtures("pictures")

@@ -48,7 +48,7 @@ from pydl.d2l.counting import (
     evaluate_accuracy_gpu,
     evaluate_loss,
 )
-from pydl.d2l.drawing import plot, set_axes, set_figsize, show_heatmaps, show_images, use_svg_display
+from pydl.d2l.drawing import plot, set_axes, set_figsize, show_heatmaps, show_images
 from pydl.d2l.images import get_dataloader_workers, get_fashion_mnist_labels, load_data_fashion_mnist
 from pydl.d2l.language import GRU, RNN, RNNLM, RNNLMScratch, RNNScratch, TimeMachine
 from pydl.d2l.layers import Residual, corr2d, resnet18
@@ -126,6 +126,7 @@ from pydl.d2l.translation import (
     tokenize_nmt,
     truncate_pad,
 )
+from pydl.live import use_svg_display
 from pydl.text import count_corpus
 
 __all__ = [
@@ -255,7 +256,7 @@ __all__ = [
 
 def __getattr__(name):
     if name == "plt":  # matplotlib, when something is drawn
-        from pydl.d2l.drawing import pyplot
+        from pydl.live import pyplot
 
         return pyplot()
     raise AttributeError(unserved.sentence(name, __all__))

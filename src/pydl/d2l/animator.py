@@ -1,17 +1,9 @@
 """Curves that grow while a net trains: live in notebooks and in PyCharm, in a PNG file elsewhere."""
 
-import io
-import itertools
-import sys
-import time
 import weakref
-from pathlib import Path
-from typing import ClassVar
 
-from pydl.d2l.drawing import FMTS, notebook, numbers, pyplot, set_axes, use_svg_display
-
-SHARE = 0.1  # of the time at most goes into drawing
-_count = itertools.count(1)
+from pydl.d2l.drawing import FMTS, numbers, set_axes
+from pydl.live import Chart, pyplot, use_svg_display
 
 
 class Animator:
@@ -33,13 +25,14 @@ class Animator:
         use_svg_display()
         X, Y = [], []
 
-        def draw(axes):
+        def draw(figure):
+            axes = figure.axes[0]
             curves(axes, zip(X, Y, strict=True), [((fmt,), {}) for fmt in fmts])
             set_axes(axes, xlabel, ylabel, xlim, ylim, xscale, yscale, legend)
 
         self.X, self.Y = X, Y
-        self._chart = Chart(draw, figsize, nrows, ncols)
-        self.fig, self.axes = self._chart.figure, self._chart.axes
+        self.fig, self.axes = subplots(figsize, nrows, ncols)
+        self._chart = Chart(draw, self.fig)
         weakref.finalize(self, self._chart.flush)  # at the end of the process, too
 
     def add(self, x, y):
@@ -64,114 +57,18 @@ def _each(values):
     return list(values) if getattr(values, "ndim", 0) else [values]
 
 
+def subplots(figsize, nrows=1, ncols=1):
+    """(a new pyplot figure, its axes as a list); of any number of them pyplot does not warn."""
+    plt = pyplot()
+    with plt.rc_context({"figure.max_open_warning": 0}):
+        figure, axes = plt.subplots(nrows, ncols, figsize=figsize, squeeze=False, layout="constrained")
+    return figure, list(axes.flat)
+
+
 def curves(axes, points, styles):
-    """Lines, by the styles in turn: further arguments of matplotlib's ``plot``, and options of it."""
+    """Lines in the place of the old, by the styles in turn: further arguments of matplotlib's ``plot``, and options."""
+    axes.cla()
     for number, (x, y) in enumerate(points):
         arguments, options = styles[number % len(styles)]
         # one point is no line
         axes.plot(x, y, *arguments, **options, marker="o" if len(x) == 1 else None)
-
-
-class Chart:
-    """A figure that is drawn again as it changes, and where it is shown.
-
-    It holds nothing of who draws, and outlives it by the last drawing.
-
-    Args:
-        draw: a function of the axes, which are empty then.
-        axes: to draw into, or None for new ones in a new figure.
-    """
-
-    def __init__(self, draw, figsize, nrows=1, ncols=1, axes=None):
-        plt = pyplot()
-        if axes is None:
-            with plt.rc_context({"figure.max_open_warning": 0}):
-                _, many = plt.subplots(nrows, ncols, figsize=figsize, squeeze=False, layout="constrained")
-            self.axes = list(many.flat)
-        else:
-            self.axes = [axes]
-        self.figure, self.draw = self.axes[0].figure, draw
-        self.place = _place(plt, self)
-        self.drawn, self.due = True, time.perf_counter() + self.place.wait
-
-    def changed(self):
-        """Draws, unless the last drawing was a moment ago."""
-        self.drawn = False
-        if time.perf_counter() >= self.due:
-            self.flush()
-
-    def flush(self):
-        """Draws what is new."""
-        if self.drawn:
-            return
-        began = time.perf_counter()
-        self.axes[0].cla()
-        self.draw(self.axes[0])
-        self.place.show(self.figure)
-        now = time.perf_counter()
-        self.drawn, self.due = True, now + max((now - began) / SHARE, self.place.seconds)
-
-
-def _place(plt, chart):
-    display = notebook()
-    if display is not None:
-        return _Notebook(display, plt, chart)
-    return _PyCharm() if "interagg" in plt.get_backend().lower() else _File()
-
-
-class _Notebook:
-    """The output of a cell: one picture, in the place of its former state."""
-
-    wait, seconds = 0.0, 0.0  # before the first drawing, and between two of them
-    _charts: ClassVar = weakref.WeakSet()  # those whose last points are drawn when their cell ends
-    _listening = False
-
-    def __init__(self, display, plt, chart):
-        from IPython import get_ipython
-
-        plt.close(chart.figure)  # or the cell would end with the picture a second time
-        self.display, self.handle = display, None
-        if not _Notebook._listening:
-            _Notebook._listening = True
-            get_ipython().events.register("post_execute", self._flush)
-        self._charts.add(chart)
-
-    @classmethod
-    def _flush(cls):
-        for chart in cls._charts:
-            chart.flush()
-
-    def show(self, figure):
-        drawing = io.StringIO()
-        figure.savefig(drawing, format="svg")
-        picture = self.display.SVG(drawing.getvalue())
-        if self.handle is None:
-            self.handle = self.display.display(picture, display_id=True)
-        else:
-            self.handle.update(picture)
-
-
-class _PyCharm:
-    """The tool window for pictures, where each drawing is a new one."""
-
-    wait, seconds = 0.0, 5.0
-
-    def show(self, figure):
-        figure.canvas.show()
-
-
-class _File:
-    """A PNG file in the current folder."""
-
-    wait, seconds = 1.0, 1.0  # nobody looks at the first point alone
-
-    def __init__(self):
-        script = Path(sys.argv[0] if sys.argv else "").stem
-        self.path = Path(f"{script or 'd2l'}-{next(_count)}.png")
-        self.said = False
-
-    def show(self, figure):
-        figure.savefig(self.path, dpi=150)
-        if not self.said:
-            self.said = True
-            print(f"d2l: the curves are in {self.path}")

@@ -6,7 +6,7 @@ stands in :mod:`pydl.vision.boxes`, and labels of whole batches in :mod:`pydl.vi
 
 import torch
 
-from pydl.d2l.drawing import pyplot
+from pydl.live import pyplot
 from pydl.vision.boxes import (
     box_center_to_corner,
     box_corner_to_center,

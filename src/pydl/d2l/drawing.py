@@ -2,37 +2,9 @@
 
 import torch
 
-from pydl.errors import MissingExtra
+from pydl.live import pyplot, use_svg_display
 
 FMTS = ("-", "m--", "g-.", "r:")
-
-
-def pyplot():
-    """``matplotlib.pyplot``."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise MissingExtra("a picture", "matplotlib") from None
-    return plt
-
-
-def notebook():
-    """``IPython.display`` in a notebook (Jupyter, VS Code, Colab), else None."""
-    import sys
-
-    if "IPython" not in sys.modules:
-        return None
-    from IPython import display, get_ipython
-
-    return display if getattr(get_ipython(), "kernel", None) is not None else None
-
-
-def use_svg_display():
-    """Pictures in a notebook are SVG from now on; elsewhere nothing changes."""
-    if notebook() is not None:
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-        set_matplotlib_formats("svg")
 
 
 def set_figsize(figsize=(3.5, 2.5)):

@@ -8,11 +8,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from pydl.d2l import places, serving
-from pydl.d2l.animator import Chart, curves
+from pydl.d2l.animator import curves, subplots
 from pydl.d2l.counting import Timer, moved
-from pydl.d2l.drawing import numbers, set_axes, use_svg_display
+from pydl.d2l.drawing import numbers, set_axes
 from pydl.d2l.images import Loader
 from pydl.d2l.training import grad_clipping
+from pydl.live import Chart, use_svg_display
 
 
 def add_to_class(Class):
@@ -75,12 +76,15 @@ class ProgressBoard(HyperParameters):
             ((), {"linestyle": style, "color": color}) for style, color in zip(self.ls, self.colors, strict=False)
         ]
 
-        def draw(axes):
+        if self.axes is None:
+            _, (self.axes,) = subplots(self.figsize)
+        self.fig, axes = self.axes.figure, self.axes
+
+        def draw(figure):
             curves(axes, data.values(), styles)
             set_axes(axes, **options)
 
-        self._chart = Chart(draw, self.figsize, axes=self.axes)
-        self.fig, self.axes = self._chart.figure, self._chart.axes[0]
+        self._chart = Chart(draw, self.fig)
         weakref.finalize(self, self._chart.flush)
 
     def flush(self):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from pydl._brief import Brief
+
 # Above this many bytes a preprocessed split is not kept: each batch is then resized and normalised when it is taken.
 KEEP_BYTES = 1 << 30
 # Up to this many bytes, files of images are kept as bytes after they are decoded; beyond it each batch decodes its own.
@@ -15,8 +17,8 @@ FIT_IMAGES = 20_000
 CHUNK = 2048
 
 
-@dataclass
-class Split:
+@dataclass(repr=False)
+class Split(Brief):
     """Images and targets of one split.
 
     Attributes:
@@ -31,8 +33,8 @@ class Split:
         return len(self.targets)
 
 
-@dataclass
-class Dataset:
+@dataclass(repr=False)
+class Dataset(Brief):
     """A train and a test split, and the names of the classes that the targets index.
 
     A regression has no classes; its "images" are (N, features) and its targets (N, 1), both float32.

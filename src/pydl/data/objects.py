@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from pydl._brief import Brief
 from pydl.data.dataset import resize
 
 IGNORED = 255  # in a mask: a pixel that counts neither way, such as the outlines of Pascal VOC's objects
 
 
-@dataclass
-class Pictures:
+@dataclass(repr=False)
+class Pictures(Brief):
     """A batch of pictures of one size.
 
     Attributes:
@@ -26,8 +27,8 @@ class Pictures:
     masks: torch.Tensor | None
 
 
-@dataclass
-class ObjectDataset:
+@dataclass(repr=False)
+class ObjectDataset(Brief):
     """A train and a test split of pictures, and the names of the classes that labels and masks index.
 
     Attributes:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
+from pydl._brief import Brief
 from pydl.data.folder import SUFFIXES, read_image
 from pydl.errors import DataError, MissingExtra
 
 
-@dataclass
-class StylePictures:
+@dataclass(repr=False)
+class StylePictures(Brief):
     """A content picture and a style picture, uint8 (3, H, W) each, of any sizes."""
 
     name: str

@@ -7,7 +7,7 @@ from pydl.text import Vocab
 from pydl.text.pseudo_words import chosen, written
 
 
-@dataclass
+@dataclass(repr=False)
 class PseudoWordDataset(SentenceDataset):
     """A :class:`SentenceDataset` whose vocabulary has one word for each of ``pairs``; the sentences are as they were.
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pydl._brief import Brief
 from pydl.data.text import articles, parts
 from pydl.errors import DataError, OptionError
 from pydl.text import Vocab
@@ -12,8 +13,8 @@ PAD, MASK, CLS, SEP = 1, 2, 3, 4  # their numbers: 0 is <unk>
 FIRST_WORD = 5
 
 
-@dataclass
-class SentenceDataset:
+@dataclass(repr=False)
+class SentenceDataset(Brief):
     """Documents of sentences, to train and to test on.
 
     Attributes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from pydl._brief import Brief
 from pydl.errors import DataError, MissingExtra
 from pydl.text import Tokenizer
 from pydl.text import prose as pieces
@@ -15,8 +16,8 @@ WIKI = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 HELD_OUT = 0.1  # of a file without a test file beside it
 
 
-@dataclass
-class TextDataset:
+@dataclass(repr=False)
+class TextDataset(Brief):
     """A train and a test text as token numbers.
 
     Attributes:

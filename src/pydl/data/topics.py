@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pydl._brief import Brief
 from pydl.data.sentences import sentences
 from pydl.errors import DataError, OptionError
 from pydl.text import Vocab
@@ -22,8 +23,8 @@ GROUPS = {
 }
 
 
-@dataclass
-class TopicDataset:
+@dataclass(repr=False)
+class TopicDataset(Brief):
     """Sentences with the group of their topic, to train and to test on.
 
     Attributes:

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydl._brief import Brief
 from pydl.errors import DataError, MissingExtra, OptionError
 from pydl.text import Vocab
 from pydl.text.pairs import is_held_out, spaced, vocabulary
@@ -15,8 +16,8 @@ TRAINED, TESTED = 10_000, 1_000  # numbers: they are spelled in seconds, and suf
 RARE = 2  # a word of a file that occurs less often is unknown
 
 
-@dataclass
-class TranslationDataset:
+@dataclass(repr=False)
+class TranslationDataset(Brief):
     """Train and test pairs of sentences, words between blanks.
 
     Attributes:

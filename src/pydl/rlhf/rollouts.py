@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
+from pydl._brief import Brief
 from pydl.rlhf.masks import response_mask
 
 
-@dataclass
-class Rollout:
+@dataclass(repr=False)
+class Rollout(Brief):
     """Prompts with the responses that a model wrote.
 
     Attributes:

@@ -1,12 +1,12 @@
 """``pydl.report``: which kernel serves each layer of a model, what is fused into it, or why not."""
 
-import html
 import textwrap
 from dataclasses import dataclass, field
 
 import torch
 
 from pydl import aside, backend, optim
+from pydl._brief import html_table
 from pydl.ops import _library
 from pydl.swapping.bound import is_bound
 from pydl.swapping.container import FusedForward, could_fuse, why_layer_by_layer
@@ -68,12 +68,7 @@ class Report:
         return table
 
     def _repr_html_(self):
-        def line(cells, tag):
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        rows = [line(self.HEAD, "th"), *(line(row, "td") for row in self._cells())]
-        summary = html.escape(self.summary()).replace("\n", "<br>")
-        return f"<table>{''.join(rows)}</table><p>{summary}</p>"
+        return html_table(self.HEAD, self._cells(), self.summary())
 
     def summary(self):
         """How many layers pydl serves, what steps aside, and where the time goes if it is known."""

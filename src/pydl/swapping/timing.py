@@ -96,7 +96,8 @@ def _step(model, example, backward, name=None):
 
 
 def _tensors(output):
-    return tree_leaves(output) if not isinstance(output, torch.Tensor) else [output]
+    leaves = tree_leaves(output) if not isinstance(output, torch.Tensor) else [output]
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 @contextlib.contextmanager

@@ -186,6 +186,11 @@ class Config:
             raise OptionError(f"--seed: expected a number from 0 to 2**63 - 1, got {config.seed}")
         return config
 
+    @property
+    def title(self):
+        """What is trained on what, in words."""
+        return f"{self.model} on {self.data}"
+
     def to_dict(self):
         return dataclasses.asdict(self)
 

@@ -57,14 +57,18 @@ class Lines:
         self.console.print(thing)
 
     def sample(self, text):
-        print(_indented(text), file=self.console.file, flush=True)
+        self._line(_indented(text))
+
+    def _line(self, text):  # not through rich: a line stays one line, however long
+        if not self.console.quiet:
+            print(text, file=self.console.file, flush=True)
 
     def epoch(self, row):
         text = f"epoch {row['epoch']}/{self.epochs}  step {row['step']}  {_scores(row)}"
         for side in SIDES:
             if f"{side}_loss" in row:
                 text += f"  |  {side}: {_scores({key: row[f'{side}_{key}'] for key in row if f'{side}_{key}' in row})}"
-        print(text, file=self.console.file, flush=True)  # not through rich: a line stays one line, however long
+        self._line(text)
 
 
 def _indented(text):
@@ -118,12 +122,7 @@ class Bar:
         self.progress.stop()
 
     def update(self, done, loss, accuracy, rate, ratio):
-        text = f"loss {loss:.4f}" + (f"  acc {accuracy:.3f}" if accuracy is not None else "")
-        if self.unit == "tokens":
-            text += f"  perplexity {perplexity(loss):.2f}"
-        text += f"  {rate:,.0f} {self.unit}/s"
-        if ratio is not None:
-            text += f"  {ratio:.2f}× torch"
+        text = progress(loss, accuracy, rate, ratio, self.unit)
         self.progress.update(
             self.task,
             completed=done,
@@ -145,6 +144,15 @@ class Bar:
         self.progress.update(self.task, completed=row["step"], test=f"test {test:.3f}")
 
 
+def progress(loss, accuracy, rate, ratio, unit):
+    """Where a run stands, in one line: of the last step, and of the last seconds."""
+    text = f"loss {loss:.4f}" + (f"  acc {accuracy:.3f}" if accuracy is not None else "")
+    if unit == "tokens":
+        text += f"  perplexity {perplexity(loss):.2f}"
+    text += f"  {rate:,.0f} {unit}/s"
+    return text if ratio is None else f"{text}  {ratio:.2f}× torch"
+
+
 def headline(result):
     """What a run came to, in one line."""
     row = result.history[-1]
@@ -154,7 +162,7 @@ def headline(result):
     if "test_perplexity" in row:
         scores.insert(0, f"test perplexity {row['test_perplexity']:.3f}")
     scores[:0] = _special(row)
-    text = f"{result.config.model} on {result.config.data}: {', '.join(scores)} after {count(row['epoch'], 'epoch')}"
+    text = f"{result.config.title}: {', '.join(scores)} after {count(row['epoch'], 'epoch')}"
     if result.rates:
         name = "torch" if result.backend == "torch" else f"pydl ({result.backend})"
         text += f"; {result.seconds[0]:.1f} s of training by {name}, {result.rates[0]:,.0f} {_unit(row)}/s"
@@ -168,20 +176,32 @@ def count(number, noun):
 
 def comparison(result):
     """The table of a run beside torch, and of mixed precision beside float32: all sides and their ratios."""
-    row = result.history[-1]
-    table = Table(title=f"{result.config.model} on {result.config.data}", title_justify="left", title_style="bold")
-    table.add_column("")
+    head, rows = scores(result)
+    table = Table(title=result.config.title, title_justify="left", title_style="bold")
+    for name in head:
+        table.add_column(name, justify="right" if name else "left")
+    for cells in rows:
+        table.add_row(*cells)
+    return table
+
+
+def scores(result):
+    """(head, rows) of a table of what a run came to: a column, and of a comparison one for each side and ratio."""
+    row, rows = result.history[-1], []
     mixed = "float32_loss" in row
-    names = [f"pydl ({result.backend})", "torch", "pydl / torch"]
-    for name in ["pydl, mixed", "torch", "/ torch", "float32", "/ float32"] if mixed else names:
-        table.add_column(name, justify="right")
+    sides = [side for side in SIDES if f"{side}_loss" in row]
+    head = ["", f"pydl ({result.backend})" if result.backend != "torch" else "torch"]
+    if sides:
+        head += ["torch", "pydl / torch"]
+    if mixed:
+        head = ["", "pydl, mixed", "torch", "/ torch", "float32", "/ float32"]
 
     def add(label, key, form):
         cells = [form.format(row[key])]
-        for side in SIDES[: 2 if mixed else 1]:
+        for side in sides:
             difference = row[key] - row[f"{side}_{key}"]
             cells += [form.format(row[f"{side}_{key}"]), f"{difference:+.1e}" if difference else "equal"]
-        table.add_row(label, *cells)
+        rows.append([label, *cells])
 
     add("final loss", "loss", "{:.4f}")
     add("test loss", "test_loss", "{:.4f}")
@@ -196,10 +216,10 @@ def comparison(result):
     if result.rates:
         cells = [f"{result.rates[0]:,.0f}"]
         for rate, ratio in zip(result.rates[1:], (result.ratio, result.gain), strict=False):
-            cells += [f"{rate:,.0f}", f"[bold]{ratio:.2f}×[/bold]"]
-        table.add_row(f"{_unit(row)}/s", *cells)
-    table.add_row("epochs, steps", f"{row['epoch']}, {row['step']}")
-    return table
+            cells += [f"{rate:,.0f}", f"{ratio:.2f}×"]
+        rows.append([f"{_unit(row)}/s", *cells])
+    rows.append(["epochs, steps", f"{row['epoch']}, {row['step']}"])
+    return head, rows
 
 
 def folds(results):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from pydl import backend, data, models
+from pydl._brief import Brief
 from pydl.errors import CheckpointError, DataError, OptionError
 from pydl.rlhf import Preference, Prompts, make_rule, ranked, read_pairs, rollout
 from pydl.text import Tokenizer
@@ -24,8 +25,8 @@ KINDS = "reward", "policy"
 NAMES = {"from_": "--from", "reward": "--reward"}
 
 
-@dataclass
-class FeedbackDataset:
+@dataclass(repr=False)
+class FeedbackDataset(Brief):
     """What the learners of ``reward`` and ``ppo`` learn from.
 
     Attributes:

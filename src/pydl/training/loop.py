@@ -9,8 +9,9 @@ import statistics
 
 from pydl.errors import CheckpointError, DataError, TrainingError, UserError
 from pydl.text import perplexity
-from pydl.training import checkpoint, curves, display, monitor, stopping
+from pydl.training import checkpoint, curves, display, live, monitor, stopping
 from pydl.training.board import Board
+from pydl.training.live import Live
 from pydl.training.processes import Elsewhere
 
 SAMPLE_EVERY = 3  # epochs from one text that a language model writes to the next
@@ -63,7 +64,9 @@ def loop(result, learners, about, console):
         console.print(f"nothing left to do: {stopping.why(config.patience, result.history)}")
         return
     clock = Clock(len(learners))
-    if console.is_terminal:
+    if live.shows(console):
+        show = Live(console, result, first.epoch_steps, first.unit)
+    elif console.is_terminal:
         number = len(result.history) + 1
         show = display.Bar(console, config.model, config.epochs, total, first.step, number, first.unit)
     else:

@@ -18,15 +18,15 @@ WORDS = "letters of a word, held out", (("letters_per_word", "letters of a word"
 PANELS_OF_PAIRS = (("loss", (("loss", "train", TRAIN), ("test_loss", "held out", TEST))), *PANELS[:3], *PANELS[4:])
 
 
-def draw_policy(path, history, title, compare=False):
-    """Draws the curves of a policy's run to ``path``; with ``compare``, torch's rows as dashed lines too."""
-    from matplotlib.figure import Figure
+def fill_policy(figure, history, title, compare=False):
+    """Draws the rows, at least one, of a policy's run into a figure; ``compare`` adds torch's as dashed lines."""
     from matplotlib.ticker import MaxNLocator
 
+    figure.clear()
+    figure.set_size_inches(12, 6.4)
     panels = PANELS if "clip_share" in history[-1] else PANELS_OF_PAIRS
     if len({row["length"] for row in history}) == 1:  # nothing ends a response before its last token
         panels = [WORDS if lines[-1][0] == "length" else (name, lines) for name, lines in panels]
-    figure = Figure(figsize=(12, 6.4), dpi=110, layout="constrained")
     steps = [row["step"] for row in history]
     marker = "o" if len(history) < 3 else None
     for axes, (name, lines) in zip(figure.subplots(2, 3).flat, panels, strict=True):
@@ -45,7 +45,6 @@ def draw_policy(path, history, title, compare=False):
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
     figure.suptitle(title)
-    figure.savefig(path)
 
 
 def draw_scores(path, scores, title):

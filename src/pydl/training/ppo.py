@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from pydl import optim
+from pydl._brief import Brief
 from pydl.rlhf import (
     AdaptiveCoefficient,
     Rollout,
@@ -38,8 +39,8 @@ FIRST_COEFFICIENT = 0.3  # of the KL penalty
 ROUND_PROMPTS, ROUND_HELD_OUT, ROUND_PASSES, ROUND_LR = 512, 128, 3, 1e-4  # of a reward model trained again
 
 
-@dataclass
-class Experience:
+@dataclass(repr=False)
+class Experience(Brief):
     """Samples and what is learnt from them; all but the samples (N, T), 0 outside the responses."""
 
     samples: Rollout

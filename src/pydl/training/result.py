@@ -1,6 +1,9 @@
 """What a run came to: its numbers, its pictures, and the lines at the end."""
 
+import base64
 import dataclasses
+import html
+import io
 import json
 from dataclasses import dataclass, field
 
@@ -8,15 +11,17 @@ import torch
 
 import pydl
 from pydl import backend, models
+from pydl._brief import html_table
+from pydl.live import notebook, pyplot, use_svg_display
 from pydl.swapping import Report
 from pydl.training import curves, display, heatmaps, mistakes, scales
 from pydl.training.board import Board
 from pydl.training.config import Config
 from pydl.training.folder import Folder
-from pydl.training.pictures_of_feedback import draw_policy
+from pydl.training.pictures_of_feedback import fill_policy
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """What a run came to.
 
@@ -44,10 +49,70 @@ class Result:
         """Draws ``curves.png`` where matplotlib is installed; returns the names of the files drawn."""
         if not curves.available() or not self.history:
             return []
-        title = f"{self.config.model} on {self.config.data}"
-        draw = draw_policy if models.kind(self.config.model) == "policy" else curves.draw
-        draw(self.folder.curves, self.history, title, self.config.compare)
+        self._figure().savefig(self.folder.curves)
         return [self.folder.curves.name]
+
+    def _figure(self):
+        from matplotlib.figure import Figure  # the object-oriented interface: no window, no global state
+
+        figure = Figure(dpi=120, layout="constrained")
+        self.fill(figure, self.config.title)
+        return figure
+
+    def fill(self, figure, title, running=((), ()), log=False):
+        """Draws the history into a figure; ``running`` and ``log`` as :func:`pydl.training.curves.fill`.
+
+        A policy's curves have no loss of single steps, and nothing before the first row.
+        """
+        if models.kind(self.config.model) != "policy":
+            curves.fill(figure, self.history, title, self.config.compare, log, running)
+        elif self.history:
+            fill_policy(figure, self.history, title, self.config.compare)
+
+    def plot(self, log=False):
+        """A matplotlib figure of the losses and scores over the epochs, of the training and of the test.
+
+        In a notebook it is the output of a cell that ends with it; in a script ``plt.show()`` opens it.
+
+        Args:
+            log: the loss on a logarithmic axis.
+
+        Raises:
+            MissingExtra: without matplotlib.
+            ValueError: for a run without a finished epoch, and for a logarithmic axis of a policy's rewards.
+
+        >>> figure = result.plot(log=True)  # doctest: +SKIP
+        >>> figure.savefig("curves.svg")  # doctest: +SKIP
+        """
+        if not self.history:
+            raise ValueError("plot: expected a run with a finished epoch, got one without")
+        if log and models.kind(self.config.model) == "policy":
+            raise ValueError("plot: expected log=True of a run that has a loss, got a policy's")
+        plt = pyplot()
+        use_svg_display()
+        figure = plt.figure(dpi=100, layout="constrained")
+        self.fill(figure, self.config.title, log=log)
+        if notebook() is not None:
+            plt.close(figure)  # or the cell would show it twice
+        return figure
+
+    def __repr__(self):
+        return f"Result({display.headline(self) if self.history else f'{self.config.title}: no epoch finished'})"
+
+    def _repr_html_(self):
+        if not self.history:
+            return html.escape(repr(self))
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        below = f"{self.config.title}: {size:,} parameters; {self.folder.path}"
+        if self.seconds:
+            below += f"; {self.seconds[0]:.1f} s of training steps"
+        picture = ""
+        if curves.available():
+            drawing = io.BytesIO()
+            self._figure().savefig(drawing, format="svg")
+            source = base64.b64encode(drawing.getvalue()).decode()
+            picture = f'<img alt="losses and scores over the epochs" src="data:image/svg+xml;base64,{source}">'
+        return html_table(*display.scores(self), below) + picture
 
     def draw_mistakes(self, learner, classes):
         """Draws ``confusion.png`` and, if there is a mistake, ``mistakes.png``; returns the names of the files."""
@@ -74,20 +139,20 @@ class Result:
         if sentences is None:
             return []
         path = self.folder.path / "attention.png"
-        heatmaps.draw(path, sentences, f"{self.config.model} on {self.config.data}, test sentences")
+        heatmaps.draw(path, sentences, f"{self.config.title}, test sentences")
         return [path.name]
 
     def draw_own(self, learner):
         """Draws what the learner has a picture of: word vectors, senses, pairs; returns the names of the files."""
         if not curves.available() or not hasattr(learner, "draw"):
             return []
-        return learner.draw(self.folder.path, f"{self.config.model} on {self.config.data}")
+        return learner.draw(self.folder.path, self.config.title)
 
     def draw_objects(self, learner):
         """Draws ``boxes.png`` of a detector, ``overlays.png`` of a segmenter; returns the names of the files."""
         if not curves.available() or not hasattr(learner, "draw_objects"):
             return []
-        return learner.draw_objects(self.folder.path, f"{self.config.model} on {self.config.data}, test pictures")
+        return learner.draw_objects(self.folder.path, f"{self.config.title}, test pictures")
 
     def drawn_by_epoch(self, learner):
         """The names of what a learner drew at the end of each epoch."""
@@ -110,7 +175,7 @@ class Result:
             return []
         path = self.folder.path / "monitor.png"
         steps = [json.loads(line) for line in self.folder.monitor.read_text().splitlines()]
-        scales.draw(path, steps, f"{self.config.model} on {self.config.data}")
+        scales.draw(path, steps, self.config.title)
         return [path.name]
 
     def finish(self, learner, classes, console, report=False):
