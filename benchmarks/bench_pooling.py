@@ -13,11 +13,12 @@ def case(
 ):
     ours, theirs = getattr(PF, function), getattr(F, function)
     pooled = theirs(torch.empty(1, 1, *shape[2:]), **options).shape[2:]
+    last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
 
     def inputs():
         x, grad = torch.randn(shape).to(dtype), torch.randn(*shape[:2], *pooled).to(dtype)
         if channels_last:
-            x, grad = (t.to(memory_format=torch.channels_last) for t in (x, grad))
+            x, grad = (t.to(memory_format=last) for t in (x, grad))
         return [x.requires_grad_(), grad]
 
     large, small = (torch.Size((*shape[:2], *size)).numel() for size in (shape[2:], pooled))
@@ -66,6 +67,14 @@ CASES = [
     case("2", (64, 100, 500), "max_pool1d", kernel_size=2),
     case("3 stride 2", (64, 100, 500), "max_pool1d", kernel_size=3, stride=2, padding=1),
     case("2", (64, 100, 500), "avg_pool1d", kernel_size=2),
+    case("C3D 2", (4, 64, 16, 56, 56), "max_pool3d", kernel_size=2),
+    case("C3D 1x2x2", (4, 64, 16, 56, 56), "max_pool3d", kernel_size=(1, 2, 2)),
+    case("3 stride 2", (4, 64, 8, 56, 56), "max_pool3d", kernel_size=3, stride=2, padding=1),
+    case("3-D U-Net 2", (1, 16, 32, 32, 32), "max_pool3d", kernel_size=2),
+    case("2", (4, 64, 16, 56, 56), "avg_pool3d", kernel_size=2),
+    case("2", (4, 64, 16, 56, 56), "avg_pool3d", channels_last=True, kernel_size=2),
+    case("of volumes", (4, 512, 4, 7, 7), "adaptive_avg_pool3d", output_size=1),
+    case("of volumes", (4, 64, 8, 56, 56), "adaptive_avg_pool3d", output_size=1),
 ]
 
 

@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import jax_layers
+from jax_layers import affine
 
 EPS = 1e-12
 
@@ -12,17 +13,10 @@ def loss(p, x, target, heads, rate, key):
     tokens, segments, places = x
 
     def norm(x, q):
-        mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-        return (x - mean) * lax.rsqrt(var + EPS) * q["w"] + q["b"]
-
-    def affine(x, q):
-        return x @ q["w"] + q["b"]
+        return jax_layers.norm(x, q, EPS)
 
     def dropped(x, number):
-        if rate == 0:
-            return x
-        kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape)
-        return jnp.where(kept, x / (1 - rate), 0)
+        return jax_layers.dropout(x, rate, key, number)
 
     def entropy(logits, target):
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], -1).mean()

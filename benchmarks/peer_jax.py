@@ -6,8 +6,10 @@ import bert_arrays
 import jax
 import jax.numpy as jnp
 import jax_bert
+import jax_layers
 import numpy as np
 from jax import lax
+from jax_layers import affine
 from peers import serve
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -115,17 +117,10 @@ def gpt(p, x, heads, rate, key):
     """Logits (N, T, V) of tokens (N, T), as benchmarks/gpt.py has it in torch."""
 
     def norm(x, q):
-        mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-        return (x - mean) * lax.rsqrt(var + EPS) * q["w"] + q["b"]
-
-    def affine(x, q):
-        return x @ q["w"] + q["b"]
+        return jax_layers.norm(x, q, EPS)
 
     def dropped(x, number):
-        if rate == 0:
-            return x
-        kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape)
-        return jnp.where(kept, x / (1 - rate), 0)
+        return jax_layers.dropout(x, rate, key, number)
 
     steps = x.shape[1]
     x, seen = dropped(p["tokens"][x] + p["positions"][:steps], 0), jnp.tril(jnp.ones((steps, steps), bool))

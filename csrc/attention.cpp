@@ -130,18 +130,14 @@ Tensor empty_columns(const Tensor& like) {
   return empty_strided(like, like.scalar_type(), {sizes, 4}, {strides, 4});
 }
 
-Optional wide_mask(const Optional& mask) {
-  return mask && mask->scalar_type() == ScalarType::Half ? Optional(widened(*mask)) : mask;
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                    const Optional& mask, const Optional& lengths, const Optional& seed,
                                    double dropout_p, bool causal, double scale, int64_t layout) {
   check_shapes(query, key, value);
-  if (query.scalar_type() == ScalarType::Half) {
-    auto [output, lse] = forward(widened(query), widened(key), widened(value), wide_mask(mask), lengths, seed,
-                                 dropout_p, causal, scale, layout);
-    return {rounded(output), lse};
+  if (widens(query)) {
+    auto [output, lse] = forward(widened(query), widened(key), widened(value), widened_where_needed(mask),
+                                 lengths, seed, dropout_p, causal, scale, layout);
+    return {rounded(output, query.scalar_type()), lse};
   }
   AttentionParams p = params_of(query, key, value, {mask, lengths, seed, dropout_p, causal, scale});
   const std::vector<int64_t> sizes{p.batch, p.heads, p.queries, p.value_width};
@@ -181,11 +177,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   PYDL_CHECK(sizes_of(grad_output) == sizes_of(output),
              "scaled_dot_product_attention: expected grad_output to be of shape ", shape_of(output), ", got ",
              shape_of(grad_output));
-  if (query.scalar_type() == ScalarType::Half) {
+  if (widens(query)) {
     auto [q, k, v] = backward(widened(grad_output), widened(query), widened(key), widened(value),
-                              widened(output), lse, wide_mask(mask), lengths, seed, dropout_p, causal, scale,
-                              layout, needs_query, needs_key, needs_value);
-    return {rounded(q), rounded(k), rounded(v)};
+                              widened(output), lse, widened_where_needed(mask), lengths, seed, dropout_p,
+                              causal, scale, layout, needs_query, needs_key, needs_value);
+    const ScalarType type = query.scalar_type();
+    return {rounded(q, type), rounded(k, type), rounded(v, type)};
   }
   check_same_dtype("scaled_dot_product_attention", "grad_output", grad_output, "query", query);
   const ScalarType type = query.scalar_type();
@@ -228,11 +225,11 @@ Tensor backward_mask(const Tensor& grad_output, const Tensor& query, const Tenso
              shape_of(grad_output));
   PYDL_CHECK(mask.scalar_type() != ScalarType::Bool,
              "scaled_dot_product_attention: expected attn_mask to be additive for a gradient, got bool");
-  if (query.scalar_type() == ScalarType::Half) {
+  if (widens(query)) {
     const Tensor found =
         backward_mask(widened(grad_output), widened(query), widened(key), widened(value), widened(output),
-                      lse, *wide_mask(mask), lengths, seed, dropout_p, causal, scale);
-    return mask.scalar_type() == ScalarType::Half ? rounded(found) : found;
+                      lse, *widened_where_needed(mask), lengths, seed, dropout_p, causal, scale);
+    return rounded(found, mask.scalar_type());
   }
   check_same_dtype("scaled_dot_product_attention", "grad_output", grad_output, "query", query);
   AttentionParams p = params_of(query, key, value, {mask, lengths, seed, dropout_p, causal, scale});

@@ -5,6 +5,7 @@
 // tracing.
 #include "kernels/conv2d.h"
 
+#include "csrc/conv2d_call.h"
 #include "csrc/convert.h"
 #include "csrc/cuda.h"
 #include "csrc/plans.h"
@@ -159,6 +160,25 @@ const Conv2dPlan& plan_of(const Conv2dParams& p, Conv2dPass pass, int64_t thread
   return plan;
 }
 
+}  // namespace
+
+const char* conv2d_on_cpu(Conv2dParams& p, Conv2dPass pass, const char* preferred) {
+  const Parallel threads = torch_threads();
+  const char* wanted = conv2d_selection.wanted[static_cast<int>(pass)].load(std::memory_order_relaxed);
+  if (wanted == nullptr) wanted = preferred;
+  const char* algorithm = nullptr;
+  auto run = [&](const Conv2dPlan& plan) {
+    conv2d_selection.served.store(algorithm = plan.algorithm, std::memory_order_relaxed);
+    p.scratch = Scratch::of_at_least(plan.scratch);
+    return PYDL_CPU_CALL(conv2d_run)(plan, p, pass, threads);
+  };
+  if (!run(plan_of(p, pass, threads.threads, wanted, exact.load(std::memory_order_relaxed))))
+    run(plan_of(p, pass, threads.threads, nullptr, true));
+  return algorithm;
+}
+
+namespace {
+
 constexpr const char* kNames[] = {"conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight"};
 
 // One pass on the device of `like`: by `gpu` of the CUDA library, or by the plan on the CPU.
@@ -174,16 +194,7 @@ void launch(const Tensor& like, const Tensor& weight, Conv2dParams& p, Conv2dPas
     }
     return cuda.run(cuda_library->*gpu, p);
   }
-  const Parallel threads = torch_threads();
-  const char* wanted = conv2d_selection.wanted[static_cast<int>(pass)].load(std::memory_order_relaxed);
-  auto run = [&](const Conv2dPlan& plan) {
-    conv2d_selection.served.store(plan.algorithm, std::memory_order_relaxed);
-    line.algorithm = plan.algorithm;
-    p.scratch = Scratch::of_at_least(plan.scratch);
-    return PYDL_CPU_CALL(conv2d_run)(plan, p, pass, threads);
-  };
-  if (!run(plan_of(p, pass, threads.threads, wanted, exact.load(std::memory_order_relaxed))))
-    run(plan_of(p, pass, threads.threads, nullptr, true));
+  line.algorithm = conv2d_on_cpu(p, pass);
 }
 
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,

@@ -10,15 +10,20 @@
 namespace pydl {
 namespace {
 
-struct Names {
-  const char *name, *forward, *backward;
-};
-#define PYDL_NAMES(name) {#name, #name "_forward", #name "_backward"}
-
+// What torch sees: gelu is two of the kernel's functions.
 struct Function {
-  Names names;
+  const char *name, *forward, *backward;
   Elementwise kind;
+};
+#define PYDL_FUNCTION(name) {#name, #name "_forward", #name "_backward", Elementwise::name}
+constexpr Function kFunctions[] = {PYDL_FUNCTION(relu),    PYDL_FUNCTION(leaky_relu), PYDL_FUNCTION(sigmoid),
+                                   PYDL_FUNCTION(tanh),    PYDL_FUNCTION(gelu),       PYDL_FUNCTION(silu),
+                                   PYDL_FUNCTION(softplus)};
+constexpr size_t kCount = sizeof kFunctions / sizeof kFunctions[0];
+
+struct Options {
   double a = 0, b = 0;
+  bool tanh = false;  // of gelu: the approximation with a hyperbolic tangent
 };
 
 // A tensor as rows of numbers that lie side by side, in the order in which the output lies.
@@ -43,22 +48,14 @@ bool as_rows(const Tensor& t, const std::vector<int64_t>& output, Rows& rows) {
   return at == order.size() && (rows.count == 1 || rows.width >= kShortestRow);
 }
 
-// t, or a copy of it in the output's strides.
-Tensor lying_as(const std::vector<int64_t>& strides, const Tensor& t) {
-  if (has_strides(t, strides)) return t;
-  Tensor copy = empty_strided(t, t.scalar_type(), t.sizes(), strides);
-  torch::stable::copy_(copy, t);
-  return copy;
-}
-
 // Of which tensor the strides decide first how the gradient lies: torch's own order of arguments.
 bool saved_comes_first(Elementwise function) {
   return function == Elementwise::relu || function == Elementwise::leaky_relu;
 }
 
 // input: of the backward, what is saved; grad_output: null in the forward.
-Tensor run(const Function& f, const Tensor& input, const Tensor* grad_output) {
-  const char* name = f.names.name;
+Tensor run(const Function& f, const Options& options, const Tensor& input, const Tensor* grad_output) {
+  const char* name = f.name;
   ElementwiseParams p{};
   p.dtype = dtype_of(name, input);
   if (grad_output) {
@@ -71,12 +68,12 @@ Tensor run(const Function& f, const Tensor& input, const Tensor* grad_output) {
       saved_comes_first(f.kind) ? strides_like(input, other) : strides_like(other, input);
   Tensor output = empty_strided(input, input.scalar_type(), input.sizes(), strides);
   if (input.numel() == 0) return output;
-  if (p.dtype == DType::f16) {
+  if (widens(p.dtype)) {
     const Tensor x = widened(input), g = grad_output ? widened(*grad_output) : x;
-    torch::stable::copy_(output, run(f, x, grad_output ? &g : nullptr));
+    torch::stable::copy_(output, run(f, options, x, grad_output ? &g : nullptr));
     return output;
   }
-  const Verbose line(grad_output ? f.names.backward : f.names.forward, input);
+  const Verbose line(grad_output ? f.backward : f.forward, input);
   Tensor x = input, g = grad_output ? *grad_output : input;
   Rows of_x, of_g;
   const bool fits = as_rows(x, strides, of_x) && as_rows(g, strides, of_g) &&
@@ -90,9 +87,9 @@ Tensor run(const Function& f, const Tensor& input, const Tensor* grad_output) {
   p.rows = input.numel() / p.width;
   p.input_stride = of_x.count == 1 ? p.width : of_x.stride;
   p.grad_output_stride = of_g.count == 1 ? p.width : of_g.stride;
-  p.function = f.kind;
-  p.a = f.a;
-  p.b = f.b;
+  p.function = options.tanh ? Elementwise::gelu_tanh : f.kind;
+  p.a = options.a;
+  p.b = options.b;
   p.input = x.const_data_ptr();
   p.grad_output = grad_output ? g.const_data_ptr() : nullptr;
   p.output = output.mutable_data_ptr();
@@ -103,58 +100,32 @@ Tensor run(const Function& f, const Tensor& input, const Tensor* grad_output) {
   return output;
 }
 
-#define PYDL_PLAIN(name)                                                    \
-  Tensor name##_forward(const Tensor& input) {                              \
-    return run({PYDL_NAMES(name), Elementwise::name}, input, nullptr);      \
-  }                                                                         \
-  Tensor name##_backward(const Tensor& grad_output, const Tensor& saved) {  \
-    return run({PYDL_NAMES(name), Elementwise::name}, saved, &grad_output); \
-  }
-PYDL_PLAIN(relu)
-PYDL_PLAIN(sigmoid)
-PYDL_PLAIN(tanh)
-PYDL_PLAIN(silu)
-
-Function leaky_relu(double negative_slope) {
-  return {PYDL_NAMES(leaky_relu), Elementwise::leaky_relu, negative_slope};
-}
-Tensor leaky_relu_forward(const Tensor& input, double negative_slope) {
-  return run(leaky_relu(negative_slope), input, nullptr);
-}
-Tensor leaky_relu_backward(const Tensor& grad_output, const Tensor& saved, double negative_slope) {
-  return run(leaky_relu(negative_slope), saved, &grad_output);
+// The arguments as torch hands them over: input, or grad_output and what was saved; then the function's own.
+void call(const Function& f, bool backward, StableIValue* stack) {
+  const auto number = [&] { return torch::stable::detail::to<double>(*stack++); };
+  StableIValue* result = stack;
+  const Tensor first = torch::stable::detail::to<Tensor>(*stack++);
+  const Tensor saved = backward ? torch::stable::detail::to<Tensor>(*stack++) : first;
+  Options options;
+  if (f.kind == Elementwise::gelu) options.tanh = torch::stable::detail::to<bool>(*stack++);
+  if (f.kind == Elementwise::leaky_relu) options.a = number();                      // its negative slope
+  if (f.kind == Elementwise::softplus) options.a = number(), options.b = number();  // beta and threshold
+  *result = torch::stable::detail::from(run(f, options, saved, backward ? &first : nullptr));
 }
 
-// tanh: by the approximation with a hyperbolic tangent.
-Function gelu(bool tanh) { return {PYDL_NAMES(gelu), tanh ? Elementwise::gelu_tanh : Elementwise::gelu}; }
-Tensor gelu_forward(const Tensor& input, bool tanh) { return run(gelu(tanh), input, nullptr); }
-Tensor gelu_backward(const Tensor& grad_output, const Tensor& saved, bool tanh) {
-  return run(gelu(tanh), saved, &grad_output);
+template <size_t kIndex, bool kBackward>
+void entry(StableIValue* stack, uint64_t, uint64_t) {
+  call(kFunctions[kIndex], kBackward, stack);
 }
 
-Function softplus(double beta, double threshold) {
-  return {PYDL_NAMES(softplus), Elementwise::softplus, beta, threshold};
-}
-Tensor softplus_forward(const Tensor& input, double beta, double threshold) {
-  return run(softplus(beta, threshold), input, nullptr);
-}
-Tensor softplus_backward(const Tensor& grad_output, const Tensor& saved, double beta, double threshold) {
-  return run(softplus(beta, threshold), saved, &grad_output);
+template <size_t... kIndex>
+void implement(torch::stable::detail::StableLibrary& m, std::index_sequence<kIndex...>) {
+  (m.impl(kFunctions[kIndex].forward, &entry<kIndex, false>), ...);
+  (m.impl(kFunctions[kIndex].backward, &entry<kIndex, true>), ...);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
-#define PYDL_IMPLEMENT(name)                            \
-  m.impl(#name "_forward", TORCH_BOX(&name##_forward)); \
-  m.impl(#name "_backward", TORCH_BOX(&name##_backward));
-  PYDL_IMPLEMENT(relu)
-  PYDL_IMPLEMENT(leaky_relu)
-  PYDL_IMPLEMENT(sigmoid)
-  PYDL_IMPLEMENT(tanh)
-  PYDL_IMPLEMENT(gelu)
-  PYDL_IMPLEMENT(silu)
-  PYDL_IMPLEMENT(softplus)
-}
+STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) { implement(m, std::make_index_sequence<kCount>()); }
 
 }  // namespace pydl

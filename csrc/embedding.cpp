@@ -22,9 +22,10 @@ Tensor embedding_backward(const Tensor& grad_output, const Tensor& ids, int64_t 
   PYDL_CHECK(fits, "embedding: expected grad_output to be of the shape of ids and one dimension more, got ",
              shape_of(grad_output), " and ", shape_of(ids));
   PYDL_CHECK(num_weights >= 0, "embedding: expected num_weights to be at least 0, got ", num_weights);
-  if (p.dtype == DType::f16)
+  if (widens(p.dtype))
     return rounded(
-        embedding_backward(widened(grad_output), ids, num_weights, padding_idx, scale_grad_by_freq));
+        embedding_backward(widened(grad_output), ids, num_weights, padding_idx, scale_grad_by_freq),
+        grad_output.scalar_type());
   p.rows = num_weights;
   p.width = grad_output.size(grad_output.dim() - 1);
   p.count = ids.numel();

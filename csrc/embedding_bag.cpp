@@ -56,11 +56,11 @@ Tensor embedding_bag_backward(const Tensor& grad_output, const Tensor& ids, cons
                shape_of(*per_sample_weights), " and ", shape_of(ids));
     check_same_dtype("embedding_bag", "per_sample_weights", *per_sample_weights, "grad_output", grad_output);
   }
-  if (p.dtype == DType::f16)
+  if (widens(p.dtype))
     return rounded(
-        embedding_bag_backward(widened(grad_output), ids, offsets,
-                               per_sample_weights ? Optional(widened(*per_sample_weights)) : std::nullopt,
-                               num_weights, padding_idx, mean, include_last_offset));
+        embedding_bag_backward(widened(grad_output), ids, offsets, widened_where_needed(per_sample_weights),
+                               num_weights, padding_idx, mean, include_last_offset),
+        grad_output.scalar_type());
   p.rows = num_weights;
   p.width = grad_output.size(1);
   p.count = ids.numel();

@@ -16,9 +16,6 @@ namespace {
 using Optional = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
 
-Optional without_half(const Optional& t) {
-  return t && t->scalar_type() == ScalarType::Half ? Optional(widened(*t)) : t;
-}
 const void* data_of(const Optional& t) { return t ? t->const_data_ptr() : nullptr; }
 
 void check_parameter(const char* name, const Tensor& input, const Tensor& t) {
@@ -82,10 +79,10 @@ std::tuple<Tensor, Tensor> group_norm_forward(const Tensor& input, const Optiona
                                               const Optional& bias, int64_t groups, double eps,
                                               bool channels_last) {
   GroupNormParams p = params_of(input, weight, bias, groups, channels_last);
-  if (p.dtype == DType::f16) {
-    auto [output, stats] = group_norm_forward(widened(input), without_half(weight), without_half(bias),
-                                              groups, eps, channels_last);
-    return {rounded(output), stats};
+  if (widens(p.dtype)) {
+    auto [output, stats] = group_norm_forward(widened(input), widened_where_needed(weight),
+                                              widened_where_needed(bias), groups, eps, channels_last);
+    return {rounded(output, input.scalar_type()), stats};
   }
   const Sizes sizes = sizes_of(input), strides = strides_of(sizes, channels_last);
   Tensor output = empty_strided(input, input.scalar_type(), sizes, strides);
@@ -117,13 +114,13 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_backward(const Tensor& grad_output
   PYDL_CHECK(stats.scalar_type() == ScalarType::Double && stats.is_contiguous() &&
                  stats.numel() == 2 * p.samples * groups,
              "group_norm: expected stats to be those of the forward, got shape ", shape_of(stats));
-  if (p.dtype == DType::f16) {
+  if (widens(p.dtype)) {
     auto [grad_input, grad_weight, grad_bias] =
-        group_norm_backward(widened(grad_output), widened(input), stats, without_half(weight), groups, eps,
-                            channels_last, need_input, need_weight, need_bias);
-    const bool rounds = p.parameter == DType::f16;
-    return {rounded(grad_input), rounds ? rounded(grad_weight) : grad_weight,
-            rounds ? rounded(grad_bias) : grad_bias};
+        group_norm_backward(widened(grad_output), widened(input), stats, widened_where_needed(weight), groups,
+                            eps, channels_last, need_input, need_weight, need_bias);
+    const ScalarType parameter = scalar_type_of(p.parameter);
+    return {rounded(grad_input, input.scalar_type()), rounded(grad_weight, parameter),
+            rounded(grad_bias, parameter)};
   }
   const Sizes sizes = sizes_of(input), strides = strides_of(sizes, channels_last);
   const ScalarType type = input.scalar_type(), parameter = scalar_type_of(p.parameter);

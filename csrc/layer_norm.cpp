@@ -14,9 +14,6 @@ namespace {
 using Sizes = std::vector<int64_t>;
 using Optional = std::optional<Tensor>;
 
-Optional without_half(const Optional& t) {
-  return t && t->scalar_type() == ScalarType::Half ? Optional(widened(*t)) : t;
-}
 const void* data_of(const Optional& t) { return t ? t->const_data_ptr() : nullptr; }
 
 void check_parameter(const char* op, const char* name, const Tensor& input, const Tensor& t, int64_t dims) {
@@ -60,10 +57,10 @@ std::tuple<Tensor, Tensor> forward(const char* op, const char* line_name, const 
     check_parameter(op, "bias", input, *bias, dims);
     check_same_dtype(op, "bias", *bias, weight ? "weight" : "input", weight ? *weight : input);
   }
-  if (p.dtype == DType::f16) {
-    auto [output, stats] =
-        forward(op, line_name, widened(input), without_half(weight), without_half(bias), dims, eps, centered);
-    return {rounded(output), stats};
+  if (widens(p.dtype)) {
+    auto [output, stats] = forward(op, line_name, widened(input), widened_where_needed(weight),
+                                   widened_where_needed(bias), dims, eps, centered);
+    return {rounded(output, input.scalar_type()), stats};
   }
   const Tensor x = dense(input);
   Tensor output = empty(x, x.scalar_type(), sizes_of(x));
@@ -95,13 +92,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(const char* op, const char* line_nam
                  stats.numel() == (centered ? 2 : 1) * p.rows,
              op, ": expected stats to be those of the forward, got shape ", shape_of(stats));
   if (weight) check_parameter(op, "weight", input, *weight, dims);
-  if (p.dtype == DType::f16) {
+  if (widens(p.dtype)) {
     auto [grad_input, grad_weight, grad_bias] =
-        backward(op, line_name, widened(grad_output), widened(input), stats, without_half(weight), dims,
-                 centered, need_input, need_weight, need_bias);
-    const bool rounds = p.parameter == DType::f16;
-    return {rounded(grad_input), rounds ? rounded(grad_weight) : grad_weight,
-            rounds ? rounded(grad_bias) : grad_bias};
+        backward(op, line_name, widened(grad_output), widened(input), stats, widened_where_needed(weight),
+                 dims, centered, need_input, need_weight, need_bias);
+    const ScalarType parameter = scalar_type_of(p.parameter);
+    return {rounded(grad_input, input.scalar_type()), rounded(grad_weight, parameter),
+            rounded(grad_bias, parameter)};
   }
   const Tensor g = dense(grad_output);
   const ScalarType type = input.scalar_type(), parameter = scalar_type_of(p.parameter);

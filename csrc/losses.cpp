@@ -102,8 +102,6 @@ bool is_one_number(const Tensor& t) {
   return true;
 }
 
-Optional without_half(const Optional& t) { return t ? Optional(widened(*t)) : t; }
-
 // grad_output: null in the forward.
 Tensor run(const Function& f, const Tensor* grad_output, const Tensor& input, const Tensor& target,
            const Optional& weight, const Optional& pos_weight, int64_t reduction) {
@@ -119,10 +117,11 @@ Tensor run(const Function& f, const Tensor* grad_output, const Tensor& input, co
   }
   LossParams p = f.params;
   p.dtype = dtype_of(name, input);
-  if (p.dtype == DType::f16) {
+  if (widens(p.dtype)) {
     const Tensor x = widened(input), g = grad_output ? widened(*grad_output) : x;
-    return rounded(run(f, grad_output ? &g : nullptr, x, widened(target), without_half(weight),
-                       without_half(pos_weight), reduction));
+    return rounded(run(f, grad_output ? &g : nullptr, x, widened(target), widened_where_needed(weight),
+                       widened_where_needed(pos_weight), reduction),
+                   input.scalar_type());
   }
   const Verbose line(grad_output ? f.names.backward : f.names.forward, input);
   p.count = input.numel();

@@ -9,9 +9,9 @@
 #include <string>
 
 #include "csrc/cuda.h"
+#include "csrc/launchers.h"
 #include "csrc/memory.h"
 #include "csrc/memory_of_torch.h"
-#include "csrc/optim.h"
 #include "csrc/selection.h"
 #include "kernels/isa.h"
 #include "kernels/machine.h"
@@ -225,9 +225,9 @@ PyMODINIT_FUNC PyInit__C() {
   if (module && PyModule_AddStringConstant(module, "compiler", PYDL_COMPILER) != 0) Py_CLEAR(module);
   if (module && PyModule_AddStringConstant(module, "torch_version", PYDL_TORCH_VERSION) != 0)
     Py_CLEAR(module);
-  PyObject* optim =
-      PyCapsule_New(const_cast<pydl::OptimLaunchers*>(&pydl::optim_launchers), pydl::kOptimCapsule, nullptr);
-  if (module && PyModule_AddObjectRef(module, "optim", optim) != 0) Py_CLEAR(module);
-  Py_XDECREF(optim);
+  PyObject* launchers =
+      PyCapsule_New(const_cast<pydl::Launchers*>(&pydl::launchers), pydl::kLaunchersCapsule, nullptr);
+  if (module && PyModule_AddObjectRef(module, "launchers", launchers) != 0) Py_CLEAR(module);
+  Py_XDECREF(launchers);
   return module;
 }

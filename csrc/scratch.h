@@ -14,13 +14,22 @@ class Scratch {
  public:
   static void* of_at_least(int64_t bytes) {
     thread_local Scratch scratch;
-    if (scratch.size_ < bytes || (scratch.size_ > kKept && bytes <= kKept)) scratch.resize(bytes);
-    return scratch.data_;
+    return scratch.at_least(bytes);
+  }
+  // For copies that outlive several calls of kernels: `which` of two.
+  static void* of_copies(int64_t bytes, size_t which) {
+    thread_local Scratch copies[2];
+    return copies[which].at_least(bytes);
   }
   ~Scratch() { std::free(data_); }
 
  private:
   static constexpr int64_t kKept = 256 << 20;
+
+  void* at_least(int64_t bytes) {
+    if (size_ < bytes || (size_ > kKept && bytes <= kKept)) resize(bytes);
+    return data_;
+  }
 
   void resize(int64_t bytes) {
     std::free(data_);

@@ -39,7 +39,7 @@ Tensor forward(const Tensor& input, int64_t dim, const Optional& lengths, bool l
   const char* name = logarithm ? "log_softmax_forward" : "softmax_forward";
   PYDL_CHECK(input.dim() >= 1, "softmax: expected input to be at least 1-D, got shape ()");
   SoftmaxParams p = params_of(input, dim, lengths, logarithm);
-  if (p.dtype == DType::f16) return rounded(forward(widened(input), dim, lengths, logarithm));
+  if (widens(p.dtype)) return rounded(forward(widened(input), dim, lengths, logarithm), input.scalar_type());
   Tensor output = empty(input, input.scalar_type(), sizes_of(input));
   if (p.rows == 0) return output;
   const Verbose line(name, input);
@@ -59,8 +59,9 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim, co
              shape_of(grad_output));
   check_same_dtype("softmax", "grad_output", grad_output, "output", output);
   SoftmaxParams p = params_of(output, dim, lengths, logarithm);
-  if (p.dtype == DType::f16)
-    return rounded(backward(widened(grad_output), widened(output), dim, lengths, logarithm));
+  if (widens(p.dtype))
+    return rounded(backward(widened(grad_output), widened(output), dim, lengths, logarithm),
+                   output.scalar_type());
   Tensor grad_input = empty(output, output.scalar_type(), sizes_of(output));
   if (p.rows == 0) return grad_input;
   const Verbose line(logarithm ? "log_softmax_backward" : "softmax_backward", grad_output);

@@ -146,6 +146,13 @@ bool has_strides(const Tensor& t, const std::vector<int64_t>& strides) {
   return true;
 }
 
+Tensor lying_as(const std::vector<int64_t>& strides, const Tensor& t) {
+  if (has_strides(t, strides)) return t;
+  Tensor copy = empty_strided(t, t.scalar_type(), t.sizes(), strides);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
 std::vector<int64_t> strides_like(const Tensor& a, const Tensor& b) {
   const std::vector<int64_t> sizes = sizes_of(a);
   if (a.is_contiguous() && b.is_contiguous()) {

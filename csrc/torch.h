@@ -105,6 +105,9 @@ Tensor converted(const Tensor& t, ScalarType type);
 // Whether the strides of t are these, where they matter (a dimension of size 1 may have any).
 bool has_strides(const Tensor& t, const std::vector<int64_t>& strides);
 
+// t, or a copy of it in these strides, which are dense.
+Tensor lying_as(const std::vector<int64_t>& strides, const Tensor& t);
+
 // Strides of what torch computes number by number from a and b, which are of one shape; product_strides() of
 // src/pydl/ops/_memory_format.py once more.
 std::vector<int64_t> strides_like(const Tensor& a, const Tensor& b);

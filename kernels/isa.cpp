@@ -58,6 +58,14 @@ Isa isa_supported() {
 
 Isa isa_current() { return current; }
 
+bool isa_is_plain() {
+#if defined(__x86_64__)
+  return current == Isa::baseline;
+#else
+  return false;
+#endif
+}
+
 bool isa_select(Isa isa) {
   if (isa > isa_supported()) return false;
   current = isa;

@@ -16,6 +16,9 @@ bool isa_select(Isa isa);  // false when this CPU does not have it
 bool cpu_has_bf16_dot();   // vdpbf16ps, which AVX-512 alone does not promise
 // Whether kernels use it where the CPU has it: they do, unless a test asks for what a CPU without it runs.
 void cpu_use_bf16_dot(bool use);
+// Whether they are the plain build for x86 CPUs without AVX2 (PYDL_PLAIN of CMakeLists.txt), of which other architectures
+// have none.
+bool isa_is_plain();
 int isa_number();  // one for each state of the above: a part of what plans are kept by
 // Whether the avx512 kernels are compiled for AVX2: PYDL_EMULATE_AVX512 of CMakeLists.txt, a build for tests.
 bool avx512_is_emulated();

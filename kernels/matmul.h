@@ -41,8 +41,9 @@ struct MatmulPlan {
   int64_t row_parts, column_parts;  // of an output; each pair of them is a task, for each matrix of a batch
   int64_t panels, group;            // in all, and of a task at most
   int64_t rows;                     // of a task at most
-  int64_t depth_parts, depth;       // equal parts of the sums, and their length in elements
-  bool pairs;  // an element is two bf16 that lie side by side along the depth, else a number
+  int64_t slices;              // of the depth, each a task with sums of its own, which are added in order
+  int64_t depth_parts, depth;  // equal parts of the sums of a slice, and their length in elements
+  bool pairs;                  // an element is two bf16 that lie side by side along the depth, else a number
   enum class Left {
     rows,
     columns,

@@ -12,11 +12,10 @@ import pytest
 import torch
 from testing import BACKENDS, BEST, running
 
-import pydl.ops.elementwise
+import pydl.functional
 import pydl.ops.embedding
 import pydl.ops.embedding_bag
 import pydl.ops.instance_norm
-import pydl.ops.losses
 import pydl.ops.recurrent_cells
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
@@ -54,15 +53,18 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _nothing_is_too_small(monkeypatch):
-    """Functions of one number, embeddings, losses and recurrent cells are ours for the small tensors of tests too."""
-    worth = pydl.ops.elementwise.WORTH_A_CALL
-    monkeypatch.setattr(pydl.ops.elementwise, "WORTH_A_CALL", dict.fromkeys(worth, 0))
-    losses = pydl.ops.losses.WORTH_A_CALL
-    monkeypatch.setattr(pydl.ops.losses, "WORTH_A_CALL", dict.fromkeys(losses, 0))
+    """Functions of one tensor, embeddings, losses and recurrent cells are ours for the small tensors of tests too."""
+    for module in vars(pydl.ops).values():
+        if isinstance(worth := getattr(module, "WORTH_A_CALL", None), dict):  # function -> numbers
+            monkeypatch.setattr(module, "WORTH_A_CALL", dict.fromkeys(worth, 0))
     monkeypatch.setattr(pydl.ops.embedding, "WORTH_A_CALL", 0)
     monkeypatch.setattr(pydl.ops.embedding_bag, "WORTH_A_CALL", 0)
     monkeypatch.setattr(pydl.ops.instance_norm, "LEAST_PLACES", 1)
     monkeypatch.setattr(pydl.ops.recurrent_cells, "LEAST_BATCH", 1)
+    monkeypatch.setattr(pydl.ops.conv3d, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(pydl.ops.conv3d, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(pydl.ops.conv3d, "LEAVES_STRIDED", False)
+    monkeypatch.setattr(pydl.ops.pool3d, "WORTH_A_CALL", 0)
 
 
 @pytest.fixture(params=BACKENDS)

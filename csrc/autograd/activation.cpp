@@ -20,12 +20,10 @@ Activation activation(const Arguments& arguments, int i) {
 static constexpr int64_t kRecycled = 1 << 18;
 
 Tensor through_activation(const Tensor& grad, const Tensor& output, Activation activation) {
-  if (activation == relu) {
-    static const Op recycled("pydl::relu_backward");
-    return grad.numel() >= kRecycled ? recycled(grad, output) : at::threshold_backward(grad, output, 0);
-  }
-  if (activation == sigmoid) return at::sigmoid_backward(grad, output);
-  return grad;
+  static const Op through_relu("pydl::relu_backward"), through_sigmoid("pydl::sigmoid_backward");
+  if (activation == none) return grad;
+  if (grad.numel() >= kRecycled) return (activation == relu ? through_relu : through_sigmoid)(grad, output);
+  return activation == relu ? at::threshold_backward(grad, output, 0) : at::sigmoid_backward(grad, output);
 }
 
 }  // namespace pydl::autograd

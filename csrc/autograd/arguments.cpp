@@ -23,13 +23,16 @@ static std::atomic<bool> cpu_is_served{true};
 
 void serve_cpu(bool on) { cpu_is_served.store(on, std::memory_order_relaxed); }
 
-// Whether the thread's dispatch keys are those of no mode, or of inference mode alone.
+// Whether the thread's dispatch keys are those of no mode, or of inference mode or autocast alone.
 static bool keys_are_plain() {
   const c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
-  if (keys.included_ == c10::default_included_set) return keys.excluded_ == c10::default_excluded_set;
+  const c10::DispatchKeySet excluded = keys.excluded_.add(c10::DispatchKey::AutocastCPU);
+  if (keys.included_ == c10::default_included_set) return excluded == c10::default_excluded_set;
   return keys.included_ == c10::default_included_set.remove(c10::DispatchKey::ADInplaceOrView) &&
-         keys.excluded_ == (c10::default_excluded_set | c10::autograd_dispatch_keyset);
+         excluded == (c10::default_excluded_set | c10::autograd_dispatch_keyset);
 }
+
+bool is_autocast() { return !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutocastCPU); }
 
 bool is_plain_moment() {
   return keys_are_plain() && cpu_is_served.load(std::memory_order_relaxed) &&
@@ -54,6 +57,17 @@ const at::Tensor& Arguments::optional_tensor(int i) const {
   static const at::Tensor none;
   return is_none(i) ? none : tensor(i);
 }
+
+Lowered Arguments::lowered(int i) const {
+  const at::Tensor& found = tensor(i);
+  if (!is_autocast() || found.scalar_type() == at::kDouble) return {found, found.scalar_type()};
+  const Lowered read(found, autocast_dtype());
+  if (read.is_cast() && !found.is_non_overlapping_and_dense()) throw NotPlain();
+  if (read.dtype() != at::kBFloat16 && read.dtype() != at::kHalf) throw NotPlain();
+  return read;
+}
+
+Lowered Arguments::optional_lowered(int i) const { return is_none(i) ? Lowered() : lowered(i); }
 
 const at::Tensor& Arguments::indices(int i) const {
   const at::Tensor& found = any_tensor(i);

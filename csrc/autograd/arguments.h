@@ -5,6 +5,8 @@
 // each case. So what is asked here may be narrow, but has to be whole.
 #pragma once
 
+#include "csrc/autograd/lowered.h"
+
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -13,10 +15,11 @@
 
 namespace pydl::autograd {
 
-// Whether the moment is a plain one: our CPU kernels are the backend, no autocast, no transform, no trace or dispatch
-// mode (each of which changes the dispatch keys of the thread), no function mode, no forward-mode differentiation.
-// Inference mode is one.
+// Whether the moment is a plain one: our CPU kernels are the backend, no transform, no trace or dispatch mode (each of
+// which changes the dispatch keys of the thread), no function mode, no forward-mode differentiation. Inference mode is
+// one, and so is autocast on the CPU.
 bool is_plain_moment();
+bool is_autocast();
 bool is_plain(
     PyObject* object);    // torch's own class (no subclass), dense memory of the CPU, no wrapper of any kind
 void serve_cpu(bool on);  // whether the CPU kernels of pydl are the backend of tensors on the CPU
@@ -37,6 +40,9 @@ class Arguments {
   const at::Tensor& tensor(int i) const;
   // The same, or one that is not defined for None.
   const at::Tensor& optional_tensor(int i) const;
+  // The same as an op reads them that autocast has compute in lower precision; not plain where a cast would lie otherwise.
+  Lowered lowered(int i) const;
+  Lowered optional_lowered(int i) const;
   // The same of int64 instead of our dtypes.
   const at::Tensor& indices(int i) const;
   // Of a list or a tuple, each as tensor() has it.

@@ -34,15 +34,16 @@ class Attention : public Node {
   }
 };
 
-Tensor attention_call(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& mask,
-                      const Tensor& lengths, const Tensor& seed, const AttentionOptions& o) {
+Tensor attention_call(Lowered query, Lowered key, Lowered value, const Tensor& mask, const Tensor& lengths,
+                      const Tensor& seed, const AttentionOptions& o) {
   static const Op forward("pydl::attention_forward");
   BelowAutograd guard;
-  const variable_list made =
-      forward.all(query, key, value, mask, lengths, seed, o.dropout_p, o.is_causal, o.scale, o.layout);
+  cast({&query, &key, &value});
+  const variable_list made = forward.all(query.read(), key.read(), value.read(), mask, lengths, seed,
+                                         o.dropout_p, o.is_causal, o.scale, o.layout);
   if (records({&query, &key, &value})) {
     record(std::make_unique<Attention>(o), made[0], {&query, &key, &value},
-           {query, key, value, made[0], made[1], mask, lengths, seed});
+           {query.read(), key.read(), value.read(), made[0], made[1], mask, lengths, seed});
   }
   return made[0];
 }
@@ -54,8 +55,6 @@ constexpr int64_t kFlash = 0, kTransposed = 2;  // layouts (src/pydl/ops/_attent
 void expect_fitting(const Tensor& query, const Tensor& key, const Tensor& value) {
   const int64_t dims = query.dim(), width = query.size(-1), value_width = value.size(-1);
   if (dims < 3 || dims > 4 || key.dim() != dims || value.dim() != dims) throw NotPlain();
-  if (key.scalar_type() != query.scalar_type() || value.scalar_type() != query.scalar_type())
-    throw NotPlain();
   if (query.numel() == 0 || key.numel() == 0 || value.numel() == 0) throw NotPlain();
   if (width > kWidest || value_width > kWidest || key.size(-1) != width || value.size(-2) != key.size(-2))
     throw NotPlain();
@@ -76,7 +75,9 @@ int64_t layout_of(const Tensor& query, const Tensor& key, const Tensor& value, d
 // shared heads. scale may be None, and so may layout, which is torch's then.
 PyObject* scaled_dot_product_attention(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<7>(objects, given, [](const Arguments& arguments) {
-    const Tensor &query = arguments.tensor(0), &key = arguments.tensor(1), &value = arguments.tensor(2);
+    const Lowered of[] = {arguments.lowered(0), arguments.lowered(1), arguments.lowered(2)};
+    const Tensor &query = of[0].given(), &key = of[1].given(), &value = of[2].given();
+    if (of[1].dtype() != of[0].dtype() || of[2].dtype() != of[0].dtype()) throw NotPlain();
     const double dropout_p = arguments.real(3);
     if (!(dropout_p >= 0 && dropout_p <= 1) || query.dim() == 0 || value.dim() == 0) throw NotPlain();
     expect_fitting(query, key, value);
@@ -87,25 +88,25 @@ PyObject* scaled_dot_product_attention(PyObject*, PyObject* const* objects, Py_s
         arguments.is_none(6) ? layout_of(query, key, value, dropout_p) : arguments.integer(6)};
     return unlocked([&] {
       const Tensor seed = dropout_p > 0 ? dropout_seed() : Tensor();
-      if (query.dim() == 4) return attention_call(query, key, value, Tensor(), Tensor(), seed, o);
-      return attention_call(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), Tensor(), Tensor(),
-                            seed, o)
-          .squeeze(1);
+      if (query.dim() == 4) return attention_call(of[0], of[1], of[2], Tensor(), Tensor(), seed, o);
+      const auto four = [&](int i) { return Lowered(of[i].given().unsqueeze(1), of[i].dtype()); };
+      return attention_call(four(0), four(1), four(2), Tensor(), Tensor(), seed, o).squeeze(1);
     });
   });
 }
 
 // attention(query, key, value, mask, lengths, seed, dropout_p, is_causal, scale, layout): the arguments of the op, which
-// Python has checked; mask, lengths and seed may be None.
+// Python has checked and cast; mask, lengths and seed may be None.
 PyObject* attention(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<10>(objects, given, [](const Arguments& arguments) {
-    const Tensor &query = arguments.tensor(0), &key = arguments.tensor(1), &value = arguments.tensor(2);
+    const auto read = [&](int i) { return Lowered(arguments.tensor(i), arguments.tensor(i).scalar_type()); };
+    const Lowered of[] = {read(0), read(1), read(2)};
     const Tensor& mask = arguments.is_none(3) ? no_tensor() : arguments.any_tensor(3);
     const Tensor& lengths = arguments.is_none(4) ? no_tensor() : arguments.indices(4);
     const Tensor& seed = arguments.is_none(5) ? no_tensor() : arguments.indices(5);
     if (mask.defined() && mask.requires_grad()) throw NotPlain();  // whose gradient is Python's
     const AttentionOptions o{arguments.real(6), arguments.truth(7), arguments.real(8), arguments.integer(9)};
-    return unlocked([&] { return attention_call(query, key, value, mask, lengths, seed, o); });
+    return unlocked([&] { return attention_call(of[0], of[1], of[2], mask, lengths, seed, o); });
   });
 }
 

@@ -60,14 +60,14 @@ double clip(Grads& g, double max_norm, bool refuse_nonfinite) {
                      sums.data(),
                      1.0};
   double norm = 0;
-  unlocked_if_long(g.first.back(), [&](const OptimLaunchers& kernels) {
-    if (!sums.empty()) kernels.square_sums(params);
+  unlocked_if_long(g.first.back(), [&] {
+    if (!sums.empty()) kernels().square_sums(params);
     double total = 0;
     for (double sum : sums) total += sum;
     params.factor = g.dtype == DType::f64 ? factor_of<double>(total, max_norm, norm)
                                           : factor_of<float>(total, max_norm, norm);
     if (refuse_nonfinite && !std::isfinite(norm)) return;
-    if (params.factor != 1 && !sums.empty()) kernels.scale(params);  // nan too
+    if (params.factor != 1 && !sums.empty()) kernels().scale(params);  // nan too
   });
   if (refuse_nonfinite && !std::isfinite(norm)) throw NotPlain();  // for torch to say it
   for (const Tensor& t : g.grads) t.unsafeGetTensorImpl()->bump_version();
@@ -81,7 +81,7 @@ PyObject* clip_grad_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) 
   HANDLE_TH_ERRORS
   try {
     TORCH_CHECK_TYPE(given == 3 && PyList_Check(objects[0]), "expected a list, a float and a bool");
-    if (!is_plain_moment()) throw NotPlain();
+    if (!is_plain_moment() || is_autocast()) throw NotPlain();
     const Arguments arguments(objects);
     Grads grads(objects[0]);
     const double norm = clip(grads, arguments.real(1), arguments.truth(2));

@@ -42,16 +42,18 @@ class Conv2d : public Node {
   }
 };
 
-Tensor conv2d_call(const Tensor& input, const Tensor& weight, const Tensor& bias, Conv2dOptions&& o) {
+Tensor conv2d_call(Lowered& input, Lowered& weight, Lowered& bias, Conv2dOptions&& o) {
   static const Op forward("pydl::conv2d_forward");
   BelowAutograd guard;
-  Tensor output = forward(input, weight, bias, o.stride, o.padding, o.dilation, o.groups,
+  cast({&input, &weight, &bias});
+  Tensor output = forward(input.read(), weight.read(), bias.read(), o.stride, o.padding, o.dilation, o.groups,
                           activation_names[o.activation], o.channels_last);
   if (records({&input, &weight, &bias})) {
     const bool keeps_output = o.activation;
-    record(std::make_unique<Conv2d>(std::move(o), input, weight), output, {&input, &weight, &bias},
-           {weight.requires_grad() ? input : Tensor(), input.requires_grad() ? weight : Tensor(),
-            keeps_output ? output : Tensor()});
+    record(std::make_unique<Conv2d>(std::move(o), input.given(), weight.given()), output,
+           {&input, &weight, &bias},
+           {weight.given().requires_grad() ? input.read() : Tensor(),
+            input.given().requires_grad() ? weight.read() : Tensor(), keeps_output ? output : Tensor()});
   }
   return output;
 }
@@ -67,8 +69,9 @@ bool gradient_format(const Tensor& weight, bool channels_last) {
 // conv2d(input, weight, bias, stride, padding, dilation, groups, activation): bias and activation may be None.
 PyObject* conv2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<8>(objects, given, [](const Arguments& arguments) {
-    const Tensor &input = arguments.tensor(0), &weight = arguments.tensor(1),
-                 &bias = arguments.optional_tensor(2);
+    Lowered read_input = arguments.lowered(0), read_weight = arguments.lowered(1),
+            read_bias = arguments.optional_lowered(2);
+    const Tensor &input = read_input.given(), &weight = read_weight.given();
     // unbatched inputs and padding by name are Python's
     if (input.dim() != 4 || weight.dim() != 4 || input.size(1) == 0) throw NotPlain();
     const Integers padding = arguments.pair(4);
@@ -80,7 +83,7 @@ PyObject* conv2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
                           (is_channels_last(input) || is_channels_last(weight)) && input.numel() != 0,
                           false};
     options.weight_channels_last = gradient_format(weight, options.channels_last);
-    return unlocked([&] { return conv2d_call(input, weight, bias, std::move(options)); });
+    return unlocked([&] { return conv2d_call(read_input, read_weight, read_bias, std::move(options)); });
   });
 }
 

@@ -81,14 +81,16 @@ class CrossEntropy : public Node {
   }
 };
 
-Tensor cross_entropy_call(const Tensor& input, const Tensor& target, const LossOptions& o) {
+// float_output: the loss of half types in float32.
+Tensor cross_entropy_call(const Tensor& input, const Tensor& target, const LossOptions& o,
+                          bool float_output) {
   static const Op forward("pydl::softmax_cross_entropy_forward"),
       forward_backward("pydl::softmax_cross_entropy_forward_backward");
   BelowAutograd guard;
   const bool is_recorded = records({&input});
   const Op& op = is_recorded && o.reduction != 0 && early ? forward_backward : forward;
-  const variable_list made =
-      op.all(input, target, no_tensor(), o.reduction, o.ignore_index, o.label_smoothing, o.z_loss, false);
+  const variable_list made = op.all(input, target, no_tensor(), o.reduction, o.ignore_index,
+                                    o.label_smoothing, o.z_loss, float_output);
   if (is_recorded) {
     record(std::make_unique<CrossEntropy>(o, made.size() > 3 ? made[3] : Tensor()), made[0], {&input},
            {input, target, made[1], made[2]});
@@ -104,7 +106,7 @@ PyObject* cross_entropy(PyObject*, PyObject* const* objects, Py_ssize_t given) {
     const Tensor &input = arguments.tensor(0), &target = arguments.indices(1);
     const LossOptions options{reduction(arguments.text(3)), arguments.integer(2), arguments.real(4),
                               arguments.real(5)};
-    return unlocked([&] { return cross_entropy_call(input, target, options); });
+    return unlocked([&] { return cross_entropy_call(input, target, options, is_autocast()); });
   });
 }
 

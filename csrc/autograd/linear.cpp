@@ -29,15 +29,16 @@ class Linear : public Node {
   }
 };
 
-Tensor linear_call(const Tensor& input, const Tensor& weight, const Tensor& bias,
-                   const LinearOptions& options) {
+Tensor linear_call(Lowered& input, Lowered& weight, Lowered& bias, const LinearOptions& options) {
   static const Op forward("pydl::linear_forward");
   BelowAutograd guard;
-  Tensor output = forward(input, weight, bias, activation_names[options.activation]);
+  cast({&input, &weight, &bias});
+  Tensor output = forward(input.read(), weight.read(), bias.read(), activation_names[options.activation]);
   if (records({&input, &weight, &bias})) {
-    record(std::make_unique<Linear>(options), output, {&input, &weight, &bias},
-           {weight.requires_grad() ? input : Tensor(), input.requires_grad() ? weight : Tensor(),
-            options.activation ? output : Tensor()});
+    record(
+        std::make_unique<Linear>(options), output, {&input, &weight, &bias},
+        {weight.given().requires_grad() ? input.read() : Tensor(),
+         input.given().requires_grad() ? weight.read() : Tensor(), options.activation ? output : Tensor()});
   }
   return output;
 }
@@ -47,19 +48,20 @@ Tensor linear_call(const Tensor& input, const Tensor& weight, const Tensor& bias
 // linear(input, weight, bias, activation): the last two may be None.
 PyObject* linear(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<4>(objects, given, [](const Arguments& arguments) {
-    const Tensor &input = arguments.tensor(0), &weight = arguments.tensor(1),
-                 &bias = arguments.optional_tensor(2);
+    Lowered read_input = arguments.lowered(0), read_weight = arguments.lowered(1),
+            read_bias = arguments.optional_lowered(2);
+    const Tensor &input = read_input.given(), &weight = read_weight.given(), &bias = read_bias.given();
     // More dimensions that may lie in columns, and what is refused, are Python's.
     const bool is_matrix = input.dim() == 2;
     if (weight.dim() != 2 || !(is_matrix || (input.dim() > 2 && input.stride(-1) == 1))) throw NotPlain();
     if (bias.defined() &&
-        (bias.dim() != 1 || bias.size(0) != weight.size(0) || bias.scalar_type() != input.scalar_type())) {
+        (bias.dim() != 1 || bias.size(0) != weight.size(0) || read_bias.dtype() != read_input.dtype())) {
       throw NotPlain();
     }
     const bool in_columns = is_matrix && input.stride(0) == 1 && input.stride(1) == input.size(0);
     const LinearOptions options{activation(arguments, 3), in_columns,
                                 weight.stride(0) != weight.size(1) || weight.stride(1) != 1};
-    return unlocked([&] { return linear_call(input, weight, bias, options); });
+    return unlocked([&] { return linear_call(read_input, read_weight, read_bias, options); });
   });
 }
 

@@ -13,7 +13,7 @@ namespace pydl::autograd {
 namespace {
 
 struct OutputLayer {
-  Tensor input, weight, bias;  // the last may be undefined
+  Lowered input, weight, bias;  // the last may be undefined
 };
 
 class LinearCrossEntropy : public Node {
@@ -51,10 +51,11 @@ class LinearCrossEntropy : public Node {
   LinearCrossEntropy(const LossOptions& options, const OutputLayer& layer, variable_list&& made)
       : Node("linear_cross_entropy"),
         options_(options),
-        input_in_columns_(layer.input.dim() == 2 && layer.input.stride(0) == 1 &&
-                          layer.input.stride(1) == layer.input.size(0)),
-        weight_in_columns_(layer.weight.stride(0) != layer.weight.size(1) || layer.weight.stride(1) != 1),
-        dtype_(layer.input.scalar_type()),
+        input_in_columns_(layer.input.given().dim() == 2 && layer.input.given().stride(0) == 1 &&
+                          layer.input.given().stride(1) == layer.input.given().size(0)),
+        weight_in_columns_(layer.weight.given().stride(0) != layer.weight.given().size(1) ||
+                           layer.weight.given().stride(1) != 1),
+        dtype_(layer.input.dtype()),
         made_(std::move(made)) {}
 
   // The gradients are handed out once, scaled in the dtype of the sums: to make the logits again would take a third more.
@@ -77,7 +78,7 @@ class LinearCrossEntropy : public Node {
             else
               made[i] = (scale == 1.0 ? made[i] : made[i].mul_(scale)).to(dtype_);
           }
-          return laid_out(std::move(made));
+          return as_given(laid_out(std::move(made)));
         }
       }
     }
@@ -102,23 +103,27 @@ class LinearCrossEntropy : public Node {
 };
 
 // The loss, and where `counts` says so how many rows have their largest logit at the target.
-variable_list linear_cross_entropy_call(const OutputLayer& layer, const Tensor& target, const LossOptions& o,
-                                        bool counts) {
+// float_output: the loss of half types in float32.
+variable_list linear_cross_entropy_call(OutputLayer& layer, const Tensor& target, const LossOptions& o,
+                                        bool counts, bool float_output) {
   static const Op forward("pydl::linear_cross_entropy_forward"),
       forward_backward("pydl::linear_cross_entropy_forward_backward");
-  const auto& [input, weight, bias] = layer;
+  auto& [input, weight, bias] = layer;
   BelowAutograd guard;
+  cast({&input, &weight, &bias});
   const bool is_recorded = records({&input, &weight, &bias});
   variable_list made =
       is_recorded && o.reduction != 0
-          ? forward_backward.all(input, weight, target, bias, no_tensor(), o.reduction, o.ignore_index,
-                                 o.label_smoothing, o.z_loss, false, counts, input.requires_grad(),
-                                 weight.requires_grad(), bias.defined() && bias.requires_grad())
-          : forward.all(input, weight, target, bias, no_tensor(), o.reduction, o.ignore_index,
-                        o.label_smoothing, o.z_loss, false, counts);
+          ? forward_backward.all(input.read(), weight.read(), target, bias.read(), no_tensor(), o.reduction,
+                                 o.ignore_index, o.label_smoothing, o.z_loss, float_output, counts,
+                                 input.given().requires_grad(), weight.given().requires_grad(),
+                                 bias.defined() && bias.given().requires_grad())
+          : forward.all(input.read(), weight.read(), target, bias.read(), no_tensor(), o.reduction,
+                        o.ignore_index, o.label_smoothing, o.z_loss, float_output, counts);
   if (is_recorded) {
     record(std::make_unique<LinearCrossEntropy>(o, layer, variable_list(made.begin() + 4, made.end())),
-           made[0], {&input, &weight, &bias}, {input, weight, target, bias, made[1], made[2]});
+           made[0], {&input, &weight, &bias},
+           {input.read(), weight.read(), target, bias.read(), made[1], made[2]});
   }
   if (counts) return {made[0], made[3]};
   return {made[0]};
@@ -130,14 +135,15 @@ variable_list linear_cross_entropy_call(const OutputLayer& layer, const Tensor& 
 // return_correct): of class indices; linear_bias and ignore_index may be None. (loss,) or (loss, correct)
 PyObject* linear_cross_entropy(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   return answer<9>(objects, given, [](const Arguments& arguments) {
-    const OutputLayer layer{arguments.tensor(0), arguments.tensor(1), arguments.optional_tensor(3)};
+    OutputLayer layer{arguments.lowered(0), arguments.lowered(1), arguments.optional_lowered(3)};
     const Tensor& target = arguments.indices(2);
-    if (layer.weight.dim() != 2 || layer.input.dim() < 1 || layer.input.dim() > 2) throw NotPlain();
+    const int64_t dims = layer.input.given().dim();
+    if (layer.weight.given().dim() != 2 || dims < 1 || dims > 2) throw NotPlain();
     const LossOptions options{reduction(arguments.text(4)),
                               arguments.is_none(5) ? -100 : arguments.integer(5), arguments.real(6),
                               arguments.real(7)};
     const bool counts = arguments.truth(8);
-    return unlocked([&] { return linear_cross_entropy_call(layer, target, options, counts); });
+    return unlocked([&] { return linear_cross_entropy_call(layer, target, options, counts, is_autocast()); });
   });
 }
 

@@ -1,6 +1,7 @@
 // The extension module pydl._torch: calls and C++ autograd nodes for the one version of torch that it was built with.
 #include "csrc/autograd/arguments.h"
 #include "csrc/autograd/functions.h"
+#include "csrc/autograd/kernels.h"
 
 namespace pydl::autograd {
 namespace {
@@ -49,7 +50,20 @@ PyMethodDef functions[] = {
 PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "pydl._torch", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr};
 
+const Launchers* found = nullptr;
+
 }  // namespace
+
+const Launchers& kernels() { return *found; }
+
 }  // namespace pydl::autograd
 
-PyMODINIT_FUNC PyInit__torch() { return PyModule_Create(&pydl::autograd::definition); }
+PyMODINIT_FUNC PyInit__torch() {
+  using namespace pydl;
+  autograd::found = static_cast<const Launchers*>(PyCapsule_Import(kLaunchersCapsule, 0));
+  if (autograd::found == nullptr) {
+    PyErr_SetString(PyExc_ImportError, "pydl._C is of another build");
+    return nullptr;
+  }
+  return PyModule_Create(&autograd::definition);
+}

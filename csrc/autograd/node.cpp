@@ -1,5 +1,7 @@
 #include "csrc/autograd/node.h"
 
+#include "csrc/autograd/lowered.h"
+
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
@@ -65,10 +67,26 @@ variable_list NodeOfMany::apply(variable_list&& grads) {
     came = true;
   }
   if (!came) return variable_list(num_outputs());  // nothing came back: nothing goes on
-  const variable_list saved = unpacked();
-  if (!is_below_autograd()) return gradients(grads, saved);
+  variable_list saved = unpacked();
+  if (!is_below_autograd()) {
+    for (const CastInput& one : casts_) {
+      if (one.saved < saved.size())
+        saved[one.saved] = differentiable_cast(saved[one.saved], next_edge(one.input), one.given);
+    }
+    return as_given(gradients(grads, saved));
+  }
   BelowAutograd guard;
-  return gradients(grads, saved);
+  return as_given(gradients(grads, saved));
+}
+
+variable_list NodeOfMany::as_given(variable_list grads) const {
+  Casts casts;
+  for (const CastInput& one : casts_) {
+    Tensor& grad = grads[one.input];
+    if (grad.defined()) grad = casts.add_gradient(grad, one.given);
+  }
+  casts.run();
+  return grads;
 }
 
 variable_list NodeOfMany::only_wanted(variable_list grads) const {
@@ -119,16 +137,22 @@ Pointer owned(Made* node) {
 
 }  // namespace
 
-void record(std::unique_ptr<NodeOfMany> made, at::ArrayRef<Tensor> outputs,
+torch::autograd::Edge edge_of(const Tensor& tensor) {
+  return tensor.defined() ? torch::autograd::impl::gradient_edge(tensor) : torch::autograd::Edge();
+}
+
+void record(std::unique_ptr<NodeOfMany> node, at::ArrayRef<Tensor> outputs,
             std::initializer_list<const Tensor*> inputs, std::initializer_list<Tensor> saved) {
-  NodeOfMany* const node = made.get();
-  const Owner owner = owned<Owner>(static_cast<torch::autograd::Node*>(made.release()));
   torch::autograd::edge_list edges;
   edges.reserve(inputs.size());
-  for (const Tensor* input : inputs) {
-    edges.push_back(input->defined() ? torch::autograd::impl::gradient_edge(*input)
-                                     : torch::autograd::Edge());
-  }
+  for (const Tensor* input : inputs) edges.push_back(edge_of(*input));
+  record(std::move(node), outputs, std::move(edges), saved);
+}
+
+void record(std::unique_ptr<NodeOfMany> made, at::ArrayRef<Tensor> outputs,
+            torch::autograd::edge_list&& edges, std::initializer_list<Tensor> saved) {
+  NodeOfMany* const node = made.get();
+  const Owner owner = owned<Owner>(static_cast<torch::autograd::Node*>(made.release()));
   node->set_next_edges(std::move(edges));
   for (const Tensor& output : outputs)
     torch::autograd::impl::set_gradient_edge(output, {owner, node->add_input_metadata(output)});

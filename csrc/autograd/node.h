@@ -74,11 +74,19 @@ const Tensor& no_tensor();
 class NodeOfMany : public torch::autograd::Node {
   const char* op_;
   std::vector<torch::autograd::SavedVariable> saved_;
+  // An input that the op read in another dtype (lowered.h).
+  struct CastInput {
+    size_t input, saved;  // its number, and that of what was read among what is saved; or beyond that
+    c10::ScalarType given;
+  };
+  std::vector<CastInput> casts_;
   friend void record(std::unique_ptr<NodeOfMany> node, at::ArrayRef<Tensor> outputs,
-                     std::initializer_list<const Tensor*> inputs, std::initializer_list<Tensor> saved);
+                     torch::autograd::edge_list&& edges, std::initializer_list<Tensor> saved);
 
  public:
   explicit NodeOfMany(const char* op) : op_(op) {}
+
+  void add_cast(const CastInput& cast) { casts_.push_back(cast); }
 
   std::string name() const override;  // as torch names its own, and whose it is: pydl.LinearBackward
   variable_list apply(variable_list&& grads) override;
@@ -97,6 +105,8 @@ class NodeOfMany : public torch::autograd::Node {
   bool wants(size_t input) const { return task_should_compute_output(input); }
   // Without those that are not: an op returns empty tensors in their place.
   variable_list only_wanted(variable_list grads) const;
+  // In the dtypes of what the call was given.
+  variable_list as_given(variable_list grads) const;
   variable_list unpacked();
   // A tangent that came with the gradient, after a forward without one, is refused: it would be lost.
   void expect_no_tangent(const Tensor& grad) const;
@@ -116,7 +126,12 @@ class Node : public NodeOfMany {
 // Whether a result of these is to have a node. Without one nothing is kept.
 bool records(std::initializer_list<const Tensor*> inputs);
 
-// Makes `outputs` the results of `node`: its gradients go to `inputs`, and it is given `saved` again.
+// Where the gradient of this tensor goes, which may be undefined.
+torch::autograd::Edge edge_of(const Tensor& tensor);
+
+// Makes `outputs` the results of `node`: its gradients go along `edges`, or to `inputs`, and it is given `saved` again.
+void record(std::unique_ptr<NodeOfMany> node, at::ArrayRef<Tensor> outputs,
+            torch::autograd::edge_list&& edges, std::initializer_list<Tensor> saved);
 void record(std::unique_ptr<NodeOfMany> node, at::ArrayRef<Tensor> outputs,
             std::initializer_list<const Tensor*> inputs, std::initializer_list<Tensor> saved);
 

@@ -104,7 +104,7 @@ class Step {
       if (first.back() == 0) continue;
       const OptimParams params{batch.dtype, batch.optimizer, static_cast<int64_t>(batch.tensors.size()),
                                batch.tensors.data(), first.data()};
-      unlocked_if_long(first.back(), [&](const OptimLaunchers& kernels) { kernels.step(params); });
+      unlocked_if_long(first.back(), [&] { kernels().step(params); });
     }
   }
 
@@ -253,7 +253,8 @@ PyObject* optimizer_step(PyObject*, PyObject* const* objects, Py_ssize_t given) 
   try {
     TORCH_CHECK_TYPE(given == 5, "expected 5 arguments, got ", given);
     if (objects[4] == Py_False && at::hasCallbacks()) throw Reason{"a profiler is at work"};
-    if (!is_plain_moment()) throw Reason{"autocast, a mode, a transform or another backend is at work"};
+    if (!is_plain_moment() || is_autocast())
+      throw Reason{"autocast, a mode, a transform or another backend is at work"};
     const char* name = PyUnicode_AsUTF8(objects[0]);
     if (name == nullptr) throw python_error();
     Step step(objects[1], objects[2], name);

@@ -2,18 +2,12 @@
 #pragma once
 
 #include "csrc/autograd/arguments.h"
-#include "csrc/optim.h"
+#include "csrc/autograd/kernels.h"
 
 #include <algorithm>
 #include <vector>
 
 namespace pydl::autograd {
-
-inline const OptimLaunchers& launchers() {
-  static const auto* const found = static_cast<const OptimLaunchers*>(PyCapsule_Import(kOptimCapsule, 0));
-  if (found == nullptr) throw python_error();
-  return *found;
-}
 
 // Memory that a call reads or writes.
 struct Extent {
@@ -50,13 +44,11 @@ inline std::vector<int64_t> chunks(size_t tensors, const auto& count) {
 // Below, the lock of Python is kept: giving it back and taking it again costs as much as the step.
 constexpr int64_t kWorthUnlocking = 16;  // chunks
 
-// Calls compute(the kernels), which are looked up under the lock.
 template <class Compute>
 void unlocked_if_long(int64_t chunks, const Compute& compute) {
-  const OptimLaunchers& kernels = launchers();
-  if (chunks < kWorthUnlocking) return compute(kernels);
+  if (chunks < kWorthUnlocking) return compute();
   pybind11::gil_scoped_release release;
-  compute(kernels);
+  compute();
 }
 
 inline DType dtype_of(const Tensor& t) { return t.scalar_type() == at::kDouble ? DType::f64 : DType::f32; }

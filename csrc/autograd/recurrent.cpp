@@ -170,6 +170,11 @@ variable_list layer_call(const RecurrentLayer& layer) {
   return made;
 }
 
+// What is torch's under autocast: is_autocasts() of src/pydl/ops/recurrent.py.
+void expect_float32_kept(const Tensor& input, bool keeps_float32) {
+  if (is_autocast() && !(keeps_float32 && input.scalar_type() == at::kFloat)) throw NotPlain();
+}
+
 // An input of another layout has a gradient of another layout, which is Python's.
 void expect_rows(const Tensor& input, const CellKind& kind) {
   if (kind.is_lstm) return;
@@ -292,6 +297,7 @@ PyObject* recurrent_stack(PyObject*, PyObject* const* objects, Py_ssize_t given)
                                arguments.truth(8),
                                arguments.integer(4),
                                arguments.truth(7) ? 2 : 1};
+    expect_float32_kept(stack.input, std::strcmp(kind.name, "gru") == 0);
     if (arguments.real(5) != 0 && arguments.truth(6)) throw NotPlain();
     stack.expect_plain();
     return unlocked([&] { return stack.run(); });
@@ -304,6 +310,7 @@ PyObject* recurrent_cell(PyObject*, PyObject* const* objects, Py_ssize_t given) 
   return answer<7>(objects, given, [](const Arguments& arguments) {
     const CellKind& kind = kind_of(arguments, 6);
     const Tensor& input = arguments.tensor(0);
+    expect_float32_kept(input, kind.gates > 1);
     const variable_list states = states_of(arguments, 1, kind);
     const CellWeights w{arguments.tensor(2), arguments.tensor(3), arguments.optional_tensor(4),
                         arguments.optional_tensor(5)};

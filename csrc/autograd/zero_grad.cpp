@@ -28,7 +28,7 @@ bool each_parameter(PyObject* groups, const F& f) {
 PyObject* zero_grad(PyObject*, PyObject* const* objects, Py_ssize_t given) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(given == 1, "expected 1 argument, got ", given);
-  if (at::hasCallbacks() || !is_plain_moment() || !each_parameter(objects[0], is_plain)) {
+  if (at::hasCallbacks() || !is_plain_moment() || is_autocast() || !each_parameter(objects[0], is_plain)) {
     if (PyErr_Occurred()) throw python_error();
     Py_RETURN_NOTIMPLEMENTED;
   }

@@ -139,6 +139,15 @@ def test_strides_are_torchs(case):
             assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_heads_of_a_projection_come_back_side_by_side_where_there_are_lengths(p):
+    """So that no view of them is a copy: torch has no lengths, whose layout it would be."""
+    leaves = [t.detach().requires_grad_() for t in STRIDES["cut from a projection"]]
+    output = attention(*leaves, dropout_p=p, lengths=torch.tensor([5, 2]))
+    grads = torch.autograd.grad(output, leaves, torch.ones(2, 5, 3, 8).transpose(1, 2))
+    assert all(t.transpose(1, 2).is_contiguous() for t in (output, *grads))
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_torchs_own_samples(dtype):

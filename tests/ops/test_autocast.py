@@ -6,10 +6,16 @@ import torch.nn.functional as F
 
 import pydl
 import pydl.functional as PF
-from pydl.ops import _activations
+from pydl.ops import _activations, _nodes
 from pydl.ops._autocast import lowered
 
 LARGE = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _quick_again():
+    yield
+    _nodes.use(True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -47,6 +53,18 @@ def test_the_tangent_of_a_large_tensor_is_kept():
     assert torch.equal(found, tangent.bfloat16())
 
 
+@pytest.mark.parametrize("count", [0, 1, 7, 16, 33, 20_001])
+def test_casts_round_as_torchs(count):
+    special = [0.0, -0.0, torch.inf, -torch.inf, 1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, 1e-40, -1e-45, 2**-126, 65504.0]
+    x = torch.randn(count) * torch.logspace(-44, 38, count)
+    x[: len(special)] = torch.tensor(special)[:count]
+    low = torch.ops.pydl.cast(x, "bfloat16")
+    assert torch.equal(low, x.bfloat16())
+    assert torch.equal(low.signbit(), x.signbit())
+    assert torch.equal(torch.ops.pydl.cast(low, "float32"), low.float())
+    assert torch.ops.pydl.cast(torch.full((count,), torch.nan), "bfloat16").isnan().all()
+
+
 def test_op():
     torch.library.opcheck(torch.ops.pydl.cast, (torch.randn(3, 4, requires_grad=True), "bfloat16"))
     with pytest.raises(ValueError, match=r"^cast: expected dtype to be float32, bfloat16 or float16, got int8$"):
@@ -74,9 +92,11 @@ def test_a_step_of_a_wide_layer_maps_no_memory_anew():
     assert layer.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 @pytest.mark.parametrize("op", ["linear", "conv2d"])
+@pytest.mark.parametrize("cast", [False, True])
 @pytest.mark.parametrize("in_python", [False, True])
-def test_relu_of_a_large_output_has_torchs_gradient(op, in_python, monkeypatch):
+def test_the_activation_of_a_large_output_has_torchs_gradient(activation, op, cast, in_python, monkeypatch):
     monkeypatch.setattr(_activations, "RECYCLED", 0)
     x = torch.randn(*((600, 8) if op == "linear" else (2, 8, 40, 40))).requires_grad_()
     w = torch.randn(*((500, 8) if op == "linear" else (100, 8, 1, 1))).requires_grad_()
@@ -84,12 +104,16 @@ def test_relu_of_a_large_output_has_torchs_gradient(op, in_python, monkeypatch):
 
     def step(library, context):
         with context:
-            y = F.relu(getattr(F, op)(x, w)) if library is F else getattr(PF, op)(x, w, activation="relu")
+            if library is F:
+                y = getattr(torch, activation)(getattr(F, op)(x, w))
+            else:
+                y = getattr(PF, op)(x, w, activation=activation)
         grad = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         first = torch.autograd.grad(y, leaves, grad, create_graph=True)
         return *first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
 
-    context = torch.autocast("cpu", torch.bfloat16, enabled=in_python)  # which no node in C++ takes
+    _nodes.use(not in_python)
+    context = torch.autocast("cpu", torch.bfloat16, enabled=cast)
     for ours, theirs in zip(step(PF, context), step(F, context), strict=True):
         size = theirs.abs().max()
-        torch.testing.assert_close(ours / size, theirs / size, rtol=0, atol=3e-2 if in_python else 1e-5)
+        torch.testing.assert_close(ours / size, theirs / size, rtol=0, atol=3e-2 if cast else 1e-5)

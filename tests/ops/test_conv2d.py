@@ -57,6 +57,11 @@ SHAPES = {
     "rows shorter than a vector, read as one": ((2, 6, 14, 14), (3, 5, 5), {"padding": (1, 0)}),
     "same": ((2, 3, 8, 9), (4, 3, 5), {"padding": "same"}),
     "same, even kernel: one more at the bottom and right": ((2, 3, 8, 9), (4, 4, 2), {"padding": "same"}),
+    "depthwise 2x1, dilated beyond the image": (
+        (3, 6, 3, 9),
+        (12, 2, 1),
+        {"groups": 6, "padding": "same", "dilation": (3, 1)},
+    ),
     "same, dilated": ((1, 3, 8, 9), (4, 4, 3), {"padding": "same", "dilation": (1, 2)}),
     "valid": ((2, 3, 8, 9), (4, 3, 3), {"padding": "valid"}),
     "two tiles of channels and a rest, stride 2": ((3, 21, 15, 13), (70, 3, 3), {"stride": 2, "padding": 1}),

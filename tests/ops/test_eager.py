@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from grid import CALLS
 from torch.autograd.profiler import profile
 
 import pydl
@@ -36,20 +37,12 @@ def group_norm(input, weight, bias):
     return PF.group_norm(input, 4, weight, bias)
 
 
-def shares(input, weight, bias):
-    return PF.softmax(input, -1) * bias.sum()
+def of_one_tensor(call):
+    def op(input, weight, bias):
+        return call(PF, input) * bias.sum()
 
-
-def log_shares(input, weight, bias):
-    return PF.log_softmax(input, -1) * bias.sum()
-
-
-def curve(input, weight, bias):
-    return PF.gelu(input) * bias.sum()
-
-
-def bend(input, weight, bias):
-    return PF.relu(input) * bias.sum()
+    op.__name__ = call.__name__
+    return op
 
 
 def error(input, weight, bias):
@@ -92,7 +85,7 @@ def mean(input, weight, bias):
     return PF.avg_pool2d(input, 2) * bias.sum()
 
 
-OPS = [conv, dense, gated, heads, norm, group_norm, row_norm, row_rms, shares, log_shares, curve, bend]
+OPS = [conv, dense, gated, heads, norm, group_norm, row_norm, row_rms, *map(of_one_tensor, CALLS.values())]
 OPS += [error, odds, loss, last, drop, largest, mean]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from algorithms import forced
+from grid import CALLS
 from optimizers import KERNELS, name_of
 from testing import assert_close
 
@@ -150,20 +151,14 @@ def test_norms_of_rows(device, width, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("width", [1, 5, 8, 16, 17, 33])
-def test_softmax(device, width, dtype):
+@pytest.mark.parametrize("width", [1, 5, 8, 16, 17, 33, 70])
+@pytest.mark.parametrize("name", CALLS)
+def test_of_one_tensor(device, name, width, dtype):
     for rows in (1, 4, 7):
         x = torch.randn(rows, width).to(dtype)
-        compare(lambda x: pf.softmax(x, 1), lambda x: F.softmax(x, 1), x)
-        compare(lambda x: pf.log_softmax(x, 1), lambda x: F.log_softmax(x, 1), x)
-        compare(lambda x: pf.softmax(x, 0), lambda x: F.softmax(x, 0), x)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("size", [1, 5, 8, 17, 33, 70])
-def test_functions_of_one_number(device, size, dtype):
-    for name in ("relu", "tanh", "gelu"):
-        compare(getattr(pf, name), getattr(F, name), torch.randn(size).to(dtype))
+        compare(lambda x: CALLS[name](pf, x), lambda x: CALLS[name](F, x), x)
+        if name == "softmax":
+            compare(lambda x: pf.softmax(x, 0), lambda x: F.softmax(x, 0), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)

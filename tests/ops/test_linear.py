@@ -39,6 +39,8 @@ SHAPES = {
     "wide": ((20, 40), 300),
     "more panels than one task takes": ((3, 9), 1100),
     "all three": ((530, 300), 270),
+    "slices of the forward's sums": ((7, 8500), 33),
+    "slices of the weight gradient's": ((8500, 40), 17),
     "no rows": ((0, 5), 3),
     "no rows in three dimensions": ((2, 0, 5), 3),
     "no inputs: the bias alone": ((4, 0), 3),
@@ -107,7 +109,17 @@ def test_remainders_of_every_block(device):
             check(passes(linear, tensors), exact(tensors), dtype)
 
 
-@pytest.mark.parametrize("name", ["lenet 1: N 256", "the book's mlp", "several blocks of the sum", "all three"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lenet 1: N 256",
+        "the book's mlp",
+        "several blocks of the sum",
+        "all three",
+        "slices of the forward's sums",
+        "slices of the weight gradient's",
+    ],
+)
 def test_error_of_float32(name, device):
     """At most 5e-6 of the results' root mean square, since sums are taken in blocks."""
     tensors = make(name)
@@ -116,7 +128,9 @@ def test_error_of_float32(name, device):
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
-@pytest.mark.parametrize("name", ["unbatched", "blocks of rows and a rest", "wide", "no rows"])
+@pytest.mark.parametrize(
+    "name", ["unbatched", "blocks of rows and a rest", "wide", "slices of the forward's sums", "no rows"]
+)
 def test_activation(name, activation, device):
     for dtype in ALL_DTYPES:
         tensors = make(name, dtype)
@@ -201,7 +215,8 @@ def test_what_is_not_finite_spoils_its_row_alone(value, activation, device):
 
 def test_thread_count_changes_no_bit(device):
     before = torch.get_num_threads()
-    for name in ("all three", "many rows", "wide", "one output: a column that no vector fills", "lenet 3"):
+    names = "all three", "many rows", "wide", "one output: a column that no vector fills", "lenet 3"
+    for name in (*names, "slices of the forward's sums", "slices of the weight gradient's"):
         for dtype in ALL_DTYPES:
             tensors, results = make(name, dtype), []
             try:
@@ -217,7 +232,8 @@ def test_thread_count_changes_no_bit(device):
 def test_caches_change_no_bit(device):
     """Their sizes decide how products are cut and read, and what is prefetched: small ones make everything far."""
     before = _C.cpu_caches()
-    for name in ("all three", "many rows", "wide", "several blocks of the sum", "lenet 3"):
+    names = "all three", "many rows", "wide", "several blocks of the sum", "lenet 3"
+    for name in (*names, "slices of the forward's sums", "slices of the weight gradient's"):
         for dtype in ALL_DTYPES:
             tensors = make(name, dtype)
             expected = passes(linear, tensors)

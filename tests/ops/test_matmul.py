@@ -28,6 +28,7 @@ SHAPES = {
     "a rest of everything": ((29, 257), (257, 49)),
     "more panels than one task takes": ((3, 9), (9, 1100)),
     "many rows": ((530, 30), (30, 40)),
+    "slices of the sum": ((29, 8500), (8500, 49)),
     "a batch": ((3, 7, 20), (3, 20, 18)),
     "a batch of many small ones": ((70, 9, 8), (70, 8, 9)),
     "attention of the book: 9 tokens": ((8, 4, 9, 64), (8, 4, 64, 9)),
@@ -115,10 +116,11 @@ FACTORS = [(1, 1), (0, 1), (2, 1), (1, 0.5), (-0.5, 3), (0, 0.25), (1, 0), (0, 0
 
 @pytest.mark.parametrize("addend", ADDENDS)
 def test_addmm(addend, device):
-    left, right = make("a rest of everything")
-    for (beta, alpha), dtype in itertools.product(FACTORS, ALL_DTYPES):
-        tensors = [t.to(dtype) for t in (torch.randn(ADDENDS[addend]), left, right)]
-        compare(PF.addmm, torch.addmm, tensors, beta=beta, alpha=alpha)
+    for name in ("slices of the sum", "a rest of everything"):
+        left, right = make(name)
+        for (beta, alpha), dtype in itertools.product(FACTORS, ALL_DTYPES):
+            tensors = [t.to(dtype) for t in (torch.randn(ADDENDS[addend]), left, right)]
+            compare(PF.addmm, torch.addmm, tensors, beta=beta, alpha=alpha)
     for needs in itertools.product([False, True], repeat=3):
         if any(needs):
             compare(PF.addmm, torch.addmm, [torch.randn(ADDENDS[addend]), left, right], needs, strides=True)

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 import torch.nn.utils.prune as prune
+from grid import ROWS
 from testing import assert_close
 from torch import nn
 
@@ -13,6 +14,7 @@ import pydl
 
 # class, constructor arguments, input shape: what one call needs
 LAYERS = [
+    *((row.layer, row.of_layer, (5, 7)) for row in ROWS.values()),
     ("Conv2d", {"in_channels": 4, "out_channels": 6, "kernel_size": 3}, (2, 4, 9, 8)),
     ("ConvTranspose2d", {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2}, (2, 4, 5, 6)),
     ("Linear", {"in_features": 7, "out_features": 6}, (5, 7)),
@@ -25,16 +27,7 @@ LAYERS = [
     ("LazyInstanceNorm2d", {}, (3, 4, 5, 6)),
     ("LazyInstanceNorm3d", {}, (3, 4, 2, 5, 3)),
     ("RMSNorm", {"normalized_shape": 7}, (5, 7)),
-    ("Softmax", {"dim": -1}, (5, 7)),
-    ("LogSoftmax", {"dim": 1}, (5, 7)),
     ("Softmax2d", {}, (2, 5, 7, 3)),
-    ("ReLU", {}, (5, 7)),
-    ("LeakyReLU", {"negative_slope": 0.3}, (5, 7)),
-    ("Sigmoid", {}, (5, 7)),
-    ("Tanh", {}, (5, 7)),
-    ("GELU", {"approximate": "tanh"}, (5, 7)),
-    ("SiLU", {}, (5, 7)),
-    ("Softplus", {"beta": 2, "threshold": 1}, (5, 7)),
     ("BatchNorm1d", {"num_features": 4}, (8, 4)),
     ("BatchNorm2d", {"num_features": 4}, (3, 4, 5, 6)),
     ("BatchNorm3d", {"num_features": 4}, (3, 4, 2, 5, 3)),
@@ -53,6 +46,12 @@ LAYERS = [
     ("AdaptiveAvgPool2d", {"output_size": 1}, (2, 3, 9, 8)),
     ("AdaptiveMaxPool1d", {"output_size": 3}, (2, 3, 9)),
     ("AdaptiveMaxPool2d", {"output_size": (3, 2)}, (2, 3, 9, 8)),
+    ("Conv3d", {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1}, (2, 4, 5, 6, 7)),
+    ("MaxPool3d", {"kernel_size": 3, "stride": 2, "padding": 1}, (2, 3, 5, 9, 8)),
+    ("AvgPool3d", {"kernel_size": 3, "stride": 2, "ceil_mode": True}, (2, 3, 5, 9, 8)),
+    ("AdaptiveAvgPool3d", {"output_size": 1}, (2, 3, 4, 9, 8)),
+    ("AdaptiveMaxPool3d", {"output_size": (2, 3, 2)}, (2, 3, 4, 9, 8)),
+    ("LazyConv3d", {"out_channels": 6, "kernel_size": 3}, (2, 4, 5, 6, 7)),
     ("LazyConv1d", {"out_channels": 6, "kernel_size": 3}, (2, 4, 9)),
     ("LazyConvTranspose1d", {"out_channels": 6, "kernel_size": 3}, (2, 4, 5)),
     ("LazyConv2d", {"out_channels": 6, "kernel_size": 3}, (2, 4, 9, 8)),

@@ -307,7 +307,6 @@ class _Dispatch(TorchDispatchMode):
 
 
 UNUSUAL_MOMENTS = {
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "a function mode": _Functions,
     "a dispatch mode": _Dispatch,
     "forward-mode differentiation": forward_ad.dual_level,

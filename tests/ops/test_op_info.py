@@ -6,6 +6,7 @@ Left out, in words: dropout's values, since its mask is ours (shapes and strides
 import pytest
 import torch
 import torch.nn.functional as F
+from grid import ROWS
 from testing import assert_close
 
 op_db = pytest.importorskip(
@@ -16,6 +17,7 @@ import pydl.functional as PF
 import pydl.ops.matmul
 
 NAMES = [
+    *ROWS,
     "batch_norm",
     "conv1d",
     "conv2d",
@@ -33,13 +35,18 @@ NAMES = [
     "adaptive_avg_pool2d",
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
+    "embedding",
+    "conv3d",
+    "max_pool3d",
+    "avg_pool3d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool3d",
     "linear",
     "layer_norm",
     "rms_norm",
     "group_norm",
     "instance_norm",
-    "leaky_relu",
-    "gelu",
+    "l1_loss",
     "mse_loss",
     "smooth_l1_loss",
     "huber_loss",
@@ -47,8 +54,6 @@ NAMES = [
 ]
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     NAMES.append("linear_cross_entropy")
-BARE = ["softmax", "log_softmax"]  # in OpInfo under torch's own names
-FEW = ["relu", "silu", "softplus", "sigmoid", "tanh", "embedding", "l1_loss"]  # of which there are few samples
 PRODUCTS = ["matmul", "mm", "bmm", "addmm", "baddbmm"]  # torch's own, in no module
 DTYPES = [torch.float32, torch.float64]
 
@@ -98,11 +103,11 @@ def call(function, sample):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES + BARE + FEW + PRODUCTS)
+@pytest.mark.parametrize("name", NAMES + PRODUCTS)
 def test_samples(name, dtype, monkeypatch):
     monkeypatch.setattr(pydl.ops.matmul, "WORTH_A_CALL", 0)
-    count = 0
-    for sample in samples(name, dtype):
+    count, found = 0, list(samples(name, dtype))
+    for sample in found:
         expected, actual = (call(function_of(f, name), sample) for f in (torch if name in PRODUCTS else F, PF))
         if isinstance(expected, type):
             assert actual is expected, sample
@@ -123,4 +128,4 @@ def test_samples(name, dtype, monkeypatch):
         for p, q in zip(actual[2], expected[2], strict=True):  # running statistics among them
             assert torch.equal(p, q) if p.dtype == torch.int64 else assert_close(p, q) is None
         count += 1
-    assert count > (0 if name in FEW + PRODUCTS else 5)
+    assert count > min(5, len(found) // 2)  # what torch itself refuses is not counted

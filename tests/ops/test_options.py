@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from grid import CALLS as OF_ONE_TENSOR
+from grid import ROWS
 
 import pydl
 import pydl.functional as PF
@@ -24,6 +26,7 @@ FORMS = [*NUMBERS, *SEQUENCES, *OTHERS]
 # the same in every run: an eps of -1 makes of some numbers the inverse of almost nothing
 RANDOM = torch.Generator().manual_seed(0)
 IMAGE, WEIGHT = torch.randn(1, 2, 6, 6, generator=RANDOM), torch.randn(2, 2, 3, 3, generator=RANDOM)
+VOLUME = torch.randn(1, 2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 LOGITS, TARGET = torch.randn(4, 3, generator=RANDOM), torch.tensor([0, 1, 2, 0])
 STEPS, STATE, GATES = torch.randn(4, 3, 2), torch.zeros(1, 3, 3), [torch.ones(9, 2), torch.eye(9, 3), *torch.ones(2, 9)]
 GRU = {"has_biases": True, "num_layers": 1, "dropout": 0.0, "train": True, "bidirectional": False, "batch_first": False}
@@ -66,6 +69,23 @@ CALLS = {
         ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
         lambda f, o: f.avg_pool2d(IMAGE, **{"kernel_size": 2, **o}),
     ),
+    "conv3d": (
+        ("stride", "padding", "dilation", "groups"),
+        lambda f, o: f.conv3d(VOLUME, WEIGHT[:, :, None], **o),
+    ),
+    "max_pool3d": (
+        ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+        lambda f, o: f.max_pool3d(VOLUME, **{"kernel_size": 2, **o}),
+    ),
+    "avg_pool3d": (
+        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+        lambda f, o: f.avg_pool3d(VOLUME, **{"kernel_size": 2, **o}),
+    ),
+    "adaptive_avg_pool3d": (("output_size",), lambda f, o: f.adaptive_avg_pool3d(VOLUME, **o)),
+    "adaptive_max_pool3d": (
+        ("output_size", "return_indices"),
+        lambda f, o: f.adaptive_max_pool3d(VOLUME, **{"output_size": 2, **o}),
+    ),
     "batch_norm": (
         ("training", "momentum", "eps"),
         lambda f, o: f.batch_norm(IMAGE, *(t.clone() for t in STATISTICS.values()), **{"training": True, **o}),
@@ -88,13 +108,6 @@ CALLS = {
         ("normalized_shape", "weight", "eps"),
         lambda f, o: f.rms_norm(LOGITS, **{"normalized_shape": (3,), **o}),
     ),
-    "relu": (("inplace",), lambda f, o: f.relu(LOGITS.clone(), **o)),
-    "leaky_relu": (("negative_slope", "inplace"), lambda f, o: f.leaky_relu(LOGITS.clone(), **o)),
-    "gelu": (("approximate",), lambda f, o: f.gelu(LOGITS, **o)),
-    "silu": (("inplace",), lambda f, o: f.silu(LOGITS.clone(), **o)),
-    "softplus": (("beta", "threshold"), lambda f, o: f.softplus(LOGITS, **o)),
-    "softmax": (("dim", "dtype"), lambda f, o: f.softmax(LOGITS, **{"dim": 1, **o})),
-    "log_softmax": (("dim", "dtype"), lambda f, o: f.log_softmax(LOGITS, **{"dim": 1, **o})),
     "mse_loss": (("size_average", "reduce", "reduction", "weight"), lambda f, o: f.mse_loss(LOGITS, LOGITS + 1, **o)),
     "l1_loss": (("reduction", "weight"), lambda f, o: f.l1_loss(LOGITS, LOGITS + 1, **o)),
     "smooth_l1_loss": (("reduction", "beta"), lambda f, o: f.smooth_l1_loss(LOGITS, LOGITS + 1, **o)),
@@ -121,6 +134,11 @@ CALLS = {
         ("target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"),
         lambda f, o: f.cross_entropy(LOGITS, **{"target": TARGET, **o}),
     ),
+}
+CALLS |= {
+    name: (ROWS[name].options, lambda f, o, call=call: call(f, LOGITS.clone(), **o))
+    for name, call in OF_ONE_TENSOR.items()
+    if ROWS[name].options
 }
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     CALLS["linear_cross_entropy"] = (

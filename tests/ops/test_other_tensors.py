@@ -5,6 +5,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from grid import CALLS
 from torch.overrides import TorchFunctionMode
 
 import pydl
@@ -34,7 +35,7 @@ class Listener(TorchFunctionMode):
 
 WEIGHT = torch.linspace(-1, 1, 54).view(2, 3, 3, 3)
 MATRIX = torch.linspace(-1, 1, 24).view(4, 6)
-OPS = {
+OPS = CALLS | {
     "linear": lambda f, x: f.linear(x, MATRIX),
     "conv2d": lambda f, x: f.conv2d(x, WEIGHT),
     "conv_transpose2d": lambda f, x: f.conv_transpose2d(x, WEIGHT.view(3, 2, 3, 3)),
@@ -44,15 +45,6 @@ OPS = {
     "rms_norm": lambda f, x: f.rms_norm(x, (6,)),
     "group_norm": lambda f, x: f.group_norm(x, 3),
     "instance_norm": lambda f, x: f.instance_norm(x),
-    "softmax": lambda f, x: f.softmax(x, 3),
-    "log_softmax": lambda f, x: f.log_softmax(x, -1),
-    "relu": lambda f, x: f.relu(x),
-    "leaky_relu": lambda f, x: f.leaky_relu(x),
-    "sigmoid": lambda f, x: f.sigmoid(x),
-    "tanh": lambda f, x: f.tanh(x),
-    "gelu": lambda f, x: f.gelu(x),
-    "silu": lambda f, x: f.silu(x),
-    "softplus": lambda f, x: f.softplus(x),
     "mse_loss": lambda f, x: f.mse_loss(x, torch.zeros(2, 3, 6, 6)),
     "l1_loss": lambda f, x: f.l1_loss(x, torch.zeros(2, 3, 6, 6)),
     "smooth_l1_loss": lambda f, x: f.smooth_l1_loss(x, torch.zeros(2, 3, 6, 6)),
@@ -68,6 +60,11 @@ OPS = {
     "avg_pool1d": lambda f, x: f.avg_pool1d(x[0], 2),
     "adaptive_max_pool1d": lambda f, x: f.adaptive_max_pool1d(x[0], 2),
     "adaptive_avg_pool1d": lambda f, x: f.adaptive_avg_pool1d(x[0], 2),
+    "conv3d": lambda f, x: f.conv3d(x[:, :, None], WEIGHT[:, :, None]),
+    "max_pool3d": lambda f, x: f.max_pool3d(x, (1, 2, 2)),
+    "avg_pool3d": lambda f, x: f.avg_pool3d(x, (1, 2, 2)),
+    "adaptive_max_pool3d": lambda f, x: f.adaptive_max_pool3d(x, (3, 2, 2)),
+    "adaptive_avg_pool3d": lambda f, x: f.adaptive_avg_pool3d(x, (3, 2, 2)),
     "dropout": lambda f, x: f.dropout(x, 1.0),
     "cross_entropy": lambda f, x: f.cross_entropy(x, torch.zeros(2, 6, 6, dtype=torch.int64)),
 }

@@ -6,6 +6,7 @@ Each op keeps what its formula needs, and nothing that torch leaves free.
 import pytest
 import torch
 import torch.nn.functional as F
+from grid import CALLS
 from testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -101,10 +102,8 @@ def cases():
         {"input": torch.randn(2, 4, 3), **parameters},
         lambda f, t: f.group_norm(t["input"], 2, t["weight"], t["bias"]),
     )
-    yield "softmax", {"input": torch.randn(4, 3)}, lambda f, t: f.softmax(t["input"], 1)
-    yield "log_softmax", {"input": torch.randn(4, 3)}, lambda f, t: f.log_softmax(t["input"], 1)
-    for name in ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "softplus"):
-        yield name, {"input": torch.randn(4, 3)}, lambda f, t, n=name: getattr(f, n)(t["input"])
+    for name, call in CALLS.items():
+        yield name, {"input": torch.randn(4, 3)}, lambda f, t, call=call: call(f, t["input"])
     yield (
         "scaled_dot_product_attention",
         {"input": torch.randn(2, 1, 4, 3), "weight": torch.randn(2, 1, 5, 3), "bias": torch.randn(2, 1, 5, 3)},
@@ -134,6 +133,13 @@ def cases():
             {"input": torch.randn(2, 3, 6), "weight": torch.randn(weight), "bias": torch.randn(4)},
             lambda f, t, n=name: getattr(f, n)(t["input"], t["weight"], t["bias"]),
         )
+    for name in ("max_pool3d", "avg_pool3d", "adaptive_max_pool3d", "adaptive_avg_pool3d"):
+        yield name, {"input": torch.randn(2, 3, 4, 6, 6)}, lambda f, t, n=name: getattr(f, n)(t["input"], 2)
+    yield (
+        "conv3d",
+        {"input": torch.randn(2, 3, 4, 5, 5), "weight": torch.randn(4, 3, 3, 3, 3), "bias": torch.randn(4)},
+        lambda f, t: f.conv3d(t["input"], t["weight"], t["bias"]),
+    )
     yield "avg_pool2d", {"input": torch.randn(2, 3, 6, 6)}, lambda f, t: f.avg_pool2d(t["input"], 2)
 
 

@@ -14,6 +14,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from grid import CALLS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pydl
@@ -57,7 +58,7 @@ def classes(x):
 
 
 # name -> the op by a library (torch.nn.functional or ours) on one input
-OPS = {
+OPS = CALLS | {
     "max_pool2d": lambda f, x: f.max_pool2d(x, 1),
     "max_pool2d with indices": lambda f, x: f.max_pool2d(x, 2, padding=1, return_indices=True),
     "avg_pool2d": lambda f, x: f.avg_pool2d(x, 2, padding=1),
@@ -76,12 +77,7 @@ OPS = {
     "instance_norm": lambda f, x: f.instance_norm(x, *statistics(x), use_input_stats=x[0, 0].numel() > 1),
     "rms_norm": lambda f, x: f.rms_norm(x, x.shape[3:]),
     "rms_norm of images": lambda f, x: f.rms_norm(x, x.shape[1:]),
-    "softmax": lambda f, x: f.softmax(x, 3),
     "softmax of channels": lambda f, x: f.softmax(x, 1),
-    "log_softmax": lambda f, x: f.log_softmax(x, -1),
-    "relu": lambda f, x: f.relu(x),
-    "tanh": lambda f, x: f.tanh(x),
-    "gelu": lambda f, x: f.gelu(x),
     "mse_loss": lambda f, x: f.mse_loss(x, torch.zeros(x.shape, dtype=x.dtype), reduction="none"),
     "l1_loss": lambda f, x: f.l1_loss(x, torch.zeros(x.shape, dtype=x.dtype), reduction="none"),
     "binary_cross_entropy_with_logits": lambda f, x: f.binary_cross_entropy_with_logits(
@@ -323,15 +319,12 @@ def test_fakes_predict_them(layout):
         real = LAYOUTS[layout](*shape)
         with FakeTensorMode() as mode:
             fake = mode.from_tensor(real)
-        calls = {
+        calls = {name: lambda x, call=call: call(PF, x) for name, call in CALLS.items()}
+        calls |= {
             "conv2d": lambda x: PF.conv2d(x, torch.ones(4, x.shape[1], 1, 1)),
             "layer_norm": lambda x: PF.layer_norm(x, x.shape[3:]),
             "rms_norm": lambda x: PF.rms_norm(x, x.shape[1:]),
             "group_norm": lambda x: PF.group_norm(x, 1),
-            "softmax": lambda x: PF.softmax(x, -1),
-            "log_softmax": lambda x: PF.log_softmax(x, 1),
-            "relu": PF.relu,
-            "gelu": PF.gelu,
             "scaled_dot_product_attention": lambda x: PF.scaled_dot_product_attention(x, x, x),
             "batch_norm": lambda x: PF.batch_norm(x, None, None, training=True),
             "max_pool2d": lambda x: PF.max_pool2d(x, 1),

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
+from grid import CALLS
 from testing import assert_close
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
@@ -66,7 +67,7 @@ def gated(f, x):
 
 
 # each op on an input (2, 3, 5, 6), by torch.nn.functional or ours
-OPS = {
+OPS = CALLS | {
     "conv2d": lambda f, x: f.conv2d(x, torch.linspace(-1, 1, 108).double().view(4, 3, 3, 3), padding=1),
     "conv_transpose2d": lambda f, x: f.conv_transpose2d(
         x, torch.linspace(-1, 1, 54).double().view(3, 2, 3, 3), stride=2
@@ -82,15 +83,6 @@ OPS = {
     "rms_norm": lambda f, x: f.rms_norm(x, (6,), torch.linspace(-1, 1, 6).double()),
     "group_norm": lambda f, x: f.group_norm(x, 3, torch.linspace(-1, 1, 3).double()),
     "instance_norm": lambda f, x: f.instance_norm(x),
-    "softmax": lambda f, x: f.softmax(x, -1),
-    "log_softmax": lambda f, x: f.log_softmax(x, 1),
-    "relu": lambda f, x: f.relu(x),
-    "leaky_relu": lambda f, x: f.leaky_relu(x),
-    "sigmoid": lambda f, x: f.sigmoid(x),
-    "tanh": lambda f, x: f.tanh(x),
-    "gelu": lambda f, x: f.gelu(x),
-    "silu": lambda f, x: f.silu(x),
-    "softplus": lambda f, x: f.softplus(x),
     "mse_loss": lambda f, x: f.mse_loss(x, torch.linspace(-1, 1, 180).double().view(2, 3, 5, 6)),
     "huber_loss per number": lambda f, x: f.huber_loss(x, torch.ones(2, 3, 5, 6).double(), reduction="none"),
     "binary_cross_entropy_with_logits": lambda f, x: f.binary_cross_entropy_with_logits(
@@ -104,6 +96,13 @@ OPS = {
     "adaptive_avg_pool2d": lambda f, x: f.adaptive_avg_pool2d(x, 1),
     "max_pool1d": lambda f, x: f.max_pool1d(x.flatten(2), 2),
     "avg_pool1d": lambda f, x: f.avg_pool1d(x.flatten(2), 2, padding=1),
+    "conv3d": lambda f, x: f.conv3d(
+        x.unflatten(3, (3, 2)), torch.linspace(-1, 1, 108).double().view(2, 3, 3, 3, 2), padding=1
+    ),
+    "max_pool3d": lambda f, x: f.max_pool3d(x.unflatten(3, (3, 2)), 2, padding=1),
+    "avg_pool3d": lambda f, x: f.avg_pool3d(x.unflatten(3, (3, 2)), 2, padding=1),
+    "adaptive_avg_pool3d": lambda f, x: f.adaptive_avg_pool3d(x.unflatten(3, (3, 2)), 1),
+    "adaptive_max_pool3d": lambda f, x: f.adaptive_max_pool3d(x.unflatten(3, (3, 2)), (5, 1, 2)),
     "cross_entropy": lambda f, x: f.cross_entropy(x, CLASSES, label_smoothing=0.1),
     "cross_entropy per row": lambda f, x: f.cross_entropy(x, CLASSES, reduction="none"),
     "cross_entropy of probabilities": lambda f, x: f.cross_entropy(x, torch.ones(2, 3, 5, 6).double() / 3),
@@ -217,6 +216,8 @@ def _from_before(name, ours):
     if name == "convolution and batch norm":
         layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()).double()
         return pydl.swap(layers) if ours else layers, image
+    if name in CALLS:
+        return lambda x: CALLS[name](f, x), image
     return {
         "conv2d": (lambda x: f.conv2d(x, weight), image),
         "conv_transpose2d": (lambda x: f.conv_transpose2d(x, weight.view(3, 4, 3, 3)), image),
@@ -224,10 +225,6 @@ def _from_before(name, ours):
         "gru": (lambda x: gated(f, x), image),
         "layer_norm": (lambda x: f.layer_norm(x, (6,)), image),
         "rms_norm": (lambda x: f.rms_norm(x, (6, 6)), image),
-        "softmax": (lambda x: f.softmax(x, -1), image),
-        "log_softmax": (lambda x: f.log_softmax(x, -1), image),
-        "gelu": (f.gelu, image),
-        "tanh": (f.tanh, image),
         "batch_norm": (lambda x: f.batch_norm(x, None, None, training=True), image),
         "max_pool2d": (lambda x: f.max_pool2d(x, 2), image),
         "avg_pool2d": (lambda x: f.avg_pool2d(x, 2), image),
@@ -239,8 +236,7 @@ def _from_before(name, ours):
     "name",
     [
         *("conv2d", "linear", "layer_norm", "rms_norm", "batch_norm", "max_pool2d", "avg_pool2d", "cross_entropy"),
-        *("softmax", "log_softmax", "gelu", "tanh", "convolution and batch norm", "conv_transpose2d"),
-        *("softmax", "log_softmax", "gru", "convolution and batch norm"),
+        *("convolution and batch norm", "conv_transpose2d", "gru", *CALLS),
     ],
 )
 def test_a_tangent_given_to_a_graph_from_before_is_carried_or_refused(name):
@@ -261,4 +257,4 @@ def test_a_tangent_given_to_a_graph_from_before_is_carried_or_refused(name):
         assert_close(found[0], found[1])
     else:
         assert "expected gradients in reverse mode, got a forward-mode tangent" in found[0]
-    assert isinstance(found[1], torch.Tensor)
+    assert isinstance(found[1], torch.Tensor) or "does not support it" in found[1]  # silu's: torch refuses it too

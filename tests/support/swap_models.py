@@ -1,9 +1,11 @@
 """Modules and layers that the tests of swapping share."""
 
 import copy
+import functools
 from typing import ClassVar
 
 import torch
+from grid import ROWS
 from testing import assert_close
 from torch import nn
 from torch.nn import functional as F
@@ -50,21 +52,15 @@ class Residual(nn.Module):
 
 # name of the class -> (layer, shape of its input, the function that torch's forward ends in)
 LAYERS = {
+    row.layer: (functools.partial(getattr(nn, row.layer), **row.of_layer), (3, 5, 6), name)
+    for name, row in ROWS.items()
+} | {
     "Conv2d": (lambda: nn.Conv2d(5, 7, (3, 2), padding=1), (3, 5, 9, 6), "conv2d"),
     "ConvTranspose2d": (lambda: nn.ConvTranspose2d(5, 4, (3, 2), stride=2), (3, 5, 4, 6), "conv_transpose2d"),
     "Linear": (lambda: nn.Linear(6, 4), (3, 5, 6), "linear"),
     "LayerNorm": (lambda: nn.LayerNorm((5, 6)), (3, 5, 6), "layer_norm"),
     "RMSNorm": (lambda: nn.RMSNorm(6), (3, 5, 6), "rms_norm"),
-    "Softmax": (lambda: nn.Softmax(dim=-1), (3, 5, 6), "softmax"),
     "Softmax2d": (nn.Softmax2d, (3, 5, 6, 2), "softmax"),
-    "LogSoftmax": (lambda: nn.LogSoftmax(dim=2), (3, 5, 6), "log_softmax"),
-    "ReLU": (nn.ReLU, (3, 5, 6), "relu"),
-    "LeakyReLU": (lambda: nn.LeakyReLU(0.3), (3, 5, 6), "leaky_relu"),
-    "Sigmoid": (nn.Sigmoid, (3, 5, 6), "sigmoid"),
-    "Tanh": (nn.Tanh, (3, 5, 6), "tanh"),
-    "GELU": (nn.GELU, (3, 5, 6), "gelu"),
-    "SiLU": (nn.SiLU, (3, 5, 6), "silu"),
-    "Softplus": (nn.Softplus, (3, 5, 6), "softplus"),
     "GroupNorm": (lambda: nn.GroupNorm(2, 4), (3, 4, 5), "group_norm"),
     "InstanceNorm1d": (lambda: nn.InstanceNorm1d(4, affine=True), (3, 4, 5), "instance_norm"),
     "InstanceNorm2d": (lambda: nn.InstanceNorm2d(4, affine=True), (3, 4, 5, 2), "instance_norm"),
@@ -85,6 +81,11 @@ LAYERS = {
     "AdaptiveAvgPool1d": (lambda: nn.AdaptiveAvgPool1d(4), (2, 3, 12), "adaptive_avg_pool1d"),
     "AdaptiveAvgPool2d": (lambda: nn.AdaptiveAvgPool2d(2), (2, 3, 12, 8), "adaptive_avg_pool2d"),
     "AdaptiveMaxPool1d": (lambda: nn.AdaptiveMaxPool1d(4), (2, 3, 12), "adaptive_max_pool1d"),
+    "Conv3d": (lambda: nn.Conv3d(5, 7, (3, 2, 3), padding=1), (3, 5, 4, 9, 6), "conv3d"),
+    "MaxPool3d": (lambda: nn.MaxPool3d(3, 2, 1), (2, 3, 4, 11, 8), "max_pool3d"),
+    "AvgPool3d": (lambda: nn.AvgPool3d((1, 2, 3)), (2, 3, 4, 11, 8), "avg_pool3d"),
+    "AdaptiveAvgPool3d": (lambda: nn.AdaptiveAvgPool3d(2), (2, 3, 4, 12, 8), "adaptive_avg_pool3d"),
+    "AdaptiveMaxPool3d": (lambda: nn.AdaptiveMaxPool3d(2), (2, 3, 4, 12, 8), "adaptive_max_pool3d"),
     "AdaptiveMaxPool2d": (lambda: nn.AdaptiveMaxPool2d(2), (2, 3, 12, 8), "adaptive_max_pool2d"),
 }
 

@@ -114,6 +114,8 @@ def test_a_function_asks_each_thing_once(name, quick):
         rest = [torch.randn(5, 4, 3, 2)]
     elif name == "Conv1d":
         rest = [torch.randn(7, 5, 3)]
+    elif name == "Conv3d":
+        rest = [torch.randn(7, 5, 3, 2, 3)]
     elif name == "ConvTranspose1d":
         rest = [torch.randn(5, 4, 3)]
     elif name == "Linear":

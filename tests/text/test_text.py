@@ -94,7 +94,9 @@ def test_what_is_typed_must_be_in_the_vocabulary():
 
 
 @pytest.mark.parametrize("starts", [random_starts, sequential_starts])
-@pytest.mark.parametrize("length, batch_size, num_steps", [(101, 4, 5), (35, 2, 5), (12, 4, 3), (3, 2, 5)])
+@pytest.mark.parametrize(
+    "length, batch_size, num_steps", [(101, 4, 5), (44, 4, 5), (41, 4, 5), (35, 2, 5), (12, 4, 3), (3, 2, 5)]
+)
 def test_windows_do_not_overlap_and_end_before_the_text(starts, length, batch_size, num_steps):
     generator = torch.Generator().manual_seed(1)
     windows, seen, last = Windows(torch.arange(length), num_steps), [], None
@@ -111,6 +113,7 @@ def test_windows_do_not_overlap_and_end_before_the_text(starts, length, batch_si
     assert len(seen) == len(set(seen))
     again = starts(length, batch_size, num_steps, generator.manual_seed(1))
     assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
+    assert {len(starts(length, batch_size, num_steps, generator)) for _ in range(40)} == {len(batches)}
 
 
 class Successor(torch.nn.Module):

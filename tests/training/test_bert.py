@@ -18,19 +18,11 @@ from runs import (  # noqa: F401  (fixtures)
 
 from pydl import models, train
 from pydl.errors import CheckpointError, OptionError
-from pydl.text import prose
 from pydl.text.masked import IGNORED
 from pydl.training import weights
 from pydl.training.config import Config
 
 SMALL = {"hidden": 16, "dropout": 0.0}
-
-
-@pytest.fixture(scope="module")
-def novel(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "novel.txt"
-    path.write_text(". ".join(prose.sentences(prose.topics()["types"])[:300]))
-    return str(path)
 
 
 def small(novel, **options):

@@ -18,18 +18,10 @@ from pydl import models, train
 from pydl.errors import CheckpointError, OptionError
 from pydl.generate import Writer
 from pydl.models.elmo import LayerMix
-from pydl.text import prose
 from pydl.training.config import Config
 from pydl.training.senses import Senses
 
 SMALL = {"hidden": 16, "dropout": 0.0}
-
-
-@pytest.fixture(scope="module")
-def novel(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "novel.txt"
-    path.write_text(". ".join(prose.sentences(prose.topics()["types"])[:300]))
-    return str(path)
 
 
 def small(novel, **options):

@@ -11,7 +11,7 @@ from runs import assert_same_state, command_line, no_pictures, numbers, one_thre
 import pydl as package
 from pydl import models, train
 from pydl.errors import CheckpointError, MissingExtra, OptionError
-from pydl.text import continued, prose
+from pydl.text import continued
 from pydl.training import weights
 from pydl.training.config import Config
 
@@ -25,14 +25,6 @@ VARIANTS = {
     "all": {"rotary": 1, "norm": "rms", "swiglu": 1, "kv_heads": 1},
 }
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-
-
-@pytest.fixture(scope="module")
-def novel(tmp_path_factory):
-    """A file of 6,000 characters."""
-    path = tmp_path_factory.mktemp("text") / "novel.txt"
-    path.write_text("\n".join(prose.sentences(prose.topics()["types"]))[:6_000])
-    return str(path)
 
 
 def small(novel, options=None, **more):

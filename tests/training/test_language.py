@@ -11,7 +11,6 @@ from runs import assert_same_state, command_line, no_pictures, numbers, one_thre
 import pydl as package
 from pydl import models, train
 from pydl.errors import CheckpointError, OptionError
-from pydl.text import prose
 from pydl.training import language
 from pydl.training.config import Config
 from pydl.training.processes import Processes
@@ -20,14 +19,6 @@ MODELS = models.names("language")
 # options that keep a step short
 SMALL = {"nnlm": {"hidden": 16, "embedding": 4}, **{name: {"hidden": 16} for name in ("rnn_lm", "gru_lm", "lstm_lm")}}
 SMALL["gpt"] = {"hidden": 16, "layers": 2, "dropout": 0.0}  # its own tests: test_gpt.py
-
-
-@pytest.fixture(scope="module")
-def novel(tmp_path_factory):
-    """A file of 6,000 characters."""
-    path = tmp_path_factory.mktemp("text") / "novel.txt"
-    path.write_text("\n".join(prose.sentences(prose.topics()["types"]))[:6_000])
-    return str(path)
 
 
 def small(model, novel, **options):
@@ -128,7 +119,7 @@ def test_twenty_steps_agree_with_torchs(model, options, novel):
     for one in (ours, torchs):
         one.run(20)
     torch.testing.assert_close(ours._losses[:20], torchs._losses[:20], rtol=1e-5, atol=1e-5)
-    assert ours._losses[19] < ours._losses[0]
+    assert ours._losses[15:20].mean() < ours._losses[:5].mean()
     for p, q in zip(ours.model.parameters(), torchs.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
     assert ours.evaluate()[0] == pytest.approx(torchs.evaluate()[0], rel=1e-5)

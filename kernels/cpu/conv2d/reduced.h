@@ -72,12 +72,28 @@ inline Conv2dParams merged(Conv2dParams p) {
   return p;
 }
 
-inline Conv2dParams reduced(const Conv2dParams& p) { return merged(without_idle_taps(p)); }
+// A kernel as large as an image that lies in one stretch: its pixels are channels of a single one.
+inline Conv2dParams flattened(Conv2dParams p) {
+  const int64_t taps = p.kernel_height * p.kernel_width;
+  const bool whole = p.out_height == 1 && p.out_width == 1 && p.in_height == p.kernel_height &&
+                     p.in_width == p.kernel_width && p.pad_top == 0 && p.pad_left == 0 && p.groups == 1 &&
+                     p.dilation_height == 1 && p.dilation_width == 1 && taps > 1;
+  auto dense = [&](const int64_t* stride) {
+    return stride[3] == 1 && stride[2] == p.kernel_width && stride[1] == taps;
+  };
+  if (!whole || !dense(p.input_stride) || !dense(p.weight_stride)) return p;
+  p.in_channels *= taps;
+  p.in_height = p.in_width = p.kernel_height = p.kernel_width = p.stride_height = p.stride_width = 1;
+  p.input_stride[1] = p.weight_stride[1] = 1;
+  return p;
+}
+
+inline Conv2dParams reduced(const Conv2dParams& p) { return merged(flattened(without_idle_taps(p))); }
 
 // The weight gradient, which is dense, where `fewer` lacks taps: zeros, before the others are written.
 inline void zero_idle_taps(const Conv2dParams& all, const Conv2dParams& fewer, const Parallel& parallel) {
   const int64_t taps = all.kernel_height * all.kernel_width, piece = 1 << 16;
-  if (fewer.kernel_height * fewer.kernel_width == taps) return;
+  if (fewer.in_channels * fewer.kernel_height * fewer.kernel_width == all.in_channels * taps) return;
   const int64_t bytes = all.out_channels * (all.in_channels / all.groups) * taps * element_bytes(all.dtype);
   parallel(ceil_div(bytes, piece), 1, [&](int64_t first, int64_t last) {
     const int64_t end = min_of(last * piece, bytes);

@@ -17,10 +17,12 @@ template <class T>
 constexpr int kGroup = kVectorBytes == 16 || sizeof(T) == 8 ? 1 : 4;
 constexpr int64_t kTaskElements = 8192;  // for fewer a thread is not woken
 
-// y = f(x) of n numbers, or grad f' where there is a gradient; x: what is saved then.
+// y = f(x) of n numbers, a multiple of kStep, or grad f' where there is a gradient; x: what is saved then.
 template <class T>
 using Range = void (*)(const T* x, const T* grad, T* y, int64_t n, ElementwiseOptions<acc_t<T>> options,
                        bool past_cache);
+template <class T>
+constexpr int64_t kStep = kGroup<T> * lanes<acc_t<T>>;
 
 template <class F, bool kBackward, class T>
 void range(const T* x, const T* grad, T* y, int64_t n, ElementwiseOptions<acc_t<T>> options,
@@ -28,23 +30,13 @@ void range(const T* x, const T* grad, T* y, int64_t n, ElementwiseOptions<acc_t<
   using A = acc_t<T>;
   constexpr int kCount = kGroup<T>;
   constexpr bool kHalf = sizeof(T) == 2;
-  constexpr int64_t kStep = kCount * lanes<A>, kLine = 64 / sizeof(T);
-  T spare[2][kStep];  // for the last, which fill no step: one copy of its instructions serves all
-  for (int64_t at = 0; at < n; at += kStep) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t at = 0; at < n; at += kStep<T>) {
     const T *from = x + at, *upstream = kBackward ? grad + at : nullptr;
     T* to = y + at;
-    const bool whole = n - at >= kStep;
-    const size_t bytes = static_cast<size_t>(n - at) * sizeof(T);
-    if (!whole) [[unlikely]] {
-      memset(spare, 0, sizeof spare);
-      memcpy(spare[0], from, bytes);
-      if constexpr (kBackward) memcpy(spare[1], upstream, bytes);
-      from = to = spare[0];
-      upstream = spare[1];
-    }
     vec<A> v[kCount];
 #pragma GCC unroll 4
-    for (int64_t k = 0; k < kStep; k += kLine) {
+    for (int64_t k = 0; k < kStep<T>; k += kLine) {
       prefetch_ahead(from + k);
       if constexpr (kBackward) prefetch_ahead(upstream + k);
     }
@@ -60,15 +52,29 @@ void range(const T* x, const T* grad, T* y, int64_t n, ElementwiseOptions<acc_t<
     } else {
       F::template forward<kHalf, A>(v, options);
     }
-    if (past_cache && whole) {
+    if (past_cache) {
 #pragma GCC unroll 4
       for (int i = 0; i < kCount; ++i) stream(to + i * lanes<A>, v[i]);
     } else {
 #pragma GCC unroll 4
       for (int i = 0; i < kCount; ++i) store(to + i * lanes<A>, v[i]);
     }
-    if (!whole) [[unlikely]]
-      memcpy(y + at, spare[0], bytes);
+  }
+}
+
+// The same for any n: what fills no step is padded, for one copy of these instructions serves all functions.
+template <class T>
+void padded(Range<T> function, const T* x, const T* grad, T* y, int64_t n,
+            ElementwiseOptions<acc_t<T>> options, bool past_cache) {
+  const int64_t whole = n / kStep<T> * kStep<T>;
+  if (whole > 0) function(x, grad, y, whole, options, past_cache);
+  if (whole < n) {
+    T spare[2][kStep<T>] = {};
+    const size_t bytes = static_cast<size_t>(n - whole) * sizeof(T);
+    memcpy(spare[0], x + whole, bytes);
+    if (grad) memcpy(spare[1], grad + whole, bytes);
+    function(spare[0], grad ? spare[1] : nullptr, spare[0], kStep<T>, options, false);
+    memcpy(y + whole, spare[0], bytes);
   }
   if (past_cache) stream_fence();
 }
@@ -94,15 +100,15 @@ void run(const ElementwiseParams& p, const Parallel& parallel) {
   if (p.rows > 1) {
     parallel(p.rows, ceil_div(kTaskElements, p.width), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        function(x + row * p.input_stride, kBackward ? grad + row * p.grad_output_stride : nullptr,
-                 y + row * p.width, p.width, options, past_cache);
+        padded(function, x + row * p.input_stride, kBackward ? grad + row * p.grad_output_stride : nullptr,
+               y + row * p.width, p.width, options, past_cache);
     });
     return;
   }
   constexpr int64_t kBlock = 256;  // a task begins at a multiple of every step
   parallel(ceil_div(p.width, kBlock), kTaskElements / kBlock, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kBlock, n = min_of(end * kBlock, p.width) - first;
-    function(x + first, kBackward ? grad + first : nullptr, y + first, n, options, past_cache);
+    padded(function, x + first, kBackward ? grad + first : nullptr, y + first, n, options, past_cache);
   });
 }
 

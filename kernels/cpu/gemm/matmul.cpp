@@ -3,7 +3,8 @@
 // A task takes the depth in equal parts of at most kDepth. For each part and panel it copies the panel of `right`, which
 // then stays in the first cache, and multiplies the task's rows with it: so threads share nothing but what they read,
 // and wait for nobody. `left` is read where it lies if it can be; its block stays in the second cache meanwhile.
-// Each number of the output is a sum over the parts in order, whatever the number of threads and the cut.
+// Each number of the output is a sum over the parts in order, whatever the number of threads and the cut. Of a great
+// depth the shapes decide on slices, which are tasks too: each has an output of its own, and these are added in order.
 //
 // bfloat16 is multiplied in pairs of neighbours along the depth where the CPU has the instruction (an element E of
 // microkernel.h), else widened as it is packed. The sums are float32 in both, rounded once.
@@ -34,16 +35,21 @@ struct Part {
   int64_t first, depth;
 };
 template <class E>
-Part part_of(const MatmulParams& p, const MatmulPlan& plan, int64_t i) {
+Part part_of(const MatmulParams& p, int64_t parts, int64_t i) {
   constexpr int64_t per = per_element<E>;
-  const int64_t elements = ceil_div(p.depth, per), first = per * (elements * i / plan.depth_parts);
-  return {first, min_of(per * (elements * (i + 1) / plan.depth_parts), p.depth) - first};
+  const int64_t elements = ceil_div(p.depth, per), first = per * (elements * i / parts);
+  return {first, min_of(per * (elements * (i + 1) / parts), p.depth) - first};
 }
 
 // Rows [row, row + rows) of panels [first, last).
 struct Block {
   int64_t row, rows, first, last;
 };
+Block block_of(const MatmulParams& p, const MatmulPlan& plan, int64_t part) {
+  const int64_t r = part / plan.column_parts, c = part % plan.column_parts;
+  const int64_t row = p.rows * r / plan.row_parts, end = p.rows * (r + 1) / plan.row_parts;
+  return {row, end - row, plan.panels * c / plan.column_parts, plan.panels * (c + 1) / plan.column_parts};
+}
 
 template <class T>
 void fetch_later(const Matrix& m, int64_t i, int64_t j, int64_t rows, int64_t columns, Ahead& ahead) {
@@ -74,11 +80,11 @@ Ahead ahead_of(const MatmulParams& p, const MatmulPlan& plan, const Block& block
     else if (plan.left == Left::packed_rows)
       fetch_later<T>(p.left, block.row + share(block.rows, i), next.first,
                      share(block.rows, i + 1) - share(block.rows, i), next.depth, ahead);
-    else if (plan.left == Left::strips)
+    else if (plan.left == Left::strips || plan.left == Left::columns)
       fetch_later<T>(p.left, block.row, next.first + share(next.depth, i), block.rows,
                      share(next.depth, i + 1) - share(next.depth, i), ahead);
   }
-  ahead.spread_over(ceil_div(block.rows, kMr));
+  ahead.spread_over(ceil_div(block.rows, kMr) * ceil_div(part.depth, per_element<E> * kFetchSteps));
   return ahead;
 }
 
@@ -115,7 +121,8 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, const Block& block,
   O* output = static_cast<O*>(p.output.data) + row * p.output.row;
   for (int64_t i = 0; i < plan.depth_parts; ++i) {
     const bool begins = i == 0, ends = i + 1 == plan.depth_parts;
-    const Part part = part_of<E>(p, plan, i), next = ends ? Part{} : part_of<E>(p, plan, i + 1);
+    const Part part = part_of<E>(p, plan.depth_parts, i),
+               next = ends ? Part{} : part_of<E>(p, plan.depth_parts, i + 1);
     PanelProduct<E> product{};
     product.rows = rows;
     product.depth = ceil_div(part.depth, per_element<E>);
@@ -190,16 +197,64 @@ MatmulParams one_of(const MatmulParams& p, int64_t index) {
   return one;
 }
 
+// The part of the product that is a slice: an output of sums, with the bias where it is the first.
+template <class T, class E>
+MatmulParams slice_of(const MatmulParams& p, const MatmulPlan& plan, int64_t slice, acc_of<E>* sums) {
+  const Part part = part_of<E>(p, plan.slices, slice);
+  const int64_t pitch = slice_pitch<acc_of<E>>(p);
+  MatmulParams one = p;
+  one.left.data = const_cast<T*>(element<T>(p.left, 0, part.first));
+  one.right.data = const_cast<T*>(element<T>(p.right, part.first, 0));
+  one.depth = part.depth;
+  one.output = {sums + slice * p.rows * pitch, pitch, 1};
+  one.addend.data = nullptr;
+  one.activation = Activation::none;
+  if (slice > 0) one.bias = nullptr;
+  return one;
+}
+
+// The output's rows [first, last) from the sums of all slices.
+template <class O, class A>
+void add_slices(const MatmulParams& p, int64_t slices, const A* sums, int64_t first, int64_t last) {
+  const int64_t pitch = slice_pitch<A>(p);
+  for (int64_t i = first; i < last; ++i)
+    for (int64_t j = 0; j < p.columns; j += lanes<A>) {
+      const int64_t n = min_of(p.columns - j, lanes<A>);
+      vec<A> sum = load(sums + i * pitch + j);
+      for (int64_t s = 1; s < slices; ++s) sum += load(sums + (s * p.rows + i) * pitch + j);
+      if (p.addend.data) {
+        A addend[lanes<A>];
+        scaled_rows<O>(p.addend, i, 1, j, n, static_cast<A>(p.beta), addend, 0);
+        sum += load(addend);
+      }
+      store_n(static_cast<O*>(p.output.data) + i * p.output.row + j, activate<A>(sum, p.activation), n);
+    }
+}
+
+template <class T, class E, class O>
+void run_sliced(const MatmulPlan& plan, const MatmulParams& p, const Parallel& parallel) {
+  using A = acc_of<E>;
+  const int64_t parts = plan.row_parts * plan.column_parts;
+  A* const sums = reinterpret_cast<A*>(static_cast<char*>(p.scratch) + plan.workers * plan.worker_bytes);
+  run_tasks({parallel.run, plan.workers}, plan.slices * parts, [&](int64_t task, int64_t worker) {
+    char* scratch = static_cast<char*>(p.scratch) + worker * plan.worker_bytes;
+    run_task<T>(slice_of<T, E>(p, plan, task / parts, sums), plan, block_of(p, plan, task % parts),
+                Workspace<E, A>::of(plan, scratch));
+  });
+  constexpr int64_t kRows = 16;
+  run_tasks({parallel.run, plan.workers}, ceil_div(p.rows, kRows), [&](int64_t task, int64_t) {
+    add_slices<O>(p, plan.slices, sums, task * kRows, min_of(p.rows, (task + 1) * kRows));
+  });
+}
+
 template <class T, class E, class O = T>
 void run(const MatmulPlan& plan, const MatmulParams& p, const Parallel& parallel) {
+  if (plan.slices > 1) return run_sliced<T, E, O>(plan, p, parallel);
   const int64_t parts = plan.row_parts * plan.column_parts;
   run_tasks({parallel.run, plan.workers}, p.outer * p.inner * parts, [&](int64_t task, int64_t worker) {
-    const int64_t r = task % parts / plan.column_parts, c = task % plan.column_parts;
-    const int64_t row = p.rows * r / plan.row_parts, end = p.rows * (r + 1) / plan.row_parts;
     char* scratch = static_cast<char*>(p.scratch) + worker * plan.worker_bytes;
-    const Block block{row, end - row, plan.panels * c / plan.column_parts,
-                      plan.panels * (c + 1) / plan.column_parts};
-    run_task<T>(one_of<T, O>(p, task / parts), plan, block, Workspace<E, O>::of(plan, scratch));
+    run_task<T>(one_of<T, O>(p, task / parts), plan, block_of(p, plan, task % parts),
+                Workspace<E, O>::of(plan, scratch));
   });
 }
 

@@ -13,6 +13,9 @@ namespace {
 
 constexpr int64_t kMostPanels = 32;    // of a task
 constexpr int64_t kFewRows = 4 * kMr;  // which reuse a panel too seldom for a copy of it to pay
+// A small output of a great depth, as the weight gradient of many rows, is cut along the depth, so that each operand is
+// read once: elements of a slice at least, slices at most, and the largest output of which each can have its own.
+constexpr int64_t kSlice = 2048, kMostSlices = 16, kSlicedNumbers = 1 << 17;
 // Cycles for each element that is read, copied, or copied across, as measured on Zen 3; they decide nothing but the cut.
 constexpr double kReadCycles = 0.1, kPackCycles = 0.3, kTransposeCycles = 0.5;
 constexpr double kWorthAThread = 1 << 17;  // multiply-adds that outweigh waking a thread
@@ -27,8 +30,10 @@ int64_t most_rows() { return max_of(machine().level2 * 5 / 8 / (4 * kDepth), kMr
 template <class E>
 void cut(const MatmulParams& p, int64_t threads, MatmulPlan& plan) {
   using A = acc_of<E>;
-  const int64_t batch = p.outer * p.inner, least_rows = ceil_div(p.rows, most_rows()),
-                least_columns = ceil_div(plan.panels, kMostPanels);
+  const int64_t batch = p.outer * p.inner * plan.slices;
+  const int64_t beside = plan.slices > 1 ? 2 : 1;  // those of the next part, which are fetched meanwhile
+  const int64_t most = max_of(most_rows() / beside, kMr);
+  const int64_t least_rows = ceil_div(p.rows, most), least_columns = ceil_div(plan.panels, kMostPanels);
   // a few more than there have to be, so that every worker can have as many
   const int64_t most_tasks =
       threads == 1 ? 1 : max_of(4 * threads, batch * least_rows * least_columns + threads);
@@ -65,6 +70,16 @@ int64_t sums_pitch(const MatmulPlan& plan) {
   return (keeps_sums<O>(plan) ? plan.group : 1) * kNr<acc_t<O>>;
 }
 
+// The depth in equal slices, whatever the number of threads.
+int64_t slices_of(const MatmulParams& p, int64_t elements) {
+  const bool sliced = p.outer * p.inner == 1 && p.rows * p.columns <= kSlicedNumbers;
+  return sliced ? max_of(min_of(elements / kSlice, kMostSlices), 1) : 1;
+}
+template <class A>
+int64_t slice_pitch(const MatmulParams& p) {
+  return ceil_div(p.columns, lanes<A>) * lanes<A>;
+}
+
 // What one worker has to itself. O: the output's type.
 template <class E, class O>
 struct Workspace {
@@ -98,7 +113,8 @@ template <class T, class E>
 Left read_left(const MatmulParams& p, const MatmulPlan& plan) {
   constexpr int64_t kManyPanels = 8, kSetBytes = 4096;
   if (p.left.column != 1 && p.left.row == 1 && p.depth > 1)
-    return kVectorBytes == 64 && __is_same(T, E) && !plan.left_far ? Left::columns : Left::strips;
+    return kVectorBytes == 64 && __is_same(T, E) && (!plan.left_far || plan.slices > 1) ? Left::columns
+                                                                                        : Left::strips;
   const bool pairs = __is_same(E, bf16_pair), whole = p.left.row % 2 == 0 && p.depth % 2 == 0;
   const bool fits =
       pairs ? p.left.column == 1 && whole : __is_same(T, E) && (p.left.column == 1 || p.depth == 1);
@@ -114,8 +130,10 @@ MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   const int64_t elements = ceil_div(p.depth, per_element<E>);
   plan.pairs = __is_same(E, bf16_pair);
   plan.panels = ceil_div(p.columns, kNr<A>);
-  plan.depth_parts = max_of(ceil_div(elements, kDepth), 1);
-  plan.depth = ceil_div(elements, plan.depth_parts);
+  plan.slices = slices_of(p, elements);
+  const int64_t slice = ceil_div(elements, plan.slices);
+  plan.depth_parts = max_of(ceil_div(slice, kDepth), 1);
+  plan.depth = ceil_div(slice, plan.depth_parts);
   plan.left_far = is_far(p.rows * p.depth, sizeof(T));
   plan.right_far = is_far(p.columns * p.depth, sizeof(T));
   plan.left = read_left<T, E>(p, plan);
@@ -128,9 +146,12 @@ MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   cut<E>(p, threads, plan);
   plan.rows = ceil_div(p.rows, plan.row_parts);
   plan.group = ceil_div(plan.panels, plan.column_parts);
-  plan.workers = workers_for({nullptr, threads}, batch * plan.row_parts * plan.column_parts);
-  plan.worker_bytes = Workspace<E, O>::of(plan, nullptr).bytes;
+  plan.workers = workers_for({nullptr, threads}, batch * plan.slices * plan.row_parts * plan.column_parts);
+  const bool sliced = plan.slices > 1;
+  plan.worker_bytes =
+      sliced ? Workspace<E, A>::of(plan, nullptr).bytes : Workspace<E, O>::of(plan, nullptr).bytes;
   plan.scratch = plan.workers * plan.worker_bytes;
+  if (sliced) plan.scratch += Pieces::bytes<A>(plan.slices * p.rows * slice_pitch<A>(p));
   return plan;
 }
 

@@ -31,7 +31,11 @@ void block(const PanelProduct<E>& p, const E* left, int64_t row) {
   Left rows_of_left(left, p.left_pitch);
   const E* right = p.right;
   NoPrefetch nothing;
-  accumulate(p.depth, rows_of_left, right, p.right_pitch, nothing, sum);
+  const int64_t steps = p.ahead ? kFetchSteps : p.depth;
+  for (int64_t k = 0; k < p.depth; k += steps) {
+    if (p.ahead) p.ahead->fetch();
+    accumulate(min_of(steps, p.depth - k), rows_of_left, right, p.right_pitch, nothing, sum);
+  }
   if (p.alpha != A(1)) {
 #pragma GCC unroll 14
     for (int m = 0; m < rows; ++m)
@@ -106,7 +110,6 @@ void multiply_panel(const PanelProduct<E>& p) {
   int64_t row = 0;
   for (int64_t blocks = ceil_div(p.rows, kMr); blocks > 0; --blocks) {
     const int64_t n = ceil_div(p.rows - row, blocks);
-    if (p.ahead) p.ahead->fetch();
     of[n - 1](p, left, row);
     left += p.strips ? strip_numbers<E>(p.depth) : p.left_columns ? n : n * p.left_pitch;
     row += n;

@@ -16,35 +16,41 @@ static constexpr int64_t kDepth = 256;
 // Elements between packed rows of left: more than kDepth, and no power of two, so that rows fall into different sets.
 static constexpr int64_t kPitch = 272;
 
-// Rows that are read next, fetched into the second cache some for each register block: its multiply-adds hide them.
+// Steps of the depth between prefetches: so few lines at a time that the loads of the multiply-adds need not wait.
+static constexpr int64_t kFetchSteps = 16;
+
+// Rows that are read next, fetched into the second cache some lines each turn: its multiply-adds hide them.
 class Ahead {
  public:
-  // Fetches all that was added, in so many blocks.
-  void spread_over(int64_t blocks) {
-    int64_t rows = 0;
-    for (int i = 0; i < count_; ++i) rows += of_[i].count;
-    per_block_ = ceil_div(rows, max_of(blocks, 1));
+  // Fetches all that was added, in so many turns.
+  void spread_over(int64_t turns) {
+    int64_t lines = 0;
+    for (int i = 0; i < count_; ++i) lines += of_[i].count * ceil_div(of_[i].bytes, kLine);
+    per_turn_ = ceil_div(lines, max_of(turns, 1));
   }
   void add(const void* data, int64_t pitch, int64_t bytes, int64_t count) {  // pitch in bytes
     if (count > 0) of_[count_++] = {static_cast<const char*>(data), pitch, bytes, count};
   }
   PYDL_INLINE void fetch() {
-    for (int64_t i = 0; i < per_block_ && at_ < count_; ++i) {
+    for (int64_t i = 0; i < per_turn_ && at_ < count_; ++i) {
       Rows& rows = of_[at_];
-      for (int64_t byte = 0; byte < rows.bytes; byte += 64) prefetch_l2(rows.data + byte);
+      prefetch_l2(rows.data + byte_);
+      if ((byte_ += kLine) < rows.bytes) continue;
+      byte_ = 0;
       rows.data += rows.pitch;
       if (--rows.count == 0) ++at_;
     }
   }
 
  private:
+  static constexpr int64_t kLine = 64;
   struct Rows {
     const char* data;
     int64_t pitch, bytes, count;
   };
   Rows of_[5];
   int at_ = 0, count_ = 0;
-  int64_t per_block_ = 2;
+  int64_t per_turn_ = 0, byte_ = 0;
 };
 
 // The sums of elements E, which are of type acc_of<E>.

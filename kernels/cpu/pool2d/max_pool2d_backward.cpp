@@ -190,6 +190,37 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// The same where windows tile the image from its corner: each gradient and its place are read once for a row of its
+// window, and no window is looked for.
+template <class T>
+void channels_of_tiles(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const int64_t pixel = p.channels, across = p.kernel_width, wide = p.in_width * pixel;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t i = row % p.in_height, image = row / p.in_height;
+    const int64_t oy = i / p.kernel_height, first_tap = i % p.kernel_height * across;
+    T* to = static_cast<T*>(p.to) + row * wide;
+    const int64_t windows = oy < p.out_height ? p.out_width : 0;
+    const T* grads = static_cast<const T*>(p.from) + image * p.from_stride[0] + oy * p.from_stride[2];
+    const uint8_t* places =
+        static_cast<const uint8_t*>(p.places) + image * p.places_stride[0] + oy * p.places_stride[2];
+    for (int64_t ox = 0; ox < windows; ++ox, to += across * pixel)
+      for (int64_t c = 0; c < pixel; c += all) {
+        const int64_t n = min_of(all, pixel - c);
+        const T* grad = grads + ox * p.from_stride[3] + c;
+        const uint8_t* place = places + ox * p.places_stride[3] + c;
+        const vec<A> g = n == all ? load(grad) : load_n(grad, n);
+        const mask<A> k = load_integers<A>(place, 0, n);
+        for (int64_t s = 0; s < across; ++s) {
+          const vec<A> sum = add_where_equal<A>(vec<A>{}, g, k, splat_integer<A>(first_tap + s));
+          n == all ? store(to + s * pixel + c, sum) : store_n(to + s * pixel + c, sum, n);
+        }
+      }
+    memset(static_cast<void*>(to), 0, static_cast<size_t>(wide - windows * across * pixel) * sizeof(T));
+  }
+}
+
 // Windows that lie apart, whatever the strides of what is read: cleared first, since most pixels get nothing, and then
 // each gradient at its place. Rows as rows_written() counts them; those of one task may end within a window.
 template <class T>
@@ -263,6 +294,11 @@ void rows_of_width(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 
 template <class T>
 void backward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  const bool tiles = are_apart(p) && p.kernel_height == p.stride_height && p.kernel_width == p.stride_width &&
+                     p.pad_top == 0 && p.pad_left == 0 && p.out_height * p.kernel_height <= p.in_height &&
+                     p.out_width * p.kernel_width <= p.in_width;
+  if (tiles && p.channels_last && p.byte_places && p.from_stride[1] == 1 && p.places_stride[1] == 1)
+    return channels_of_tiles<T>(p, begin, end);
   if (are_apart(p) && (p.stride_width > 2 || p.kernel_height > 2)) return scatter<T>(p, begin, end);
   // kernels of so many taps are too rare for code of their own
   if (!p.byte_places) return strided<T>(p, begin, end);

@@ -5,11 +5,12 @@
 
 namespace pydl::cpu::PYDL_ISA {
 
-// body(T{}) for the dtypes of ops to which float16 arrives as float32.
+// body(T{}) for the dtypes of ops to which float16 arrives as float32, and in the plain build bfloat16 (csrc/convert.h).
 template <class F>
 PYDL_INLINE void dispatch_rows(DType dtype, const F& body) {
   if (dtype == DType::f64) return body(double{});
-  if (dtype == DType::bf16) return body(bf16{});
+  if constexpr (!kPlain)
+    if (dtype == DType::bf16) return body(bf16{});
   return body(float{});
 }
 

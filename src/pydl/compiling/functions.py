@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 import operator
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from pydl import functional
 from pydl._private import HigherOrderOperator, OpOverload
 from pydl.compiling.memory import name_of, tensor_of
-from pydl.ops import elementwise, embedding, embedding_bag, losses
+from pydl.ops import embedding, embedding_bag
 from pydl.swapping.mode import ours_of
 from pydl.swapping.rules import RULES
 
@@ -95,6 +96,13 @@ def serving(node):
     return (None, reason) if reason else (ours, None)
 
 
+def _least_numbers(name):
+    """Of how many numbers a tensor must be for our function ``name``: its module's ``WORTH_A_CALL``, if that has it."""
+    ours = getattr(functional, name, None)
+    worth = getattr(sys.modules[ours.__module__], "WORTH_A_CALL", None) if ours else None
+    return worth.get(name, 0) if isinstance(worth, dict) else 0
+
+
 def _why_torchs(name, node, given):
     """Why a call that ours has the arguments of is torch's all the same: by what the guards of the graph fix."""
     if given.get("inplace") is True and not name.startswith("dropout"):
@@ -105,7 +113,7 @@ def _why_torchs(name, node, given):
         known = next((value for value in inputs if value is not None), None)
         return None if known is None else f"{str(known.dtype).removeprefix('torch.')} numbers are torch's"
     tables = {"embedding": embedding.WORTH_A_CALL, "embedding_bag": embedding_bag.WORTH_A_CALL}
-    least = {**elementwise.WORTH_A_CALL, **losses.WORTH_A_CALL, **tables}.get(name, 0)
+    least = tables[name] if name in tables else _least_numbers(name)
     values = math.prod(input.shape) if all(type(size) is int for size in input.shape) else least
     if name == "embedding_bag" and (given["mode"] == "max" or given["scale_grad_by_freq"]):
         return "maxima and gradients scaled by frequency are torch's"

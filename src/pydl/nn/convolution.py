@@ -10,6 +10,7 @@ from pydl.ops._activations import finished
 from pydl.ops._nodes import is_compiling
 from pydl.ops.conv1d import conv1d_unasked, conv_transpose1d_unasked
 from pydl.ops.conv2d import conv2d_unasked
+from pydl.ops.conv3d import conv3d_unasked
 from pydl.ops.conv_transpose2d import conv_transpose2d_unasked
 
 
@@ -179,3 +180,34 @@ class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):
     """
 
     cls_to_become = ConvTranspose1d
+
+
+class Conv3d(_Eager, torch.nn.Conv3d):
+    """``torch.nn.Conv3d`` over :func:`pydl.functional.conv3d`; on the CPU.
+
+    Input (N, C, D, H, W) or (C, D, H, W), output (N, out_channels, D', H', W') in the memory format that torch would
+    choose.
+    """
+
+    own = Own(torch.nn.Conv3d, "conv3d", "_conv_forward")
+
+    def forward(self, input):
+        own = Conv3d.own
+        replaced = "_conv_forward" in self.__dict__ or type(self)._conv_forward is not _CONV_FORWARD_3D
+        if replaced or steps_aside(self, own, F.conv3d, input):
+            return torch.nn.Conv3d.forward(self, input)
+        weight, bias, padding = self.weight, self.bias, self.padding
+        if is_special(self, weight, bias):
+            return torch.nn.Conv3d.forward(self, input)
+        if self.padding_mode != "zeros":
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0, 0)
+        return conv3d_unasked(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+_CONV_FORWARD_3D = dict(Conv3d.own.methods)["_conv_forward"]  # torch's
+
+
+class LazyConv3d(torch.nn.LazyConv3d, Conv3d):
+    """:class:`Conv3d` that takes ``in_channels`` from its first input."""
+
+    cls_to_become = Conv3d

@@ -16,6 +16,12 @@ from pydl.ops.pool1d import (
     avg_pool1d_unasked,
     max_pool1d_unasked,
 )
+from pydl.ops.pool3d import (
+    adaptive_avg_pool3d_unasked,
+    adaptive_max_pool3d_unasked,
+    avg_pool3d_unasked,
+    max_pool3d_unasked,
+)
 
 
 class MaxPool2d(_Eager, torch.nn.MaxPool2d):
@@ -175,3 +181,49 @@ class AdaptiveMaxPool1d(_Eager, torch.nn.AdaptiveMaxPool1d):
         if steps_aside(self, AdaptiveMaxPool1d.own, F.adaptive_max_pool1d, input):
             return torch.nn.AdaptiveMaxPool1d.forward(self, input)
         return adaptive_max_pool1d_unasked(input, self.output_size, self.return_indices)
+
+
+class MaxPool3d(_Eager, torch.nn.MaxPool3d):
+    """``torch.nn.MaxPool3d`` over :func:`pydl.functional.max_pool3d`; on the CPU."""
+
+    own = Own(torch.nn.MaxPool3d, "max_pool3d")
+
+    def forward(self, input):
+        if steps_aside(self, MaxPool3d.own, F.max_pool3d, input):
+            return torch.nn.MaxPool3d.forward(self, input)
+        options = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+        return max_pool3d_unasked(input, *options, self.return_indices)
+
+
+class AvgPool3d(_Eager, torch.nn.AvgPool3d):
+    """``torch.nn.AvgPool3d`` over :func:`pydl.functional.avg_pool3d`; on the CPU."""
+
+    own = Own(torch.nn.AvgPool3d, "avg_pool3d")
+
+    def forward(self, input):
+        if steps_aside(self, AvgPool3d.own, F.avg_pool3d, input):
+            return torch.nn.AvgPool3d.forward(self, input)
+        options = self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
+        return avg_pool3d_unasked(input, *options, self.divisor_override)
+
+
+class AdaptiveAvgPool3d(_Eager, torch.nn.AdaptiveAvgPool3d):
+    """``torch.nn.AdaptiveAvgPool3d`` over :func:`pydl.functional.adaptive_avg_pool3d`; on the CPU."""
+
+    own = Own(torch.nn.AdaptiveAvgPool3d, "adaptive_avg_pool3d")
+
+    def forward(self, input):
+        if steps_aside(self, AdaptiveAvgPool3d.own, F.adaptive_avg_pool3d, input):
+            return torch.nn.AdaptiveAvgPool3d.forward(self, input)
+        return adaptive_avg_pool3d_unasked(input, self.output_size)
+
+
+class AdaptiveMaxPool3d(_Eager, torch.nn.AdaptiveMaxPool3d):
+    """``torch.nn.AdaptiveMaxPool3d`` over :func:`pydl.functional.adaptive_max_pool3d`; on the CPU."""
+
+    own = Own(torch.nn.AdaptiveMaxPool3d, "adaptive_max_pool3d")
+
+    def forward(self, input):
+        if steps_aside(self, AdaptiveMaxPool3d.own, F.adaptive_max_pool3d, input):
+            return torch.nn.AdaptiveMaxPool3d.forward(self, input)
+        return adaptive_max_pool3d_unasked(input, self.output_size, self.return_indices)

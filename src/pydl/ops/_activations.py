@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pydl.ops import _library
 from pydl.ops._nodes import is_compiling
 
-# Numbers from which on ReLU's gradient is our op's, in recycled memory (csrc/autograd/activation.cpp has it once more).
+# Numbers from which on the gradient is our op's, in recycled memory (csrc/autograd/activation.cpp has it once more).
 RECYCLED = 1 << 18
 
 _FUNCTIONS = {"relu": F.relu, "sigmoid": torch.sigmoid}
@@ -27,10 +27,10 @@ def finished(output, activation, residual=None):
 
 def backward(grad, output, activation):
     """The gradient of what the activation was given, from that of its ``output``; "none" is the schemas' None."""
+    if activation == "none":
+        return grad
+    if grad.is_cpu and grad.numel() >= RECYCLED and not is_compiling() and not _library.transforms_active():
+        return getattr(torch.ops.pydl, f"{activation}_backward")(grad, output)
     if activation == "relu":
-        if grad.is_cpu and grad.numel() >= RECYCLED and not is_compiling() and not _library.transforms_active():
-            return torch.ops.pydl.relu_backward(grad, output)
         return torch.ops.aten.threshold_backward(grad, output, 0)
-    if activation == "sigmoid":
-        return torch.ops.aten.sigmoid_backward(grad, output)
-    return grad
+    return torch.ops.aten.sigmoid_backward(grad, output)

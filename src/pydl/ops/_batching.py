@@ -9,6 +9,8 @@ Cross entropy, with a linear layer in it or without, has no rule: its loss and i
 vmap calls it sample by sample.
 """
 
+from functools import partial
+
 import torch
 
 from pydl.ops import (  # noqa: F401  (which define the ops)
@@ -18,6 +20,7 @@ from pydl.ops import (  # noqa: F401  (which define the ops)
     avg_pool2d,
     batch_norm,
     conv2d,
+    conv3d,
     layer_norm,
     linear,
     matmul,
@@ -40,34 +43,34 @@ def _unfold(tensor, into, size):
     return tensor.unflatten(into, (size, tensor.shape[into] // size))
 
 
-def _conv2d_forward(ops, info, in_dims, input, weight, bias, stride, padding, dilation, groups, *rest):
+def _convolution_forward(op, ops, info, in_dims, input, weight, bias, stride, padding, dilation, groups, *rest):
     size, shared = info.batch_size, in_dims[1] is None and in_dims[2] is None
     if shared:
         input = _fold(input, in_dims[0], 0, size)
     else:
         input, groups = _fold(input, in_dims[0], 1, size), groups * size
         weight, bias = _fold(weight, in_dims[1], 0, size), _fold(bias, in_dims[2], 0, size)
-    output = ops.conv2d_forward(input, weight, bias, stride, padding, dilation, groups, *rest)
+    output = getattr(ops, f"{op}_forward")(input, weight, bias, stride, padding, dilation, groups, *rest)
     into = 0 if shared else 1
     return _unfold(output, into, size), into
 
 
-def _conv2d_backward_input(ops, info, in_dims, grad_output, weight, input_size, *options):
+def _convolution_backward_input(op, ops, info, in_dims, grad_output, weight, input_size, *options):
     size, (stride, padding, dilation, groups, channels_last) = info.batch_size, options
     into = 0 if in_dims[1] is None else 1
     if into == 1:
         weight, groups = _fold(weight, in_dims[1], 0, size), groups * size
     input_size = [length * size if d == into else length for d, length in enumerate(input_size)]
     grad_output = _fold(grad_output, in_dims[0], into, size)
-    output = ops.conv2d_backward_input(
+    output = getattr(ops, f"{op}_backward_input")(
         grad_output, weight, input_size, stride, padding, dilation, groups, channels_last
     )
     return _unfold(output, into, size), into
 
 
-def _conv2d_backward_weight(ops, info, in_dims, grad_output, input, weight_size, *options):
+def _convolution_backward_weight(op, ops, info, in_dims, grad_output, input, weight_size, *options):
     size, (stride, padding, dilation, groups, channels_last) = info.batch_size, options
-    output = ops.conv2d_backward_weight(
+    output = getattr(ops, f"{op}_backward_weight")(
         _fold(grad_output, in_dims[0], 1, size),
         _fold(input, in_dims[1], 1, size),
         [weight_size[0] * size, *weight_size[1:]],
@@ -356,9 +359,10 @@ _library.vmap("avg_pool2d_backward", _avg_pool2d_backward)
 _library.vmap("max_pool2d", _max_pool2d)
 _library.vmap("max_pool2d_backward", _max_pool2d_backward)
 _library.vmap("max_pool2d_gather", _max_pool2d_gather)
-_library.vmap("conv2d_forward", _conv2d_forward)
-_library.vmap("conv2d_backward_input", _conv2d_backward_input)
-_library.vmap("conv2d_backward_weight", _conv2d_backward_weight)
+for _name in ("conv2d", "conv3d"):
+    _library.vmap(f"{_name}_forward", partial(_convolution_forward, _name))
+    _library.vmap(f"{_name}_backward_input", partial(_convolution_backward_input, _name))
+    _library.vmap(f"{_name}_backward_weight", partial(_convolution_backward_weight, _name))
 _library.vmap("conv2d_backward_bias", _conv2d_backward_bias)
 _library.vmap("batch_norm_forward", _batch_norm_forward)
 _library.vmap("batch_norm_update_stats", _batch_norm_update_stats)

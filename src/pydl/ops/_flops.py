@@ -13,6 +13,7 @@ from pydl.ops import (  # noqa: F401  (which define the ops)
     _library,
     attention,
     conv2d,
+    conv3d,
     conv_transpose2d,
     linear,
     linear_cross_entropy,
@@ -22,7 +23,7 @@ from pydl.ops import (  # noqa: F401  (which define the ops)
 
 
 def _forward(input_shape, weight_shape, *_, out_shape=None, **__):
-    """2 N O H' W' (C / groups) KH KW."""
+    """2 N O H' W' (C / groups) KH KW, and with depth D' and KD."""
     return 2 * prod(out_shape) * prod(weight_shape[1:])
 
 
@@ -93,6 +94,9 @@ def _register(counter):
         formula(ops.conv2d_backward_weight)(_backward_weight)
         formula(ops.conv2d_backward_bias)(lambda *_, **__: 0)
     ops = torch.ops.pydl
+    formula(ops.conv3d_forward)(_forward)
+    formula(ops.conv3d_backward_input)(_backward_input)
+    formula(ops.conv3d_backward_weight)(_backward_weight)
     formula(ops.conv_transpose2d)(_backward_input)
     formula(ops.linear_forward)(_linear_forward)
     formula(ops.linear_backward_input)(_linear_backward)

@@ -74,14 +74,17 @@ def _is_dense(t, last):
 
 
 def is_channels_last(t):
-    """Whether the strides of ``t`` say channels_last, as torch decides it; ambiguous ones say contiguous."""
+    """Whether the strides of ``t`` say channels_last (of volumes channels_last_3d), as torch decides it.
+
+    Ambiguous ones say contiguous.
+    """
     stride = t.stride()
-    if stride[3] < stride[1]:  # the common case: rows of pixels
+    if stride[-1] < stride[1]:  # the common case: rows of pixels
         return False
     if stride[1] == 0:  # one channel that is repeated: a grey image expanded to three
         return False
     size, smallest = t.shape, 0
-    for d in (1, 3, 2, 0):
+    for d in (1, 3, 2, 0) if len(size) == 4 else (1, 4, 3, 2, 0):
         if size[d] == 0 or stride[d] < smallest:
             return False
         if d == 0 and smallest == stride[1]:  # one channel of one pixel

@@ -35,6 +35,19 @@ def pair(op, name, value):
     return (integer(op, name, value, "an integer or two"),) * 2
 
 
+def triple(op, name, value):
+    """(z, y, x) of an argument that is one integer, or a sequence of one or three."""
+    if not isinstance(value, tuple | list):
+        return (integer(op, name, value, "an integer or three"),) * 3
+    try:
+        numbers = tuple(index(v) for v in value)
+    except TypeError:
+        raise TypeError(f"{op}: expected {name} to be an integer or three, got {value!r}") from None
+    if len(numbers) not in (1, 3):
+        raise RuntimeError(f"{op}: expected {name} to be one number or 3, got {numbers}")
+    return numbers if len(numbers) == 3 else numbers * 3
+
+
 def integer(op, name, value, what="an integer"):
     """An argument that is one integer: numpy's and tensors of no dimensions too, but no truth value."""
     if type(value) is int:

@@ -114,9 +114,13 @@ def _is_served(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa)
         return False
 
 
-def _layout(query, key, value, mask, dropout_p, gqa):
-    """How torch lays out the output and the gradients: by which of its own ways serves the call."""
-    if _is_flashs(query, key, value, mask, dropout_p):
+def _layout(query, key, value, mask, dropout_p, gqa, lengths):
+    """How torch lays out the output and the gradients: by which of its own ways serves the call.
+
+    Of ``lengths`` it has none: there dropout changes nothing, and heads cut from a projection are put together again
+    without a copy.
+    """
+    if _is_flashs(query, key, value, mask, dropout_p if lengths is None else 0.0):
         return FLASH
     return CONTIGUOUS if gqa or query.dim() == 2 else TRANSPOSED_KEY
 
@@ -195,7 +199,7 @@ def attention_unasked(
         return _by_torch(query, key, value, mask, dropout_p, is_causal, scale, gqa, lengths)
     dims = query.dim()
     if layout is None:
-        layout = _layout(query, key, value, mask, dropout_p, gqa)
+        layout = _layout(query, key, value, mask, dropout_p, gqa, lengths)
     if mask is not None:
         if query.dtype == torch.float64 and mask.dtype == torch.float32:
             mask = mask.double()

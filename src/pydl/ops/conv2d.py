@@ -15,7 +15,8 @@ from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
 from pydl.ops import _activations, _library, _nodes
 from pydl.ops._autocast import lowered
-from pydl.ops._memory_format import is_channels_last, row_major
+from pydl.ops._convolution_autograd import gradients_of_gradients, weight_gradient_format
+from pydl.ops._memory_format import is_channels_last
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, pair
 
@@ -93,13 +94,6 @@ def _(grad_output):
     return grad_output.new_empty(grad_output.shape[1])
 
 
-def weight_gradient_format(weight, channels_last):
-    """Whether the weight's gradient is channels_last: as the whole call, unless a row-major weight is both (1x1)."""
-    if not channels_last or not weight.is_contiguous(memory_format=torch.channels_last):
-        return channels_last
-    return not weight.is_contiguous() or weight.stride() != row_major(weight.shape)
-
-
 def _forward_context(ctx, inputs, output):
     input, weight, _, stride, padding, dilation, groups, ctx.activation, ctx.channels_last = inputs
     ctx.options = (stride, padding, dilation, groups)
@@ -130,52 +124,7 @@ def _forward_backward(ops, ctx, grad, needs=None):
 _library.autograd("conv2d_forward", _forward_context, _forward_backward)
 
 
-# Double backward. grad_input(grad_output, weight) is linear in both: with g the gradient of its result, the gradient of
-# grad_output is the convolution of g, and that of weight is the weight gradient with g in the input's place.
-def _input_context(ctx, inputs, output):
-    grad_output, weight, _, *ctx.options, ctx.channels_last = inputs
-    ctx.weight_size, ctx.weight_channels_last = weight.shape, is_channels_last(weight)
-    ctx.save_for_backward(*(t if need else None for t, need in zip((grad_output, weight), _swap(ctx), strict=True)))
-
-
-def _swap(ctx):
-    """Of a bilinear op: which of its two tensors the gradient of the other one needs."""
-    return ctx.needs_input_grad[1], ctx.needs_input_grad[0]
-
-
-def _input_backward(ops, ctx, grad):
-    grad_output, weight = ctx.saved_tensors
-    to_grad_output = to_weight = None
-    if ctx.needs_input_grad[0]:
-        to_grad_output = ops.conv2d_forward(grad, weight, None, *ctx.options, "none", ctx.channels_last)
-    if ctx.needs_input_grad[1]:
-        to_weight = ops.conv2d_backward_weight(
-            grad_output, grad, ctx.weight_size, *ctx.options, ctx.weight_channels_last
-        )
-    return to_grad_output, to_weight, None, None, None, None, None, None
-
-
-_library.autograd("conv2d_backward_input", _input_context, _input_backward)
-
-
-# grad_weight(grad_output, input): with g the gradient of its result, g stands in the weight's place.
-def _weight_context(ctx, inputs, output):
-    grad_output, input, _, *ctx.options, _ = inputs
-    ctx.input_size, ctx.channels_last = input.shape, is_channels_last(input)
-    ctx.save_for_backward(*(t if need else None for t, need in zip((grad_output, input), _swap(ctx), strict=True)))
-
-
-def _weight_backward(ops, ctx, grad):
-    grad_output, input = ctx.saved_tensors
-    to_grad_output = to_input = None
-    if ctx.needs_input_grad[0]:
-        to_grad_output = ops.conv2d_forward(input, grad, None, *ctx.options, "none", ctx.channels_last)
-    if ctx.needs_input_grad[1]:
-        to_input = ops.conv2d_backward_input(grad_output, grad, ctx.input_size, *ctx.options, ctx.channels_last)
-    return to_grad_output, to_input, None, None, None, None, None, None
-
-
-_library.autograd("conv2d_backward_weight", _weight_context, _weight_backward)
+gradients_of_gradients("conv2d", "none")
 
 
 def _bias_context(ctx, inputs, output):

@@ -3,6 +3,7 @@
 import torch
 
 from pydl import aside
+from pydl.ops.conv3d import is_of_few
 from pydl.swapping.bound import BoundForward, is_bound
 from pydl.swapping.rules import OURS, SERVED, class_of, is_served, rule_of
 
@@ -60,6 +61,14 @@ def _why_not_served(layer, cls):
         if issubclass(cls, base):
             return f"a subclass of {base.__name__}, which may compute something else"
     return f"pydl has no kernel for {cls.__name__}"
+
+
+def why_not_channels(layer):
+    """Why the channels of a layer leave it to torch, in words, or None."""
+    if isinstance(layer, torch.nn.Conv3d) and layer.in_channels > 0:  # 0: lazy
+        if is_of_few(layer.in_channels // layer.groups, layer.out_channels // layer.groups, layer.groups):
+            return "of few channels, which torch convolves faster"
+    return None
 
 
 def why_not_dtype(layer):

@@ -61,6 +61,16 @@ def _adaptive_max_pool2d_with_indices(input, output_size, return_indices=True):
     return functional.adaptive_max_pool2d(input, output_size, return_indices=True)
 
 
+def _max_pool3d_with_indices(
+    input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=True
+):
+    return functional.max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+
+
+def _adaptive_max_pool3d_with_indices(input, output_size, return_indices=True):
+    return functional.adaptive_max_pool3d(input, output_size, return_indices=True)
+
+
 def _forms(name, *torchs):
     """Torch's functions of that name by ours, in the forms that ours has; others (``out_dtype``, ``out``) are torch's.
 
@@ -97,6 +107,8 @@ _OURS |= {
     F.max_pool1d_with_indices: _max_pool1d_with_indices,
     F.adaptive_max_pool1d_with_indices: _adaptive_max_pool1d_with_indices,
     F.adaptive_max_pool2d_with_indices: _adaptive_max_pool2d_with_indices,
+    F.max_pool3d_with_indices: _max_pool3d_with_indices,
+    F.adaptive_max_pool3d_with_indices: _adaptive_max_pool3d_with_indices,
 }
 for _name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "sigmoid", "tanh"):
     _OURS |= _forms(_name, getattr(torch, _name), getattr(torch.Tensor, _name))

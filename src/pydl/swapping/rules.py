@@ -90,6 +90,11 @@ RULES = (
     Rule(torch.nn.GELU, nn.GELU, (F.gelu,)),
     Rule(torch.nn.SiLU, nn.SiLU, (F.silu,)),
     Rule(torch.nn.Softplus, nn.Softplus, (F.softplus,)),
+    Rule(torch.nn.Conv3d, nn.Conv3d, (F.conv3d,)),
+    Rule(torch.nn.MaxPool3d, nn.MaxPool3d, (F.max_pool3d, F.max_pool3d_with_indices)),
+    Rule(torch.nn.AvgPool3d, nn.AvgPool3d, (F.avg_pool3d,)),
+    Rule(torch.nn.AdaptiveAvgPool3d, nn.AdaptiveAvgPool3d, (F.adaptive_avg_pool3d,)),
+    Rule(torch.nn.AdaptiveMaxPool3d, nn.AdaptiveMaxPool3d, (F.adaptive_max_pool3d, F.adaptive_max_pool3d_with_indices)),
 )
 if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
     RULES += (Rule(torch.nn.LinearCrossEntropyLoss, nn.LinearCrossEntropyLoss, (F.linear_cross_entropy,)),)

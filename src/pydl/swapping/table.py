@@ -10,7 +10,7 @@ from pydl._brief import html_table
 from pydl.ops import _library
 from pydl.swapping.bound import is_bound
 from pydl.swapping.container import FusedForward, could_fuse, why_layer_by_layer
-from pydl.swapping.layer import is_swapped, why_aside, why_left, why_not_dtype
+from pydl.swapping.layer import is_swapped, why_aside, why_left, why_not_channels, why_not_dtype
 from pydl.swapping.rules import OURS, class_of, rule_of
 from pydl.swapping.timing import Timing
 
@@ -157,6 +157,7 @@ def _status(layer, cls, model_device):
         reason = why_not_dtype(layer) or why_aside(layer) if inherits else "its forward is its own"
     else:
         reason = why_left(layer) or (why_aside(layer) if is_swapped(layer) else "not swapped")
+    reason = reason or why_not_channels(layer)
     if reason is None:
         tensor = next(layer.parameters(), None)
         return serving_on(model_device if tensor is None else tensor.device, cls)

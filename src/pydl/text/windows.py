@@ -6,7 +6,8 @@ import torch
 def random_starts(length, batch_size, num_steps, generator=None):
     """Places of windows in random order: a list of int64 tensors (batch_size,).
 
-    They begin at a random one of the first ``num_steps`` tokens; no two windows overlap.
+    They begin at a random one of the first ``num_steps`` tokens; no two windows overlap. There are as many batches
+    wherever they begin, so that the epochs of a training are of one length.
 
     Args:
         length: tokens of the corpus.
@@ -17,10 +18,11 @@ def random_starts(length, batch_size, num_steps, generator=None):
     """
     offset = _below(num_steps, generator)
     count = (length - offset - 1) // num_steps
-    if count < batch_size:
+    fewest = max(0, (length - num_steps) // num_steps // batch_size)  # at the last of these tokens
+    if fewest == 0:
         return []
     starts = offset + torch.randperm(count, generator=generator) * num_steps
-    return list(starts[: count // batch_size * batch_size].view(-1, batch_size))
+    return list(starts[: fewest * batch_size].view(-1, batch_size))
 
 
 def sequential_starts(length, batch_size, num_steps, generator=None):
@@ -31,7 +33,8 @@ def sequential_starts(length, batch_size, num_steps, generator=None):
     offset = _below(num_steps, generator)
     row = (length - offset - 1) // batch_size
     rows = offset + torch.arange(batch_size) * row
-    return [rows + start for start in range(0, row // num_steps * num_steps, num_steps)]
+    fewest = (length - num_steps) // batch_size // num_steps
+    return [rows + start for start in range(0, fewest * num_steps, num_steps)]
 
 
 def _below(count, generator):

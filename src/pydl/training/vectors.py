@@ -1,5 +1,7 @@
 """Word vectors in training: real neighbours told from noise, pairs of words that should end up near, and a map."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -19,8 +21,9 @@ MAPPED = 60  # words of the map where the text has none of the listed pairs
 class VectorLearner(Learner):
     """A :class:`pydl.training.learner.Learner` of (words seen, candidates) to logits, on a text's sentences.
 
-    Each epoch draws anew which frequent words are left out, how far the windows reach, and the noise. The losses are
-    means over candidates, which are what is counted as examples.
+    Each epoch draws anew which frequent words are left out, how far the windows reach, and the noise; the words left
+    are shared among as many steps as the first epoch has, since the schedule and the run's end count in steps. The
+    losses are means over candidates, which are what is counted as examples.
 
     Args:
         dataset: a :class:`pydl.data.SentenceDataset`.
@@ -31,7 +34,7 @@ class VectorLearner(Learner):
 
     def __init__(self, config, dataset, at, backend_name, device, processes=None):
         self.vocab, self._documents, self._at = dataset.vocab, (dataset.train, dataset.test), at
-        self.pairs = PAIRS if dataset.name == "prose" else ()
+        self.pairs, self._steps = PAIRS if dataset.name == "prose" else (), None
         super().__init__(config, None, None, len(self.vocab), backend_name, device, processes)
 
     def _build(self, num_classes):
@@ -67,10 +70,11 @@ class VectorLearner(Learner):
 
     def _draw(self):
         count = self.train.draw(self.order)
-        batches = list(torch.randperm(count, generator=self.order).to(self._at).split(self.config.batch_size))
-        if not batches:
+        if not count:
             raise OptionError("--option rate: expected one that leaves words in the text, got one that leaves none")
-        return batches
+        if self._steps is None:
+            self._steps = math.ceil(count / self.config.batch_size)
+        return list(torch.randperm(count, generator=self.order).to(self._at).tensor_split(self._steps))
 
     def _units(self, batch):
         return int(self.train.sizes[batch.cpu()].sum())

@@ -59,13 +59,15 @@ struct Planes {
   }
   Range rows_of(int64_t strip) const { return {height * strip / strips, height * (strip + 1) / strips}; }
   Range source_rows_of(Range rows) const {
-    int64_t first = source_height;
-    for (int64_t y = rows.first; y < rows.last && first == source_height; ++y)
+    int64_t first = source_height, last = 0;
+    for (int64_t y = rows.first; y < rows.last; ++y)  // all: a dilated kernel's edges do not move with its rows
       for (int64_t r = 0; r < p.kernel_height; ++r) {
         const int64_t at = plan.source_row(y, r);
-        if (at >= 0) first = min_of(first, at);
+        if (at < 0) continue;
+        first = min_of(first, at);
+        last = max_of(last, at + 1);
       }
-    return {first, max_of(first, plan.rows_read(rows.last - 1))};
+    return {first, max_of(first, last)};
   }
   int64_t channels_of(int64_t b) const { return min_of(all, p.in_channels - b * all); }
   int64_t set_elements() const { return max_source_rows * plan.source_width * all; }

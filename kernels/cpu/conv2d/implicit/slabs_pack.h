@@ -31,6 +31,11 @@ void pack_weight_tile(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, c
   const bool taps_run = (across == 1 || g.weight_x == 1) && (taps == across || g.weight_y == across);
   const bool channels_run = g.weight_channel == 1 && (across == 1 || g.weight_x == channels) &&
                             (taps == across || g.weight_y == across * channels);
+  // What the next channels read lies pages apart, which the hardware does not follow (an input gradient's weights).
+  const auto fetch_ahead = [&](const T* run, int64_t length) PYDL_INLINE_LAMBDA {
+    constexpr int64_t kChannels = 8, kLine = 64 / sizeof(T);
+    for (int64_t q = 0; q < length + kLine; q += kLine) prefetch(run + kChannels * g.weight_channel + q);
+  };
   for (int64_t m = 0; m < count; m += all) {
     const int64_t some = min_of(all, count - m);
     const T* base = from + m * g.weight_m;
@@ -58,16 +63,20 @@ void pack_weight_tile(const SlabPlan<T, E>& plan, const int64_t* rows_of_taps, c
         put_weights(tile, rows_of_taps[q % taps], q / taps + plan.half(q % taps), m, x);
       });
     } else if (g.weight_m != 1 && taps_run && taps > 1) {
-      for (int64_t c = 0; c < channels; ++c)
-        squares(base + c * g.weight_channel, taps, [&](int64_t tap, vec<A> x) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const T* run = base + c * g.weight_channel;
+        fetch_ahead(run, (some - 1) * g.weight_m + taps);
+        squares(run, taps, [&](int64_t tap, vec<A> x) {
           put_weights(tile, rows_of_taps[tap], c + plan.half(tap), m, x);
         });
+      }
     } else {
       for (int64_t tap = 0; tap < taps; ++tap)
         for (int64_t c = 0; c < channels; ++c) {
           const T* at = base + tap / across * g.weight_y + tap % across * g.weight_x + c * g.weight_channel;
           vec<A> x;
           if (g.weight_m == 1) {
+            fetch_ahead(at, some);
             x = load_n(at, some);
           } else {
             T numbers[all];

@@ -1,0 +1,37 @@
+// Casts between float32 and bfloat16 on the CPU: all numbers of all tensors in one loop, shared among the threads, so
+// that a weight and its bias wake them once.
+#include "kernels/cast.h"
+
+#include "kernels/cpu/base/simd.h"
+
+namespace pydl::cpu::PYDL_ISA {
+namespace {
+
+constexpr int64_t kTaskElements = 8192;  // for fewer a thread is not woken
+
+template <class To, class From>
+void range(const void* from, void* to, int64_t first, int64_t end) {
+  const From* const x = static_cast<const From*>(from);
+  To* const y = static_cast<To*>(to);
+  int64_t at = first;
+  for (; at + lanes<float> <= end; at += lanes<float>) store(y + at, load(x + at));
+  if (at < end) store_n(y + at, load_n(x + at, end - at), end - at);
+}
+
+}  // namespace
+
+void cast(const CastParams& p, const Parallel& parallel) {
+  int64_t all = 0;
+  for (int64_t t = 0; t < p.tensors; ++t) all += p.tensor[t].count;
+  parallel(all, kTaskElements, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0, first = 0; t < p.tensors; first += p.tensor[t++].count) {
+      const CastTensor& one = p.tensor[t];
+      const int64_t own_begin = max_of(begin - first, int64_t(0)), own_end = min_of(end - first, one.count);
+      if (own_begin >= own_end) continue;
+      const auto function = one.narrows ? range<bf16, float> : range<float, bf16>;
+      function(one.from, one.to, own_begin, own_end);
+    }
+  });
+}
+
+}  // namespace pydl::cpu::PYDL_ISA

@@ -1,0 +1,140 @@
+"""3-D pooling beside torch: options, layouts, indices, gradients of both orders, what is torch's, errors."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from testing import assert_close
+
+import pydl.functional as PF
+import pydl.ops.pool3d
+
+pytestmark = pytest.mark.cpu_kernels
+LAST = torch.channels_last_3d
+WINDOWS = {
+    "2": {"kernel_size": 2},
+    "3 stride 2": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "odd everything": {"kernel_size": (1, 3, 2), "stride": (2, 1, 3), "padding": (0, 1, 1)},
+    "hanging over": {"kernel_size": (3, 2, 3), "stride": (2, 3, 2), "padding": (1, 0, 1), "ceil_mode": True},
+}
+MEANS = {
+    "without the padding": {"count_include_pad": False},
+    "sums of 5": {"divisor_override": 5},
+}
+# name -> (function, options)
+CALLS = {f"max_pool3d, {k}": ("max_pool3d", v) for k, v in WINDOWS.items()}
+CALLS["max_pool3d, dilated"] = "max_pool3d", {"kernel_size": (2, 2, 3), "dilation": (2, 1, 2), "padding": (1, 0, 1)}
+CALLS |= {f"avg_pool3d, {k}": ("avg_pool3d", v) for k, v in WINDOWS.items()}
+CALLS |= {
+    f"avg_pool3d, {k}, {m}": ("avg_pool3d", v | options)
+    for (k, v), (m, options) in itertools.product(WINDOWS.items(), MEANS.items())
+}
+for _size in (1, (2, 4, 3), (None, 1, 2)):
+    CALLS |= {f"{name}, {_size}": (name, {"output_size": _size}) for name in ("adaptive_avg_pool3d", "adaptive_max_pool3d")}
+INPUTS = {
+    "NCDHW": torch.randn(2, 3, 6, 8, 9),
+    "ties": torch.randint(-2, 3, (2, 3, 6, 8, 9)).float(),
+    "nan": torch.where(torch.rand(2, 3, 6, 8, 9) < 0.1, torch.nan, torch.randn(2, 3, 6, 8, 9)),
+    "NDHWC": torch.randn(2, 3, 6, 8, 9).to(memory_format=LAST),
+    "unbatched": torch.randn(3, 6, 8, 9),
+    "unbatched, channels inside": torch.randn(6, 8, 9, 3).movedim(-1, 0),
+    "one channel": torch.randn(2, 1, 6, 8, 9),
+    "other strides": torch.randn(2, 3, 8, 6, 9).transpose(2, 3),
+}
+
+
+def step(f, call, x):
+    name, options = CALLS[call]
+    x = x.detach().requires_grad_()
+    output = getattr(f, name)(x, **options)
+    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
+    return output.detach(), torch.autograd.grad(output, x, grad)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("call", CALLS)
+def test_as_torch(device, call, kind, dtype):
+    x = INPUTS[kind].to(dtype)
+    name, options = CALLS[call]
+    try:
+        expected = step(F, call, x)
+    except NotImplementedError:  # torch has no mean of halves in most layouts
+        with pytest.raises(NotImplementedError):
+            step(PF, call, x)
+        return
+    for a, e in zip(step(PF, call, x), expected, strict=True):
+        assert_close(a, e, dtype, 4.0)
+        assert (a.dtype, a.stride()) == (e.dtype, e.stride())
+    with torch.no_grad():
+        assert getattr(PF, name)(x, **options).stride() == expected[0].stride()
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("call", [c for c in CALLS if "max" in c])
+def test_indices(device, call, kind):
+    name, options = CALLS[call]
+    (ours, where), (theirs, there) = (getattr(f, name)(INPUTS[kind], **options, return_indices=True) for f in (PF, F))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(where, there)
+    assert (where.dtype, where.stride(), ours.stride()) == (there.dtype, there.stride(), theirs.stride())
+
+
+@pytest.mark.parametrize("call", ["max_pool3d, hanging over", "avg_pool3d, hanging over", "adaptive_max_pool3d, 1"])
+def test_differentiated_twice(call):
+    name, options = CALLS[call]
+    x = torch.randn(1, 2, 4, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: getattr(PF, name)(x, **options), x)
+    assert torch.autograd.gradgradcheck(lambda x: getattr(PF, name)(x, **options), x)
+
+
+@pytest.mark.parametrize("kind", ["NCDHW", "NDHWC"])
+@pytest.mark.parametrize("call", ["max_pool3d, 3 stride 2", "avg_pool3d, 3 stride 2", "adaptive_avg_pool3d, (2, 4, 3)"])
+def test_compile(call, kind):
+    name, options = CALLS[call]
+    compiled = torch.compile(getattr(PF, name), fullgraph=True, dynamic=True, backend="aot_eager")
+    x = INPUTS[kind].clone().requires_grad_()
+    expected = step(PF, call, x)
+    output = compiled(x, **options)
+    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).float()
+    torch.testing.assert_close((output, *torch.autograd.grad(output, x, grad)), expected)
+
+
+@pytest.mark.parametrize("call", ["max_pool3d, 2", "avg_pool3d, 2"])
+def test_per_sample(call):
+    name, options = CALLS[call]
+    x = INPUTS["NCDHW"]
+    ours = torch.func.vmap(torch.func.grad(lambda x: getattr(PF, name)(x, **options).square().sum()))(x)
+    torch.testing.assert_close(ours, torch.func.grad(lambda x: getattr(F, name)(x, **options).square().sum())(x))
+
+
+def test_who_pools(monkeypatch):
+    """Ours where they are faster: not small volumes, not one channel, not maxima of channels_last_3d, not means of halves."""
+    from pydl.ops import max_pool2d
+
+    calls = []
+    monkeypatch.setattr(pydl.ops.pool3d, "max_pool2d_unasked", lambda *a: calls.append(1) or max_pool2d.max_pool2d_unasked(*a))
+    PF.max_pool3d(INPUTS["NCDHW"], 2)
+    assert len(calls) == 2
+    for kind in ("NDHWC", "one channel"):
+        PF.max_pool3d(INPUTS[kind], 2)
+    monkeypatch.setattr(pydl.ops.pool3d, "WORTH_A_CALL", 1 << 16)
+    PF.max_pool3d(INPUTS["NCDHW"], 2)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["max_pool3d", "avg_pool3d"])
+@pytest.mark.parametrize(
+    "options",
+    [{"kernel_size": 0}, {"kernel_size": 2, "padding": 2}, {"kernel_size": 9}, {"kernel_size": (2, 2)}, {"kernel_size": 2, "stride": 0}],
+    ids=str,
+)
+def test_errors(name, options):
+    for f in (PF, F):
+        with pytest.raises(RuntimeError):
+            getattr(f, name)(INPUTS["NCDHW"], **options)
+    for x in (torch.randn(3, 4, 5), torch.randn(2, 0, 4, 4, 4)):
+        for f in (PF, F):
+            with pytest.raises(RuntimeError):
+                getattr(f, name)(x, 2)
