@@ -7,6 +7,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
+if not (ROOT / "docs").is_dir():
+    pytest.skip("no source tree around the tests", allow_module_level=True)
+
 PAGES = sorted(path for path in (ROOT / "docs" / "ops").glob("*.md") if path.stem != "index")
 WITHOUT_GRADIENT = ("memory", "optimizers")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
