@@ -7,6 +7,8 @@ import reprlib
 import torch
 
 _LONGEST = 100  # characters of what stands for a value
+# in the cells themselves: a table stands in notebooks and pages of any style
+_CELL = "text-align: left; vertical-align: top; padding: 0.15em 0.9em 0.15em 0"
 _values = reprlib.Repr()
 _values.maxstring = _values.maxother = _LONGEST
 
@@ -44,7 +46,8 @@ def html_table(head, rows, below=""):
     """Rows of texts as an HTML table, ``below`` a paragraph of several lines under it."""
 
     def line(cells, tag):
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        cells = (f'<{tag} style="{_CELL}">{html.escape(cell)}</{tag}>' for cell in cells)
+        return f"<tr>{''.join(cells)}</tr>"
 
     lines = [line(head, "th"), *(line(row, "td") for row in rows)]
     paragraph = html.escape(below).replace("\n", "<br>")

@@ -72,7 +72,8 @@ class Result:
     def plot(self, log=False):
         """A matplotlib figure of the losses and scores over the epochs, of the training and of the test.
 
-        In a notebook it is the output of a cell that ends with it; in a script ``plt.show()`` opens it.
+        In a notebook it is the output of a cell that ends with it; in a script ``plt.show()`` opens it, and
+        ``result.plot().savefig("curves.svg")`` keeps it.
 
         Args:
             log: the loss on a logarithmic axis.
@@ -80,9 +81,6 @@ class Result:
         Raises:
             MissingExtra: without matplotlib.
             ValueError: for a run without a finished epoch, and for a logarithmic axis of a policy's rewards.
-
-        >>> figure = result.plot(log=True)  # doctest: +SKIP
-        >>> figure.savefig("curves.svg")  # doctest: +SKIP
         """
         if not self.history:
             raise ValueError("plot: expected a run with a finished epoch, got one without")
