@@ -173,6 +173,9 @@ def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
     Raises:
         RuntimeError: shapes, dtypes or options that do not fit.
+
+    >>> F.conv3d(torch.ones(1, 3, 8, 16, 16), torch.ones(4, 3, 3, 3, 3)).shape
+    torch.Size([1, 4, 6, 14, 14])
     """
     if is_torchs(input, weight, bias):
         return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
@@ -198,9 +201,7 @@ def conv3d_unasked(input, weight, bias, stride, padding, dilation, groups):
     groups = integer("conv3d", "groups", groups)
     batched = input.dim() == 5
     if not batched:
-        _check(
-            input.dim() == 4, f"input to be 4-D (unbatched) or 5-D (batched), got shape {tuple(input.shape)}"
-        )
+        _check(input.dim() == 4, f"input to be 4-D (unbatched) or 5-D (batched), got shape {tuple(input.shape)}")
         input = input.unsqueeze(0)
     channels_last = (is_channels_last(input) or is_channels_last(weight)) and _is_onednns(
         input, weight, stride, dilation, groups
