@@ -23,6 +23,7 @@ _PAGES = {
     "README.zh.md": "zh/readme.md",
     "CONTRIBUTING.md": "contributing.md",
     "src/pydl/d2l/NAMES.md": "names.md",
+    "notebooks/README.md": "notebooks/index.md",
 }
 _NOTES = ("build_backend", "csrc", "kernels", "src")
 
@@ -60,12 +61,15 @@ def _command_line():
 def bring_in():
     """Copies and writes the pages of :func:`places`; pages of files that are gone go, too."""
     shown = places()
+    (DOCS / "notebooks").mkdir(exist_ok=True)
     for folder in ("notes", "notebooks", "examples"):
         for old in (DOCS / folder).glob("*"):
-            if old.name not in ("index.md", "running.md") and f"{folder}/{old.name}" not in shown.values():
+            if old.name != "index.md" and f"{folder}/{old.name}" not in shown.values():
                 old.unlink()
     for path, page in shown.items():
         text = _example(ROOT / path) if path.startswith("examples/") else (ROOT / path).read_text()
+        if page == "notebooks/index.md":
+            text += "\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
         _write(DOCS / page, text)
     _write(DOCS / "api" / "command_line.md", _command_line())
 

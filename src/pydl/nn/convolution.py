@@ -187,6 +187,9 @@ class Conv3d(_Eager, torch.nn.Conv3d):
 
     Input (N, C, D, H, W) or (C, D, H, W), output (N, out_channels, D', H', W') in the memory format that torch would
     choose.
+
+    >>> nn.Conv3d(3, 8, kernel_size=3, padding=1)(torch.randn(1, 3, 8, 16, 16)).shape
+    torch.Size([1, 8, 8, 16, 16])
     """
 
     own = Own(torch.nn.Conv3d, "conv3d", "_conv_forward")
@@ -208,6 +211,11 @@ _CONV_FORWARD_3D = dict(Conv3d.own.methods)["_conv_forward"]  # torch's
 
 
 class LazyConv3d(torch.nn.LazyConv3d, Conv3d):
-    """:class:`Conv3d` that takes ``in_channels`` from its first input."""
+    """:class:`Conv3d` that takes ``in_channels`` from its first input.
+
+    >>> layer = nn.LazyConv3d(8, 3)
+    >>> layer(torch.randn(1, 6, 4, 8, 8)).shape, layer.in_channels
+    (torch.Size([1, 8, 2, 6, 6]), 6)
+    """
 
     cls_to_become = Conv3d

@@ -184,7 +184,11 @@ class AdaptiveMaxPool1d(_Eager, torch.nn.AdaptiveMaxPool1d):
 
 
 class MaxPool3d(_Eager, torch.nn.MaxPool3d):
-    """``torch.nn.MaxPool3d`` over :func:`pydl.functional.max_pool3d`; on the CPU."""
+    """``torch.nn.MaxPool3d`` over :func:`pydl.functional.max_pool3d`; on the CPU.
+
+    >>> nn.MaxPool3d(2)(torch.arange(8.0).reshape(1, 2, 2, 2))
+    tensor([[[[7.]]]])
+    """
 
     own = Own(torch.nn.MaxPool3d, "max_pool3d")
 
@@ -196,7 +200,11 @@ class MaxPool3d(_Eager, torch.nn.MaxPool3d):
 
 
 class AvgPool3d(_Eager, torch.nn.AvgPool3d):
-    """``torch.nn.AvgPool3d`` over :func:`pydl.functional.avg_pool3d`; on the CPU."""
+    """``torch.nn.AvgPool3d`` over :func:`pydl.functional.avg_pool3d`; on the CPU.
+
+    >>> nn.AvgPool3d(2)(torch.arange(8.0).reshape(1, 2, 2, 2))
+    tensor([[[[3.5000]]]])
+    """
 
     own = Own(torch.nn.AvgPool3d, "avg_pool3d")
 
@@ -208,7 +216,11 @@ class AvgPool3d(_Eager, torch.nn.AvgPool3d):
 
 
 class AdaptiveAvgPool3d(_Eager, torch.nn.AdaptiveAvgPool3d):
-    """``torch.nn.AdaptiveAvgPool3d`` over :func:`pydl.functional.adaptive_avg_pool3d`; on the CPU."""
+    """``torch.nn.AdaptiveAvgPool3d`` over :func:`pydl.functional.adaptive_avg_pool3d`; on the CPU.
+
+    >>> nn.AdaptiveAvgPool3d(1)(torch.arange(8.0).reshape(1, 2, 2, 2))
+    tensor([[[[3.5000]]]])
+    """
 
     own = Own(torch.nn.AdaptiveAvgPool3d, "adaptive_avg_pool3d")
 
@@ -219,7 +231,11 @@ class AdaptiveAvgPool3d(_Eager, torch.nn.AdaptiveAvgPool3d):
 
 
 class AdaptiveMaxPool3d(_Eager, torch.nn.AdaptiveMaxPool3d):
-    """``torch.nn.AdaptiveMaxPool3d`` over :func:`pydl.functional.adaptive_max_pool3d`; on the CPU."""
+    """``torch.nn.AdaptiveMaxPool3d`` over :func:`pydl.functional.adaptive_max_pool3d`; on the CPU.
+
+    >>> nn.AdaptiveMaxPool3d(1)(torch.arange(8.0).reshape(1, 2, 2, 2))
+    tensor([[[[7.]]]])
+    """
 
     own = Own(torch.nn.AdaptiveMaxPool3d, "adaptive_max_pool3d")
 

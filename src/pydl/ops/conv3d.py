@@ -166,6 +166,9 @@ def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
     Raises:
         RuntimeError: shapes, dtypes or options that do not fit.
+
+    >>> F.conv3d(torch.ones(1, 3, 8, 16, 16), torch.ones(4, 3, 3, 3, 3)).shape
+    torch.Size([1, 4, 6, 14, 14])
     """
     if is_torchs(input, weight, bias):
         return F.conv3d(input, weight, bias, stride, padding, dilation, groups)

@@ -134,6 +134,9 @@ def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     Raises:
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
+
+    >>> F.max_pool3d(torch.arange(8.0).reshape(1, 2, 2, 2), 2)
+    tensor([[[[7.]]]])
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, return_indices
     return F.max_pool3d(input, *options) if is_torchs(input) else max_pool3d_unasked(input, *options)
@@ -193,6 +196,9 @@ def avg_pool3d(
     Raises:
         RuntimeError: shapes or options that do not fit.
         TypeError: options that are no integers.
+
+    >>> F.avg_pool3d(torch.arange(8.0).reshape(1, 2, 2, 2), 2)
+    tensor([[[[3.5000]]]])
     """
     options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     return F.avg_pool3d(input, *options) if is_torchs(input) else avg_pool3d_unasked(input, *options)
@@ -248,8 +254,10 @@ def adaptive_avg_pool3d(input, output_size):
     Returns:
         (N, C, D', H', W') or (C, D', H', W'), contiguous but where it is the mean of all.
 
-    Raises:
-        What torch raises for sizes that do not fit.
+    Sizes that do not fit raise what torch raises.
+
+    >>> F.adaptive_avg_pool3d(torch.arange(8.0).reshape(1, 2, 2, 2), 1)
+    tensor([[[[3.5000]]]])
     """
     if is_torchs(input):
         return F.adaptive_avg_pool3d(input, output_size)
@@ -279,8 +287,10 @@ def adaptive_max_pool3d(input, output_size, return_indices=False):
         (N, C, D', H', W') or (C, D', H', W'), contiguous. With ``return_indices`` a pair of that and the indices
         (depth * H + row) * W + column, int64, of the first maximum (or the last nan).
 
-    Raises:
-        What torch raises for sizes that do not fit.
+    Sizes that do not fit raise what torch raises.
+
+    >>> F.adaptive_max_pool3d(torch.arange(8.0).reshape(1, 2, 2, 2), 1)
+    tensor([[[[7.]]]])
     """
     if is_torchs(input):
         return F.adaptive_max_pool3d(input, output_size, return_indices)
