@@ -106,6 +106,14 @@ def test_compile(case):
         made[0] = torch.cat([made[0], made[0]], -1)
 
 
+@pytest.mark.skipif("avx512" not in pydl.backend.isas(), reason="measured for vectors of 64 bytes")
+def test_rows_of_channels_that_leave_panels_empty_have_positions_in_the_lanes():
+    for channels, algorithm in ((100, "direct.rows"), (128, "implicit.slabs")):
+        with pydl.backend.isa("avx512"):
+            PF.conv1d(torch.randn(8, channels, 200), torch.randn(channels, channels, 3))
+        assert pydl._C.conv2d_algorithm_served() == algorithm
+
+
 def test_autocast():
     for case in ("conv1d, plain", "conv_transpose1d, plain"):
         name, made, options = tensors(case, torch.float32)

@@ -57,6 +57,10 @@ SHAPES = {
     "rows shorter than a vector, read as one": ((2, 6, 14, 14), (3, 5, 5), {"padding": (1, 0)}),
     "same": ((2, 3, 8, 9), (4, 3, 5), {"padding": "same"}),
     "same, even kernel: one more at the bottom and right": ((2, 3, 8, 9), (4, 4, 2), {"padding": "same"}),
+    "as large as the image": ((5, 3, 4, 4), (7, 4, 4), {}),
+    "as large as the image, stride 2": ((17, 20, 3, 2), (33, 3, 2), {"stride": 2}),
+    "one row of few channels": ((3, 20, 1, 130), (20, 1, 3), {}),
+    "long rows of a batch": ((16, 9, 1, 300), (20, 1, 5), {}),
     "depthwise 2x1, dilated beyond the image": (
         (3, 6, 3, 9),
         (12, 2, 1),

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -217,21 +218,35 @@ def test_flops():
 
 def test_few_channels_and_little_work_are_torchs(monkeypatch):
     monkeypatch.undo()  # of the fixture that makes small calls ours
-    from pydl.ops.conv3d import is_left
+    from pydl.ops.conv3d import is_left, is_strided_left
 
-    def left(input, weight, stride=1, groups=1, last=False):
+    def left(input, weight, stride=(1, 1, 1), groups=1, last=False):
         x = torch.empty(input, device="meta", memory_format=LAST if last else torch.contiguous_format)
-        return is_left(x, torch.empty(weight, device="meta"), stride, groups)
+        w = torch.empty(weight, device="meta")
+        return is_left(x, w, groups) or is_strided_left(x, w, stride)
 
     assert left((4, 8, 16, 32, 32), (16, 8, 3, 3, 3))
     assert left((4, 64, 16, 32, 32), (64, 1, 3, 3, 3), groups=64)
     assert left((2, 32, 4, 4, 4), (32, 32, 3, 3, 3))
     assert left((4, 16, 8, 28, 28), (64, 16, 3, 3, 3))
     assert left((4, 64, 8, 28, 28), (64, 64, 3, 3, 3), (1, 2, 2), last=True)
+    assert not left((4, 64, 8, 28, 28), (64, 64, 3, 3, 3), (2, 1, 1), last=True)
     assert not left((4, 64, 8, 28, 28), (64, 64, 3, 3, 3), (1, 2, 2))
     assert not left((4, 3, 16, 112, 112), (64, 3, 3, 7, 7), (1, 2, 2), last=True)
     assert not left((4, 64, 8, 28, 28), (64, 64, 3, 3, 3), last=True)
     assert not left((4, 64, 8, 28, 28), (64, 32, 3, 3, 3), groups=2)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["NCDHW", "NDHWC"])
+@pytest.mark.parametrize("stride", [1, 2, np.int64(2), [1, 2, 2]], ids=str)
+def test_options_with_torchs_share(monkeypatch, stride, last):
+    monkeypatch.undo()
+    x, w = torch.randn(2, 32, 5, 12, 12), torch.randn(32, 32, 3, 3, 3) / 30
+    x = x.to(memory_format=LAST) if last else x
+    with torch.no_grad():
+        ours, theirs = (f.conv3d(x, w, stride=stride) for f in (PF, F))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert ours.stride() == theirs.stride()
 
 
 def test_report_of_few_channels(monkeypatch):

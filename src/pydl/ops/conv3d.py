@@ -180,15 +180,17 @@ def conv3d_unasked(input, weight, bias, stride, padding, dilation, groups):
     served = input.dtype in SUPPORTED and isinstance(weight, torch.Tensor)
     served = served and input.numel() != 0 and weight.numel() != 0
     ops = backend.ops_for(input, "conv3d") if served else None
-    if ops is None or is_left(input, weight, stride, groups):
+    if ops is None or is_left(input, weight, groups):
         return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
     _check(weight.dim() == 5, f"weight to be 5-D, got shape {tuple(weight.shape)}")
     transforms = functorch_active()
     if transforms:
         ops = _library.transformed(ops)
+    stride, dilation = triple("conv3d", "stride", stride), triple("conv3d", "dilation", dilation)
+    if is_strided_left(input, weight, stride):
+        return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
     if torch.is_autocast_enabled("cpu"):
         input, weight, bias = lowered("cpu", input, weight, bias)
-    stride, dilation = triple("conv3d", "stride", stride), triple("conv3d", "dilation", dilation)
     reach = [(size - 1) * d + 1 for size, d in zip(weight.shape[2:], dilation, strict=True)]
     padding = _padding_of(padding, reach, stride)
     groups = integer("conv3d", "groups", groups)
@@ -212,15 +214,17 @@ def is_of_few(channels, features, groups):
     return min(channels, features) < FEWEST_CHANNELS and not first
 
 
-def is_left(input, weight, stride, groups):
-    """Whether torch's kernels are the faster ones: few channels, little work, strides in channels_last_3d."""
+def is_left(input, weight, groups):
+    """Whether torch's kernels are the faster ones: few channels, little work."""
     if weight.dim() != 5 or not isinstance(groups, int) or groups < 1:
         return False
     if is_of_few(weight.shape[1], weight.shape[0] // groups, groups):
         return True
-    if input.numel() * weight.shape[0] * weight[0, 0].numel() < WORTH_A_CALL:
-        return True
-    if not LEAVES_STRIDED or weight.shape[1] <= _FIRST or input.dim() != 5:
+    return input.numel() * weight.shape[0] * weight[0, 0].numel() < WORTH_A_CALL
+
+
+def is_strided_left(input, weight, stride):
+    """Whether torch's kernels are the faster ones: strides in channels_last_3d, but of first layers."""
+    if not LEAVES_STRIDED or stride[1:] == (1, 1) or weight.shape[1] <= _FIRST or input.dim() != 5:
         return False
-    strided = stride > 1 if isinstance(stride, int) else any(s != 1 for s in stride[1:])
-    return strided and (is_channels_last(input) or is_channels_last(weight))
+    return is_channels_last(input) or is_channels_last(weight)
