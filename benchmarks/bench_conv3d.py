@@ -24,7 +24,7 @@ def case(name, shape, features, kernel, what, stride=1, padding=0, last=False, d
 
     return Case(
         "conv3d",
-        f"{name}, N {shape[0]}, {'forward' if what == 'forward' else f'{what} gradient'} {'NDHWC' if last else 'NCDHW'}",
+        f"{name}, N {shape[0]}, {what}{'' if what == 'forward' else ' gradient'}, {'NDHWC' if last else 'NCDHW'}",
         inputs,
         lambda x, w: PF.conv3d(x, w, **options),
         lambda x, w: F.conv3d(x, w, **options),
@@ -51,7 +51,9 @@ NETWORKS = [
     ("3-D U-Net 3x3x3 32->64@32x32x32", (1, 32, 32, 32, 32), 64, 3, 1, 1),
 ]
 CASES = [
-    case(name, shape, features, kernel, what, stride, padding, last=last, quick=name.startswith("3x3x3 256") and not last)
+    case(
+        name, shape, features, kernel, what, stride, padding, last=last, quick=name.startswith("3x3x3 256") and not last
+    )
     for name, shape, features, kernel, stride, padding in NETWORKS
     for last in (False, True)
     for what in PASSES

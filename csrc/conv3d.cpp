@@ -29,7 +29,8 @@ struct Options {
 };
 
 void check_numbers(const char* name, const Sizes& numbers, size_t count, int64_t least) {
-  PYDL_CHECK(numbers.size() == count, "conv3d: expected ", name, " to be ", count, " numbers, got ", text_of(numbers));
+  PYDL_CHECK(numbers.size() == count, "conv3d: expected ", name, " to be ", count, " numbers, got ",
+             text_of(numbers));
   PYDL_CHECK(*std::min_element(numbers.begin(), numbers.end()) >= least, "conv3d: expected ", name, " to be ",
              least ? "positive" : "at least 0", ", got ", text_of(numbers));
 }
@@ -55,8 +56,9 @@ Geometry geometry(const Sizes& input, const Sizes& weight, const Options& o, con
     const int64_t reach = (weight[2 + d] - 1) * o.dilation[d] + 1;
     PYDL_CHECK(reach <= padded, "conv3d: expected the kernel to be no larger than the padded input (", padded,
                "), got ", reach);
-    *axes[d] = {input[2 + d], (padded - reach) / o.stride[d] + 1, weight[2 + d],
-                o.stride[d],  o.padding[2 * d],                   o.dilation[d]};
+    *axes[d] = {input[2 + d],     (padded - reach) / o.stride[d] + 1,
+                weight[2 + d],    o.stride[d],
+                o.padding[2 * d], o.dilation[d]};
   }
   g.batch = input[0];
   g.groups = o.groups;
@@ -78,7 +80,8 @@ struct Next {
   int64_t input, output;
 };
 template <class F>
-void over_depths(Conv2dParams p, int64_t begin, int64_t end, const Next& next, int64_t element, const F& run) {
+void over_depths(Conv2dParams p, int64_t begin, int64_t end, const Next& next, int64_t element,
+                 const F& run) {
   const int64_t depths = end - begin;
   const auto moved = [&](int64_t images, int64_t image, int64_t depth) {
     Conv2dParams at = p;
@@ -106,7 +109,8 @@ struct Filters {
   char* data;
   int64_t out, tap, in, row, column;  // strides in elements
 
-  Filters(const Tensor& weight, const Geometry& g, Conv2dPass pass, const Sizes& order, const Parallel& parallel)
+  Filters(const Tensor& weight, const Geometry& g, Conv2dPass pass, const Sizes& order,
+          const Parallel& parallel)
       : keeps(weight) {
     const bool last = !weight.is_contiguous() && has_strides(weight, channels_last_strides(sizes_of(weight)));
     if (!last) keeps = dense(weight);
@@ -147,14 +151,17 @@ struct Filters {
 // on Zen 5, 192 -> 128 channels at 56 and 384 -> 256 at 28 pixels take 0.85 and 0.91 of the time.
 const char* preferred_for(const Conv2dParams& p) {
   constexpr int64_t kManyPixels = 512;
-  const bool strided = p.stride_height * p.stride_width > 1 && p.batch * p.out_height * p.out_width >= kManyPixels;
-  return strided && p.in_channels >= 16 && p.kernel_height == 3 && p.kernel_width == 3 && p.dtype != DType::f64
+  const bool strided =
+      p.stride_height * p.stride_width > 1 && p.batch * p.out_height * p.out_width >= kManyPixels;
+  return strided && p.in_channels >= 16 && p.kernel_height == 3 && p.kernel_width == 3 &&
+                 p.dtype != DType::f64
              ? "implicit.slabs"
              : nullptr;
 }
 
-Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Sizes& stride,
-               const Sizes& padding, const Sizes& dilation, int64_t groups, bool channels_last) {
+Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+               const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
+               bool channels_last) {
   const Geometry g = geometry(sizes_of(input), sizes_of(weight), {stride, padding, dilation, groups}, input);
   check_same_dtype("conv3d", "weight", weight, "input", input);
   if (bias) {
@@ -163,8 +170,8 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
                weight.size(0), "), got ", shape_of(*bias));
   }
   if (g.dtype == DType::f16)
-    return rounded(forward(widened(input), widened(weight), bias ? std::optional(widened(*bias)) : bias, stride,
-                           padding, dilation, groups, channels_last));
+    return rounded(forward(widened(input), widened(weight), bias ? std::optional(widened(*bias)) : bias,
+                           stride, padding, dilation, groups, channels_last));
   Verbose line("conv3d_forward", input, &weight);
   Tensor output = empty_format(input, g.output_size(), channels_last);
   if (output.numel() == 0) return output;
@@ -222,8 +229,8 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, const Siz
   check_same_dtype("conv3d", "weight", weight, "grad_output", grad_output);
   check_gradient(grad_output, g);
   if (g.dtype == DType::f16)
-    return rounded(backward_input(widened(grad_output), widened(weight), input_size, stride, padding, dilation,
-                                  groups, channels_last));
+    return rounded(backward_input(widened(grad_output), widened(weight), input_size, stride, padding,
+                                  dilation, groups, channels_last));
   Verbose line("conv3d_backward_input", grad_output, &weight);
   Tensor grad_input = empty_format(grad_output, input_size, channels_last);
   if (grad_input.numel() == 0) return grad_input;
@@ -266,7 +273,8 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, const Siz
       own = empty(weight, weight.scalar_type(), {g.z.kernel * g.out_channels * filter});
       const Sizes as_they_are;
       copy_runs(static_cast<char*>(own->mutable_data_ptr()), own_weights, g.element,
-                {{g.z.kernel, 1, 1, 1}, {filters.tap, 0, 0, 0}, g.out_channels * filter, 0, as_they_are}, parallel);
+                {{g.z.kernel, 1, 1, 1}, {filters.tap, 0, 0, 0}, g.out_channels * filter, 0, as_they_are},
+                parallel);
       own_weights = static_cast<char*>(own->mutable_data_ptr());
       own_tap = g.out_channels * filter;
     }
@@ -302,8 +310,8 @@ Tensor backward_weight(const Tensor& grad_output, const Tensor& input, const Siz
   check_same_dtype("conv3d", "input", input, "grad_output", grad_output);
   check_gradient(grad_output, g);
   if (g.dtype == DType::f16)
-    return rounded(backward_weight(widened(grad_output), widened(input), weight_size, stride, padding, dilation,
-                                   groups, channels_last));
+    return rounded(backward_weight(widened(grad_output), widened(input), weight_size, stride, padding,
+                                   dilation, groups, channels_last));
   return conv3d_weight(g, grad_output, input, channels_last);
 }
 

@@ -40,7 +40,9 @@ void set_weight_strides(Conv2dParams& p, int64_t out, int64_t in, int64_t row, i
 }
 
 bool is_of_rows(const Geometry& g) {
-  const auto whole = [](const Axis& a) { return a.kernel == 1 && a.stride == 1 && a.pad == 0 && a.in == a.out; };
+  const auto whole = [](const Axis& a) {
+    return a.kernel == 1 && a.stride == 1 && a.pad == 0 && a.in == a.out;
+  };
   return whole(g.y) && whole(g.x);
 }
 

@@ -35,7 +35,7 @@ struct Geometry {
   Sizes input_size() const { return {batch, groups * in_channels, z.in, y.in, x.in}; }
   Sizes output_size() const { return {batch, groups * out_channels, z.out, y.out, x.out}; }
   Sizes weight_size() const { return {groups * out_channels, in_channels, z.kernel, y.kernel, x.kernel}; }
-  int64_t taps() const { return y.kernel * x.kernel; }  // of a plane
+  int64_t taps() const { return y.kernel * x.kernel; }                 // of a plane
   int64_t weights() const { return in_channels * z.kernel * taps(); }  // of an output channel
 };
 

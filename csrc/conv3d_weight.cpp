@@ -9,8 +9,8 @@ namespace {
 // The weight gradient of a group, [tap in depth][out][in][tap of a plane] with `next` elements from a tap to the next, a
 // call for each tap: over the images of all depths, which are copied one depth after the other unless they lie so. beside: the
 // input channels of a tap lie side by side.
-const char* weight_by_tap(const Geometry& g, Volume in, Volume out, char* weights, int64_t next,
-                          bool beside, const Parallel& parallel) {
+const char* weight_by_tap(const Geometry& g, Volume in, Volume out, char* weights, int64_t next, bool beside,
+                          const Parallel& parallel) {
   const char* algorithm = "-";
   const int64_t filter = g.in_channels * g.taps(), step = g.z.stride * in.d;
   const bool as_they_lie =
@@ -54,7 +54,8 @@ void add(T* sums, const T* more, int64_t count) {
 // bfloat16, whose sums are float32 until they are whole.
 bool is_by_depth(const Geometry& g) {
   if (g.dtype == DType::bf16 || g.batch == 1) return false;
-  const int64_t read = g.in_channels * g.z.in * g.y.in * g.x.in + g.out_channels * g.z.out * g.y.out * g.x.out;
+  const int64_t read =
+      g.in_channels * g.z.in * g.y.in * g.x.in + g.out_channels * g.z.out * g.y.out * g.x.out;
   return g.z.out * g.out_channels * g.weights() <= g.batch * read;
 }
 
@@ -102,11 +103,13 @@ Tensor conv3d_weight(const Geometry& g, const Tensor& grad_output, const Tensor&
   if (grad_weight.numel() == 0) return grad_weight;
   // filled tap by tap in depth, each of them dense, and put in its own order at the end
   const bool rows = is_of_rows(g), by_depth = is_by_depth(g), last = channels_last && !by_depth;
-  const int64_t taps = g.taps(), filter = g.in_channels * taps, tap_weights = g.groups * g.out_channels * filter;
-  Tensor filled = rows ? empty(grad_output, grad_output.scalar_type(), g.weight_size())
-                       : empty_strided(grad_output, grad_output.scalar_type(), g.weight_size(),
-                                       last ? Sizes{filter, 1, tap_weights, g.x.kernel * g.in_channels, g.in_channels}
-                                            : Sizes{filter, taps, tap_weights, g.x.kernel, 1});
+  const int64_t taps = g.taps(), filter = g.in_channels * taps,
+                tap_weights = g.groups * g.out_channels * filter;
+  Tensor filled =
+      rows ? empty(grad_output, grad_output.scalar_type(), g.weight_size())
+           : empty_strided(grad_output, grad_output.scalar_type(), g.weight_size(),
+                           last ? Sizes{filter, 1, tap_weights, g.x.kernel * g.in_channels, g.in_channels}
+                                : Sizes{filter, taps, tap_weights, g.x.kernel, 1});
   char* weights = static_cast<char*>(filled.mutable_data_ptr());
   const Parallel parallel = torch_threads();
   const Volume inputs = volume_of(input, channels_last), gradients = volume_of(grad_output, channels_last);

@@ -1,5 +1,5 @@
-// Kernels with torch's threads, for pydl._torch, which finds this table in the capsule pydl._C.launchers. No ops: a step of
-// an optimizer writes to all tensors of a model at once, and casts are a part of the op that reads them.
+// Kernels with torch's threads, for pydl._torch, which finds this table in the capsule pydl._C.launchers. No ops: a
+// step of an optimizer writes to all tensors of a model at once, and casts are a part of the op that reads them.
 #pragma once
 
 #include "kernels/cast.h"

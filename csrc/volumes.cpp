@@ -120,7 +120,10 @@ Volume deep_images(const Volume& v, const DepthOrder& order, int64_t element, si
     to.w = channels;
     to.h = v.sizes[4] * to.w;
     copy_runs(to.data, v.data, element,
-              {{depth, images, whole ? 1 : plane, 1}, {v.d, v.n, v.w, 0}, whole ? plane * channels : channels, 0,
+              {{depth, images, whole ? 1 : plane, 1},
+               {v.d, v.n, v.w, 0},
+               whole ? plane * channels : channels,
+               0,
                order.depths()},
               parallel);
   }

@@ -54,7 +54,8 @@ Volume deep_channels(const Volume& v, const DepthOrder& order, int64_t element, 
 
 // A copy with the images of a depth beside those of the next in `order`: place * N + image is an image.
 // Two of them, `which`, can be alive.
-Volume deep_images(const Volume& v, const DepthOrder& order, int64_t element, size_t which, const Parallel& parallel);
+Volume deep_images(const Volume& v, const DepthOrder& order, int64_t element, size_t which,
+                   const Parallel& parallel);
 
 // Zeros in the depth `at` of v, or the number of each channel.
 void fill_depth(const Volume& v, int64_t at, const char* numbers, int64_t element, const Parallel& parallel);

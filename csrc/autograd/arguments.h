@@ -40,7 +40,8 @@ class Arguments {
   const at::Tensor& tensor(int i) const;
   // The same, or one that is not defined for None.
   const at::Tensor& optional_tensor(int i) const;
-  // The same as an op reads them that autocast has compute in lower precision; not plain where a cast would lie otherwise.
+  // The same, to be read in the dtype of autocast by an op of lower precision; not plain where a cast would lie
+  // otherwise.
   Lowered lowered(int i) const;
   Lowered optional_lowered(int i) const;
   // The same of int64 instead of our dtypes.

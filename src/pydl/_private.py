@@ -67,6 +67,7 @@ __all__ = [
     "is_legacy_batchedtensor",
     "log_api_usage",
     "no_torch_function",
+    "onednn_dtypes",
     "op_under",
     "optimizer_hooks",
     "reduction_names",
@@ -142,3 +143,12 @@ def storage_of(tensor):
 def without_dynamo(function):
     """What ``torch.compile``, at its first use in a process, has hidden from itself by a wrapper; else ``function``."""
     return getattr(function, "_torchdynamo_orig_callable", function)
+
+
+def onednn_dtypes():
+    """The dtypes that torch convolves by oneDNN on this CPU."""
+    halves = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return frozenset({torch.float32, *(dtype for dtype, supported in halves.items() if supported())})

@@ -40,7 +40,7 @@ __all__ = ["Config", "Interrupted", "Result", "cross_validate", "learners", "res
 
 
 # how often a word must occur to be known
-LEAST = {"vectors": 5, "masked": 2, "topics": 2}
+LEAST = {"vectors": 5, "masked": 3, "topics": 3}
 LEAST |= {"contextual": 2}
 WIDTH = 100  # characters of a line in a notebook
 FIT_PICTURES = 100  # that mean and standard deviation of pictures of objects are taken from

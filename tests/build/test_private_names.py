@@ -45,6 +45,13 @@ def test_auto_dispatch_below_autograd_records_no_gradient():
     assert (2 * x).grad_fn is not None
 
 
+def test_onednn_dtypes_are_those_whose_volumes_stay_channels_last():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = torch.randn(2, 4, 4, 4, 4).to(dtype).to(memory_format=torch.channels_last_3d)
+        output = torch.nn.functional.conv3d(x, torch.randn(4, 4, 3, 3, 3).to(dtype))
+        assert (not output.is_contiguous()) == (dtype in _private.onednn_dtypes())
+
+
 def test_will_engine_execute_node_tells_which_gradient_is_asked_for():
     told = []
 

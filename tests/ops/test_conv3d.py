@@ -24,8 +24,16 @@ CASES = {
     "stride 2": ((2, 16, 6, 8, 8), (32, 16, 3, 3, 3), {"stride": 2, "padding": 1}),
     "stride 3 of depth": ((2, 4, 8, 5, 5), (3, 4, 4, 3, 3), {"stride": (3, 1, 1), "padding": (2, 1, 1)}),
     "dilated": ((2, 3, 9, 9, 9), (4, 3, 3, 2, 3), {"dilation": (2, 3, 1), "padding": (2, 1, 1)}),
-    "dilation and stride share a factor": ((2, 3, 9, 7, 7), (4, 3, 3, 3, 3), {"dilation": 2, "stride": 2, "padding": 2}),
-    "dilation 2, stride 3": ((2, 3, 9, 7, 7), (4, 3, 4, 3, 3), {"dilation": (2, 1, 1), "stride": (3, 1, 1), "padding": 2}),
+    "dilation and stride share a factor": (
+        (2, 3, 9, 7, 7),
+        (4, 3, 3, 3, 3),
+        {"dilation": 2, "stride": 2, "padding": 2},
+    ),
+    "dilation 2, stride 3": (
+        (2, 3, 9, 7, 7),
+        (4, 3, 4, 3, 3),
+        {"dilation": (2, 1, 1), "stride": (3, 1, 1), "padding": 2},
+    ),
     "windows of padding alone": ((2, 3, 3, 5, 5), (4, 3, 1, 3, 3), {"padding": (2, 1, 1)}),
     "depths that no window reads": ((2, 3, 6, 5, 5), (4, 3, 1, 3, 3), {"stride": (3, 1, 1)}),
     "taps that only meet padding": ((3, 4, 1, 5, 5), (4, 4, 3, 3, 3), {"padding": 1}),
@@ -109,7 +117,10 @@ def test_as_torch_in_random_calls(device):
 @pytest.mark.parametrize("case", ["odd everything", "dilation and stride share a factor", "groups", "3x1x1"])
 def test_differentiated_twice(case):
     made, options = tensors(case)
-    leaves = [t[:2, :, :6, :5, :5].contiguous().requires_grad_() if t.dim() == 5 and i == 0 else t.requires_grad_() for i, t in enumerate(made)]
+    leaves = [
+        t[:2, :, :6, :5, :5].contiguous().requires_grad_() if t.dim() == 5 and i == 0 else t.requires_grad_()
+        for i, t in enumerate(made)
+    ]
     assert torch.autograd.gradcheck(lambda *t: PF.conv3d(*t, **options), leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(lambda *t: PF.conv3d(*t, **options), leaves, fast_mode=True)
 
@@ -225,7 +236,9 @@ def test_few_channels_and_little_work_are_torchs(monkeypatch):
 
 def test_report_of_few_channels(monkeypatch):
     monkeypatch.undo()
-    net = torch.nn.Sequential(torch.nn.Conv3d(3, 64, 3), torch.nn.Conv3d(64, 64, 3, groups=64), torch.nn.Conv3d(64, 8, 3))
+    net = torch.nn.Sequential(
+        torch.nn.Conv3d(3, 64, 3), torch.nn.Conv3d(64, 64, 3, groups=64), torch.nn.Conv3d(64, 8, 3)
+    )
     reasons = [row.reason for row in pydl.report(pydl.swap(net)).rows]
     assert reasons == ["", *["of few channels, which torch convolves faster"] * 2]
 

@@ -65,6 +65,22 @@ def test_conv2d(device, kernel, stride, size, algorithm):
             compare(lambda x, w: pf.conv2d(x, w, **options), lambda x, w: F.conv2d(x, w, **options), x, weight)
 
 
+@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv3d(device, stride, size):
+    options = {"stride": stride, "padding": 1}
+    for images, channels in ((1, 3), (3, 1), (3, 20)):
+        x, weight = torch.randn(images, channels, size, size, size), torch.randn(18, channels, 3, 3, 3) / 5
+        compare(lambda x, w: pf.conv3d(x, w, **options), lambda x, w: F.conv3d(x, w, **options), x, weight)
+
+
+@pytest.mark.parametrize("name", ["max_pool3d", "avg_pool3d"])
+def test_pooling_of_volumes(device, name):
+    ours, torchs = getattr(pf, name), getattr(F, name)
+    for window in ((2, 2), (3, 1)):
+        compare(lambda x, w=window: ours(x, *w), lambda x, w=window: torchs(x, *w), torch.randn(2, 3, 4, 7, 5))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("features", [1, 7, 8, 9, 16, 17, 33])
 def test_linear(device, features, dtype):

@@ -31,7 +31,9 @@ CALLS |= {
     for (k, v), (m, options) in itertools.product(WINDOWS.items(), MEANS.items())
 }
 for _size in (1, (2, 4, 3), (None, 1, 2)):
-    CALLS |= {f"{name}, {_size}": (name, {"output_size": _size}) for name in ("adaptive_avg_pool3d", "adaptive_max_pool3d")}
+    CALLS |= {
+        f"{name}, {_size}": (name, {"output_size": _size}) for name in ("adaptive_avg_pool3d", "adaptive_max_pool3d")
+    }
 INPUTS = {
     "NCDHW": torch.randn(2, 3, 6, 8, 9),
     "ties": torch.randint(-2, 3, (2, 3, 6, 8, 9)).float(),
@@ -110,11 +112,13 @@ def test_per_sample(call):
 
 
 def test_who_pools(monkeypatch):
-    """Ours where they are faster: not small volumes, not one channel, not maxima of channels_last_3d, not means of halves."""
+    """Ours where they are faster: not small volumes, not one channel, not maxima of channels_last_3d."""
     from pydl.ops import max_pool2d
 
     calls = []
-    monkeypatch.setattr(pydl.ops.pool3d, "max_pool2d_unasked", lambda *a: calls.append(1) or max_pool2d.max_pool2d_unasked(*a))
+    monkeypatch.setattr(
+        pydl.ops.pool3d, "max_pool2d_unasked", lambda *a: calls.append(1) or max_pool2d.max_pool2d_unasked(*a)
+    )
     PF.max_pool3d(INPUTS["NCDHW"], 2)
     assert len(calls) == 2
     for kind in ("NDHWC", "one channel"):
@@ -127,7 +131,13 @@ def test_who_pools(monkeypatch):
 @pytest.mark.parametrize("name", ["max_pool3d", "avg_pool3d"])
 @pytest.mark.parametrize(
     "options",
-    [{"kernel_size": 0}, {"kernel_size": 2, "padding": 2}, {"kernel_size": 9}, {"kernel_size": (2, 2)}, {"kernel_size": 2, "stride": 0}],
+    [
+        {"kernel_size": 0},
+        {"kernel_size": 2, "padding": 2},
+        {"kernel_size": 9},
+        {"kernel_size": (2, 2)},
+        {"kernel_size": 2, "stride": 0},
+    ],
     ids=str,
 )
 def test_errors(name, options):

@@ -148,6 +148,20 @@ def test_conv2d(layout, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_of_volumes(dtype):
+    volume, weight = torch.randn(2, 3, 4, 6, 5), torch.randn(4, 3, 3, 3, 3)
+    last = torch.channels_last_3d
+    inputs = [volume, volume.to(memory_format=last), volume[:, :, ::2], volume.transpose(2, 4), volume[:1]]
+    inputs += [volume[:, :1].expand(2, 3, 4, 6, 5), volume[:1].to(memory_format=last)]
+    for x in (t.to(dtype) for t in inputs):
+        for w in (weight, weight.to(memory_format=last), weight[..., :1, :1, :1].contiguous()):
+            compare(lambda f, x, w, b: f.conv3d(x, w, b, padding=1), [x, w.to(dtype), torch.randn(4).to(dtype)])
+        compare(lambda f, x: f.max_pool3d(x, 2), [x])
+        if dtype in (torch.float32, torch.float64):  # torch has no mean of halves
+            compare(lambda f, x: f.avg_pool3d(x, 2), [x])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_conv_transpose2d(layout, dtype):
     for shape in SHAPES:

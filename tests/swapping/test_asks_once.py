@@ -79,6 +79,11 @@ def has_quick_way(name, training=True):
     return name in QUICK and (name != "Dropout" or training)
 
 
+def at_most(name):
+    """How often it may ask about transforms: pooling of volumes is two calls, and torch's formula of an op asks too."""
+    return 2 if name.endswith(("Pool3d", "Conv3d")) else 1
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "no_grad"])
 @pytest.mark.parametrize("of", ["swapped", "pydl.nn"])
 @pytest.mark.parametrize("name", CALLS)
@@ -97,7 +102,7 @@ def test_a_layer_asks_each_thing_once(name, of, training, quick):
         return
     parameters = 1 if any(True for _ in layer.parameters()) else 0
     expected = {"steps_aside": 1, "exporting": 1, "tracing": 1, "types and modes": 1 + parameters}
-    assert asked.pop("transforms", 0) <= 1
+    assert asked.pop("transforms", 0) <= at_most(name)
     assert asked == expected | ({"is_special": 1} if parameters else {})
 
 
@@ -134,7 +139,7 @@ def test_a_function_asks_each_thing_once(name, quick):
     if quick and has_quick_way(name):
         assert asked == {}
         return
-    assert asked.pop("transforms", 0) <= 1
+    assert asked.pop("transforms", 0) <= at_most(name)
     assert asked == {"is_torchs": 1, "types and modes": 1}
 
 

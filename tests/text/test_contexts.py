@@ -109,5 +109,5 @@ def test_sentences_of_texts(tmp_path):
     (tmp_path / "some.txt").write_text("One, two. Three two one!\n" * 20)
     own = data.sentences("text", tmp_path / "some.txt")
     assert own.train[0][1][:2] == [["one", "two"], ["three", "two", "one"]]
-    with pytest.raises(OptionError, match="expected the name of a text, prose, wiki or text, got 'digits'"):
+    with pytest.raises(OptionError, match="a text, prose, documentation, wiki or text, got 'digits'"):
         data.sentences("digits")

@@ -6,16 +6,9 @@ import torch
 from pydl import data
 from pydl.data.topics import GROUPS, SHORTEST
 from pydl.errors import OptionError
-from pydl.text.masked import IGNORED, Labelled, MaskedPairs, joined, masked
+from pydl.text.masked import IGNORED, Labelled, MaskedPairs, masked
 
 RESERVED = PAD, MASK, CLS, SEP = 1, 2, 3, 4
-
-
-def test_joined():
-    assert joined([5, 6], [7], 9, CLS, SEP) == ([CLS, 5, 6, SEP, 7, SEP], [0, 0, 0, 0, 1, 1])
-    assert joined([5] * 9, [7, 8], 8, CLS, SEP) == ([CLS, 5, 5, 5, SEP, 7, 8, SEP], [0] * 5 + [1] * 3)
-    assert joined([5] * 9, [7] * 9, 8, CLS, SEP)[0] == [CLS, 5, 5, 5, SEP, 7, 7, SEP]
-    assert joined([5] * 9, None, 4, CLS, SEP) == ([CLS, 5, 5, SEP], [0] * 4)
 
 
 def test_masked_shares():
@@ -47,23 +40,85 @@ def test_short_rows_have_one_masked_token_or_none():
     assert replaced[1].tolist() == tokens[1].tolist()
 
 
-def test_pairs_follow_or_not():
+def unmasked(pairs):
+    """(tokens as they stood, segments, lengths, follows) of all pairs."""
+    (tokens, segments, lengths, places), (answers, follows) = pairs[torch.arange(len(pairs))]
+    stood = torch.where(answers == IGNORED, tokens.gather(1, places), answers)
+    return tokens.scatter(1, places, stood), segments, lengths, follows
+
+
+def test_pairs_by_hand():
+    """Two documents of sentences of two words; rows of 9 tokens have room for 6 words, 3 to each side at least."""
+    documents = [[[10, 11], [12, 13], [14, 15], [16, 17]], [[20, 21], [22, 23]]]
+    pairs = MaskedPairs(documents, 9, RESERVED, 100)
+    assert len(pairs) == 4
+    following = {
+        (CLS, 10, 11, SEP, 12, 13, 14, 15, SEP): 2,
+        (CLS, 11, 12, 13, SEP, 14, 15, 16, SEP): 3,
+        (CLS, 12, 13, 14, 15, SEP, 16, 17, SEP): 4,
+        (CLS, 20, 21, SEP, 22, 23, SEP, PAD, PAD): 2,
+    }
+    elsewhere = {  # of the first document what stands before a sentence, and a sentence of the second; or turned round
+        (CLS, 10, 11, SEP, 20, 21, 22, 23, SEP),
+        (CLS, 10, 11, SEP, 22, 23, SEP, PAD, PAD),
+        (CLS, 11, 12, 13, SEP, 20, 21, 22, SEP),
+        (CLS, 10, 11, 12, 13, SEP, 22, 23, SEP),
+        (CLS, 13, 14, 15, SEP, 20, 21, 22, SEP),
+        (CLS, 12, 13, 14, 15, SEP, 22, 23, SEP),
+        (CLS, 20, 21, SEP, 10, 11, 12, 13, SEP),
+        (CLS, 20, 21, SEP, 12, 13, 14, 15, SEP),
+        (CLS, 20, 21, SEP, 14, 15, 16, 17, SEP),
+        (CLS, 20, 21, SEP, 16, 17, SEP, PAD, PAD),
+    }
+    found = set(), set()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        pairs.draw(generator)
+        tokens, segments, lengths, follows = unmasked(pairs)
+        for row, kinds, length, other in zip(*(x.tolist() for x in (tokens, segments, lengths, follows)), strict=True):
+            row += [PAD] * (9 - len(row))
+            found[other].add(tuple(row))
+            first = row.index(SEP) + 1
+            assert kinds[:length] == [0] * first + [1] * (length - first)
+            assert length == 9 - row.count(PAD)
+    assert found == (set(following), elsewhere)
+
+
+def test_pairs_are_either_by_chance_and_drawn_anew():
     documents = [[[10 * d + s, 10 * d + s] for s in range(1, 9)] for d in range(1, 40)]
     pairs = MaskedPairs(documents, 16, RESERVED, 1000)
     assert len(pairs) == 39 * 7
     pairs.draw(torch.Generator().manual_seed(0))
-    (tokens, segments, lengths, places), (answers, follows) = pairs[torch.arange(len(pairs))]
-    assert tokens.shape == segments.shape == (len(pairs), 7)
-    assert (lengths == 7).all()
-    whole = tokens.scatter(1, places, torch.where(answers == IGNORED, tokens.gather(1, places), answers))
-    a, b = whole[:, 1], whole[:, 4]
-    assert (b[follows == 0] == a[follows == 0] + 1).all()
-    assert (b[follows == 1] != a[follows == 1] + 1).double().mean() > 0.95
+    follows = unmasked(pairs)[3]
     assert 0.4 < follows.double().mean() < 0.6
-    assert segments[0].tolist() == [0, 0, 0, 0, 1, 1, 1]
     first = pairs._all
+    pairs.draw(torch.Generator().manual_seed(1))
+    assert not torch.equal(pairs.follows, follows)
     pairs.draw(torch.Generator().manual_seed(0))
     assert all(torch.equal(x, y) for x, y in zip(first, pairs._all, strict=True))
+
+
+@pytest.mark.parametrize("collections", [(), (20, 19)])
+def test_what_does_not_follow_is_of_another_document_of_the_collection(collections):
+    documents = [[[100 * d + s] for s in range(8)] for d in range(1, 40)]
+    pairs = MaskedPairs(documents, 5, RESERVED, 5000, collections=collections)
+    generator, met = torch.Generator().manual_seed(0), set()
+    for _ in range(20):
+        pairs.draw(generator)
+        tokens, _, _, follows = unmasked(pairs)
+        a, b = tokens[:, 1], tokens[:, 3]
+        assert (b[follows == 0] == a[follows == 0] + 1).all()
+        a, b = a[follows == 1] // 100, b[follows == 1] // 100
+        assert (a != b).all()
+        met |= set(((a > 20) != (b > 20)).tolist())
+    assert met == ({False} if collections else {False, True})
+
+
+def test_a_single_document_is_its_own_other():
+    pairs = MaskedPairs([[[10 + s] for s in range(50)]], 5, RESERVED, 100)
+    pairs.draw(torch.Generator().manual_seed(0))
+    tokens, _, _, follows = unmasked(pairs)
+    assert len(tokens[follows == 1, 3].unique()) > 10
 
 
 def test_labelled_rows():
@@ -88,5 +143,8 @@ def test_topics_are_of_six_groups_and_split_by_topic():
             assert group[" ".join(words)] in GROUPS[found.classes[k]].split()
     assert data.topics("prose", least=2, seed=1).train != found.train
     assert data.topics("prose", least=2, seed=1).test == found.test
-    with pytest.raises(OptionError, match="--data: expected prose, whose topics have groups, got 'wiki'"):
+    same = data.topics("documentation", least=2)
+    assert (same.train, same.test) == (found.train, found.test)
+    assert set(found.vocab.idx_to_token) < set(same.vocab.idx_to_token)
+    with pytest.raises(OptionError, match="--data: expected prose or documentation, whose topics have groups, got"):
         data.topics("wiki")

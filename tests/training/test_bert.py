@@ -150,7 +150,7 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, novel, model, stop):
 @pytest.mark.usefixtures("pictures")
 def test_pretraining_then_a_classifier(pydl, tmp_path):
     """The short form of both recipes, beside torch; what they keep; pydl predict of sentences."""
-    small = {"options": SMALL, "compare": True}
+    small = {"options": SMALL, "compare": True, "data": "prose"}
     result, text = run(tmp_path / "bert", "bert", batch_size=128, max_steps=30, epochs=2, lr=5e-3, warmup=5, **small)
     first, last = result.history
     assert last["masked_loss"] < first["masked_loss"] - 0.05
@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(tmp_path, novel):
         ("bert", {**fits, "num_steps": 4}, "--num-steps: expected at least 5 tokens, for two sentences, got 4"),
         ("bert", {**fits, "size": 28}, "--size: expected a model of images to take it, got bert"),
         ("bert", {**fits, "root": f"{tmp_path}/short.txt"}, "expected a text of several sentences, got"),
-        ("bert_classifier", fits, "--data: expected prose, whose topics have groups, got 'text'"),
+        ("bert_classifier", fits, "--data: expected prose or documentation, whose topics have groups, got 'text'"),
         ("bert_classifier", {"data": "digits"}, "expected a set that fits bert_classifier, got 'digits'"),
     ):
         with pytest.raises(OptionError, match=message):
@@ -214,8 +214,9 @@ def test_recipes_learn_and_fine_tuning_is_worth_it(tmp_path):
     torch.set_num_threads(os.cpu_count())
     result, _ = run(tmp_path / "bert", "bert")
     first, last = result.history[0], result.history[-1]
-    assert last["masked_loss"] < first["masked_loss"] - 0.7
-    assert last["pairs_right"] > 0.57  # its loss does not fall on a text this small
+    assert last["masked_loss"] < first["masked_loss"] - 0.3
+    assert last["pair_loss"] < first["pair_loss"] - 0.03
+    assert last["pairs_right"] > 0.6
     accuracy = {}
     for name in (None, str(tmp_path / "bert")):
         runs = [

@@ -52,7 +52,8 @@ bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
   if (pass == Conv2dPass::forward) return in_block <= (p.batch > vector ? 1 << 14 : 1 << 13);
   if (pass == Conv2dPass::backward_input) return out_block <= (p.in_channels <= 6 ? 1 << 16 : 1 << 14);
   if (p.in_channels == 1 && p.out_channels >= 32) return false;  // GEMM's columns are full as well
-  if (kVectorBytes == 64) {  // measured on Zen 5 against slabs: x 0.55 to 0.84 from 8 channels on, but for long rows
+  if (kVectorBytes ==
+      64) {  // measured on Zen 5 against slabs: x 0.55 to 0.84 from 8 channels on, but for long rows
     constexpr int64_t kFew = 8, kLong = 256, kWide = 4;  // of which kernels of 4 and 5: x 1.03 to 1.8
     const bool row = p.in_height == 1 && p.out_width >= kLong && p.kernel_width >= kWide;
     if (row && p.in_channels <= 128 && p.out_channels <= 128) return true;

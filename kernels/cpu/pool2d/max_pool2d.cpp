@@ -8,6 +8,10 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
+// Vectors of channels side by side: one waits for the comparison of the tap before. The types of training.
+template <class T>
+constexpr int kGroups = !kPlain && (__is_same(T, float) || __is_same(T, bf16)) ? 2 : 1;
+
 // Output rows [begin, end), counted over all images, of a channels_last output; the input's channels are
 // dense.
 template <bool kPlaces, class T>
@@ -26,7 +30,31 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
       const bool some = rs.begin < rs.end && ss.begin < ss.end;
       const T* window = image + y.start(oy) * p.from_stride[2] + x.start(ox) * p.from_stride[3];
       const int64_t down = y.dilation * p.from_stride[2], right = x.dilation * p.from_stride[3];
-      for (int64_t c = 0; c < p.channels; c += all) {
+      int64_t c = 0;
+      if constexpr (kGroups<T> > 1) {
+        constexpr int kCount = kGroups<T>;
+        for (; some && c + kCount * all <= p.channels; c += kCount * all) {
+          vec<A> m[kCount];
+          mask<A> k[kCount];
+          for (int i = 0; i < kCount; ++i) {
+            m[i] = broadcast(-static_cast<A>(__builtin_inf()));
+            k[i] = splat_integer<A>(rs.begin * x.kernel + ss.begin);
+          }
+          for (int64_t r = rs.begin; r < rs.end; ++r)
+            for (int64_t s = ss.begin; s < ss.end; ++s) {
+              const T* q = window + r * down + s * right + c;
+              const mask<A> tap = splat_integer<A>(r * x.kernel + s);
+#pragma GCC unroll 4
+              for (int i = 0; i < kCount; ++i) take_greater<A>(m[i], k[i], load(q + i * all), tap);
+            }
+#pragma GCC unroll 4
+          for (int i = 0; i < kCount; ++i) {
+            store(output + c + i * all, m[i]);
+            if (kPlaces) put_places(p, at + c + i * all, k[i], all);
+          }
+        }
+      }
+      for (; c < p.channels; c += all) {
         const int64_t n = p.channels - c;
         vec<A> m = broadcast(-static_cast<A>(__builtin_inf()));
         mask<A> k = splat_integer<A>(rs.begin * x.kernel + ss.begin);

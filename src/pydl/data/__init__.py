@@ -17,7 +17,7 @@ from pydl.data.regression import linear, polynomial, weight_decay
 from pydl.data.scenes import scenes
 from pydl.data.sentences import SentenceDataset, sentences
 from pydl.data.synthetic import synthetic
-from pydl.data.text import TextDataset, prose, text, wiki
+from pydl.data.text import TextDataset, documentation, prose, text, wiki
 from pydl.data.topics import TopicDataset, topics
 from pydl.data.translation import TranslationDataset, numbers, pairs
 from pydl.data.voc import voc
@@ -41,6 +41,7 @@ __all__ = [
     "TranslationDataset",
     "cifar10",
     "digits",
+    "documentation",
     "download",
     "fashion_mnist",
     "folder",
@@ -93,8 +94,9 @@ _LOADERS = {
     "pictures": pictures,
     "digits-0-4": low_digits,
     "digits-5-9": high_digits,
+    "documentation": documentation,
 }
-TEXTS = "prose", "wiki", "text"  # the sets of language models
+TEXTS = "prose", "documentation", "wiki", "text"  # the sets of language models
 PAIRS = "numbers", "pairs"  # those of translators
 OBJECTS = "scenes", "voc", "yolo"  # of detectors and segmenters
 

@@ -11,6 +11,7 @@ from pydl._brief import Brief
 from pydl.errors import DataError, MissingExtra
 from pydl.text import Tokenizer
 from pydl.text import prose as pieces
+from pydl.text.docstrings import docstrings
 
 WIKI = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 HELD_OUT = 0.1  # of a file without a test file beside it
@@ -45,6 +46,14 @@ def prose(root=None, seed=0, tokens="letters"):
     Python's version: about 260,000 characters and 28 tokens.
     """
     return _dataset("prose", *pieces.split(pieces.topics()), tokens)
+
+
+def documentation(root=None, seed=0, tokens="letters"):
+    """:func:`prose`, and beside it to train on the docstrings of the standard library, of what they have in prose.
+
+    About 210,000 words, of which the test part is that of ``prose``: what its topics say is in no docstring here.
+    """
+    return _dataset("documentation", *pieces.split(pieces.topics(), docstrings()), tokens)
 
 
 def wiki(root=None, seed=0, tokens="letters"):

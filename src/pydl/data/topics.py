@@ -47,7 +47,7 @@ def topics(name, least=1, seed=0):
 
     The topics of the test are those of :func:`pydl.data.sentences`, so that a model that was trained on its sentences
     has not seen them. Of each group there are as many labelled sentences, drawn with ``seed``, and at most 60 to test
-    on, always the same.
+    on, always the same. ``documentation`` gives the same sentences, with the vocabulary of a model pretrained on it.
 
     Args:
         least: a word that occurs less often in the text is unknown.
@@ -56,9 +56,9 @@ def topics(name, least=1, seed=0):
         OptionError: for another name.
         DataError: for a Python whose topics are too few.
     """
-    if name != "prose":
-        raise OptionError(f"--data: expected prose, whose topics have groups, got {name!r}")
-    whole, classes = sentences("prose", least=least), tuple(GROUPS)
+    if name not in ("prose", "documentation"):
+        raise OptionError(f"--data: expected prose or documentation, whose topics have groups, got {name!r}")
+    whole, classes = sentences(name, least=least), tuple(GROUPS)
     group = {topic: number for number, names in enumerate(GROUPS.values()) for topic in names.split()}
     labelled = [(LABELLED + i) // len(classes) for i in range(len(classes))]
     sides = (whole.train, seed, labelled), (whole.test, 0, [TESTED] * len(classes))
@@ -77,4 +77,4 @@ def topics(name, least=1, seed=0):
             for i in torch.randperm(len(lines), generator=generator)[:count].tolist()
         ]
         parts.append(drawn)
-    return TopicDataset("prose", *parts, classes, whole.vocab)
+    return TopicDataset(name, *parts, classes, whole.vocab)

@@ -1,6 +1,7 @@
 """What autocast makes of the arguments of an op.
 
-In the functions of the ops rather than by torch.library.register_autocast, which fixes the dtype once and for all.
+In the functions of the ops rather than by torch.library.register_autocast, which fixes the dtype once and for all. The
+quick way (_nodes.py) has the same rules in csrc/autograd/lowered.h.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """What the gradients of convolutions of every number of dimensions share.
 
-``<op>_forward`` without bias, ``<op>_backward_input`` and ``<op>_backward_weight`` are each linear in their two tensors,
-and the gradients of each are the other two: the three are closed under differentiation to any order.
+``<op>_forward`` without bias, ``<op>_backward_input`` and ``<op>_backward_weight`` are each linear in their two
+tensors, and the gradients of each are the other two: the three are closed under differentiation to any order.
 """
 
 import torch
@@ -64,9 +64,7 @@ def gradients_of_gradients(op, *activation):
         if ctx.needs_input_grad[0]:
             to_grad_output = convolved(ops, ctx, input, grad)
         if ctx.needs_input_grad[1]:
-            to_input = getattr(ops, backward_input)(
-                grad_output, grad, ctx.input_size, *ctx.options, ctx.channels_last
-            )
+            to_input = getattr(ops, backward_input)(grad_output, grad, ctx.input_size, *ctx.options, ctx.channels_last)
         return to_grad_output, to_input, None, None, None, None, None, None
 
     _library.autograd(backward_input, input_context, input_backward)

@@ -1,4 +1,4 @@
-"""3-D convolution (d2l exercise of "Convolutions for Images"; Tran et al., 2015: videos), by conv2d's kernels; on the CPU.
+"""3-D convolution (Tran et al., 2015; d2l exercise of "Convolutions for Images"), by conv2d's kernels; on the CPU.
 
     output[n, o, z, y, x] = bias[o] + sum over i, q, r, s of
                             weight[o, i, q, r, s] * input[n, i, z*stride + q*dilation - padding, y..., x...]
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pydl import backend
-from pydl._private import functorch_active
+from pydl._private import functorch_active, onednn_dtypes
 from pydl.aside import is_torchs
 from pydl.ops import _library
 from pydl.ops._autocast import lowered
@@ -34,8 +34,8 @@ _library.define(
     f"(Tensor grad_output, Tensor input, SymInt[5] weight_size, {_OPTIONS}, bool channels_last) -> Tensor",
 )
 
-# What is torch's, as it is the faster: groups of fewer channels in or out (but for first layers), and less work than so many
-# multiplications of stride 1 (measured: kernels/cpu/conv2d/NOTES.md).
+# What is torch's, as it is the faster: groups of fewer channels in or out (but for first layers), and less work than so
+# many multiplications of stride 1 (measured: kernels/cpu/conv2d/NOTES.md).
 FEWEST_CHANNELS = 32
 LEAVES_STRIDED = True  # of more than the first layer's channels, in channels_last_3d
 WORTH_A_CALL = 1 << 25
@@ -95,9 +95,9 @@ def _forward_context(ctx, inputs, output):
 def _forward_backward(ops, ctx, grad):
     input, weight = ctx.saved_tensors
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    if needs_input and needs_weight and not torch.compiler.is_compiling() and not functorch_active():
-        if grad.numel() * ctx.weight_size[1:].numel() > WORTH_ASKING:
-            needs_input, needs_weight = _library.wanted(ctx, 0), _library.wanted(ctx, 1)
+    eager = not torch.compiler.is_compiling() and not functorch_active()
+    if eager and needs_input and needs_weight and grad.numel() * ctx.weight_size[1:].numel() > WORTH_ASKING:
+        needs_input, needs_weight = _library.wanted(ctx, 0), _library.wanted(ctx, 1)
     grad_input = grad_weight = grad_bias = None
     if needs_input:
         grad_input = ops.conv3d_backward_input(grad, weight, ctx.input_size, *ctx.options, ctx.channels_last)
@@ -123,16 +123,8 @@ def _padding_of(padding, reach, stride):
     return tuple(side for r in reach for side in ((r - 1) // 2, r - 1 - (r - 1) // 2))
 
 
-# dtypes that torch convolves volumes of by oneDNN, which keeps channels_last; its own loops give contiguous results
-def _onednns():
-    supported = {torch.float32}
-    for dtype, name in ((torch.bfloat16, "_is_mkldnn_bf16_supported"), (torch.float16, "_is_mkldnn_fp16_supported")):
-        if getattr(torch.ops.mkldnn, name)():
-            supported.add(dtype)
-    return frozenset(supported)
-
-
-_ONEDNNS = _onednns()
+# oneDNN keeps channels_last; torch's own loops give contiguous results
+_ONEDNNS = onednn_dtypes() if torch.backends.mkldnn.is_available() else frozenset()
 
 
 def _is_onednns(input, weight, stride, dilation, groups):
@@ -153,9 +145,9 @@ def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """Cross-correlates ``input`` with ``weight``, as :func:`torch.nn.functional.conv3d`.
 
     Args:
-        input: (N, C, D, H, W) or (C, D, H, W); float32, float64, bfloat16 or float16 on the CPU, with any strides (other
-            dtypes and devices, and tensors without elements, are served by torch). Sums are accumulated in float32
-            (float64 for float64); float16 is copied to float32 and back.
+        input: (N, C, D, H, W) or (C, D, H, W); float32, float64, bfloat16 or float16 on the CPU, with any strides
+            (other dtypes and devices, and tensors without elements, are served by torch). Sums are accumulated in
+            float32 (float64 for float64); float16 is copied to float32 and back.
         weight: (O, C / groups, kernel depth, kernel height, kernel width).
         bias: (O,) or None.
         stride: one number of pixels or (z, y, x).
@@ -167,9 +159,10 @@ def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     channels_last_3d, and calls of little work are torch's, whose kernels are the faster ones there.
 
     Returns:
-        (N, O, D', H', W') or (O, D', H', W'); channels_last_3d where torch's result is. D' = (D + 2 * padding - dilation *
-        (kernel depth - 1) - 1) // stride + 1. Kernels of 3 and 5 pixels may be computed by Winograd's method along
-        height and width, as :func:`pydl.functional.conv2d` does; :class:`pydl.backend.exact` does without.
+        (N, O, D', H', W') or (O, D', H', W'); channels_last_3d where torch's result is. D' = (D + 2 * padding -
+        dilation * (kernel depth - 1) - 1) // stride + 1. Kernels of 3 and 5 pixels may be computed by Winograd's
+        method along height and width, as :func:`pydl.functional.conv2d` does; :class:`pydl.backend.exact` does
+        without.
 
     Raises:
         RuntimeError: shapes, dtypes or options that do not fit.

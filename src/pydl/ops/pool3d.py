@@ -1,7 +1,7 @@
 """3-D pooling (Tran et al., 2015: videos): over the pixels of each plane, then over the planes, by max_pool2d and
 avg_pool2d; on the CPU.
 
-A window is a product of three intervals: its maximum is that of its planes' maxima, and its sum that of its planes' sums.
+A window is a product of three intervals: its maximum is that of its planes' maxima, its sum that of its planes' sums.
 Planes are images that one call pools; after it, a plane is a row of an image whose columns are depths.
 """
 
@@ -50,7 +50,8 @@ def _window(op, input, kernel_size, stride, padding, dilation):
     shape = tuple(input.shape)
     if len(shape) not in (4, 5) or any(length == 0 for length in shape[-4:]):
         raise RuntimeError(
-            f"{op}: expected input to be 4-D (unbatched) or 5-D (batched) and empty in its batch alone, got shape {shape}"
+            f"{op}: expected input to be 4-D (unbatched) or 5-D (batched) and empty in its batch alone, got shape "
+            f"{shape}"
         )
     return kernel_size, stride, padding, dilation
 
@@ -96,7 +97,7 @@ def _volume(input):
 
 
 def _is_last(input, unbatched=False):
-    """Whether it is channels_last_3d; a volume without a batch whose channels lie side by side too, where that is asked."""
+    """Whether it is channels_last_3d; where that is asked, also a volume without a batch, with channels innermost."""
     if input.dim() == 4:
         return unbatched and not input.is_contiguous() and input.movedim(0, -1).is_contiguous()
     return input.dim() == 5 and is_channels_last(input)
@@ -116,8 +117,8 @@ def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     """The largest pixel of each window, as :func:`torch.nn.functional.max_pool3d`. A nan in a window is its maximum.
 
     Args:
-        input: (N, C, D, H, W) or (C, D, H, W); float32, float64, bfloat16 or float16 on the CPU, with any strides (other
-            dtypes and devices, small volumes, those of one channel and channels_last_3d are served by torch).
+        input: (N, C, D, H, W) or (C, D, H, W); float32, float64, bfloat16 or float16 on the CPU, with any strides
+            (other dtypes and devices, small volumes, those of one channel and channels_last_3d are served by torch).
         kernel_size: one number of pixels or (z, y, x).
         stride: the same; the kernel's size if None.
         padding: the same; pixels of -inf around the volume, at most half of the kernel's reach.
@@ -126,9 +127,9 @@ def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
         return_indices: also returns where each maximum was found.
 
     Returns:
-        (N, C, D', H', W') or (C, D', H', W'). D' = (D + 2 * padding - dilation * (kernel depth - 1) - 1) / stride + 1, rounded down, or up with ``ceil_mode``. With ``return_indices`` a pair of that and
-        the indices (depth * H + row) * W + column, int64, of the first maximum (or the last nan). The gradient goes to
-        that pixel.
+        (N, C, D', H', W') or (C, D', H', W'). D' = (D + 2 * padding - dilation * (kernel depth - 1) - 1) / stride + 1,
+        rounded down, or up with ``ceil_mode``. With ``return_indices`` a pair of that and the indices (depth * H +
+        row) * W + column, int64, of the first maximum (or the last nan). The gradient goes to that pixel.
 
     Raises:
         RuntimeError: shapes or options that do not fit.
@@ -189,7 +190,8 @@ def avg_pool3d(
         divisor_override: divides sums by this number instead of the number of pixels.
 
     Returns:
-        (N, C, D', H', W') or (C, D', H', W'), contiguous. D' = (D + 2 * padding - kernel depth) / stride + 1, rounded down, or up with ``ceil_mode``.
+        (N, C, D', H', W') or (C, D', H', W'), contiguous. D' = (D + 2 * padding - kernel depth) / stride + 1, rounded
+        down, or up with ``ceil_mode``.
 
     Raises:
         RuntimeError: shapes or options that do not fit.
@@ -282,8 +284,8 @@ def adaptive_max_pool3d(input, output_size, return_indices=False):
         return_indices: also returns where each maximum was found.
 
     Returns:
-        (N, C, D', H', W') or (C, D', H', W'), contiguous. With ``return_indices`` a pair of that and the indices (depth * H +
-        row) * W + column, int64, of the first maximum (or the last nan).
+        (N, C, D', H', W') or (C, D', H', W'), contiguous. With ``return_indices`` a pair of that and the indices
+        (depth * H + row) * W + column, int64, of the first maximum (or the last nan).
 
     Sizes that do not fit raise what torch raises.
 

@@ -65,10 +65,11 @@ def _why_not_served(layer, cls):
 
 def why_not_channels(layer):
     """Why the channels of a layer leave it to torch, in words, or None."""
-    if isinstance(layer, torch.nn.Conv3d) and layer.in_channels > 0:  # 0: lazy
-        if is_of_few(layer.in_channels // layer.groups, layer.out_channels // layer.groups, layer.groups):
-            return "of few channels, which torch convolves faster"
-    return None
+    if not isinstance(layer, torch.nn.Conv3d) or layer.in_channels == 0:  # 0: lazy
+        return None
+    groups = layer.groups
+    few = is_of_few(layer.in_channels // groups, layer.out_channels // groups, groups)
+    return "of few channels, which torch convolves faster" if few else None
 
 
 def why_not_dtype(layer):

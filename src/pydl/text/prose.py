@@ -39,11 +39,14 @@ def topics():
     return topics
 
 
-def split_documents(texts):
+def split_documents(texts, more=None):
     """(train, test) of a dictionary of texts by name: lists of (name, its sentences), of letters and blanks.
 
     A sentence that occurs several times, in whatever topics, stays once. The test part is whole topics, a tenth of the
     text at most, picked by a checksum of their names; what they say is not in the training part.
+
+    Args:
+        more: a dictionary of texts that are trained on beside the others, after them.
     """
     room, seen = TEST_SHARE * sum(map(len, texts.values())), set()
     test = set()
@@ -52,13 +55,14 @@ def split_documents(texts):
             room -= len(texts[name])
             test.add(name)
     parts = [], []  # train, test; the test's topics come first, so that they keep all they say
-    for name in sorted(texts, key=lambda name: (name not in test, name)):
-        fresh = [sentence for sentence in dict.fromkeys(sentences(texts[name])) if sentence not in seen]
+    order = sorted(texts.items(), key=lambda item: (item[0] not in test, item[0]))
+    for i, (name, text) in enumerate([*order, *sorted((more or {}).items())]):
+        fresh = [sentence for sentence in dict.fromkeys(sentences(text)) if sentence not in seen]
         seen.update(fresh)
-        parts[name in test].append((name, fresh))
+        parts[i < len(test)].append((name, fresh))
     return parts
 
 
-def split(texts):
+def split(texts, more=None):
     """(train, test) of :func:`split_documents`, each as one text."""
-    return tuple(" ".join(" ".join(lines) for _, lines in part if lines) for part in split_documents(texts))
+    return tuple(" ".join(" ".join(lines) for _, lines in part if lines) for part in split_documents(texts, more))

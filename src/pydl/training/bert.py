@@ -26,10 +26,10 @@ def check_positions(config, model):
 
 
 class BertLearner(Learner):
-    """A :class:`pydl.training.learner.Learner` of masked pairs of sentences, which are its examples.
+    """A :class:`pydl.training.learner.Learner` of masked pairs of stretches of text, which are its examples.
 
-    The loss is the mean over the masked tokens of a step plus the mean over its pairs of sentences. Each epoch draws
-    anew which sentences follow and what is masked.
+    The loss is the mean over the masked tokens of a step plus the mean over its pairs of stretches. Each epoch draws
+    anew what follows and what is masked.
 
     Args:
         dataset: a :class:`pydl.data.SentenceDataset`.
@@ -40,9 +40,9 @@ class BertLearner(Learner):
 
     def __init__(self, config, dataset, at, backend_name, device, processes=None):
         self.vocab, parts = dataset.vocab, []
-        for documents in (dataset.train, dataset.test):
+        for documents, collections in ((dataset.train, dataset.collections), (dataset.test, ())):
             numbers = [[self.vocab[line] for line in lines] for _, lines in documents]
-            parts.append(MaskedPairs(numbers, config.num_steps, RESERVED, len(self.vocab), at))
+            parts.append(MaskedPairs(numbers, config.num_steps, RESERVED, len(self.vocab), at, collections))
         if not all(map(len, parts)) or len(self.vocab) <= FIRST_WORD:
             raise OptionError(
                 f"--data, --root: expected a text of several sentences, got {len(parts[0]):,} pairs to train on and "

@@ -1,15 +1,116 @@
-"""``curves.png``: the loss and both accuracies, or perplexities, or the scores of a translator, over the epochs."""
+"""``curves.png``: the loss, and beside it what else the rows of a run tell, over the epochs."""
 
 import importlib.util
 import math
+from dataclasses import dataclass
 
 # Colour tells the split; in a comparison the dash tells torch.
-TRAIN, TEST = "#4c72b0", "#dd8452"
+TRAIN, TEST, THIRD = "#4c72b0", "#dd8452", "#55a868"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Axes beside the loss: ``lines`` of (key of a row, label, colour), ``level`` a height of its own, with its name."""
+
+    ylabel: str
+    lines: tuple
+    share: bool = False  # between 0 and 1
+    log: bool = False
+    level: tuple | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is drawn of rows that have ``key``; ``beside_loss`` are more lines of the first axes."""
+
+    key: str
+    panels: tuple
+    loss: str = "cross entropy"
+    beside_loss: tuple = ()
+
+
+def _shares(ylabel, *lines):
+    return (Panel(ylabel, lines, share=True),)
+
+
+# The first whose key is there: some have perplexities too.
+KINDS = (
+    Kind(
+        "exact_match",
+        _shares("test sentences", ("exact_match", "exact match", TRAIN), ("bleu", "BLEU / 100", TEST)),
+    ),
+    Kind("pairs_found", _shares("listed pairs of words", ("pairs_found", "found among ten neighbours", TEST))),
+    Kind(
+        "masked_right",
+        (
+            Panel(
+                "cross entropy of what follows",
+                (("pair_loss", "test", TEST),),
+                level=(math.log(2), "chance"),
+            ),
+            *_shares(
+                "share that is right, test",
+                ("masked_right", "masked words", TRAIN),
+                ("pairs_right", "what follows or not", TEST),
+            ),
+        ),
+        beside_loss=(("masked_loss", "test, masked words alone", THIRD),),
+    ),
+    Kind(
+        "senses_told",
+        _shares(
+            "meanings of pseudo-words, test",
+            ("senses_told", "told apart", TEST),
+            ("static_told", "by static vectors", TRAIN),
+        ),
+    ),
+    Kind(
+        "map50",
+        _shares(
+            "mean average precision, test", ("map50", "at an overlap of 0.5", TEST), ("map", "at 0.5 to 0.95", TRAIN)
+        ),
+        loss="loss",
+    ),
+    Kind(
+        "mean_iou",
+        _shares("pixels, test", ("pixel_accuracy", "right", TRAIN), ("mean_iou", "mean IoU of the classes", TEST)),
+    ),
+    Kind(
+        "generator_loss",
+        (Panel("cross entropy of the generator", (("generator_loss", "generator, train", TRAIN),)),),
+        loss="cross entropy of the discriminator",
+    ),
+    Kind(
+        "style_loss",
+        (
+            Panel(
+                "its parts, unweighted",
+                (("content_loss", "content", TRAIN), ("style_loss", "style", TEST)),
+                log=True,
+            ),
+        ),
+        loss="loss",
+    ),
+    Kind(
+        "test_perplexity",
+        (Panel("perplexity", (("perplexity", "train", TRAIN), ("test_perplexity", "test", TEST)), log=True),),
+    ),
+    Kind("test_accuracy", _shares("accuracy", ("train_accuracy", "train", TRAIN), ("test_accuracy", "test", TEST))),
+)
+REGRESSION = Kind("", (), loss="mean squared error")
+NOTHING_YET = Kind("", (Panel("", ()),))
 
 
 def available():
     """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
+
+
+def kind_of(history):
+    """The :class:`Kind` of a run with these rows."""
+    if not history:
+        return NOTHING_YET
+    return next((kind for kind in KINDS if kind.key in history[-1]), REGRESSION)
 
 
 def fill(figure, history, title, compare=False, log=False, running=((), ())):
@@ -24,77 +125,41 @@ def fill(figure, history, title, compare=False, log=False, running=((), ())):
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     figure.clear()
-    last = history[-1] if history else {}
-    translation, vectors, masked = "exact_match" in last, "pairs_found" in last, "masked_right" in last
-    senses = "senses_told" in last
-    language = not translation and not senses and "test_perplexity" in last
-    boxes, overlays = "map50" in last, "mean_iou" in last
-    gan, style = "generator_loss" in last, "style_loss" in last
-    others = language, translation, vectors, masked, senses, boxes, overlays, gan, style
-    regression = bool(history) and not any(others) and "test_accuracy" not in last
-    figure.set_size_inches(5 if regression else 9, 3.6)
-    panels = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
-    left = panels[0]
+    kind = kind_of(history)
+    count = 1 + len(kind.panels)
+    figure.set_size_inches(5 if count == 1 else 4.5 * count, 3.6)
+    all_axes = figure.subplots(1, count, squeeze=False)[0]
+    left = all_axes[0]
     epochs = [row["epoch"] for row in history]
-    lines = [(left, "loss", "train", TRAIN), (left, "test_loss", "test", TEST)]
-    if language:
-        right = panels[1]
-        right.set(ylabel="perplexity", yscale="log")
-        lines += [(right, "perplexity", "train", TRAIN), (right, "test_perplexity", "test", TEST)]
-    elif translation:
-        right = panels[1]
-        right.set(ylabel="test sentences", ylim=(0, 1.05))
-        lines += [(right, "exact_match", "exact match", TRAIN), (right, "bleu", "BLEU / 100", TEST)]
-    elif vectors:
-        right = panels[1]
-        right.set(ylabel="listed pairs of words", ylim=(0, 1.05))
-        lines += [(right, "pairs_found", "found among ten neighbours", TEST)]
-    elif masked:
-        right = panels[1]
-        right.set(ylabel="share that is right, test", ylim=(0, 1.05))
-        lines += [(right, "masked_right", "masked words", TRAIN), (right, "pairs_right", "next sentence or not", TEST)]
-    elif boxes:
-        right = panels[1]
-        right.set(ylabel="mean average precision, test", ylim=(0, 1.05))
-        lines += [(right, "map50", "at an overlap of 0.5", TEST), (right, "map", "at 0.5 to 0.95", TRAIN)]
-    elif overlays:
-        right = panels[1]
-        right.set(ylabel="pixels, test", ylim=(0, 1.05))
-        lines += [(right, "pixel_accuracy", "right", TRAIN), (right, "mean_iou", "mean IoU of the classes", TEST)]
-    elif gan:
-        right = panels[1]
-        right.set(ylabel="cross entropy of the generator")
-        lines += [(right, "generator_loss", "generator, train", TRAIN)]
-    elif style:
-        right = panels[1]
-        right.set(ylabel="its parts, unweighted", yscale="log")
-        lines += [(right, "content_loss", "content", TRAIN), (right, "style_loss", "style", TEST)]
-    elif senses:
-        right = panels[1]
-        right.set(ylabel="meanings of pseudo-words, test", ylim=(0, 1.05))
-        lines += [(right, "senses_told", "told apart", TEST), (right, "static_told", "by static vectors", TRAIN)]
-    elif history and not regression:
-        right = panels[1]
-        right.set(ylabel="accuracy", ylim=(0, 1.05))
-        lines += [(right, "train_accuracy", "train", TRAIN), (right, "test_accuracy", "test", TEST)]
     marker = "o" if len(history) < 3 else None  # one point is no line
+
+    def draw(axes, lines):
+        for key, label, colour in lines if history else ():
+            scale = 0.01 if key == "bleu" else 1
+            axes.plot(epochs, [scale * row[key] for row in history], color=colour, label=label, marker=marker)
+            if compare:
+                values = [scale * row[f"torch_{key}"] for row in history]
+                axes.plot(epochs, values, color=colour, label=f"{label}, torch", linestyle=(0, (4, 3)), alpha=0.6)
+
     left.plot(*running, color=TRAIN, alpha=0.35, linewidth=0.8)
-    for axes, key, label, colour in lines if history else ():
-        scale = 0.01 if key == "bleu" else 1
-        axes.plot(epochs, [scale * row[key] for row in history], color=colour, label=label, marker=marker)
-        if compare:
-            values = [scale * row[f"torch_{key}"] for row in history]
-            axes.plot(epochs, values, color=colour, label=f"{label}, torch", linestyle=(0, (4, 3)), alpha=0.6)
-    if regression:
-        left.set(ylabel="mean squared error")
+    draw(left, (("loss", "train", TRAIN), ("test_loss", "test", TEST), *kind.beside_loss))
+    for axes, panel in zip(all_axes[1:], kind.panels, strict=True):
+        axes.set(ylabel=panel.ylabel)
+        if panel.share:
+            axes.set(ylim=(0, 1.05))
+        if panel.log:
+            axes.set(yscale="log")
+        if panel.level:
+            axes.axhline(panel.level[0], color="gray", linewidth=0.8, linestyle=":", label=panel.level[1])
+        draw(axes, panel.lines)
+    left.set(ylabel=kind.loss)
+    if kind is REGRESSION or log:
+        left.set(yscale="log")
     else:
         # from 0, with room above the first point; a loss that became inf or nan has no place on the axis
         highest = max((v for axis in left.lines for v in axis.get_ydata() if math.isfinite(v)), default=1.0)
-        what = "loss" if style or boxes else "cross entropy of the discriminator" if gan else "cross entropy"
-        left.set(ylabel=what, ylim=(0, 1.1 * highest or 1.0))
-    if regression or log:
-        left.set(ylim=(None, None), yscale="log")
-    for axes in panels:
+        left.set(ylim=(0, 1.1 * highest or 1.0))
+    for axes in all_axes:
         axes.set(xlabel="epoch")
         # the axis around one value would be cut into hundredths of an epoch
         if len(set(epochs)) == 1 and not running[0]:

@@ -74,7 +74,7 @@ def _vectors(**changes):
 def _bert(**changes):
     """d2l's rows of 64 tokens and its model of 128 numbers, 2 heads and 2 layers."""
     book = {"batch_size": 128, "num_steps": 64, "clip": 1.0, "schedule": "cosine", "optimizer": "adamw"}
-    return Recipe("prose", size=None, **{**book, **changes})
+    return Recipe("documentation", size=None, **{**book, **changes})
 
 
 def _feedback(**changes):
@@ -112,7 +112,7 @@ RECIPES = {
     "linear_regression": Recipe("linear", optimizer="sgd", lr=0.03, epochs=3, batch_size=10),
     "polynomial_regression": Recipe("polynomial", optimizer="sgd", lr=0.01, epochs=400, batch_size=10),
     "weight_decay": Recipe("weight-decay", optimizer="sgd", lr=0.003, epochs=100, batch_size=5, weight_decay=3.0),
-    "bert": _bert(lr=1e-3, epochs=30, batch_size=32, warmup=200),
+    "bert": _bert(lr=1e-3, epochs=14, batch_size=32, warmup=200),
     "bert_classifier": _bert(lr=5e-4, epochs=20, batch_size=20, warmup=10),
     "elmo": Recipe("prose", size=None, lr=5e-3, epochs=24, batch_size=32, num_steps=32, clip=1.0, schedule="cosine"),
     "cbow": _vectors(),

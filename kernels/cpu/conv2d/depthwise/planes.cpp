@@ -60,7 +60,8 @@ struct Planes {
   Range rows_of(int64_t strip) const { return {height * strip / strips, height * (strip + 1) / strips}; }
   Range source_rows_of(Range rows) const {
     int64_t first = source_height, last = 0;
-    for (int64_t y = rows.first; y < rows.last; ++y)  // all: a dilated kernel's edges do not move with its rows
+    for (int64_t y = rows.first; y < rows.last;
+         ++y)  // all: a dilated kernel's edges do not move with its rows
       for (int64_t r = 0; r < p.kernel_height; ++r) {
         const int64_t at = plan.source_row(y, r);
         if (at < 0) continue;
