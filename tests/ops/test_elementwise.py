@@ -77,6 +77,13 @@ def test_the_whole_line(name, device):
             assert_close(actual, torch.cat(expected), dtype)
 
 
+@pytest.mark.parametrize("name", ["leaky_relu", "tanh", "gelu", "gelu by tanh", "silu"])
+def test_zeros_keep_their_sign(name, device):
+    for dtype in ALL_DTYPES:
+        x = torch.tensor([0.0, -0.0] * 40, dtype=dtype)
+        assert torch.equal(FUNCTIONS[name](PF, x).signbit(), FUNCTIONS[name](F, x).signbit())
+
+
 def test_small_numbers_keep_their_digits(device):
     """Relative to the result: torch's float32 does so as well, but for the tail of GELU."""
     x = torch.logspace(-30, -1, 500)

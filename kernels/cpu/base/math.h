@@ -154,6 +154,13 @@ PYDL_INLINE vec<A> absolute(vec<A> x) {
   return bit_cast<vec<A>>(bit_cast<mask<A>>(x) & ~sign);
 }
 
+// |x| with the sign of s.
+template <class A>
+PYDL_INLINE vec<A> copy_sign(vec<A> x, vec<A> s) {
+  const mask<A> sign = bit_cast<mask<A>>(-vec<A>{});
+  return bit_cast<vec<A>>((bit_cast<mask<A>>(x) & ~sign) | (bit_cast<mask<A>>(s) & sign));
+}
+
 template <class V>
 PYDL_INLINE V exp_vector(V x) {
   using A = decltype(x[0] + x[0]);

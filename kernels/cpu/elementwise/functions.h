@@ -71,10 +71,7 @@ struct Tanh {
     vec<A> m[kCount];
     PYDL_EACH m[i] = absolute<A>(x[i]) * A(-2);
     exp_nonpositive_group<kHalf, A, true>(m);
-    PYDL_EACH {
-      const vec<A> y = m[i] / (m[i] + A(2));  // -tanh|x|
-      x[i] = x[i] < A(0) ? y : -y;
-    }
+    PYDL_EACH x[i] = copy_sign<A>(m[i] / (m[i] + A(2)), x[i]);  // of tanh|x|; zeros keep theirs
   }
   template <bool kHalf, class A, int kCount>
   PYDL_INLINE static void backward(vec<A> (&y)[kCount], vec<A> (&g)[kCount], const ElementwiseOptions<A>&) {
