@@ -10,7 +10,7 @@ TRAIN, TEST, THIRD = "#4c72b0", "#dd8452", "#55a868"
 
 @dataclass(frozen=True)
 class Panel:
-    """Axes beside the loss: ``lines`` of (key of a row, label, colour), ``level`` a height of its own, with its name."""
+    """Axes beside the loss: ``lines`` of (key, label, colour), ``level`` a height of its own, with its name."""
 
     ylabel: str
     lines: tuple
