@@ -20,12 +20,6 @@ namespace {
 
 using Sizes = std::vector<int64_t>;
 
-std::string text_of(const Sizes& sizes) {
-  std::string text = "(";
-  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
-  return text + ")";
-}
-
 struct Options {
   const Sizes &stride, &padding, &dilation;
   int64_t groups;
@@ -35,23 +29,23 @@ struct Options {
 Conv2dParams geometry(const Sizes& input, const Sizes& weight, const Options& o) {
   PYDL_CHECK(o.stride.size() == 2 && o.padding.size() == 4 && o.dilation.size() == 2,
              "conv2d: expected stride, padding and dilation to be 2, 4 and 2 numbers, got ",
-             text_of(o.stride), ", ", text_of(o.padding), ", ", text_of(o.dilation));
+             shape_of(o.stride), ", ", shape_of(o.padding), ", ", shape_of(o.dilation));
   PYDL_CHECK(input.size() == 4, "conv2d: expected input to be 3-D (unbatched) or 4-D (batched), got shape ",
-             text_of(input));
-  PYDL_CHECK(weight.size() == 4, "conv2d: expected weight to be 4-D, got shape ", text_of(weight));
+             shape_of(input));
+  PYDL_CHECK(weight.size() == 4, "conv2d: expected weight to be 4-D, got shape ", shape_of(weight));
   PYDL_CHECK(o.stride[0] > 0 && o.stride[1] > 0, "conv2d: expected stride to be positive, got ",
-             text_of(o.stride));
+             shape_of(o.stride));
   PYDL_CHECK(o.padding[0] >= 0 && o.padding[1] >= 0 && o.padding[2] >= 0 && o.padding[3] >= 0,
-             "conv2d: expected padding to be at least 0, got ", text_of(o.padding));
+             "conv2d: expected padding to be at least 0, got ", shape_of(o.padding));
   PYDL_CHECK(o.dilation[0] > 0 && o.dilation[1] > 0, "conv2d: expected dilation to be positive, got ",
-             text_of(o.dilation));
+             shape_of(o.dilation));
   PYDL_CHECK(o.groups > 0, "conv2d: expected groups to be positive, got ", o.groups);
   PYDL_CHECK(weight[0] > 0 && weight[2] > 0 && weight[3] > 0,
-             "conv2d: expected weight to be without empty dimensions, got shape ", text_of(weight));
+             "conv2d: expected weight to be without empty dimensions, got shape ", shape_of(weight));
   PYDL_CHECK(weight[0] % o.groups == 0, "conv2d: expected out_channels to be divisible by groups (", o.groups,
              "), got ", weight[0]);
   PYDL_CHECK(input[1] == weight[1] * o.groups, "conv2d: expected input to be of ", weight[1] * o.groups,
-             " channels (weight of shape ", text_of(weight), ", ", o.groups, " groups), got ", input[1]);
+             " channels (weight of shape ", shape_of(weight), ", ", o.groups, " groups), got ", input[1]);
   Conv2dParams p{};
   p.batch = input[0];
   p.groups = o.groups;
@@ -75,7 +69,7 @@ Conv2dParams geometry(const Sizes& input, const Sizes& weight, const Options& o)
              "conv2d: expected the kernel to be no larger than the padded input (", height, " x ", width,
              "), got ", reach_y, " x ", reach_x);
   PYDL_CHECK(p.batch == 0 || (p.in_height > 0 && p.in_width > 0 && p.in_channels > 0),
-             "conv2d: expected input to be empty in its batch alone, got shape ", text_of(input));
+             "conv2d: expected input to be empty in its batch alone, got shape ", shape_of(input));
   p.out_height = (height - reach_y) / p.stride_height + 1;
   p.out_width = (width - reach_x) / p.stride_width + 1;
   return p;
@@ -100,7 +94,7 @@ void check_gradient(const Tensor& grad_output, const Conv2dParams& p) {
                  grad_output.size(1) == p.out_channels && grad_output.size(2) == p.out_height &&
                  grad_output.size(3) == p.out_width,
              "conv2d: expected grad_output to be of shape ",
-             text_of({p.batch, p.out_channels, p.out_height, p.out_width}), ", got ", shape_of(grad_output));
+             shape_of({p.batch, p.out_channels, p.out_height, p.out_width}), ", got ", shape_of(grad_output));
 }
 
 // Tensor cores take a weight whose channels lie side by side: beside channels_last tensors of a half type,
@@ -268,7 +262,7 @@ Tensor transposed(const Tensor& input, const Tensor& weight, const std::optional
   if (bias) {
     check_same("bias", *bias, "input", input);
     PYDL_CHECK(output_size.size() == 4, "conv_transpose2d: expected output_size to be 4 numbers, got ",
-               text_of(output_size));
+               shape_of(output_size));
     PYDL_CHECK(bias->dim() == 1 && bias->size(0) == output_size[1],
                "conv_transpose2d: expected bias to be of shape (", output_size[1], "), got ",
                shape_of(*bias));

@@ -17,12 +17,6 @@
 namespace pydl {
 namespace {
 
-std::string text_of(const Sizes& sizes) {
-  std::string text = "(";
-  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
-  return text + ")";
-}
-
 struct Options {
   const Sizes &stride, &padding, &dilation;
   int64_t groups;
@@ -30,25 +24,25 @@ struct Options {
 
 void check_numbers(const char* name, const Sizes& numbers, size_t count, int64_t least) {
   PYDL_CHECK(numbers.size() == count, "conv3d: expected ", name, " to be ", count, " numbers, got ",
-             text_of(numbers));
+             shape_of(numbers));
   PYDL_CHECK(*std::min_element(numbers.begin(), numbers.end()) >= least, "conv3d: expected ", name, " to be ",
-             least ? "positive" : "at least 0", ", got ", text_of(numbers));
+             least ? "positive" : "at least 0", ", got ", shape_of(numbers));
 }
 
 Geometry geometry(const Sizes& input, const Sizes& weight, const Options& o, const Tensor& t) {
   PYDL_CHECK(input.size() == 5, "conv3d: expected input to be 4-D (unbatched) or 5-D (batched), got shape ",
-             text_of(input));
-  PYDL_CHECK(weight.size() == 5, "conv3d: expected weight to be 5-D, got shape ", text_of(weight));
+             shape_of(input));
+  PYDL_CHECK(weight.size() == 5, "conv3d: expected weight to be 5-D, got shape ", shape_of(weight));
   check_numbers("stride", o.stride, 3, 1);
   check_numbers("padding", o.padding, 6, 0);
   check_numbers("dilation", o.dilation, 3, 1);
   PYDL_CHECK(o.groups > 0, "conv3d: expected groups to be positive, got ", o.groups);
   PYDL_CHECK(*std::min_element(weight.begin(), weight.end()) > 0,
-             "conv3d: expected weight to be without empty dimensions, got shape ", text_of(weight));
+             "conv3d: expected weight to be without empty dimensions, got shape ", shape_of(weight));
   PYDL_CHECK(weight[0] % o.groups == 0, "conv3d: expected out_channels to be divisible by groups (", o.groups,
              "), got ", weight[0]);
   PYDL_CHECK(input[1] == weight[1] * o.groups, "conv3d: expected input to be of ", weight[1] * o.groups,
-             " channels (weight of shape ", text_of(weight), ", ", o.groups, " groups), got ", input[1]);
+             " channels (weight of shape ", shape_of(weight), ", ", o.groups, " groups), got ", input[1]);
   Geometry g{};
   Axis* axes[] = {&g.z, &g.y, &g.x};
   for (size_t d = 0; d < 3; ++d) {
@@ -71,7 +65,7 @@ Geometry geometry(const Sizes& input, const Sizes& weight, const Options& o, con
 
 void check_gradient(const Tensor& grad_output, const Geometry& g) {
   PYDL_CHECK(sizes_of(grad_output) == g.output_size(), "conv3d: expected grad_output to be of shape ",
-             text_of(g.output_size()), ", got ", shape_of(grad_output));
+             shape_of(g.output_size()), ", got ", shape_of(grad_output));
 }
 
 // Calls run(p, depth) for the depths [begin, end) of a result, whose windows are alike: one for each depth and all images,

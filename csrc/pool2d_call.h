@@ -8,12 +8,6 @@ namespace pydl {
 
 using PoolSizes = std::vector<int64_t>;
 
-inline std::string text_of_sizes(const PoolSizes& sizes) {
-  std::string text = "(";
-  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
-  return text + ")";
-}
-
 struct PoolOptions {
   const PoolSizes &kernel, &stride, &padding, &dilation;
   bool ceil_mode;
@@ -36,20 +30,20 @@ inline void describe_pool(const char* op, const PoolSizes& input, const PoolOpti
                                    {"stride", o.stride},
                                    {"padding", o.padding},
                                    {"dilation", o.dilation}}) {
-    PYDL_CHECK(pair.size() == 2, op, ": expected ", name, " to be 2 numbers, got ", text_of_sizes(pair));
+    PYDL_CHECK(pair.size() == 2, op, ": expected ", name, " to be 2 numbers, got ", shape_of(pair));
     const int64_t least = std::strcmp(name, "padding") == 0 ? 0 : 1;
     PYDL_CHECK(pair[0] >= least && pair[1] >= least, op, ": expected ", name, " to be at least ", least,
-               ", got ", text_of_sizes(pair));
+               ", got ", shape_of(pair));
   }
   PYDL_CHECK(
       input.size() == 4 && input[1] > 0 && input[2] > 0 && input[3] > 0, op,
       ": expected input to be 3-D (unbatched) or 4-D (batched) and empty in its batch alone, got shape ",
-      text_of_sizes(input));
+      shape_of(input));
   for (size_t d = 0; d < 2; ++d)
     PYDL_CHECK(o.padding[d] <= (o.dilation[d] * (o.kernel[d] - 1) + 1) / 2, op,
                ": expected padding to be at most half of the kernel's reach, got padding ",
-               text_of_sizes(o.padding), " for kernel_size ", text_of_sizes(o.kernel), " and dilation ",
-               text_of_sizes(o.dilation));
+               shape_of(o.padding), " for kernel_size ", shape_of(o.kernel), " and dilation ",
+               shape_of(o.dilation));
   p.batch = input[0];
   p.channels = input[1];
   p.in_height = input[2];
@@ -66,8 +60,8 @@ inline void describe_pool(const char* op, const PoolSizes& input, const PoolOpti
   p.out_width = count_windows(input[3], o.kernel[1], o.stride[1], o.padding[1], o.dilation[1], o.ceil_mode);
   PYDL_CHECK(p.out_height > 0 && p.out_width > 0, op,
              ": expected the kernel to be no larger than the padded input (", input[2] + 2 * o.padding[0],
-             " x ", input[3] + 2 * o.padding[1], "), got kernel_size ", text_of_sizes(o.kernel),
-             " with dilation ", text_of_sizes(o.dilation));
+             " x ", input[3] + 2 * o.padding[1], "), got kernel_size ", shape_of(o.kernel), " with dilation ",
+             shape_of(o.dilation));
 }
 
 inline PoolSizes output_sizes(const Pool2dParams& p) {
@@ -75,8 +69,8 @@ inline PoolSizes output_sizes(const Pool2dParams& p) {
 }
 
 inline void check_sizes(const char* op, const char* what, const Tensor& t, const PoolSizes& sizes) {
-  PYDL_CHECK(sizes_of(t) == sizes, op, ": expected ", what, " to be of shape ", text_of_sizes(sizes),
-             ", got ", shape_of(t));
+  PYDL_CHECK(sizes_of(t) == sizes, op, ": expected ", what, " to be of shape ", shape_of(sizes), ", got ",
+             shape_of(t));
 }
 
 inline Tensor empty_in_format(const Tensor& like, ScalarType type, const PoolSizes& sizes,

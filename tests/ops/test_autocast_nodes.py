@@ -161,12 +161,14 @@ def test_both_ways_compute_the_same(name, mix, region):
     assert_same(*both_ways(lambda: one_step(name, given, REGIONS[region])))
 
 
-@pytest.mark.parametrize("mix", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", [name for name in CASES if name not in (*TORCHS, *OF_PARTS)])
+# recurrent layers of bfloat16 are torch's under autocast
+OF_OURS = [name for name in CASES if name not in (*TORCHS, *OF_PARTS)]
+NODES = [(name, mix) for name in OF_OURS for mix in ("float32", "bfloat16") if (name, mix) != ("gru", "bfloat16")]
+
+
+@pytest.mark.parametrize("name, mix", NODES)
 def test_a_call_has_a_node_of_ours(name, mix):
     given = made(name, MIXES[mix])
-    if mix == "bfloat16" and name == "gru":
-        pytest.skip("torch's")
     with low():
         output = CASES[name][1](*given)
     assert output.grad_fn.name().startswith("pydl.")

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from testing import DTYPES, assert_close
+from testing import DTYPES, assert_close, assert_transforms
 
 import pydl
 import pydl.functional as PF
@@ -80,16 +80,7 @@ def test_differentiated_twice(case):
 @pytest.mark.parametrize("case", ["conv1d, stride and padding", "conv_transpose1d, odd everything"])
 def test_transforms(case):
     name, (x, w, b), options = tensors(case)
-
-    def loss(library):
-        return lambda x, w, b: getattr(library, name)(x, w, b, **options).square().sum()
-
-    for argnums in (0, 1, 2):
-        ours, theirs = (torch.func.grad(loss(f), argnums)(x, w, b) for f in (PF, F))
-        torch.testing.assert_close(ours, theirs)
-    per_sample = torch.func.vmap(torch.func.grad(loss(PF), 1), (0, None, None))(x, w, b)
-    for i in range(len(x)):
-        torch.testing.assert_close(per_sample[i], torch.func.grad(loss(F), 1)(x[i], w, b))
+    assert_transforms(*(lambda *t, f=f: getattr(f, name)(*t, **options) for f in (PF, F)), x, w, b)
 
 
 @pytest.mark.parametrize("case", ["conv1d, stride and padding", "conv_transpose1d, groups"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from testing import DTYPES, assert_close
+from testing import DTYPES, assert_close, assert_transforms
 from torch.utils.flop_counter import FlopCounterMode
 
 import pydl
@@ -129,16 +129,7 @@ def test_differentiated_twice(case):
 @pytest.mark.parametrize("case", ["odd everything", "groups"])
 def test_transforms(case):
     (x, w, b), options = tensors(case)
-
-    def loss(library):
-        return lambda x, w, b: library.conv3d(x, w, b, **options).square().sum()
-
-    for argnums in (0, 1, 2):
-        ours, theirs = (torch.func.grad(loss(f), argnums)(x, w, b) for f in (PF, F))
-        torch.testing.assert_close(ours, theirs)
-    per_sample = torch.func.vmap(torch.func.grad(loss(PF), 1), (0, None, None))(x, w, b)
-    for i in range(len(x)):
-        torch.testing.assert_close(per_sample[i], torch.func.grad(loss(F), 1)(x[i], w, b))
+    assert_transforms(*(lambda *t, f=f: f.conv3d(*t, **options) for f in (PF, F)), x, w, b)
 
 
 @pytest.mark.parametrize("case", ["stride 2", "groups"])

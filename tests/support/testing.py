@@ -83,6 +83,20 @@ def assert_close(actual, expected, dtype=None, scale=1.0):
     )
 
 
+def assert_transforms(ours, theirs, x, w, b):
+    """Gradients by torch.func of two functions (x, w, b) -> output, and per sample those of the weight, by vmap."""
+
+    def loss(function):
+        return lambda x, w, b: function(x, w, b).square().sum()
+
+    for argnums in (0, 1, 2):
+        found, expected = (torch.func.grad(loss(f), argnums)(x, w, b) for f in (ours, theirs))
+        torch.testing.assert_close(found, expected)
+    per_sample = torch.func.vmap(torch.func.grad(loss(ours), 1), (0, None, None))(x, w, b)
+    for i in range(len(x)):
+        torch.testing.assert_close(per_sample[i], torch.func.grad(loss(theirs), 1)(x[i], w, b))
+
+
 # the two ways of bfloat16 on AVX-512; a machine without the instruction runs the second alone
 BF16_DOT = [pytest.param(True, marks=pytest.mark.skipif(not _C.cpu_has_bf16_dot(), reason="no vdpbf16ps")), False]
 AVX512_ALONE = [

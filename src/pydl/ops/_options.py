@@ -24,28 +24,24 @@ def pair(op, name, value):
         return (value, value)
     if type(value) is tuple and len(value) == 2 and type(value[0]) is int is type(value[1]):
         return value
-    if isinstance(value, tuple | list):
-        try:
-            numbers = tuple(index(v) for v in value)
-        except TypeError:
-            raise TypeError(f"{op}: expected {name} to be an integer or two, got {value!r}") from None
-        if len(numbers) not in (1, 2):
-            raise RuntimeError(f"{op}: expected {name} to be one number or 2, got {numbers}")
-        return numbers if len(numbers) == 2 else numbers * 2
-    return (integer(op, name, value, "an integer or two"),) * 2
+    return _several(op, name, value, 2, "an integer or two")
 
 
 def triple(op, name, value):
     """(z, y, x) of an argument that is one integer, or a sequence of one or three."""
+    return _several(op, name, value, 3, "an integer or three")
+
+
+def _several(op, name, value, count, what):
     if not isinstance(value, tuple | list):
-        return (integer(op, name, value, "an integer or three"),) * 3
+        return (integer(op, name, value, what),) * count
     try:
         numbers = tuple(index(v) for v in value)
     except TypeError:
-        raise TypeError(f"{op}: expected {name} to be an integer or three, got {value!r}") from None
-    if len(numbers) not in (1, 3):
-        raise RuntimeError(f"{op}: expected {name} to be one number or 3, got {numbers}")
-    return numbers if len(numbers) == 3 else numbers * 3
+        raise TypeError(f"{op}: expected {name} to be {what}, got {value!r}") from None
+    if len(numbers) not in (1, count):
+        raise RuntimeError(f"{op}: expected {name} to be one number or {count}, got {numbers}")
+    return numbers if len(numbers) == count else numbers * count
 
 
 def integer(op, name, value, what="an integer"):

@@ -2,11 +2,17 @@
 
 import torch
 
+from pydl import backend
 from pydl._private import dispatch_modes
 from pydl.ops._options import pair
 
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def is_served(input, op):
+    """Whether ``op`` of ours serves it: "max_pool2d" or "avg_pool2d", of which 1-D and 3-D pooling are made."""
+    return input.dtype in SUPPORTED and backend.ops_for(input, op) is not None
 
 
 def pairs(op, kernel_size, stride, padding, dilation=1):

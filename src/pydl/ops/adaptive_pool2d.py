@@ -21,24 +21,24 @@ _library.made_of("adaptive_avg_pool2d", "avg_pool2d")
 _library.made_of("adaptive_max_pool2d", "max_pool2d")
 
 
-def equal_windows(input, output_size):
-    """(y, x) of the windows that cut ``input``'s last dimensions into ``output_size``; None where torch pools it.
+def equal_windows(input, output_size, dims=2):
+    """The windows that cut ``input``'s last ``dims`` dimensions into ``output_size``; None where torch pools it.
 
-    That is: sizes that do not divide the image's, images that are no 3-D or 4-D tensor, and what torch refuses.
+    That is: sizes that do not divide the image's, images that are no (C, ...) or (N, C, ...), and what torch refuses.
     """
     if isinstance(output_size, int):
-        output_size = (output_size,) * 2
-    if input.dim() not in (3, 4) or not isinstance(output_size, tuple | list) or len(output_size) != 2:
+        output_size = (output_size,) * dims
+    if input.dim() not in (dims + 1, dims + 2) or not isinstance(output_size, tuple | list) or len(output_size) != dims:
         return None
     window = []
-    for length, count in zip(input.shape[-2:], output_size, strict=True):
+    for length, count in zip(input.shape[-dims:], output_size, strict=True):
         count = length if count is None else count
         if isinstance(count, bool) or not isinstance(count, int | torch.SymInt) or count <= 0:
             return None
         if length == 0 or length % count != 0:
             return None
         window.append(length // count)
-    return None if input.shape[-3] == 0 else tuple(window)
+    return None if input.shape[-dims - 1] == 0 else tuple(window)
 
 
 def adaptive_avg_pool2d(input, output_size):
@@ -111,8 +111,7 @@ def adaptive_max_pool2d(input, output_size, return_indices=False):
 
 def adaptive_max_pool2d_unasked(input, output_size, return_indices):
     """:func:`adaptive_max_pool2d` for who has asked whether it is torch's (aside.py)."""
-    served = input.dtype in _pool2d.SUPPORTED and backend.ops_for(input, "max_pool2d") is not None
-    window = equal_windows(input, output_size) if served else None
+    window = equal_windows(input, output_size) if _pool2d.is_served(input, "max_pool2d") else None
     if window is None:
         return F.adaptive_max_pool2d(input, output_size, return_indices)
     return max_pool2d_unasked(input, window, window, 0, 1, False, return_indices)

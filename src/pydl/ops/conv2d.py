@@ -15,7 +15,7 @@ from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
 from pydl.ops import _activations, _library, _nodes
 from pydl.ops._autocast import lowered
-from pydl.ops._convolution_autograd import gradients_of_gradients, weight_gradient_format
+from pydl.ops._convolution import gradients_of_gradients, output_size, padding_of, weight_gradient_format
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, pair
@@ -49,33 +49,9 @@ def _empty(like, size, channels_last):
     return like.new_empty(size).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _check(condition, message):
-    if not condition:
-        raise RuntimeError(f"conv2d: expected {message}")
-
-
-# The checks of csrc/conv2d.cpp once more, for tracing, which never gets there.
 @_library.fake("conv2d_forward")
 def _(input, weight, bias, stride, padding, dilation, groups, activation, channels_last):
-    _check(input.dim() == 4, f"input to be 3-D (unbatched) or 4-D (batched), got shape {tuple(input.shape)}")
-    _check(weight.dim() == 4, f"weight to be 4-D, got shape {tuple(weight.shape)}")
-    _check(min(stride) > 0, f"stride to be positive, got {tuple(stride)}")
-    _check(min(padding) >= 0, f"padding to be at least 0, got {tuple(padding)}")
-    _check(min(dilation) > 0, f"dilation to be positive, got {tuple(dilation)}")
-    _check(groups > 0, f"groups to be positive, got {groups}")
-    _check(weight.shape[0] % groups == 0, f"out_channels to be divisible by groups ({groups}), got {weight.shape[0]}")
-    channels = weight.shape[1] * groups
-    _check(input.shape[1] == channels, f"input to be of {channels} channels, got {input.shape[1]}")
-    _check(weight.dtype == input.dtype, f"weight to be of the dtype of input, got {weight.dtype} and {input.dtype}")
-    if bias is not None:
-        _check(bias.dtype == input.dtype, f"bias to be of the dtype of input, got {bias.dtype} and {input.dtype}")
-        _check(tuple(bias.shape) == (weight.shape[0],), f"bias to be of shape ({weight.shape[0]}), got {bias.shape}")
-    size = [input.shape[0], weight.shape[0]]
-    for d in range(2):
-        padded = input.shape[2 + d] + padding[2 * d] + padding[2 * d + 1]
-        reach = (weight.shape[2 + d] - 1) * dilation[d] + 1
-        _check(reach <= padded, f"the kernel to be no larger than the padded input ({padded}), got {reach}")
-        size.append((padded - reach) // stride[d] + 1)
+    size = output_size("conv2d", input, weight, bias, stride, padding, dilation, groups)
     return _empty(input, size, channels_last)
 
 
@@ -183,21 +159,6 @@ _apply = _library.eager(_EagerConv2d)
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def padding_of(padding, weight, stride, dilation):
-    """(top, bottom, left, right) of torch's padding argument."""
-    if not isinstance(padding, str):
-        y, x = pair("conv2d", "padding", padding)
-        return (y, y, x, x)
-    if padding == "valid":
-        return (0, 0, 0, 0)
-    if padding != "same":
-        raise RuntimeError(f"conv2d: expected padding to be numbers, 'same' or 'valid', got {padding!r}")
-    if stride != (1, 1):
-        raise RuntimeError(f"conv2d: expected stride to be 1 with padding 'same', got {stride}")
-    y, x = (d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True))
-    return (y // 2, y - y // 2, x // 2, x - x // 2)
-
-
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None):
     """Cross-correlates ``input`` with ``weight``, as :func:`torch.nn.functional.conv2d`.
 
@@ -257,7 +218,7 @@ def conv2d_unasked(input, weight, bias, stride, padding, dilation, groups, activ
     if torch.is_autocast_enabled(device_type):
         input, weight, bias = lowered(device_type, input, weight, bias)
     stride, dilation = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
-    padding = padding_of(padding, weight, stride, dilation)
+    padding = padding_of("conv2d", padding, weight, stride, dilation)
     groups = integer("conv2d", "groups", groups)
     batched = input.dim() == 4
     if not batched:

@@ -14,7 +14,7 @@ from pydl._private import functorch_active, onednn_dtypes
 from pydl.aside import is_torchs
 from pydl.ops import _library
 from pydl.ops._autocast import lowered
-from pydl.ops._convolution_autograd import gradients_of_gradients
+from pydl.ops._convolution import check, gradients_of_gradients, output_size, padding_of
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._options import integer, triple
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING
@@ -45,33 +45,9 @@ def _empty(like, size, channels_last):
     return like.new_empty(size).to(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
 
 
-def _check(condition, message):
-    if not condition:
-        raise RuntimeError(f"conv3d: expected {message}")
-
-
-# The checks of csrc/conv3d.cpp once more, for tracing, which never gets there.
 @_library.fake("conv3d_forward")
 def _(input, weight, bias, stride, padding, dilation, groups, channels_last):
-    _check(input.dim() == 5, f"input to be 4-D (unbatched) or 5-D (batched), got shape {tuple(input.shape)}")
-    _check(weight.dim() == 5, f"weight to be 5-D, got shape {tuple(weight.shape)}")
-    _check(min(stride) > 0, f"stride to be positive, got {tuple(stride)}")
-    _check(min(padding) >= 0, f"padding to be at least 0, got {tuple(padding)}")
-    _check(min(dilation) > 0, f"dilation to be positive, got {tuple(dilation)}")
-    _check(groups > 0, f"groups to be positive, got {groups}")
-    _check(weight.shape[0] % groups == 0, f"out_channels to be divisible by groups ({groups}), got {weight.shape[0]}")
-    channels = weight.shape[1] * groups
-    _check(input.shape[1] == channels, f"input to be of {channels} channels, got {input.shape[1]}")
-    _check(weight.dtype == input.dtype, f"weight to be of the dtype of input, got {weight.dtype} and {input.dtype}")
-    if bias is not None:
-        _check(bias.dtype == input.dtype, f"bias to be of the dtype of input, got {bias.dtype} and {input.dtype}")
-        _check(tuple(bias.shape) == (weight.shape[0],), f"bias to be of shape ({weight.shape[0]}), got {bias.shape}")
-    size = [input.shape[0], weight.shape[0]]
-    for d in range(3):
-        padded = input.shape[2 + d] + padding[2 * d] + padding[2 * d + 1]
-        reach = (weight.shape[2 + d] - 1) * dilation[d] + 1
-        _check(reach <= padded, f"the kernel to be no larger than the padded input ({padded}), got {reach}")
-        size.append((padded - reach) // stride[d] + 1)
+    size = output_size("conv3d", input, weight, bias, stride, padding, dilation, groups)
     return _empty(input, size, channels_last)
 
 
@@ -110,17 +86,6 @@ def _forward_backward(ops, ctx, grad):
 
 _library.autograd("conv3d_forward", _forward_context, _forward_backward)
 gradients_of_gradients("conv3d")
-
-
-def _padding_of(padding, reach, stride):
-    """(front, back, top, bottom, left, right) of torch's padding argument, for kernels that reach ``reach`` pixels."""
-    if not isinstance(padding, str):
-        return tuple(side for p in triple("conv3d", "padding", padding) for side in (p, p))
-    if padding == "valid":
-        return (0,) * 6
-    _check(padding == "same", f"padding to be numbers, 'same' or 'valid', got {padding!r}")
-    _check(stride == (1, 1, 1), f"stride to be 1 with padding 'same', got {stride}")
-    return tuple(side for r in reach for side in ((r - 1) // 2, r - 1 - (r - 1) // 2))
 
 
 # oneDNN keeps channels_last; torch's own loops give contiguous results
@@ -182,7 +147,7 @@ def conv3d_unasked(input, weight, bias, stride, padding, dilation, groups):
     ops = backend.ops_for(input, "conv3d") if served else None
     if ops is None or is_left(input, weight, groups):
         return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
-    _check(weight.dim() == 5, f"weight to be 5-D, got shape {tuple(weight.shape)}")
+    check("conv3d", weight.dim() == 5, f"weight to be 5-D, got shape {tuple(weight.shape)}")
     transforms = functorch_active()
     if transforms:
         ops = _library.transformed(ops)
@@ -191,12 +156,13 @@ def conv3d_unasked(input, weight, bias, stride, padding, dilation, groups):
         return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
     if torch.is_autocast_enabled("cpu"):
         input, weight, bias = lowered("cpu", input, weight, bias)
-    reach = [(size - 1) * d + 1 for size, d in zip(weight.shape[2:], dilation, strict=True)]
-    padding = _padding_of(padding, reach, stride)
+    padding = padding_of("conv3d", padding, weight, stride, dilation)
     groups = integer("conv3d", "groups", groups)
     batched = input.dim() == 5
     if not batched:
-        _check(input.dim() == 4, f"input to be 4-D (unbatched) or 5-D (batched), got shape {tuple(input.shape)}")
+        check(
+            "conv3d", input.dim() == 4, f"input to be 4-D (unbatched) or 5-D (batched), got shape {tuple(input.shape)}"
+        )
         input = input.unsqueeze(0)
     channels_last = (is_channels_last(input) or is_channels_last(weight)) and _is_onednns(
         input, weight, stride, dilation, groups

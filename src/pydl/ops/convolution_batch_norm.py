@@ -12,10 +12,11 @@ from pydl._private import alive, below_autograd, forward_ad, increment_version
 from pydl.ops import _library
 from pydl.ops._batch_norm_autograd import keeps_output
 from pydl.ops._batch_norm_schema import ACTIVATIONS
+from pydl.ops._convolution import padding_of
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._options import pair
 from pydl.ops.batch_norm import counts_inside
-from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING, padding_of
+from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING
 
 
 class _ConvolutionBatchNorm(torch.autograd.Function):
@@ -156,7 +157,7 @@ def trained(
         return None
     stride, padding, dilation, groups = options
     stride, dilation = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
-    padding = padding_of(padding, weight, stride, dilation)
+    padding = padding_of("conv2d", padding, weight, stride, dilation)
     if residual is not None:
         padded = (input.shape[2] + padding[0] + padding[1], input.shape[3] + padding[2] + padding[3])
         size = ((padded[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1 for d in (0, 1))

@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 
-from pydl import backend
 from pydl.aside import is_torchs
 from pydl.ops import _library, _nodes, _pool2d
 from pydl.ops._memory_format import is_channels_last
@@ -17,10 +16,6 @@ for _name in ("avg_pool1d", "adaptive_avg_pool1d"):
     _library.made_of(_name, "avg_pool2d")
 for _name in ("max_pool1d", "adaptive_max_pool1d"):
     _library.made_of(_name, "max_pool2d")
-
-
-def _is_served(input, op):
-    return input.dtype in _pool2d.SUPPORTED and backend.ops_for(input, op) is not None
 
 
 def _window(op, input, kernel_size, stride, padding, dilation, ceil_mode):
@@ -93,7 +88,7 @@ def max_pool1d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
 def max_pool1d_unasked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
     """:func:`max_pool1d` for who has asked whether it is torch's (aside.py)."""
     options = kernel_size, stride, padding, dilation, ceil_mode
-    if not _is_served(input, "max_pool2d"):
+    if not _pool2d.is_served(input, "max_pool2d"):
         return F.max_pool1d(input, *options, return_indices)
     window = _window("max_pool1d", input, *options)
     image = input.unsqueeze(-2)
@@ -138,7 +133,7 @@ def avg_pool1d(input, kernel_size, stride=None, padding=0, ceil_mode=False, coun
 
 def avg_pool1d_unasked(input, kernel_size, stride, padding, ceil_mode, count_include_pad):
     """:func:`avg_pool1d` for who has asked whether it is torch's (aside.py)."""
-    if not _is_served(input, "avg_pool2d"):
+    if not _pool2d.is_served(input, "avg_pool2d"):
         return F.avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
     *window, _, ceil_mode = _window("avg_pool1d", input, kernel_size, stride, padding, 1, ceil_mode)
     options = *window, ceil_mode, switch("avg_pool1d", "count_include_pad", count_include_pad), None
@@ -182,7 +177,7 @@ def adaptive_avg_pool1d(input, output_size):
 
 def adaptive_avg_pool1d_unasked(input, output_size):
     """:func:`adaptive_avg_pool1d` for who has asked whether it is torch's (aside.py)."""
-    rows = _rows(input, output_size) if _is_served(input, "avg_pool2d") else None
+    rows = _rows(input, output_size) if _pool2d.is_served(input, "avg_pool2d") else None
     if rows is None:
         return F.adaptive_avg_pool1d(input, output_size)
     output = NotImplemented if is_compiling() else _nodes.adaptive_avg_pool2d(*rows)
@@ -213,7 +208,7 @@ def adaptive_max_pool1d(input, output_size, return_indices=False):
 
 def adaptive_max_pool1d_unasked(input, output_size, return_indices):
     """:func:`adaptive_max_pool1d` for who has asked whether it is torch's (aside.py)."""
-    rows = _rows(input, output_size) if _is_served(input, "max_pool2d") else None
+    rows = _rows(input, output_size) if _pool2d.is_served(input, "max_pool2d") else None
     if rows is None:
         return F.adaptive_max_pool1d(input, output_size, return_indices)
     if return_indices:

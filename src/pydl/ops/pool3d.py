@@ -8,12 +8,11 @@ Planes are images that one call pools; after it, a plane is a row of an image wh
 import torch
 import torch.nn.functional as F
 
-from pydl import backend
 from pydl.aside import is_torchs
 from pydl.ops import _library, _pool2d
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._options import integer, switch, triple
-from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d_unasked
+from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d_unasked, equal_windows
 from pydl.ops.avg_pool2d import avg_pool2d_unasked
 from pydl.ops.max_pool2d import max_pool2d_unasked
 
@@ -26,10 +25,6 @@ for _name in ("max_pool3d", "adaptive_max_pool3d"):
 # Numbers of the input from which on our two calls are quicker than torch's one (kernels/cpu/pool2d/NOTES.md).
 WORTH_A_CALL = 1 << 16
 _HALF = (torch.bfloat16, torch.float16)  # whose sums of sums would be rounded twice; torch has no loop for most of them
-
-
-def _is_served(input, op):
-    return input.dtype in _pool2d.SUPPORTED and backend.ops_for(input, op) is not None
 
 
 def _window(op, input, kernel_size, stride, padding, dilation):
@@ -144,7 +139,7 @@ def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
 
 def max_pool3d_unasked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
     """:func:`max_pool3d` for who has asked whether it is torch's (aside.py)."""
-    if not _is_served(input, "max_pool2d") or _is_left(input) or _is_last(input, unbatched=True):
+    if not _pool2d.is_served(input, "max_pool2d") or _is_left(input) or _is_last(input, unbatched=True):
         return F.max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     window = _window("max_pool3d", input, kernel_size, stride, padding, dilation)
     ceil_mode, return_indices = switch("max_pool3d", "ceil_mode", ceil_mode), bool(return_indices)
@@ -207,7 +202,7 @@ def avg_pool3d(
 def avg_pool3d_unasked(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
     """:func:`avg_pool3d` for who has asked whether it is torch's (aside.py)."""
     options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    if not _is_served(input, "avg_pool2d") or _is_left(input) or input.dtype in _HALF:
+    if not _pool2d.is_served(input, "avg_pool2d") or _is_left(input) or input.dtype in _HALF:
         return F.avg_pool3d(input, *options)
     *window, _ = _window("avg_pool3d", input, kernel_size, stride, padding, 1)
     divisor = None if divisor_override is None else integer("avg_pool3d", "divisor_override", divisor_override)
@@ -225,23 +220,6 @@ def _mean(volume, last, window, ceil_mode, count_include_pad, divisor):
     images = avg_pool2d_unasked(_planes(volume, last), *(n[1:] for n in window), *rest, None if divisor is None else 1)
     in_depth = ((z, one) for (z, *_), one in zip(window, (1, 1, 0), strict=True))
     return avg_pool2d_unasked(_columns(images, size, last), *in_depth, *rest, divisor).unflatten(3, images.shape[-2:])
-
-
-def _equal_windows(input, output_size):
-    """(z, y, x) of the windows that cut ``input`` into ``output_size``; None where torch pools it."""
-    if isinstance(output_size, int) and not isinstance(output_size, bool):
-        output_size = (output_size,) * 3
-    if input.dim() not in (4, 5) or not isinstance(output_size, tuple | list) or len(output_size) != 3:
-        return None
-    window = []
-    for length, count in zip(input.shape[-3:], output_size, strict=True):
-        count = length if count is None else count
-        if isinstance(count, bool) or not isinstance(count, int | torch.SymInt) or count <= 0:
-            return None
-        if length == 0 or length % count != 0:
-            return None
-        window.append(length // count)
-    return None if 0 in input.shape else tuple(window)
 
 
 def adaptive_avg_pool3d(input, output_size):
@@ -266,8 +244,8 @@ def adaptive_avg_pool3d(input, output_size):
 
 def adaptive_avg_pool3d_unasked(input, output_size):
     """:func:`adaptive_avg_pool3d` for who has asked whether it is torch's (aside.py)."""
-    served = _is_served(input, "avg_pool2d") and not _is_left(input) and input.dtype not in _HALF
-    window = _equal_windows(input, output_size) if served else None
+    served = _pool2d.is_served(input, "avg_pool2d") and not _is_left(input) and input.dtype not in _HALF
+    window = equal_windows(input, output_size, 3) if served else None
     if window is None:
         return F.adaptive_avg_pool3d(input, output_size)
     if window == tuple(input.shape[-3:]):  # the mean of all pixels: one pass over rows of them
@@ -299,8 +277,8 @@ def adaptive_max_pool3d(input, output_size, return_indices=False):
 
 def adaptive_max_pool3d_unasked(input, output_size, return_indices):
     """:func:`adaptive_max_pool3d` for who has asked whether it is torch's (aside.py)."""
-    served = _is_served(input, "max_pool2d") and not _is_left(input)
-    window = _equal_windows(input, output_size) if served else None
+    served = _pool2d.is_served(input, "max_pool2d") and not _is_left(input)
+    window = equal_windows(input, output_size, 3) if served else None
     if window is None:
         return F.adaptive_max_pool3d(input, output_size, return_indices)
     if _is_last(input) and input.requires_grad:

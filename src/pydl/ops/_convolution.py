@@ -1,4 +1,4 @@
-"""What the gradients of convolutions of every number of dimensions share.
+"""What convolutions of every number of dimensions share: arguments, the size of the output, gradients of gradients.
 
 ``<op>_forward`` without bias, ``<op>_backward_input`` and ``<op>_backward_weight`` are each linear in their two
 tensors, and the gradients of each are the other two: the three are closed under differentiation to any order.
@@ -8,6 +8,57 @@ import torch
 
 from pydl.ops import _library
 from pydl.ops._memory_format import is_channels_last, row_major
+from pydl.ops._options import pair, triple
+
+
+def check(op, condition, message):
+    """Raises RuntimeError where the condition does not hold."""
+    if not condition:
+        raise RuntimeError(f"{op}: expected {message}")
+
+
+def padding_of(op, padding, weight, stride, dilation):
+    """(before, after) of each dimension, one after another, of torch's padding argument; stride: one of each."""
+    if not isinstance(padding, str):
+        numbers = (pair if len(stride) == 2 else triple)(op, "padding", padding)
+        return tuple(side for number in numbers for side in (number, number))
+    if padding == "valid":
+        return (0,) * (2 * len(stride))
+    check(op, padding == "same", f"padding to be numbers, 'same' or 'valid', got {padding!r}")
+    check(op, all(s == 1 for s in stride), f"stride to be 1 with padding 'same', got {stride}")
+    whole = (d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True))
+    return tuple(side for w in whole for side in (w // 2, w - w // 2))
+
+
+def output_size(op, input, weight, bias, stride, padding, dilation, groups):
+    """[N, O, ...], and the checks of csrc/<op>.cpp once more, for tracing, which never gets there."""
+    dims = len(stride)
+    check(
+        op,
+        input.dim() == dims + 2,
+        f"input to be {dims + 1}-D (unbatched) or {dims + 2}-D (batched), got shape {tuple(input.shape)}",
+    )
+    check(op, weight.dim() == dims + 2, f"weight to be {dims + 2}-D, got shape {tuple(weight.shape)}")
+    check(op, min(stride) > 0, f"stride to be positive, got {tuple(stride)}")
+    check(op, min(padding) >= 0, f"padding to be at least 0, got {tuple(padding)}")
+    check(op, min(dilation) > 0, f"dilation to be positive, got {tuple(dilation)}")
+    check(op, groups > 0, f"groups to be positive, got {groups}")
+    features, channels = weight.shape[0], weight.shape[1] * groups
+    check(op, features % groups == 0, f"out_channels to be divisible by groups ({groups}), got {features}")
+    check(op, input.shape[1] == channels, f"input to be of {channels} channels, got {input.shape[1]}")
+    for name, other in (("weight", weight), ("bias", bias)):
+        if other is not None:
+            dtypes = f"{other.dtype} and {input.dtype}"
+            check(op, other.dtype == input.dtype, f"{name} to be of the dtype of input, got {dtypes}")
+    if bias is not None:
+        check(op, tuple(bias.shape) == (features,), f"bias to be of shape ({features}), got {bias.shape}")
+    size = [input.shape[0], features]
+    for d in range(dims):
+        padded = input.shape[2 + d] + padding[2 * d] + padding[2 * d + 1]
+        reach = (weight.shape[2 + d] - 1) * dilation[d] + 1
+        check(op, reach <= padded, f"the kernel to be no larger than the padded input ({padded}), got {reach}")
+        size.append((padded - reach) // stride[d] + 1)
+    return size
 
 
 def weight_gradient_format(weight, channels_last):
