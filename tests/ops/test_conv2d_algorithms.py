@@ -9,7 +9,7 @@ from test_conv2d import SHAPES, check, make
 
 from pydl import _C, backend
 from pydl.functional import conv2d
-from pydl.ops.conv2d import padding_of
+from pydl.ops._convolution import padding_of
 
 pytestmark = pytest.mark.cpu_kernels
 EVERY = list(dict.fromkeys(name for which in PASSES for name in NAMES[which]))
@@ -60,7 +60,7 @@ def case(name, dtype):
         x, w, b, options = make(name, dtype)
     stride, dilation = pair(options.get("stride", 1)), pair(options.get("dilation", 1))
     groups = options.get("groups", 1)
-    padding = padding_of(options.get("padding", 0), w, stride, dilation)
+    padding = padding_of("conv2d", options.get("padding", 0), w, stride, dilation)
     leaves = [t.double().requires_grad_() for t in (x, w)]
     y = torch.nn.functional.conv2d(*leaves, b.double(), **options)
     g = torch.linspace(-1, 1, max(y.numel(), 1), dtype=torch.float64)[: y.numel()].sin().reshape(y.shape).to(dtype)
