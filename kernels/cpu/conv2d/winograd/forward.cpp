@@ -40,21 +40,26 @@ struct Steps {
   decltype(transform_tiles_of<S, false>(DType{})) tiles;
   decltype(transform_weights_of<S>(DType{})) weights;
   decltype(&finish<S, float>) finish;
+  int64_t size;  // of a number
 
   explicit Steps(DType dtype)
       : tiles(transform_tiles_of<S, false>(dtype)),
         weights(transform_weights_of<S>(dtype)),
-        finish(of_dtype(dtype, &winograd::finish<S, float>, &winograd::finish<S, bf16>)) {}
+        finish(of_dtype(dtype, &winograd::finish<S, float>, &winograd::finish<S, bf16>)),
+        size(dtype == DType::bf16 ? 2 : 4) {}
 };
 
 // M of tiles [begin, end) and a panel: m[tile - begin][frequency][kPanel] (+)= V U.
 template <class S>
 void multiply(const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t channels, int64_t depth,
-              const float* v, const Plan& plan, const float* u, float* m, bool add) {
+              const float* v, const Plan& plan, const float* u, float* m, bool add,
+              TapsAhead next = {}) {
+  const int64_t lines = ceil_div(next.lines(), kProducts<S>);
   alignas(64) float sum[kMostTiles<S> * kPanel];
   const Ahead ahead{plan.weights_first ? 0 : plan.frequency_stride, 0};  // from L3; L2 is near enough
   for (int f = 0; f < kProducts<S>; ++f) {
     const int i = f / S::kAlong, j = f % S::kAlong;
+    next.fetch(lines);
     int64_t first, last;
     tiles.range(i, j, begin, end, first, last);
     float* to = m + (first * kProducts<S> + f) * kPanel;
@@ -130,8 +135,16 @@ void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan&
           u = all_u + (task / blocks * plan.parts + c / plan.depth) * part_floats;
         else
           steps.weights(problem.weights, c, depth, o, u, plan.weight_stride);
+        TapsAhead next;
+        if (!plan.weights_once) {
+          const int64_t rest = in - c - depth, panel = (task + 1) / blocks;
+          if (rest > 0)
+            next = TapsAhead::of<S>(problem.weights, steps.size, c + depth, min_of(plan.depth, rest), o);
+          else if (panel < plan.panels)
+            next = TapsAhead::of<S>(problem.weights, steps.size, 0, plan.depth, panel * kPanel);
+        }
         multiply(tiles, begin, end, problem.out.channels - o, depth,
-                 v + (begin - pass) * plan.tile_stride + c, plan, u, m, c > 0);
+                 v + (begin - pass) * plan.tile_stride + c, plan, u, m, c > 0, next);
       }
       steps.finish(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m, problem.spoiled);
     });

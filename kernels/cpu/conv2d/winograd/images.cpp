@@ -64,8 +64,8 @@ void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, i
       const T* from =
           static_cast<const T*>(image.data) + tile.n * image.batch + y * image.row + x * image.column;
       Window<T, kReach> window;  // of adjacent channels, which are read where they are
-      window.first = static_cast<int>(min_of(max_of(0, -x), width));
-      window.last = static_cast<int>(min_of(width, image.width - x));
+      window.first = min_of(max_of(0, -x), width);
+      window.last = min_of(width, image.width - x);
       for (int64_t c = 0; c < image.channels; c += L) {
         const int64_t count = min_of(L, image.channels - c);
         float* v = row + c;

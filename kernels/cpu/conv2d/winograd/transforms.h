@@ -32,7 +32,7 @@ template <class T, int kRows>
 struct Window {
   const T* row[kRows];
   int64_t step[kRows];
-  int first, last;
+  int64_t first, last;  // two ints, stored one by one and compared as one, would wait for all stores before
 };
 
 template <class T>
