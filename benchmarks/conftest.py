@@ -59,6 +59,7 @@ class Session:
                 "this machine: copy {copy:.1f} GB/s, read {read:.1f} GB/s, multiply-add {fma:.0f} GFLOP/s".format(
                     **self._ceilings
                 )
+                + report.distance(self._ceilings["round_trip"])
             )
             if peers.absent():
                 self.say(peers.absent())
@@ -127,15 +128,13 @@ def compare(request, benchmark):
             runner.check(case, inputs)
         in_memory = case.read + case.written > session.cache and not case.network
         seconds, rates = measure(
-            case,
-            inputs,
-            benchmark,
-            0.3 if session.quick else case.seconds,
-            session.probes if in_memory else None,
+            case, inputs, benchmark, 0.3 if session.quick else case.seconds, session.probes, in_memory
         )
+        round_trip = rates.pop("round_trip", None)
         ceilings = {**ceilings, **rates}
         record = {"op": case.op, "case": case.id, **runner.figures(case, seconds, ceilings, session.cache)}
         record |= {f"{name}_gbps": rate for name, rate in rates.items()}
+        record["round_trip_ns"] = round_trip
         record["target"] = case.target
         if case.network:
             record["network"] = case.network
@@ -146,21 +145,22 @@ def compare(request, benchmark):
     return run
 
 
-def measure(case, inputs, benchmark, budget, probes):
+def measure(case, inputs, benchmark, budget, probes, in_memory):
     """Median seconds by contestant, each timed once per round; pydl's by pytest-benchmark, its peers between.
 
-    Also the median rates of memory, taken in the same rounds, for cases that go beyond the caches (``probes``).
+    Also, taken in the same rounds, how far the cores were from each other, and the rates of memory for cases that go
+    beyond the caches (``in_memory``).
     """
     functions = runner.contestants(case)
     try:
-        return measured(functions, inputs, benchmark, budget, probes)
+        return measured(functions, inputs, benchmark, budget, probes, in_memory)
     finally:
         for function in functions.values():
             if isinstance(function, peers.Peer):
                 function.close()
 
 
-def measured(functions, inputs, benchmark, budget, probes):
+def measured(functions, inputs, benchmark, budget, probes, in_memory):
     for function in functions.values():
         function(*inputs)  # compiles, and fills caches
     once = sum(runner.time_once(function, inputs, 1) for function in functions.values())
@@ -168,7 +168,7 @@ def measured(functions, inputs, benchmark, budget, probes):
     calls, rounds = runner.plan(once, budget, peers.TURN * len(functions) if apart else 0.0)
     ours, theirs = functions["pydl"], {name: f for name, f in functions.items() if name != "pydl"}
     seconds = {name: [] for name in functions}
-    rates = {"copy": [], "read": []} if probes else {}
+    rates = {"round_trip": [], **({"copy": [], "read": []} if in_memory else {})}
 
     def others():
         for name, values in rates.items():
@@ -186,8 +186,10 @@ def measured(functions, inputs, benchmark, budget, probes):
         seconds["pydl"].append(turn(ours))
 
     benchmark.pedantic(pydl, setup=others, rounds=rounds)
-    medians = [{name: statistics.median(values) for name, values in found.items()} for found in (seconds, rates)]
-    return medians[0], medians[1]
+    rates = {name: [value for value in values if value is not None] for name, values in rates.items()}
+    return tuple(
+        {name: statistics.median(values) for name, values in found.items() if values} for found in (seconds, rates)
+    )
 
 
 def pytest_sessionfinish(session, exitstatus):

@@ -1,4 +1,5 @@
-"""What this machine allows: copy and read bandwidth and float32 arithmetic, measured by our own shortest loops.
+"""What this machine allows: copy and read bandwidth, float32 arithmetic and the way from one core to another, measured
+by our own shortest loops.
 
 The rates that `pydl bench` compares with, measured in the same run as what they are compared with.
 """
@@ -11,6 +12,7 @@ import torch
 torch.library.define("pydl::probe_copy", "(Tensor input, Tensor(a!) output) -> ()")
 torch.library.define("pydl::probe_read", "(Tensor input) -> Tensor")
 torch.library.define("pydl::probe_fma", "(Tensor(a!) result, int rounds) -> float")
+torch.library.define("pydl::probe_round_trip", "(Tensor device, int rounds) -> int")
 
 
 class Probes:
@@ -44,13 +46,27 @@ class Probes:
         operations = torch.ops.pydl.probe_fma(self.result, 1)
         return self._rate(operations * rounds, torch.ops.pydl.probe_fma, self.result, rounds)
 
+    def round_trip(self, rounds=4000):
+        """Nanoseconds for a cache line to go to another thread's core and back, or None where there is one thread.
+
+        The cores of a virtual machine may move apart and together again (80 and 380 ns on two of a Zen 5, within
+        seconds), and whatever one of them reads that the other wrote takes as much longer.
+        """
+        start = time.perf_counter()
+        made = torch.ops.pydl.probe_round_trip(self.result, rounds)
+        return (time.perf_counter() - start) / made * 1e9 if made == rounds else None
+
 
 def measure(probes=None, rounds=9):
-    """A dict of rates: ``copy`` and ``read`` in GB/s, ``fma`` in GFLOP/s; medians of ``rounds`` after a warm-up."""
+    """A dict: ``copy`` and ``read`` in GB/s, ``fma`` in GFLOP/s, ``round_trip`` in ns; medians of ``rounds`` after a
+    warm-up.
+    """
     probes = probes or Probes()
     rates = {}
     for name in ("copy", "read", "fma"):
         probe = getattr(probes, name)
         probe()
         rates[name] = statistics.median(probe() for _ in range(rounds))
+    trips = [trip for trip in (probes.round_trip() for _ in range(rounds)) if trip is not None]
+    rates["round_trip"] = statistics.median(trips) if trips else None
     return rates

@@ -46,6 +46,11 @@ def share(record):
     return f"{100 * record['share']:.0f} %" if "share" in record else "–"
 
 
+def distance(round_trip):
+    """How far the cores are from each other, as the end of a line."""
+    return f", {round_trip:.0f} ns from core to core and back" if round_trip else ""
+
+
 def without_page_faults(record):
     return record.get("no_page_faults") or {}
 
@@ -56,6 +61,7 @@ def line(record, number, total, child):
     place = f"[{number}/{total}]{' no page faults' if child else ''}"
     return (
         f"{place} {record['op']} {record['case']}: pydl {duration(record['pydl_us'])}, {peers}: {record['ratio']:.2f}×"
+        f"{distance(record.get('round_trip_ns'))}"
     )
 
 
@@ -189,6 +195,7 @@ def show(records, ceilings):
         "means of it (memory formats, passes and worst without page faults); rate and share of the limit without page "
         "faults; memory's limit is measured between the rounds of each case; at the start: copy "
         f"{ceilings['copy']:.1f} GB/s, read {ceilings['read']:.1f} GB/s, multiply-add {ceilings['fma']:.0f} GFLOP/s"
+        f"{distance(ceilings.get('round_trip'))}"
     )
 
 
@@ -202,7 +209,7 @@ def markdown(ops):
             "",
             f"{m['processor']}, {m['threads']} threads, {m['isa']}; torch {m['torch']}, "
             f"commit {m['commit']}, {m['date']}; limits: copy {c['copy']:.0f} GB/s, read {c['read']:.0f} GB/s, "
-            f"{c['fma']:.0f} GFLOP/s.",
+            f"{c['fma']:.0f} GFLOP/s{distances(kept['records'])}.",
             "",
         ]
         groups, records = by_network(kept["records"])
@@ -226,6 +233,14 @@ def markdown(ops):
             ]
         lines += ["</details>", ""]
     return "\n".join(lines)
+
+
+def distances(records):
+    """The median way from core to core, and the shortest and longest of the cases."""
+    trips = [r["round_trip_ns"] for r in records if r.get("round_trip_ns")]
+    if not trips:
+        return ""
+    return f"{distance(statistics.median(trips))} ({min(trips):.0f} to {max(trips):.0f} over the cases)"
 
 
 def summary(op, records):

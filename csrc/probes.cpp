@@ -1,6 +1,7 @@
 // pydl::probe_copy(Tensor input, Tensor(a!) output) -> ()
 // pydl::probe_read(Tensor input) -> Tensor
 // pydl::probe_fma(Tensor(a!) result, int rounds) -> float
+// pydl::probe_round_trip(Tensor device, int rounds) -> int
 //
 // Probes of the machine for the benchmarks (benchmarks/probes.py), run by the threads that serve the ops.
 #include "kernels/cpu/base/probes.h"
@@ -43,12 +44,18 @@ double probe_fma(const Tensor& result, int64_t rounds) {
   return PYDL_CPU_CALL(probe_fma)(rounds, static_cast<float*>(result.mutable_data_ptr()), torch_threads());
 }
 
+int64_t probe_round_trip(const Tensor&, int64_t rounds) {
+  PYDL_CHECK_VALUE(rounds > 0, "probe_round_trip: expected rounds to be positive, got ", rounds);
+  return PYDL_CPU_CALL(probe_round_trip)(rounds, torch_threads());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
   m.impl("probe_copy", TORCH_BOX(&probe_copy));
   m.impl("probe_read", TORCH_BOX(&probe_read));
   m.impl("probe_fma", TORCH_BOX(&probe_fma));
+  m.impl("probe_round_trip", TORCH_BOX(&probe_round_trip));
 }
 
 }  // namespace pydl

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pydl import bench
 from pydl.errors import DataError, MissingExtra, OptionError
@@ -44,6 +45,24 @@ KEPT = {
     "ceilings": {"copy": 60.0, "read": 40.0, "fma": 500.0},
     "records": [RECORD],
 }
+
+
+def test_the_way_from_core_to_core():
+    report = load("report")
+    found, threads = load("conftest").probes.Probes(megabytes=1), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert found.round_trip() is None  # nobody answers
+        torch.set_num_threads(2)
+        trips = [found.round_trip(rounds=100) for _ in range(20)]  # None where the machine let one thread wait too long
+        assert any(trip is not None and trip > 0 for trip in trips)
+    finally:
+        torch.set_num_threads(threads)
+    assert report.distance(81.4) == ", 81 ns from core to core and back"
+    assert report.distance(None) == ""
+    records = [{**RECORD, "round_trip_ns": trip} for trip in (80.0, None, 380.0, 90.0)]
+    assert report.distances(records) == ", 90 ns from core to core and back (80 to 380 over the cases)"
+    assert report.distances([RECORD]) == ""
 
 
 def test_figures_from_seconds():

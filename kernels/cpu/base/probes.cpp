@@ -60,4 +60,32 @@ double probe_fma(int64_t rounds, float* result, const Parallel& parallel) {
   return 2.0 * static_cast<double>(rounds) * kChains * kLanes * static_cast<double>(parts);
 }
 
+int64_t probe_round_trip(int64_t rounds, const Parallel& parallel) {
+  if (parallel.threads < 2) return 0;
+  constexpr int64_t kPatience = 1 << 25;  // where one thread does both parts after all, nobody answers
+  struct alignas(128) {                   // the line's neighbour is fetched with it
+    int64_t turn = 0, given_up = 0;
+  } line;
+  int64_t made = 0;
+  auto wait_for = [&](int64_t turn) {
+    for (int64_t i = 0; i < kPatience; ++i) {
+      if (__atomic_load_n(&line.turn, __ATOMIC_ACQUIRE) == turn) return true;
+      if (__atomic_load_n(&line.given_up, __ATOMIC_RELAXED)) return false;
+    }
+    __atomic_store_n(&line.given_up, 1, __ATOMIC_RELAXED);
+    return false;
+  };
+  parallel(2, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t side = begin; side < end; ++side)
+      for (int64_t i = 0; i < rounds; ++i) {
+        if (side == 1 && !wait_for(2 * i + 1)) break;
+        __atomic_store_n(&line.turn, 2 * i + side + 1, __ATOMIC_RELEASE);
+        if (side == 1) continue;
+        if (!wait_for(2 * i + 2)) break;
+        made = i + 1;
+      }
+  });
+  return made;
+}
+
 }  // namespace pydl::cpu::PYDL_ISA

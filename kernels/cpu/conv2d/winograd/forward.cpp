@@ -52,8 +52,7 @@ struct Steps {
 // M of tiles [begin, end) and a panel: m[tile - begin][frequency][kPanel] (+)= V U.
 template <class S>
 void multiply(const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t channels, int64_t depth,
-              const float* v, const Plan& plan, const float* u, float* m, bool add,
-              TapsAhead next = {}) {
+              const float* v, const Plan& plan, const float* u, float* m, bool add, TapsAhead next = {}) {
   const int64_t lines = ceil_div(next.lines(), kProducts<S>);
   alignas(64) float sum[kMostTiles<S> * kPanel];
   const Ahead ahead{plan.weights_first ? 0 : plan.frequency_stride, 0};  // from L3; L2 is near enough

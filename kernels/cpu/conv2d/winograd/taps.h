@@ -63,7 +63,8 @@ class TapsAhead {
     if (!w.flip || w.out > w.in) return {};
     TapsAhead ahead;
     ahead.at_ = static_cast<const char*>(w.data) + (c * w.in + o * w.out) * size;
-    ahead.run_ = min_of(kPanel, w.out_channels - o) * w.out * size;  // with the taps between them, or a tap's alone
+    ahead.run_ =
+        min_of(kPanel, w.out_channels - o) * w.out * size;  // with the taps between them, or a tap's alone
     ahead.pieces_ = w.out == 1 ? S::kTaps * S::kTaps : 1;
     ahead.piece_step_ = w.column * size;
     ahead.step_ = w.in * size - (ahead.pieces_ - 1) * ahead.piece_step_;
