@@ -1,11 +1,14 @@
 """The quick way of a call (pydl.ops._nodes): the same numbers as the long way, and no call that is not plain."""
 
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from grid import CALLS
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,8 +45,11 @@ CASES = {
         lambda x: functional.avg_pool2d(x, (2, 3), 2, 1, divisor_override=5),
         [(2, 3, 6, 7)],
     ),
-    "softmax": ((-1,), lambda x: functional.softmax(x, -1), [(4, 5)]),
-    "log_softmax": ((1,), lambda x: functional.log_softmax(x, 1), [(4, 5)]),
+    **{
+        name: (None, lambda x, call=call: call(functional, x), [(4, 5)])
+        for name, call in CALLS.items()
+        if name in _nodes.CALLS
+    },
     "softmax of columns": (None, lambda x: functional.softmax(x, 1), [(4, 5, 3)]),
     "log_softmax of columns": (None, lambda x: functional.log_softmax(x, -3), [(4, 5, 3)]),
     "layer_norm": (None, lambda x, w, b: functional.layer_norm(x, (3, 5), w, b), [(4, 3, 5), (3, 5), (3, 5)]),
@@ -478,6 +484,12 @@ def test_tracing_is_not_plain():
 )
 def test_arguments_that_are_not_plain(name, arguments):
     assert getattr(_nodes, name)(*arguments) is NotImplemented
+
+
+def test_what_python_asks_for_is_there():
+    files = Path(pydl.__file__).parent.rglob("*.py")
+    asked = {name for path in files for name in re.findall(r"\b_nodes\.(\w+)\(", path.read_text())}
+    assert asked == {*_nodes.CALLS, "serve_cpu", "serve_memory"}
 
 
 def test_a_wrong_number_of_arguments_is_an_error():

@@ -18,6 +18,8 @@ from pydl.ops._autocast import lowered
 from pydl.ops._nodes import is_compiling
 from pydl.ops.linear import SUPPORTED, WORTH_ASKING, lies_in_columns
 
+__all__ = ["addmm", "baddbmm", "bmm", "matmul", "mm"]
+
 # column_major: the columns of the result lie one after another in memory, as torch leaves some gradients.
 _library.define(
     "matmul", "(Tensor left, Tensor right, Tensor? addend, float beta, float alpha, bool column_major) -> Tensor"

@@ -16,6 +16,8 @@ from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d_unasked, equal_windows
 from pydl.ops.avg_pool2d import avg_pool2d_unasked
 from pydl.ops.max_pool2d import max_pool2d_unasked
 
+__all__ = ["adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "max_pool3d"]
+
 for _name in ("avg_pool3d", "adaptive_avg_pool3d"):
     _library.made_of(_name, "avg_pool2d")
 for _name in ("max_pool3d", "adaptive_max_pool3d"):
