@@ -146,6 +146,7 @@ class _EagerMatmul(torch.autograd.Function):
         with below_autograd():
             output = _library.quick(ops).matmul(left, right, addend, beta, alpha, False)
         _remember(ctx, left, right, addend)
+        ctx.depth = left.shape[-1]
         # what ctx.save_for_backward sets
         ctx.to_save = left if right.requires_grad else None, right if left.requires_grad else None
         return output
@@ -153,7 +154,7 @@ class _EagerMatmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         *needs, _ = ctx.needs_input_grad
-        if needs[0] and needs[1] and grad.numel() * ctx.saved_tensors[0].shape[-1] > WORTH_ASKING:
+        if needs[0] and needs[1] and grad.numel() * ctx.depth > WORTH_ASKING:
             needs[0], needs[1] = _library.wanted(ctx, 0), _library.wanted(ctx, 1)
         if _library.transforms_active():  # torch.func.vmap over the gradient
             return _backward(_library.transformed(ctx.ops), ctx, grad, needs)[:4]
