@@ -1,5 +1,5 @@
-// The functions of the module: each is defined and named to Python in one, and what it takes is said above it. All answer
-// as arguments.h says, but for those that answer yes or no.
+// The functions of the module: each is defined and named to Python in one, and what it takes is said above it. All
+// answer as arguments.h says, but for those that answer yes or no.
 //
 //   // softmax(input, dim)
 //   PYDL_PYTHON_FUNCTION(softmax) { return along(objects, given, false); }
