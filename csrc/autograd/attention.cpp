@@ -73,7 +73,7 @@ int64_t layout_of(const Tensor& query, const Tensor& key, const Tensor& value, d
 
 // scaled_dot_product_attention(query, key, value, dropout_p, is_causal, scale, layout): a call without mask, lengths and
 // shared heads. scale may be None, and so may layout, which is torch's then.
-PyObject* scaled_dot_product_attention(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(scaled_dot_product_attention) {
   return answer<7>(objects, given, [](const Arguments& arguments) {
     const Lowered of[] = {arguments.lowered(0), arguments.lowered(1), arguments.lowered(2)};
     const Tensor &query = of[0].given(), &key = of[1].given(), &value = of[2].given();
@@ -97,7 +97,7 @@ PyObject* scaled_dot_product_attention(PyObject*, PyObject* const* objects, Py_s
 
 // attention(query, key, value, mask, lengths, seed, dropout_p, is_causal, scale, layout): the arguments of the op, which
 // Python has checked and cast; mask, lengths and seed may be None.
-PyObject* attention(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(attention) {
   return answer<10>(objects, given, [](const Arguments& arguments) {
     const auto read = [&](int i) { return Lowered(arguments.tensor(i), arguments.tensor(i).scalar_type()); };
     const Lowered of[] = {read(0), read(1), read(2)};

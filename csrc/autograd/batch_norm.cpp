@@ -88,7 +88,7 @@ Tensor batch_norm_call(const BatchNormTensors& t, const BatchNormOptions& o) {
 // batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation,
 // num_batches_tracked, ranks): all tensors but the first, and activation, may be None. Bit n of ranks: whether an input of
 // n dimensions is let through.
-PyObject* batch_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(batch_norm) {
   return answer<12>(objects, given, [](const Arguments& arguments) {
     const Tensor &input = arguments.tensor(0), &mean = arguments.optional_tensor(1),
                  &var = arguments.optional_tensor(2), &weight = arguments.optional_tensor(3),

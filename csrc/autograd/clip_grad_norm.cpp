@@ -77,7 +77,7 @@ double clip(Grads& g, double max_norm, bool refuse_nonfinite) {
 }  // namespace
 
 // clip_grad_norm(list of parameters, max_norm, error_if_nonfinite) -> the norm, or NotImplemented
-PyObject* clip_grad_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(clip_grad_norm) {
   HANDLE_TH_ERRORS
   try {
     TORCH_CHECK_TYPE(given == 3 && PyList_Check(objects[0]), "expected a list, a float and a bool");

@@ -67,7 +67,7 @@ bool gradient_format(const Tensor& weight, bool channels_last) {
 }  // namespace
 
 // conv2d(input, weight, bias, stride, padding, dilation, groups, activation): bias and activation may be None.
-PyObject* conv2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(conv2d) {
   return answer<8>(objects, given, [](const Arguments& arguments) {
     Lowered read_input = arguments.lowered(0), read_weight = arguments.lowered(1),
             read_bias = arguments.optional_lowered(2);

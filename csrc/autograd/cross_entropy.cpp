@@ -101,7 +101,7 @@ Tensor cross_entropy_call(const Tensor& input, const Tensor& target, const LossO
 }  // namespace
 
 // cross_entropy(input, target, ignore_index, reduction, label_smoothing, z_loss), of class indices without weights
-PyObject* cross_entropy(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(cross_entropy) {
   return answer<6>(objects, given, [](const Arguments& arguments) {
     const Tensor &input = arguments.tensor(0), &target = arguments.indices(1);
     const LossOptions options{reduction(arguments.text(3)), arguments.integer(2), arguments.real(4),

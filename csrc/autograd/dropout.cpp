@@ -66,7 +66,7 @@ Tensor dropout_seed() {
 }
 
 // dropout(input, p, training): a mask by a seed of torch's generator; p between 0 and 1
-PyObject* dropout(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(dropout) {
   return answer<3>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = arguments.tensor(0);
     const double p = arguments.real(1);

@@ -33,7 +33,7 @@ Tensor embedding_call(const Tensor& ids, const Tensor& weight, int64_t padding_i
 
 // embedding(weight, ids, padding_idx, scale_grad_by_freq, least): padding_idx may be None. Not plain: ids of fewer than
 // `least` numbers of the result, and what needs no gradient.
-PyObject* embedding(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(embedding) {
   return answer<5>(objects, given, [](const Arguments& arguments) {
     const Tensor &weight = arguments.tensor(0), &ids = arguments.indices(1);
     const bool scaled = arguments.truth(3);

@@ -1,38 +1,35 @@
-// The functions of the module: what each takes is said above its definition. All answer as arguments.h says, but for the two that answer
-// whether a call is small.
+// The functions of the module: each is defined and named to Python in one, and what it takes is said above it. All
+// answer as arguments.h says, but for those that answer yes or no.
+//
+//   // softmax(input, dim)
+//   PYDL_PYTHON_FUNCTION(softmax) { return along(objects, given, false); }
 #pragma once
 
 #include <Python.h>
 
+#include <vector>
+
 namespace pydl::autograd {
 
-PyObject* adaptive_avg_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* adaptive_max_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* attention(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* avg_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* batch_norm(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* clip_grad_norm(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* conv2d(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* cross_entropy(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* dropout(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* embedding(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* group_norm(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* is_small(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* is_small_product(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* layer_norm(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* linear(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* linear_cross_entropy(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* log_softmax(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* max_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* optimizer_step(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* recurrent(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* recurrent_cell(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* recurrent_stack(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* rms_norm(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* scaled_dot_product_attention(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* softmax(PyObject*, PyObject* const*, Py_ssize_t);
-PyObject* zero_grad(PyObject*, PyObject* const*, Py_ssize_t);
+// Of all files, which add theirs as the library is loaded; module.cpp hands them over.
+inline std::vector<PyMethodDef>& python_functions() {
+  static std::vector<PyMethodDef> functions;
+  return functions;
+}
 
-PyObject* serve_memory(PyObject*, PyObject*);  // memory.cpp
+using PythonFunction = PyObject*(PyObject*, PyObject* const* objects, Py_ssize_t given);
+
+inline bool add_function(const char* name, PythonFunction* function) {
+  python_functions().push_back(
+      {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL, nullptr});
+  return true;
+}
+
+#define PYDL_PYTHON_FUNCTION(name)                                                \
+  static PyObject* name(PyObject*, PyObject* const* objects, Py_ssize_t given);   \
+  [[maybe_unused]] static const bool name##_is_added = add_function(#name, name); \
+  static PyObject* name(PyObject*, PyObject* const* objects, Py_ssize_t given)
+
+PyObject* serve_memory(PyObject*, PyObject* capsule);  // memory.cpp
 
 }  // namespace pydl::autograd

@@ -38,7 +38,7 @@ Tensor group_norm_call(const Tensor& input, int64_t groups, const Tensor& weight
 }  // namespace
 
 // group_norm(input, num_groups, weight, bias, eps): weight and bias may be None.
-PyObject* group_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(group_norm) {
   return answer<5>(objects, given, [](const Arguments& arguments) {
     const Tensor &input = arguments.tensor(0), &weight = arguments.optional_tensor(2),
                  &bias = arguments.optional_tensor(3);

@@ -89,7 +89,7 @@ int64_t normalized_dims(const Tensor& input, const Integers& shape) {
 }  // namespace
 
 // layer_norm(input, normalized_shape, weight, bias, eps): weight and bias may be None.
-PyObject* layer_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(layer_norm) {
   return answer<5>(objects, given, [](const Arguments& arguments) {
     const Tensor &input = arguments.tensor(0), &weight = arguments.optional_tensor(2),
                  &bias = arguments.optional_tensor(3);
@@ -101,7 +101,7 @@ PyObject* layer_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) {
 }
 
 // rms_norm(input, normalized_shape, weight, eps): the last two may be None.
-PyObject* rms_norm(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(rms_norm) {
   return answer<4>(objects, given, [](const Arguments& arguments) {
     const Tensor &input = arguments.tensor(0), &weight = arguments.optional_tensor(2);
     // Python says which results lie as only torch's do, or are torch's

@@ -46,7 +46,7 @@ Tensor linear_call(Lowered& input, Lowered& weight, Lowered& bias, const LinearO
 }  // namespace
 
 // linear(input, weight, bias, activation): the last two may be None.
-PyObject* linear(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(linear) {
   return answer<4>(objects, given, [](const Arguments& arguments) {
     Lowered read_input = arguments.lowered(0), read_weight = arguments.lowered(1),
             read_bias = arguments.optional_lowered(2);

@@ -133,7 +133,7 @@ variable_list linear_cross_entropy_call(OutputLayer& layer, const Tensor& target
 
 // linear_cross_entropy(input, linear_weight, target, linear_bias, reduction, ignore_index, label_smoothing, z_loss,
 // return_correct): of class indices; linear_bias and ignore_index may be None. (loss,) or (loss, correct)
-PyObject* linear_cross_entropy(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(linear_cross_entropy) {
   return answer<9>(objects, given, [](const Arguments& arguments) {
     OutputLayer layer{arguments.lowered(0), arguments.lowered(1), arguments.optional_lowered(3)};
     const Tensor& target = arguments.indices(2);

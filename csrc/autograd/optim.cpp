@@ -248,7 +248,7 @@ class Step {
 
 // optimizer_step(name, param_groups, state, launch, observed) -> None where it is done, or would be without `launch`;
 // else why it is left to torch. observed: False to be told of callbacks, such as a profiler's, that want to see a range.
-PyObject* optimizer_step(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(optimizer_step) {
   HANDLE_TH_ERRORS
   try {
     TORCH_CHECK_TYPE(given == 5, "expected 5 arguments, got ", given);

@@ -96,7 +96,7 @@ Integers equal_windows(const Tensor& input, const Integers& count) {
 }  // namespace
 
 // max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode): stride may be None.
-PyObject* max_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(max_pool2d) {
   return answer<6>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = image(arguments);
     const Integers kernel = arguments.pair(1);
@@ -112,7 +112,7 @@ PyObject* max_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
 
 // avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override): stride and
 // divisor_override may be None.
-PyObject* avg_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(avg_pool2d) {
   return answer<7>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = image(arguments);
     const Integers kernel = arguments.pair(1);
@@ -132,7 +132,7 @@ PyObject* avg_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
 }
 
 // adaptive_avg_pool2d(input, output_size)
-PyObject* adaptive_avg_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(adaptive_avg_pool2d) {
   return answer<2>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = image(arguments);
     const Integers size = arguments.pair(1), kernel = equal_windows(input, size);
@@ -143,7 +143,7 @@ PyObject* adaptive_avg_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t gi
 }
 
 // adaptive_max_pool2d(input, output_size): the maxima without their indices
-PyObject* adaptive_max_pool2d(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(adaptive_max_pool2d) {
   return answer<2>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = image(arguments);
     const Integers kernel = equal_windows(input, arguments.pair(1));

@@ -269,7 +269,7 @@ struct RecurrentStack {
 
 // recurrent(input, hidden, cell, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, kind, reverse): the arguments of the
 // op, which Python has checked; cell, the biases and batch_sizes may be None.
-PyObject* recurrent(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(recurrent) {
   return answer<10>(objects, given, [](const Arguments& arguments) {
     const RecurrentLayer layer{&kind_of(arguments, 8),
                                arguments.tensor(0),
@@ -286,7 +286,7 @@ PyObject* recurrent(PyObject*, PyObject* const* objects, Py_ssize_t given) {
 
 // recurrent_stack(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first, kind): the
 // arguments of torch.gru and its like.
-PyObject* recurrent_stack(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(recurrent_stack) {
   return answer<10>(objects, given, [](const Arguments& arguments) {
     const CellKind& kind = kind_of(arguments, 9);
     const RecurrentStack stack{kind,
@@ -306,7 +306,7 @@ PyObject* recurrent_stack(PyObject*, PyObject* const* objects, Py_ssize_t given)
 
 // recurrent_cell(input, hx, w_ih, w_hh, b_ih, b_hh, kind): the arguments of torch.gru_cell and its like. The state, or of
 // an LSTM two.
-PyObject* recurrent_cell(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(recurrent_cell) {
   return answer<7>(objects, given, [](const Arguments& arguments) {
     const CellKind& kind = kind_of(arguments, 6);
     const Tensor& input = arguments.tensor(0);

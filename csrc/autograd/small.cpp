@@ -24,7 +24,7 @@ bool is_below(int64_t count, PyObject* limit) {
 }  // namespace
 
 // is_small(tensor, limit): whether it is a plain one of fewer numbers.
-PyObject* is_small(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(is_small) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(given == 2, "expected 2 arguments, got ", given);
   return PyBool_FromLong(is_plain(objects[0]) &&
@@ -33,7 +33,7 @@ PyObject* is_small(PyObject*, PyObject* const* objects, Py_ssize_t given) {
 }
 
 // is_small_product(left, right, limit): whether both are plain ones, whose product takes fewer multiplications.
-PyObject* is_small_product(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(is_small_product) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(given == 3, "expected 3 arguments, got ", given);
   if (!is_plain(objects[0]) || !is_plain(objects[1])) Py_RETURN_FALSE;

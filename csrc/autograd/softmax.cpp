@@ -40,13 +40,9 @@ PyObject* along(PyObject* const* objects, Py_ssize_t given, bool logarithm) {
 }  // namespace
 
 // softmax(input, dim)
-PyObject* softmax(PyObject*, PyObject* const* objects, Py_ssize_t given) {
-  return along(objects, given, false);
-}
+PYDL_PYTHON_FUNCTION(softmax) { return along(objects, given, false); }
 
 // log_softmax(input, dim)
-PyObject* log_softmax(PyObject*, PyObject* const* objects, Py_ssize_t given) {
-  return along(objects, given, true);
-}
+PYDL_PYTHON_FUNCTION(log_softmax) { return along(objects, given, true); }
 
 }  // namespace pydl::autograd

@@ -25,7 +25,7 @@ bool each_parameter(PyObject* groups, const F& f) {
 }  // namespace
 
 // zero_grad(param_groups) -> None where every gradient is None now, or NotImplemented where torch's should do it
-PyObject* zero_grad(PyObject*, PyObject* const* objects, Py_ssize_t given) {
+PYDL_PYTHON_FUNCTION(zero_grad) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(given == 1, "expected 1 argument, got ", given);
   if (at::hasCallbacks() || !is_plain_moment() || is_autocast() || !each_parameter(objects[0], is_plain)) {

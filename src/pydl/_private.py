@@ -130,9 +130,31 @@ def optimizer_hooks(optimizer):
     )
 
 
+with below_autograd():
+    _BELOW = torch._C._dispatch_tls_local_exclude_set()
+_AUTOGRAD = _BELOW - torch._C._dispatch_tls_local_exclude_set()  # what below_autograd leaves out
+_SAVED = torch._C._FunctionBase.saved_tensors
+
+
+def _unpacked(ctx):
+    """``ctx.saved_tensors``, asked for above autograd wherever the backward is.
+
+    Hooks of saved tensors may run a forward once more (torch.utils.checkpoint), which is to be recorded as it was.
+    """
+    if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther):
+        return _SAVED.__get__(ctx)
+    excluded = torch._C._dispatch_tls_local_exclude_set() - _AUTOGRAD
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+        return _SAVED.__get__(ctx)
+
+
 def set_backward(function):
-    """The node of an ``autograd.Function`` calls its ``backward`` at once, without looking for other forms of it."""
+    """The node of an ``autograd.Function`` calls its ``backward`` at once, without looking for other forms of it.
+
+    In it, ``ctx.saved_tensors`` may be asked for under :data:`below_autograd`.
+    """
     function._backward_cls.apply = function.backward
+    function._backward_cls.saved_tensors = property(_unpacked)
 
 
 def storage_of(tensor):

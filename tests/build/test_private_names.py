@@ -45,6 +45,35 @@ def test_auto_dispatch_below_autograd_records_no_gradient():
     assert (2 * x).grad_fn is not None
 
 
+def test_saved_tensors_are_unpacked_above_autograd():
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.to_save = (x,)
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            with torch._C._AutoDispatchBelowAutograd():
+                assert len(ctx.saved_tensors) == 1
+                assert (2 * leaf).grad_fn is None
+            return 2 * grad
+
+    _private.set_backward(Twice)  # by _backward_cls
+    leaf, recorded = torch.ones(2, requires_grad=True), []
+
+    def unpack(tensor):
+        with torch.enable_grad():
+            recorded.append((2 * leaf).grad_fn is not None)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+        y = super(torch.autograd.Function, Twice).apply(leaf)
+    y.sum().backward()
+    assert recorded == [True]
+    assert torch.equal(leaf.grad, torch.full((2,), 2.0))
+
+
 def test_onednn_dtypes_are_those_whose_volumes_stay_channels_last():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         x = torch.randn(2, 4, 4, 4, 4).to(dtype).to(memory_format=torch.channels_last_3d)

@@ -14,6 +14,17 @@ import pydl.ops.elementwise
 
 pytestmark = pytest.mark.cpu_kernels
 
+ROWS = {  # what the grids over all ops take (grid.py)
+    "relu": {"layer": "ReLU", "options": ("inplace",)},
+    "leaky_relu": {
+        "layer": "LeakyReLU", "of_layer": {"negative_slope": 0.3}, "options": ("negative_slope", "inplace"),
+    },
+    "sigmoid": {"layer": "Sigmoid"},
+    "tanh": {"layer": "Tanh"},
+    "gelu": {"layer": "GELU", "of_layer": {"approximate": "tanh"}, "options": ("approximate",)},
+    "silu": {"layer": "SiLU", "options": ("inplace",)},
+    "softplus": {"layer": "Softplus", "of_layer": {"beta": 2, "threshold": 1}, "options": ("beta", "threshold")},
+}  # fmt: skip
 # name -> the function by a library
 FUNCTIONS = {
     "relu": lambda f, x: f.relu(x),

@@ -1,7 +1,9 @@
 """pydl.nn: torch.nn's arguments, state_dict, repr and numbers, on our kernels."""
 
 import copy
+import importlib
 import inspect
+import pkgutil
 
 import pytest
 import torch
@@ -106,6 +108,14 @@ def test_same_face_as_torch(name, options, shape):
         assert inspect.signature(ours) == inspect.signature(theirs)
     assert repr(ours(**options)) == repr(theirs(**options))
     assert list(ours(**options).state_dict()) == list(theirs(**options).state_dict())
+
+
+@pytest.mark.parametrize("face, files", [(pydl.functional, pydl.ops), (pydl.nn, pydl.nn)], ids=["functional", "nn"])
+def test_names_are_those_of_the_files(face, files):
+    modules = [importlib.import_module(f"{files.__name__}.{m.name}") for m in pkgutil.iter_modules(files.__path__)]
+    names = [name for module in modules for name in getattr(module, "__all__", ())]
+    assert sorted(names) == face.__all__
+    assert all(getattr(face, name).__doc__ for name in names)
 
 
 def test_every_class_is_covered():

@@ -1,11 +1,14 @@
 """The quick way of a call (pydl.ops._nodes): the same numbers as the long way, and no call that is not plain."""
 
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from grid import CALLS
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,8 +45,11 @@ CASES = {
         lambda x: functional.avg_pool2d(x, (2, 3), 2, 1, divisor_override=5),
         [(2, 3, 6, 7)],
     ),
-    "softmax": ((-1,), lambda x: functional.softmax(x, -1), [(4, 5)]),
-    "log_softmax": ((1,), lambda x: functional.log_softmax(x, 1), [(4, 5)]),
+    **{
+        name: (None, lambda x, call=call: call(functional, x), [(4, 5)])
+        for name, call in CALLS.items()
+        if name in _nodes.CALLS
+    },
     "softmax of columns": (None, lambda x: functional.softmax(x, 1), [(4, 5, 3)]),
     "log_softmax of columns": (None, lambda x: functional.log_softmax(x, -3), [(4, 5, 3)]),
     "layer_norm": (None, lambda x, w, b: functional.layer_norm(x, (3, 5), w, b), [(4, 3, 5), (3, 5), (3, 5)]),
@@ -480,6 +486,12 @@ def test_arguments_that_are_not_plain(name, arguments):
     assert getattr(_nodes, name)(*arguments) is NotImplemented
 
 
+def test_what_python_asks_for_is_there():
+    files = Path(pydl.__file__).parent.rglob("*.py")
+    asked = {name for path in files for name in re.findall(r"\b_nodes\.(\w+)\(", path.read_text())}
+    assert asked == {*_nodes.CALLS, "serve_cpu", "serve_memory"}
+
+
 def test_a_wrong_number_of_arguments_is_an_error():
     with pytest.raises(TypeError, match="expected 4 arguments, got 2"):
         _nodes.linear(torch.randn(4, 6), torch.randn(3, 6))
@@ -569,6 +581,63 @@ def test_checkpoints_and_hooks():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.shape) or t, lambda t: t):
         functional.linear(x, torch.randn(3, 6, requires_grad=True))
     assert packed == [(4, 6), (3, 6)]
+
+
+# those whose calls are in Python always
+IN_PYTHON = {
+    "conv_transpose2d": (lambda x, w: functional.conv_transpose2d(x, w), [(2, 3, 5, 4), (3, 4, 2, 2)]),
+    "conv3d": (lambda x, w: functional.conv3d(x, w), [(1, 3, 4, 5, 4), (4, 3, 2, 2, 2)]),
+    "matmul": (lambda x, w: functional.matmul(x, w), [(128, 128), (128, 128)]),
+    "mse_loss": (lambda x, y: functional.mse_loss(x, y), [(4, 5), (4, 5)]),
+    "embedding_bag": (lambda w: functional.embedding_bag(TARGET.view(2, 2), w), [(5, 6)]),
+    "max_pool3d": (lambda x: functional.max_pool3d(x, 2), [(2, 3, 4, 5, 4)]),
+    "instance_norm": (lambda x: functional.instance_norm(x), [(2, 3, 5)]),
+    **{
+        name: (lambda x, call=call: call(functional, x), [(4, 5)])
+        for name, call in CALLS.items()
+        if name not in _nodes.CALLS
+    },
+}
+
+
+@pytest.mark.parametrize("cast", [False, True], ids=["", "autocast"])
+@pytest.mark.parametrize("quick", [True, False], ids=["in C++", "in Python"])
+@pytest.mark.parametrize("name", [*CASES, *IN_PYTHON])
+def test_a_checkpoint_with_torchs_ops_before(name, quick, cast):
+    """It runs the forward once more where a backward asks for what was saved, and torch counts what that saves."""
+    _nodes.use(quick)
+    *_, call, shapes = (CASES | IN_PYTHON)[name]
+    given = [torch.randn(shape).requires_grad_() for shape in shapes]
+
+    def step(*tensors):
+        return call(*(t.sin() for t in tensors))
+
+    found = []
+    for again in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            output = checkpoint(step, *given, use_reentrant=False) if again else step(*given)
+        found.append(torch.autograd.grad(output.float().square().sum(), given))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["in C++", "in Python"])
+@pytest.mark.parametrize("name", [name for name in (*CASES, *IN_PYTHON) if "dropout" not in name])
+def test_second_derivatives_within_a_checkpoint(name, quick):
+    _nodes.use(quick)
+    *_, call, shapes = (CASES | IN_PYTHON)[name]
+    given = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+    def step(*tensors):
+        output = call(*(t.sin() for t in tensors))
+        grads = torch.autograd.grad(output.square().sum(), tensors, create_graph=True)
+        return sum(g.square().sum() for g in grads)
+
+    found = []
+    for again in (False, True):
+        output = checkpoint(step, *given, use_reentrant=False) if again else step(*given)
+        found.append(torch.autograd.grad(output, given, allow_unused=True))
+    assert all(a is b if a is None else torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """3-D pooling beside torch: options, layouts, indices, gradients of both orders, what is torch's, errors."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -128,22 +129,26 @@ def test_who_pools(monkeypatch):
     assert len(calls) == 2
 
 
+MISTAKES = {
+    "kernel_size to be at least 1, got (0, 0, 0)": {"kernel_size": 0, "stride": 1},
+    "padding to be at most half of the kernel's reach, got padding (2, 2, 2)": {"kernel_size": 2, "padding": 2},
+    "padding to be at most half of the kernel's reach, got padding (0, 1, 0)": {"kernel_size": 1, "padding": (0, 1, 0)},
+    "the kernel to be no larger than the padded input (": {"kernel_size": 9},
+    "kernel_size to be one number or 3, got (2, 2)": {"kernel_size": (2, 2)},
+    "stride to be at least 1, got (0, 0, 0)": {"kernel_size": 2, "stride": 0},
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
 @pytest.mark.parametrize("name", ["max_pool3d", "avg_pool3d"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"kernel_size": 0},
-        {"kernel_size": 2, "padding": 2},
-        {"kernel_size": 9},
-        {"kernel_size": (2, 2)},
-        {"kernel_size": 2, "stride": 0},
-    ],
-    ids=str,
-)
-def test_errors(name, options):
-    for f in (PF, F):
-        with pytest.raises(RuntimeError):
-            getattr(f, name)(INPUTS["NCDHW"], **options)
+def test_errors(name, message):
+    for f, match in ((F, None), (PF, f"^{re.escape(f'{name}: expected {message}')}")):
+        with pytest.raises(RuntimeError, match=match):
+            getattr(f, name)(INPUTS["NCDHW"], **MISTAKES[message])
+
+
+@pytest.mark.parametrize("name", ["max_pool3d", "avg_pool3d"])
+def test_shapes_that_torch_refuses(name):
     for x in (torch.randn(3, 4, 5), torch.randn(2, 0, 4, 4, 4)):
         for f in (PF, F):
             with pytest.raises(RuntimeError):

@@ -14,6 +14,10 @@ from pydl.functional import log_softmax, softmax
 
 pytestmark = pytest.mark.cpu_kernels
 
+ROWS = {  # what the grids over all ops take (grid.py)
+    "softmax": {"layer": "Softmax", "of_layer": {"dim": -1}, "given": {"dim": -1}, "options": ("dim", "dtype")},
+    "log_softmax": {"layer": "LogSoftmax", "of_layer": {"dim": 1}, "given": {"dim": 1}, "options": ("dim", "dtype")},
+}
 OPS = {"softmax": (softmax, F.softmax), "log_softmax": (log_softmax, F.log_softmax)}
 # rows go in steps of four, along vectors of 4, 8 or 16
 SHAPES = [(1,), (7,), (1, 1), (3, 5), (4, 8), (9, 33), (2, 3, 4, 17), (300, 64), (5, 1000), (0, 5), (3, 0), (2, 0, 4)]

@@ -5,7 +5,9 @@ What is compared are the numbers that ``stride()`` gives, those of dimensions of
 
 One gradient is left out, that of a convolution's weight of one input channel or of 1x1 kernels: such a weight is
 row-major and channels_last at once, and which strides torch writes for it depends on the library that it picks (oneDNN
-for float32, its own code for bfloat16).
+for float32, its own code for bfloat16). So is, for dimensions of size 1, the gradient of the input of a convolution
+that pads one side more (``padding="same"``, an even kernel): torch pads a copy and cuts the gradient out of that
+copy's, whose strides of a single image or channel it keeps.
 """
 
 import copy

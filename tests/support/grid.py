@@ -1,11 +1,14 @@
 """The ops of one tensor: a row for each, which all grids over all ops read.
 
-By the name of the function, torch's and ours: what they are called with beside the tensor, which options
-tests/ops/test_options.py gives them in every form, and the layer that means the same. The tensor may have any shape of
-two dimensions or more.
+A row stands in the test file of its op, as the literal ``ROWS = {name: {...}}``, by the name of the function, torch's
+and ours: the layer that means the same, what the function is called with beside the tensor, and which options
+tests/ops/test_options.py gives it in every form. The tensor may have any shape of two dimensions or more.
 """
 
+import ast
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,13 @@ class Row:
     options: tuple = ()  # names of arguments that take several forms
 
 
-ROWS = {
-    "relu": Row("ReLU", options=("inplace",)),
-    "leaky_relu": Row("LeakyReLU", {"negative_slope": 0.3}, options=("negative_slope", "inplace")),
-    "sigmoid": Row("Sigmoid"),
-    "tanh": Row("Tanh"),
-    "gelu": Row("GELU", {"approximate": "tanh"}, options=("approximate",)),
-    "silu": Row("SiLU", options=("inplace",)),
-    "softplus": Row("Softplus", {"beta": 2, "threshold": 1}, options=("beta", "threshold")),
-    "softmax": Row("Softmax", {"dim": -1}, {"dim": -1}, ("dim", "dtype")),
-    "log_softmax": Row("LogSoftmax", {"dim": 1}, {"dim": 1}, ("dim", "dtype")),
-}
+def _rows():
+    for path in sorted((Path(__file__).parents[1] / "ops").glob("test_*.py")):
+        for literal in re.findall(r"^ROWS = (\{.*?^\})", path.read_text(), re.MULTILINE | re.DOTALL):
+            yield from ast.literal_eval(literal).items()
+
+
+ROWS = {name: Row(**row) for name, row in _rows()}
 
 
 def _call(name):

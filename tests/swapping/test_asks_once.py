@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
+from grid import ROWS
 from swap_models import LAYERS
 from torch import nn
 from torch.overrides import has_torch_function_variadic
@@ -67,16 +68,15 @@ def quick(request):
     _nodes.use(True)
 
 
-QUICK = {
-    *("AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Conv2d"),
-    *("CrossEntropyLoss", "Dropout", "GroupNorm", "LayerNorm", "Linear", "LinearCrossEntropyLoss", "LogSoftmax"),
-    *("MaxPool2d", "RMSNorm", "Softmax", "Softmax2d"),
-}
+def name_of(layer):
+    """The name of its function."""
+    losses = {"CrossEntropyLoss": "cross_entropy", "LinearCrossEntropyLoss": "linear_cross_entropy"}
+    return LAYERS[layer][2] if layer in LAYERS else losses[layer]
 
 
-def has_quick_way(name, training=True):
+def has_quick_way(layer, training=True):
     """Whether a plain call of the layer has one."""
-    return name in QUICK and (name != "Dropout" or training)
+    return name_of(layer) in _nodes.CALLS and (layer != "Dropout" or training)
 
 
 def at_most(name):
@@ -109,8 +109,7 @@ def test_a_layer_asks_each_thing_once(name, of, training, quick):
 @pytest.mark.parametrize("name", CALLS)
 def test_a_function_asks_each_thing_once(name, quick):
     x, *rest = CALLS[name][1]
-    losses = {"CrossEntropyLoss": "cross_entropy", "LinearCrossEntropyLoss": "linear_cross_entropy"}
-    function = getattr(pydl.functional, LAYERS[name][2] if name in LAYERS else losses[name])
+    function = getattr(pydl.functional, name_of(name))
     if name == "LinearCrossEntropyLoss":
         rest = [torch.randn(5, 3), *rest]
     elif name == "Conv2d":
@@ -131,8 +130,8 @@ def test_a_function_asks_each_thing_once(name, quick):
         rest = [2]
     elif "Norm" in name:
         rest = [torch.zeros(x.shape[1]), torch.ones(x.shape[1])]
-    elif "Softmax" in name:
-        rest = [-1]
+    elif name_of(name) in ROWS:
+        rest = ROWS[name_of(name)].given.values()
     elif "Pool" in name:
         rest = [2]
     asked = questions(function, x, *rest)

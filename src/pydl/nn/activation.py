@@ -7,6 +7,8 @@ from pydl.aside import Own, steps_aside
 from pydl.nn._common import _Eager
 from pydl.ops.elementwise import is_plain, is_small, served
 
+__all__ = ["GELU", "LeakyReLU", "ReLU", "SiLU", "Sigmoid", "Softplus", "Tanh"]
+
 
 class ReLU(_Eager, torch.nn.ReLU):
     """``torch.nn.ReLU`` over :func:`pydl.functional.relu` (d2l chapter "Multilayer Perceptrons"); on the CPU.

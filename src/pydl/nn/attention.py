@@ -8,6 +8,8 @@ from pydl.aside import Own, is_special, steps_aside
 from pydl.nn._common import _Eager
 from pydl.ops.multi_head_attention import batch_second, fits, multi_head_attention_unasked
 
+__all__ = ["MultiheadAttention"]
+
 
 class MultiheadAttention(_Eager, torch.nn.MultiheadAttention):
     """``torch.nn.MultiheadAttention`` over our linear layers and attention (d2l "Multi-Head Attention"); on the CPU.

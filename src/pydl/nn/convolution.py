@@ -13,6 +13,19 @@ from pydl.ops.conv2d import conv2d_unasked
 from pydl.ops.conv3d import conv3d_unasked
 from pydl.ops.conv_transpose2d import conv_transpose2d_unasked
 
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+]
+
 
 class Conv2d(_Eager, torch.nn.Conv2d):
     """``torch.nn.Conv2d`` over :func:`pydl.functional.conv2d` (d2l chapter "Convolutional Neural Networks").

@@ -9,6 +9,8 @@ from pydl.ops import _nodes
 from pydl.ops._nodes import is_compiling
 from pydl.ops.dropout import dropout_unasked
 
+__all__ = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d"]
+
 
 class Dropout(_Eager, torch.nn.Dropout):
     """``torch.nn.Dropout`` over :func:`pydl.functional.dropout`; any shape.

@@ -8,6 +8,8 @@ from pydl.nn._common import _Eager
 from pydl.ops import embedding_bag as bags
 from pydl.ops.embedding import embedding_unasked, is_small, quick
 
+__all__ = ["Embedding", "EmbeddingBag"]
+
 
 class Embedding(_Eager, torch.nn.Embedding):
     """``torch.nn.Embedding`` over :func:`pydl.functional.embedding` (d2l chapter "Word Embedding"); on the CPU.

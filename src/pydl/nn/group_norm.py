@@ -9,6 +9,8 @@ from pydl.ops import _nodes
 from pydl.ops._nodes import is_compiling
 from pydl.ops.group_norm import group_norm_unasked
 
+__all__ = ["GroupNorm"]
+
 
 class GroupNorm(_Eager, torch.nn.GroupNorm):
     """``torch.nn.GroupNorm`` over :func:`pydl.functional.group_norm`; on the CPU. Input and output (N, C, ...).

@@ -7,6 +7,15 @@ from pydl.aside import Own, is_special, steps_aside
 from pydl.nn._common import _Eager
 from pydl.ops.instance_norm import instance_norm_unasked
 
+__all__ = [
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+]
+
 
 class _InstanceNorm(_Eager):
     """The forward that the three ranks share; inputs without a sample's dimension are torch's."""

@@ -9,6 +9,8 @@ from pydl.ops import _nodes
 from pydl.ops._nodes import is_compiling
 from pydl.ops.layer_norm import layer_norm_unasked, rms_norm_unasked
 
+__all__ = ["LayerNorm", "RMSNorm"]
+
 
 class LayerNorm(_Eager, torch.nn.LayerNorm):
     """``torch.nn.LayerNorm`` over :func:`pydl.functional.layer_norm` (d2l chapter "Transformer"); on the CPU.

@@ -10,6 +10,8 @@ from pydl.ops._activations import finished
 from pydl.ops._nodes import is_compiling
 from pydl.ops.linear import linear_unasked
 
+__all__ = ["LazyLinear", "Linear"]
+
 
 class Linear(_Eager, torch.nn.Linear):
     """``torch.nn.Linear`` over :func:`pydl.functional.linear` (d2l chapter "Linear Neural Networks"); on the CPU.

@@ -18,6 +18,8 @@ from pydl.ops.losses import (
 )
 from pydl.ops.softmax_cross_entropy import cross_entropy_unasked
 
+__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSELoss", "SmoothL1Loss"]
+
 
 class CrossEntropyLoss(_Eager, torch.nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss`` over :func:`pydl.functional.cross_entropy` (d2l chapter "Softmax Regression").
@@ -180,3 +182,5 @@ if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from torch 2.13 on
                 self.label_smoothing,
                 self.options,
             )
+
+    __all__ += ["LinearCrossEntropyLoss"]

@@ -11,6 +11,16 @@ from pydl.ops._nodes import is_compiling
 from pydl.ops.batch_norm import batch_norm_unasked
 from pydl.ops.sync_batch_norm import group_of, sync_batch_norm
 
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "SyncBatchNorm",
+]
+
 
 class _BatchNorm(_Eager):
     """The forward that the three ranks share; which input ranks are allowed is torch's ``_check_input_dim``.

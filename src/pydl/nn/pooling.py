@@ -23,6 +23,21 @@ from pydl.ops.pool3d import (
     max_pool3d_unasked,
 )
 
+__all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+]
+
 
 class MaxPool2d(_Eager, torch.nn.MaxPool2d):
     """``torch.nn.MaxPool2d`` over :func:`pydl.functional.max_pool2d` (d2l chapter "Pooling"); on the CPU.

@@ -8,6 +8,8 @@ from pydl._private import with_functions
 from pydl.aside import Own, steps_aside
 from pydl.nn._common import _Eager
 
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
 # torch's own forwards, which check, sort and unpack, with our functions where they call torch's
 _forward_of = {
     cls: with_functions(cls.forward, functional)

@@ -9,6 +9,8 @@ from pydl.ops import _nodes
 from pydl.ops._nodes import is_compiling
 from pydl.ops.softmax import log_softmax_unasked, softmax_unasked
 
+__all__ = ["LogSoftmax", "Softmax", "Softmax2d"]
+
 
 class Softmax(_Eager, torch.nn.Softmax):
     """``torch.nn.Softmax`` over :func:`pydl.functional.softmax` (d2l chapter "Softmax Regression"); on the CPU.

@@ -4,7 +4,8 @@ A convolution is independent of the number of images and of groups: samples that
 with weights of their own become groups of channels. The channels of a batch norm are independent of each other, and
 the images of a pooling. Rows that share a matrix are rows of one product, matrices that share the rows are columns of
 one, and products of every sample with a matrix of its own are a batch of products. The rows of a layer norm are
-independent; what samples have parameters of their own is multiplied after it.
+independent; what samples have parameters of their own is multiplied after it. Ops of one tensor have their rule in
+their own file (``_library.vmap_of_rows``).
 Cross entropy, with a linear layer in it or without, has no rule: its loss and its denominator are reduced per call, so
 vmap calls it sample by sample.
 """
@@ -14,7 +15,6 @@ from functools import partial
 import torch
 
 from pydl.ops import (  # noqa: F401  (which define the ops)
-    _elementwise_autograd,
     _group_norm_autograd,
     _library,
     avg_pool2d,
@@ -25,7 +25,6 @@ from pydl.ops import (  # noqa: F401  (which define the ops)
     linear,
     matmul,
     max_pool2d,
-    softmax,
 )
 
 
@@ -228,14 +227,9 @@ def _beside_rows(parameter, dim, rank):
     return parameter.reshape(parameter.shape[0], *(1,) * (rank + 1 - parameter.dim()), *parameter.shape[1:])
 
 
-def _samples(tensor, dim, size):
-    """``tensor`` with its samples in front; repeated, where it has none."""
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-
 def _norm_forward(op, info, in_dims, input, parameters, dims, eps):
     """``parameters``: weight, and the bias of a layer norm."""
-    input, of = _samples(input, in_dims[0], info.batch_size), in_dims[1 : 1 + len(parameters)]
+    input, of = _library.samples(input, in_dims[0], info.batch_size), in_dims[1 : 1 + len(parameters)]
     own = any(dim is not None for dim in of)
     output, stats = op(input, *((None,) * len(parameters) if own else parameters), dims, eps)
     if own:
@@ -250,8 +244,8 @@ def _norm_forward(op, info, in_dims, input, parameters, dims, eps):
 
 def _norm_backward(op, info, in_dims, grad_output, input, stats, weight, dims, eps, *needs):
     size, (need_input, *of_parameters) = info.batch_size, needs
-    grad, input = (_samples(t, dim, size) for t, dim in zip((grad_output, input), in_dims[:2], strict=True))
-    stats = _samples(stats, in_dims[2], size).transpose(0, 1).contiguous()
+    grad, input = (_library.samples(t, dim, size) for t, dim in zip((grad_output, input), in_dims[:2], strict=True))
+    stats = _library.samples(stats, in_dims[2], size).transpose(0, 1).contiguous()
     upstream, shared = grad, weight
     if in_dims[3] is not None:
         upstream = (grad * _beside_rows(weight, in_dims[3], grad.dim() - 1)).to(grad.dtype)
@@ -294,7 +288,7 @@ def _of_channels(parameter, dim, rank):
 def _group_norm_forward(ops, info, in_dims, input, weight, bias, *options):
     """Samples of vmap are more samples of a group norm; parameters of their own are multiplied after it."""
     size, of = info.batch_size, in_dims[1:3]
-    input, own = _samples(input, in_dims[0], size), any(dim is not None for dim in of)
+    input, own = _library.samples(input, in_dims[0], size), any(dim is not None for dim in of)
     shared = (None, None) if own else (weight, bias)
     output, stats = ops.group_norm_forward(input.flatten(0, 1), *shared, *options)
     output = _unfold(output, 0, size)
@@ -310,8 +304,8 @@ def _group_norm_forward(ops, info, in_dims, input, weight, bias, *options):
 
 def _group_norm_backward(ops, info, in_dims, grad, input, stats, weight, groups, eps, channels_last, *needs):
     size, (need_input, *of_parameters) = info.batch_size, needs
-    grad, input = (_samples(t, dim, size) for t, dim in zip((grad, input), in_dims[:2], strict=True))
-    stats = _samples(stats, in_dims[2], size).transpose(0, 1).contiguous()  # (2, size, N, groups)
+    grad, input = (_library.samples(t, dim, size) for t, dim in zip((grad, input), in_dims[:2], strict=True))
+    stats = _library.samples(stats, in_dims[2], size).transpose(0, 1).contiguous()  # (2, size, N, groups)
     upstream, shared = grad, weight
     if in_dims[3] is not None:
         upstream, shared = (grad * _of_channels(weight, in_dims[3], grad.dim() - 1)).to(grad.dtype), None
@@ -338,21 +332,6 @@ _library.vmap("layer_norm_forward", _layer_norm_forward)
 _library.vmap("rms_norm_forward", _rms_norm_forward)
 
 
-def _rows_of_samples(name):
-    """The rule of an op along the last dimension, or of each number by itself: samples are more rows."""
-
-    def rule(ops, info, in_dims, *args):
-        found = (
-            _samples(t, d, info.batch_size) if torch.is_tensor(t) else t for t, d in zip(args, in_dims, strict=True)
-        )
-        return getattr(ops, name)(*found), 0
-
-    _library.vmap(name, rule)
-
-
-for _name in ("softmax", "log_softmax", *_elementwise_autograd.OPTIONS):
-    _rows_of_samples(f"{_name}_forward")
-    _rows_of_samples(f"{_name}_backward")
 _library.vmap("matmul", _matmul)
 _library.vmap("avg_pool2d", _avg_pool2d)
 _library.vmap("avg_pool2d_backward", _avg_pool2d_backward)

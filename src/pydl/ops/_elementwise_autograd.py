@@ -105,6 +105,7 @@ def _register(name, options):
 
     _library.autograd(f"{name}_forward", context, backward)
     _library.autograd(f"{name}_backward", again_context, again)
+    _library.vmap_of_rows(f"{name}_forward", f"{name}_backward")
 
 
 for _name, _options in OPTIONS.items():

@@ -130,17 +130,17 @@ def _second_derivatives(ctx, centered, *grads):
 
 def _backward_context(ctx, inputs, output):
     grad, input, _, weight, ctx.dims, ctx.eps, *_ = inputs
+    ctx.shape = input.shape
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(grad, input, weight)
+    ctx.save_for_backward(grad, input, weight)  # which a checkpoint gives once
 
 
 def _derivative(name, centered):
     """Registers the derivative of a backward; the gradients of what was not needed are those of empty tensors."""
 
     def backward(ops, ctx, *grads):
-        input = ctx.saved_tensors[1]
-        normalised = input.shape[input.dim() - ctx.dims :]
-        shapes = input.shape, normalised, normalised
+        normalised = ctx.shape[len(ctx.shape) - ctx.dims :]
+        shapes = ctx.shape, normalised, normalised
         grads = [
             None if grad is None or grad.shape != shape else grad for grad, shape in zip(grads, shapes, strict=False)
         ]

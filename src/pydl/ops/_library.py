@@ -180,6 +180,25 @@ def vmap(name, rule):
         torch.library.register_vmap(f"{namespace}::{name}", bound)
 
 
+def samples(tensor, dim, size):
+    """``tensor`` with its samples in front; repeated, where it has none."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def vmap_of_rows(*names):
+    """The rule of ops along a dimension counted from the last one, or of each number by itself: samples are rows."""
+    for name in names:
+
+        def rule(ops, info, in_dims, *args, _name=name):
+            found = (
+                samples(t, dim, info.batch_size) if torch.is_tensor(t) else t
+                for t, dim in zip(args, in_dims, strict=True)
+            )
+            return getattr(ops, _name)(*found), 0
+
+        vmap(name, rule)
+
+
 def transforms_active():
     """Whether torch.func (grad, vmap, jvp, ...) or forward-mode AD is at work.
 

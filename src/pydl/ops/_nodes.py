@@ -17,33 +17,6 @@ import torch
 
 from pydl import _C
 
-NAMES = (
-    "adaptive_avg_pool2d",
-    "adaptive_max_pool2d",
-    "attention",
-    "avg_pool2d",
-    "batch_norm",
-    "clip_grad_norm",
-    "conv2d",
-    "cross_entropy",
-    "dropout",
-    "embedding",
-    "group_norm",
-    "layer_norm",
-    "linear",
-    "linear_cross_entropy",
-    "log_softmax",
-    "max_pool2d",
-    "optimizer_step",
-    "recurrent",
-    "recurrent_cell",
-    "recurrent_stack",
-    "rms_norm",
-    "scaled_dot_product_attention",
-    "softmax",
-    "zero_grad",
-)
-
 is_compiling = torch.compiler.is_compiling
 
 
@@ -71,13 +44,28 @@ def _never(*args):
     return False
 
 
+_SETTINGS = ("serve_cpu", "serve_memory")
+# name -> call, of all that csrc/autograd defines
+CALLS = {
+    name: call
+    for name, call in (vars(_module) if _module else {}).items()
+    if not name.startswith("_") and name not in _SETTINGS
+}
+
+
 def use(on):
     """Takes the quick way from now on, or no longer; for tests and comparisons."""
-    found = _module if on else None
-    for name in NAMES:
-        globals()[name] = getattr(found, name, _no_call)
+    for name, call in CALLS.items():
+        globals()[name] = call if on else _no_call
     for name in ("is_small", "is_small_product"):
-        globals()[name] = getattr(found, name, _never)
+        globals()[name] = CALLS.get(name, _never) if on else _never
+
+
+def __getattr__(name):
+    """Any call, where there is no module that would name it."""
+    if _module is not None or name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, _no_call)
 
 
 def serve_cpu(on):

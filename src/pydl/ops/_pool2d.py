@@ -34,44 +34,48 @@ def batched(op, input):
     return input.unsqueeze(0)
 
 
-def output_size(op, input_size, kernel_size, stride, padding, dilation, ceil_mode):
-    """[N, C, H', W'], and the checks of csrc/pool2d_call.h once more, for tracing, which never gets there."""
-
-    def check(condition, message):
-        if not condition:
-            raise RuntimeError(f"{op}: expected {message}")
-
+def windows(op, lengths, kernel_size, stride, padding, dilation, ceil_mode):
+    """How many windows each dimension has, of any number of them, and the checks of csrc/pool2d_call.h once more."""
     for name, value, least in (
         ("kernel_size", kernel_size, 1),
         ("stride", stride, 1),
         ("padding", padding, 0),
         ("dilation", dilation, 1),
     ):
-        check(min(value) >= least, f"{name} to be at least {least}, got {tuple(value)}")
-    shape = tuple(input_size)
-    what = f"input to be 3-D (unbatched) or 4-D (batched) and empty in its batch alone, got shape {shape}"
-    check(len(shape) == 4 and all(length > 0 for length in shape[1:]), what)
-    size = [input_size[0], input_size[1]]
-    for d in range(2):
-        reach = dilation[d] * (kernel_size[d] - 1) + 1
-        check(
-            padding[d] <= reach // 2,
-            f"padding to be at most half of the kernel's reach, got padding {tuple(padding)} for kernel_size "
-            f"{tuple(kernel_size)} and dilation {tuple(dilation)}",
-        )
-        length = input_size[2 + d]
-        room = length + 2 * padding[d] - reach + (stride[d] - 1 if ceil_mode else 0)
-        windows = room // stride[d] + 1
+        if min(value) < least:
+            raise RuntimeError(f"{op}: expected {name} to be at least {least}, got {tuple(value)}")
+    found = []
+    for length, size, step, pad, apart in zip(lengths, kernel_size, stride, padding, dilation, strict=True):
+        reach = apart * (size - 1) + 1
+        if pad > reach // 2:
+            raise RuntimeError(
+                f"{op}: expected padding to be at most half of the kernel's reach, got padding {tuple(padding)} for "
+                f"kernel_size {tuple(kernel_size)} and dilation {tuple(dilation)}"
+            )
+        room = length + 2 * pad - reach + (step - 1 if ceil_mode else 0)
+        count = room // step + 1
         # with ceil_mode the last window may hang over the end, but has to begin before it
-        if ceil_mode and (windows - 1) * stride[d] >= length + padding[d]:
-            windows = windows - 1
-        check(
-            room >= 0 and windows > 0,
-            f"the kernel to be no larger than the padded input ({shape[2] + 2 * padding[0]} x "
-            f"{shape[3] + 2 * padding[1]}), got kernel_size {tuple(kernel_size)} with dilation {tuple(dilation)}",
+        if ceil_mode and (count - 1) * step >= length + pad:
+            count = count - 1
+        if room < 0 or count <= 0:
+            padded = " x ".join(str(length + 2 * pad) for length, pad in zip(lengths, padding, strict=True))
+            raise RuntimeError(
+                f"{op}: expected the kernel to be no larger than the padded input ({padded}), got kernel_size "
+                f"{tuple(kernel_size)} with dilation {tuple(dilation)}"
+            )
+        found.append(count)
+    return found
+
+
+def output_size(op, input_size, *window):
+    """[N, C, H', W'], checked, for tracing, which never gets to the checks in C++."""
+    shape = tuple(input_size)
+    if len(shape) != 4 or any(length == 0 for length in shape[1:]):
+        raise RuntimeError(
+            f"{op}: expected input to be 3-D (unbatched) or 4-D (batched) and empty in its batch alone, got shape "
+            f"{shape}"
         )
-        size.append(windows)
-    return size
+    return [*input_size[:2], *windows(op, input_size[2:], *window)]
 
 
 def empty(like, size, channels_last, dtype=None):

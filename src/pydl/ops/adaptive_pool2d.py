@@ -17,6 +17,8 @@ from pydl.ops._nodes import is_compiling
 from pydl.ops.avg_pool2d import pooled
 from pydl.ops.max_pool2d import max_pool2d_unasked
 
+__all__ = ["adaptive_avg_pool2d", "adaptive_max_pool2d"]
+
 _library.made_of("adaptive_avg_pool2d", "avg_pool2d")
 _library.made_of("adaptive_max_pool2d", "max_pool2d")
 

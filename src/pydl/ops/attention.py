@@ -20,6 +20,8 @@ from pydl.ops._attention_schema import CONTIGUOUS, FLASH, TRANSPOSED_KEY
 from pydl.ops._autocast import lowered
 from pydl.ops._nodes import is_compiling
 
+__all__ = ["scaled_dot_product_attention"]
+
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 WIDEST = 256  # numbers of a head
 

@@ -16,6 +16,8 @@ from pydl.ops._memory_format import is_channels_last
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, switch
 
+__all__ = ["avg_pool2d"]
+
 # divisor: what sums are divided by, 0 for the number of pixels. channels_last is the memory format of the result,
 # grad_channels_last of the input's gradient: decided once, in `avg_pool2d` below, so that kernel and fake agree.
 _OPTIONS = (

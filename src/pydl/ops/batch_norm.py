@@ -22,6 +22,8 @@ from pydl.ops._batch_norm_schema import ACTIVATIONS
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import number, switch
 
+__all__ = ["batch_norm"]
+
 
 class _EagerBatchNorm(torch.autograd.Function):
     """Forward, update and backward with the fewest hops: each op is called below the autograd layer of the dispatcher.

@@ -17,6 +17,8 @@ from pydl.ops._options import integer, one_integer
 from pydl.ops.conv2d import SUPPORTED, conv2d_unasked
 from pydl.ops.conv_transpose2d import conv_transpose2d_unasked
 
+__all__ = ["conv1d", "conv_transpose1d"]
+
 _library.made_of("conv1d", "conv_transpose2d")  # on the CPU alone
 _library.made_of("conv_transpose1d", "conv_transpose2d")
 

@@ -20,6 +20,8 @@ from pydl.ops._memory_format import is_channels_last
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, pair
 
+__all__ = ["conv2d"]
+
 # padding is (top, bottom, left, right): "same" with an even kernel pads one more at the bottom and on the right.
 # channels_last is the memory format of the result: decided once, in `conv2d` below, so that kernel and fake agree.
 _OPTIONS = "int[2] stride, int[4] padding, int[2] dilation, int groups"

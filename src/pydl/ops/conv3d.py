@@ -19,6 +19,8 @@ from pydl.ops._memory_format import is_channels_last
 from pydl.ops._options import integer, triple
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING
 
+__all__ = ["conv3d"]
+
 # padding is (front, back, top, bottom, left, right). channels_last is the memory format of the result: decided once, in
 # `conv3d` below, so that kernel and fake agree.
 _OPTIONS = "int[3] stride, int[6] padding, int[3] dilation, int groups"

@@ -20,6 +20,8 @@ from pydl.ops._memory_format import is_channels_last
 from pydl.ops._options import integer, pair
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING, weight_gradient_format
 
+__all__ = ["conv_transpose2d"]
+
 # The options, output_size among them, are those of the convolution whose input gradient this is.
 _library.define(
     "conv_transpose2d",

@@ -19,6 +19,8 @@ from pydl.ops._memory_format import product_strides, row_major
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import number, switch
 
+__all__ = ["dropout", "dropout1d", "dropout2d", "dropout3d"]
+
 # seed is a tensor on the input's device, so that a captured graph draws a new mask at each replay. shared_dims trailing
 # dimensions share one decision.
 _library.define(

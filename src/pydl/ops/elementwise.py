@@ -20,6 +20,8 @@ from pydl.ops import _library, _nodes
 from pydl.ops._elementwise_autograd import OF_OUTPUT
 from pydl.ops._nodes import is_compiling
 
+__all__ = ["gelu", "leaky_relu", "relu", "sigmoid", "silu", "softplus", "tanh"]
+
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # Numbers below which the time is that of the call; measured, kernels/cpu/elementwise/NOTES.md.

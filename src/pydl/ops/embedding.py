@@ -14,6 +14,8 @@ from pydl.aside import is_torchs
 from pydl.ops import _library, _nodes
 from pydl.ops._nodes import is_compiling
 
+__all__ = ["embedding"]
+
 _library.define(
     "embedding_backward",
     "(Tensor grad_output, Tensor ids, int num_weights, int padding_idx, bool scale_grad_by_freq) -> Tensor",

@@ -16,6 +16,8 @@ from pydl.ops import _library, _nodes
 from pydl.ops._nodes import is_compiling
 from pydl.ops.embedding import SUPPORTED
 
+__all__ = ["embedding_bag"]
+
 # offsets: where each bag begins, and, with include_last_offset, the end of the last. padding_idx: -1 for none.
 _library.define(
     "embedding_bag_backward",

@@ -15,6 +15,8 @@ from pydl.ops._group_norm_autograd import gradients
 from pydl.ops._layer_norm_schema import HALF, SUPPORTED
 from pydl.ops._nodes import is_compiling
 
+__all__ = ["group_norm"]
+
 
 class _Eager(torch.autograd.Function):
     """In eager mode with the fewest hops: each op is called below the autograd layer of the dispatcher."""

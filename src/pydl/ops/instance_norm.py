@@ -16,6 +16,8 @@ from pydl.ops._nodes import is_compiling
 from pydl.ops.batch_norm import batch_norm_unasked
 from pydl.ops.group_norm import group_norm_unasked
 
+__all__ = ["instance_norm"]
+
 LEAST_PLACES = 1024  # of a channel, with running statistics; measured, kernels/cpu/norm/NOTES.md
 
 

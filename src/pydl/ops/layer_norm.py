@@ -21,6 +21,8 @@ from pydl.ops._memory_format import product_strides, row_major
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, number
 
+__all__ = ["layer_norm", "rms_norm"]
+
 
 class _Eager(torch.autograd.Function):
     """Both norms in eager mode with the fewest hops: each op is called below the autograd layer of the dispatcher.

@@ -17,6 +17,8 @@ from pydl.ops import _activations, _library, _nodes
 from pydl.ops._autocast import lowered
 from pydl.ops._nodes import is_compiling
 
+__all__ = ["linear"]
+
 # column_major: the columns of the result lie one after another in memory, as torch leaves some gradients: decided once,
 # by `layouts` below, so that kernel and fake agree.
 _library.define("linear_forward", "(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor")

@@ -22,6 +22,8 @@ from pydl.ops._options import integer, number, reduction_number, switch
 from pydl.ops.linear import SUPPORTED, layouts, linear
 from pydl.ops.softmax_cross_entropy import class_weight, cross_entropy
 
+__all__ = ["linear_cross_entropy"]
+
 _OP = "linear_cross_entropy"
 
 

@@ -24,6 +24,8 @@ from pydl.ops._memory_format import product_strides, row_major
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import REDUCTIONS
 
+__all__ = ["binary_cross_entropy_with_logits", "huber_loss", "l1_loss", "mse_loss", "smooth_l1_loss"]
+
 SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # Numbers below which the time is that of the call; measured, kernels/cpu/losses/NOTES.md.

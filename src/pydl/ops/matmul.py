@@ -18,6 +18,8 @@ from pydl.ops._autocast import lowered
 from pydl.ops._nodes import is_compiling
 from pydl.ops.linear import SUPPORTED, WORTH_ASKING, lies_in_columns
 
+__all__ = ["addmm", "baddbmm", "bmm", "matmul", "mm"]
+
 # column_major: the columns of the result lie one after another in memory, as torch leaves some gradients.
 _library.define(
     "matmul", "(Tensor left, Tensor right, Tensor? addend, float beta, float alpha, bool column_major) -> Tensor"
@@ -144,6 +146,7 @@ class _EagerMatmul(torch.autograd.Function):
         with below_autograd():
             output = _library.quick(ops).matmul(left, right, addend, beta, alpha, False)
         _remember(ctx, left, right, addend)
+        ctx.depth = left.shape[-1]
         # what ctx.save_for_backward sets
         ctx.to_save = left if right.requires_grad else None, right if left.requires_grad else None
         return output
@@ -151,7 +154,7 @@ class _EagerMatmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         *needs, _ = ctx.needs_input_grad
-        if needs[0] and needs[1] and grad.numel() * ctx.saved_tensors[0].shape[-1] > WORTH_ASKING:
+        if needs[0] and needs[1] and grad.numel() * ctx.depth > WORTH_ASKING:
             needs[0], needs[1] = _library.wanted(ctx, 0), _library.wanted(ctx, 1)
         if _library.transforms_active():  # torch.func.vmap over the gradient
             return _backward(_library.transformed(ctx.ops), ctx, grad, needs)[:4]

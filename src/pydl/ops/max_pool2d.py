@@ -18,6 +18,8 @@ from pydl.ops._memory_format import is_channels_last
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import switch
 
+__all__ = ["max_pool2d"]
+
 # channels_last is the memory format of the result: decided once, in `max_pool2d` below, so that kernel and fake agree.
 # Places that nobody wants come back as an empty tensor.
 _WINDOW = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation"

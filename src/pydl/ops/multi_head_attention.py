@@ -18,6 +18,8 @@ from pydl.ops.linear import linear_unasked
 from pydl.ops.matmul import matmul
 from pydl.ops.softmax import softmax
 
+__all__ = ["multi_head_attention_forward"]
+
 
 def multi_head_attention_forward(
     query,

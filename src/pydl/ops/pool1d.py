@@ -12,6 +12,8 @@ from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d_unasked, adaptive_max_p
 from pydl.ops.avg_pool2d import avg_pool2d_unasked
 from pydl.ops.max_pool2d import max_pool2d_unasked
 
+__all__ = ["adaptive_avg_pool1d", "adaptive_max_pool1d", "avg_pool1d", "max_pool1d"]
+
 for _name in ("avg_pool1d", "adaptive_avg_pool1d"):
     _library.made_of(_name, "avg_pool2d")
 for _name in ("max_pool1d", "adaptive_max_pool1d"):

@@ -16,6 +16,8 @@ from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d_unasked, equal_windows
 from pydl.ops.avg_pool2d import avg_pool2d_unasked
 from pydl.ops.max_pool2d import max_pool2d_unasked
 
+__all__ = ["adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "max_pool3d"]
+
 for _name in ("avg_pool3d", "adaptive_avg_pool3d"):
     _library.made_of(_name, "avg_pool2d")
 for _name in ("max_pool3d", "adaptive_max_pool3d"):
@@ -27,27 +29,20 @@ WORTH_A_CALL = 1 << 16
 _HALF = (torch.bfloat16, torch.float16)  # whose sums of sums would be rounded twice; torch has no loop for most of them
 
 
-def _window(op, input, kernel_size, stride, padding, dilation):
+def _window(op, input, kernel_size, stride, padding, dilation, ceil_mode):
     """(kernel_size, stride, padding, dilation) as (z, y, x) each, checked."""
     kernel_size = triple(op, "kernel_size", kernel_size)
     if stride is None or (isinstance(stride, tuple | list) and not stride):
         stride = kernel_size
     stride, padding = triple(op, "stride", stride), triple(op, "padding", padding)
     dilation = triple(op, "dilation", dilation)
-    for name, numbers, least in (
-        ("kernel_size", kernel_size, 1),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-        ("dilation", dilation, 1),
-    ):
-        if min(numbers) < least:
-            raise RuntimeError(f"{op}: expected {name} to be at least {least}, got {numbers}")
     shape = tuple(input.shape)
     if len(shape) not in (4, 5) or any(length == 0 for length in shape[-4:]):
         raise RuntimeError(
             f"{op}: expected input to be 4-D (unbatched) or 5-D (batched) and empty in its batch alone, got shape "
             f"{shape}"
         )
+    _pool2d.windows(op, shape[-3:], kernel_size, stride, padding, dilation, ceil_mode)
     return kernel_size, stride, padding, dilation
 
 
@@ -141,8 +136,8 @@ def max_pool3d_unasked(input, kernel_size, stride, padding, dilation, ceil_mode,
     """:func:`max_pool3d` for who has asked whether it is torch's (aside.py)."""
     if not _pool2d.is_served(input, "max_pool2d") or _is_left(input) or _is_last(input, unbatched=True):
         return F.max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    window = _window("max_pool3d", input, kernel_size, stride, padding, dilation)
     ceil_mode, return_indices = switch("max_pool3d", "ceil_mode", ceil_mode), bool(return_indices)
+    window = _window("max_pool3d", input, kernel_size, stride, padding, dilation, ceil_mode)
     found = _maximum(*_volume(input), window, ceil_mode, return_indices)
     if input.dim() == 5:
         return found
@@ -204,11 +199,11 @@ def avg_pool3d_unasked(input, kernel_size, stride, padding, ceil_mode, count_inc
     options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     if not _pool2d.is_served(input, "avg_pool2d") or _is_left(input) or input.dtype in _HALF:
         return F.avg_pool3d(input, *options)
-    *window, _ = _window("avg_pool3d", input, kernel_size, stride, padding, 1)
+    rest = switch("avg_pool3d", "ceil_mode", ceil_mode), switch("avg_pool3d", "count_include_pad", count_include_pad)
+    *window, _ = _window("avg_pool3d", input, kernel_size, stride, padding, 1, rest[0])
     divisor = None if divisor_override is None else integer("avg_pool3d", "divisor_override", divisor_override)
     if divisor == 0:
         raise RuntimeError("avg_pool3d: expected divisor_override to be other than zero, got 0")
-    rest = switch("avg_pool3d", "ceil_mode", ceil_mode), switch("avg_pool3d", "count_include_pad", count_include_pad)
     if _is_last(input) and input.requires_grad:
         input = _ContiguousGradient.apply(input)
     output = _row_major(_mean(*_volume(input), window, *rest, divisor))  # whatever the input is, as torch's

@@ -17,6 +17,8 @@ from pydl.ops._projected_lstm import run_projected
 from pydl.ops.dropout import dropout_unasked
 from pydl.ops.linear import lies_in_columns
 
+__all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
+
 # input: (steps, batch, features), or with batch_sizes the rows of all steps, (rows, features), as in a PackedSequence.
 # saved: what the backward needs beside output; empty without `save`.
 _library.define(

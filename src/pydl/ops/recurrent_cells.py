@@ -12,6 +12,8 @@ from pydl.ops import _nodes
 from pydl.ops._nodes import is_compiling
 from pydl.ops.recurrent import SUPPORTED, is_autocasts, run_layer
 
+__all__ = ["gru_cell", "lstm_cell", "rnn_relu_cell", "rnn_tanh_cell"]
+
 LEAST_BATCH = 2  # rows from which on ours is quicker
 
 

@@ -16,6 +16,8 @@ from pydl.aside import is_torchs
 from pydl.ops import _library, _nodes
 from pydl.ops._nodes import is_compiling
 
+__all__ = ["log_softmax", "softmax"]
+
 _library.define("softmax_forward", "(Tensor input, int dim, Tensor? lengths) -> Tensor")
 _library.define("softmax_backward", "(Tensor grad_output, Tensor output, int dim, Tensor? lengths) -> Tensor")
 _library.define("log_softmax_forward", "(Tensor input, int dim) -> Tensor")
@@ -103,6 +105,9 @@ def _log_softmax_again(ops, ctx, grad):
 
 
 _library.autograd("log_softmax_backward", _log_softmax_again_context, _log_softmax_again)
+
+
+_library.vmap_of_rows("softmax_forward", "softmax_backward", "log_softmax_forward", "log_softmax_backward")
 
 
 class _Eager(torch.autograd.Function):

@@ -22,6 +22,8 @@ from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, number, reduction_number
 from pydl.ops._softmax_cross_entropy_autograd import Transformable, backward, kept_dtype
 
+__all__ = ["cross_entropy"]
+
 _SUPPORTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
