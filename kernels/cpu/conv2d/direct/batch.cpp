@@ -106,7 +106,7 @@ int64_t rows_together(const DirectConv<T>& g) {
 // Elements of a block: rows of taps outside of the image are skipped, so they are not in it.
 template <class T>
 int64_t block_elements(const DirectConv<T>& g) {
-  return g.plane_count() * g.planes.image_rows() * g.planes.padded_width * lanes<float>;
+  return g.plane_count() * plane_vectors(g.planes.image_rows(), g.planes.padded_width) * lanes<float>;
 }
 
 template <class T>
@@ -176,12 +176,14 @@ void run_block(const DirectConv<T>& g, int64_t image, const E* weights, const fl
                              block);
   const int64_t taps = g.row_taps(), tap_pixels = (g.pairs == Pairs::taps ? 2 : 1) * g.dilation_x;
   const bool odd = g.pairs == Pairs::taps && g.kernel_width % 2 == 1;
-  const Steps steps = {g.planes.image_rows() * width * all, g.dilation_y * width * all, tap_pixels * all,
-                       g.stride_x * all};
+  const Steps steps = {plane_vectors(g.planes.image_rows(), width) * all, g.dilation_y * width * all,
+                       tap_pixels * all, g.stride_x * all};
   const bool by_channel = is_by_channel(g);
   const int64_t row_channel = by_channel ? all : together * g.out_width * all,
                 row_pixel = by_channel ? g.out_channels * all : all;
-  const int64_t per_block = g.block_channels(kOut), tiles = ceil_div(g.out_width, kPixels);
+  const int64_t per_block = g.block_channels(kOut);
+  const int64_t tiles = ceil_div(g.out_width, kPixels), least = g.out_width / tiles,
+                larger = g.out_width % tiles;
   for (int64_t y = 0; y < g.out_height; ++y) {
     // rows of taps [first, end) lie on rows of the image; the others would add zeros
     int64_t first = 0, end = g.kernel_height;
@@ -191,8 +193,8 @@ void run_block(const DirectConv<T>& g, int64_t image, const E* weights, const fl
     float* row = buffer + y % together * g.out_width * all;
     const E* line = block + (top + first * g.dilation_y) * width * all;
     // all channels of some pixels in succession: what they see stays in the first-level cache
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t x = g.out_width * i / tiles, pixels = g.out_width * (i + 1) / tiles - x;
+    for (int64_t x = 0, i = 0, pixels; i < tiles; ++i, x += pixels) {
+      pixels = least + (i < larger);
       // of the taps of a row, [left, right) reach the image from some pixel
       int64_t left = 0, right = taps;
       const int64_t begin = x * g.stride_x - g.planes.pad_x, reach = tap_pixels - g.dilation_x;  // of a pair

@@ -14,6 +14,10 @@
 
 namespace pydl::cpu::PYDL_ISA::direct {
 
+// Vectors from one plane of a block to the next: an odd number, so that the planes of a pixel are in different sets of
+// the cache.
+PYDL_INLINE int64_t plane_vectors(int64_t rows, int64_t width) { return (rows * width) | 1; }
+
 // block[channel >> pairs][row - first][column][lane]
 template <class E>
 struct Block {
@@ -22,7 +26,7 @@ struct Block {
   int pairs = 0;  // 1: two channels are a plane of pairs
 
   PYDL_INLINE E* at(int64_t channel, int64_t y, int64_t x) const {
-    return data + (((channel >> pairs) * rows + (y - first)) * width + x) * lanes<float>;
+    return data + ((channel >> pairs) * plane_vectors(rows, width) + (y - first) * width + x) * lanes<float>;
   }
 };
 

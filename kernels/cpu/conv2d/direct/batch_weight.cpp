@@ -111,9 +111,14 @@ struct BatchWeight {
     const int64_t row = p.out_channels * p.out_width * kVectorBytes;
     chunk_rows = max_of(1, min_of(p.out_height, kGradientBytes / row));
   }
+  int64_t input_elements() const {
+    return input.channels * plane_vectors(input.padded_height, input.padded_width) * all;
+  }
+  int64_t chunk_elements() const {
+    return gradient.channels * plane_vectors(chunk_rows, gradient.width) * all;
+  }
   int64_t slot_bytes() const {
-    return Pieces::bytes<E>(input.elements() * all) +
-           Pieces::bytes<E>(gradient.channels * chunk_rows * gradient.width * all) +
+    return Pieces::bytes<E>(input_elements()) + Pieces::bytes<E>(chunk_elements()) +
            Pieces::bytes<float>(weights * all);
   }
   int64_t bytes(int64_t threads) const {
@@ -127,8 +132,8 @@ void run_task(const Conv2dParams& p, const BatchWeight<T, E>& g, int64_t task, f
               Pieces scratch) {
   using Rows = typename BatchWeight<T, E>::Rows;
   constexpr int64_t all = lanes<float>;
-  E* block = scratch.take<E>(g.input.elements() * all);
-  E* grad = scratch.take<E>(g.gradient.channels * g.chunk_rows * g.gradient.width * all);
+  E* block = scratch.take<E>(g.input_elements());
+  E* grad = scratch.take<E>(g.chunk_elements());
   float* sums = scratch.take<float>(g.weights * all);
   memset(sums, 0, static_cast<size_t>(g.weights * all) * sizeof(float));
   const int64_t width = g.input.padded_width, out_blocks = ceil_div(p.out_channels, kOut);
@@ -147,14 +152,14 @@ void run_task(const Conv2dParams& p, const BatchWeight<T, E>& g, int64_t task, f
           for (int64_t r = 0; r < p.kernel_height; ++r)
             for (int64_t t = 0; t < p.kernel_width; t += taps_per_block) {
               const E* in =
-                  block + ((c * g.input.padded_height + y * p.stride_height + r * p.dilation_height) * width +
-                           t * p.dilation_width) *
+                  block + (c * plane_vectors(g.input.padded_height, width) +
+                           (y * p.stride_height + r * p.dilation_height) * width + t * p.dilation_width) *
                               all;
               pick_tile<E, kOut, kTaps>(min_of(outs_per_block, p.out_channels - o),
                                         min_of(taps_per_block, p.kernel_width - t))(
-                  rows, p.out_width, grad + o * rows * p.out_width * all, rows * p.out_width * all,
-                  p.out_width * all, in, p.stride_height * width * all, p.stride_width * all,
-                  p.dilation_width * all,
+                  rows, p.out_width, grad + o * plane_vectors(rows, p.out_width) * all,
+                  plane_vectors(rows, p.out_width) * all, p.out_width * all, in,
+                  p.stride_height * width * all, p.stride_width * all, p.dilation_width * all,
                   sums + (o * per_out + (c * p.kernel_height + r) * p.kernel_width + t) * all, per_out * all);
             }
     }

@@ -17,7 +17,6 @@ struct Planes {
   int64_t channels, height, width;
   int64_t pad_y, pad_x, padded_height, padded_width;
 
-  int64_t elements() const { return channels * padded_height * padded_width; }  // times lanes
   // Rows and columns of the image that a copy has room for.
   int64_t image_rows() const { return max_of(0, min_of(height, padded_height - pad_y)); }
   int64_t used() const { return min_of(width, padded_width - pad_x); }
