@@ -42,11 +42,19 @@ bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
   const int64_t in_block = p.in_channels * (p.in_height + p.kernel_height) * (p.in_width + p.kernel_width);
   const int64_t out_block = p.out_channels * p.out_height * p.out_width;
   if (!full || taps == 1) return false;
-  // pairs of bfloat16 fill vectors of channels twice as fast (measured on Zen 5: x 1.1 to 2.7)
+  // Where channels fill vectors, too (measured on Zen 5 in pairs of bfloat16): x 0.4 to 0.97 of slabs, but for one block
+  // of images, which is one task, and deep sums, whose weights pass by for each; the weight gradient x 0.65 to 0.94 below
+  // two vectors of channels, 1.0 to 1.4 from there on.
+  constexpr int64_t kManyWeights = 1 << 17;
   const int64_t results = pass == Conv2dPass::backward_input ? p.in_channels : p.out_channels;
-  if (multiplies_pairs(p) && results >= vector) return false;
+  if (multiplies_pairs(p) && results >= vector) {
+    if (pass == Conv2dPass::backward_weight ? results >= 2 * vector
+                                            : p.batch <= vector || weights > kManyWeights)
+      return false;
+  }
   // channels_last and whole panels of output channels: nothing to transpose (measured on Zen 5: slabs x 1.0 to 1.7)
-  const bool last = p.in_channels > 1 && p.input_stride[1] == 1 && p.output_stride[1] == 1;
+  const bool last =
+      (p.in_channels > 1 ? p.input_stride[1] == 1 : multiplies_pairs(p)) && p.output_stride[1] == 1;
   const bool panels = p.out_channels % (2 * vector) == 0 && pass != Conv2dPass::backward_input;
   if (kVectorBytes == 64 && last && panels) return false;
   if (pass == Conv2dPass::forward) return in_block <= (p.batch > vector ? 1 << 14 : 1 << 13);
@@ -72,10 +80,11 @@ bool winograd_pays(const Params& p, Pass pass) {
 bool chunks_pay(const Params& p, Pass pass) {
   return winograd_pays(p, pass) && winograd::weight_chunks::pays(p) && !multiplies_pairs(p);
 }
-// Measured on Zen 5: rows against slabs of pairs of bfloat16 take 1.1 to 1.2 of their time.
+// Measured on Zen 5: rows against slabs of pairs of bfloat16 take 1.1 to 1.2 of their time, against batch lanes more.
 bool rows_pay(const Params& p, Pass pass) {
-  const bool full = multiplies_pairs(p) && pass == Pass::forward && p.out_channels >= kVectorBytes / 4;
-  return direct::rows::pays(p, pass) && !full;
+  if (!direct::rows::pays(p, pass)) return false;
+  const bool full = pass == Pass::forward && p.out_channels >= kVectorBytes / 4;
+  return !multiplies_pairs(p) || !(full || batch_pays(p, pass));
 }
 
 // Slabs, unless vectors of pixels are full where those of channels are not; or the convolution is a matrix product as

@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/base/simd_reduce.h"
 #include "kernels/cpu/pool2d/channel_sums.h"
+#include "kernels/cpu/rows/walk.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -37,12 +38,16 @@ PYDL_INLINE void halves(const AvgPool2dParams& p, const Axis& y, const Axis& x, 
     const int64_t at = x.start(j);
     const Lanes low = lanes_between(-at, x.in - at), high = lanes_between(-at - all, x.in - at - all);
     const Lanes out = lanes_between(0, x.out - j);
+    const bool narrow = x.in - at <= all;  // nothing in the second half
     const vec<A> columns =
         p.column_scale ? load_lanes(static_cast<const A*>(p.column_scale) + j, out, A(0)) : broadcast(A(1));
     for (int64_t oy = first; oy < last; ++oy) {
       const T* window = image + y.start(oy) * stride + at;
       const vec<A> a = load_lanes(window, low, A(0)) + load_lanes(window + stride, low, A(0));
-      const vec<A> b = load_lanes(window + all, high, A(0)) + load_lanes(window + stride + all, high, A(0));
+      vec<A> b{};
+      if (!narrow) b = load_lanes(window + all, high, A(0)) + load_lanes(window + stride + all, high, A(0));
+      prefetch_far_ahead(window, kFarAheadBytes / static_cast<int64_t>(sizeof(T)));
+      prefetch_far_ahead(window + stride, kFarAheadBytes / static_cast<int64_t>(sizeof(T)));
       const vec<A> scale = columns * broadcast(scale_of_row<A>(p, oy));
       store_lanes(output + oy * x.out + j, (even_lanes(a, b) + odd_lanes(a, b)) * scale, out);
     }

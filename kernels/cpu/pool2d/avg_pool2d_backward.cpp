@@ -52,6 +52,52 @@ void halves(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   });
 }
 
+// Whether windows of 2x2 with stride 2 fill the image, all with one scale.
+bool fills_by_fours(const AvgPool2dParams& p) {
+  return p.kernel_height == 2 && p.kernel_width == 2 && p.stride_height == 2 && p.stride_width == 2 &&
+         p.pad_top == 0 && p.pad_left == 0 && p.in_height <= 2 * p.out_height &&
+         p.in_width <= 2 * p.out_width && p.row_scale == nullptr && p.column_scale == nullptr;
+}
+
+// Each lane of v twice to pixels [0, n) of row.
+template <class T>
+PYDL_INLINE void store_twice(T* row, vec<acc_t<T>> v, int64_t n) {
+  constexpr int64_t all = lanes<acc_t<T>>;
+  store_lanes(row, interleave_lanes_low(v, v), lanes_between(0, n));
+  store_lanes(row + all, interleave_lanes_high(v, v), lanes_between(-all, n - all));
+}
+#if defined(PYDL_BF16_DOT)
+PYDL_INLINE void store_twice(bf16* row, vec<float> v, int64_t n) {
+  const u16h rounded = narrow_bf16(v);
+  store_pairs_n(row, side_by_side(rounded, rounded), n);
+}
+#endif
+
+// Those: what a row of windows gives is two rows.
+template <class T>
+void fours(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const vec<A> scale = broadcast(static_cast<A>(p.scale));
+  each_plane(p.in_height, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    const T* from = plane_read<T>(p, plane);
+    T* to = static_cast<T*>(p.to) + plane * p.in_height * p.in_width;
+    for (int64_t x = 0; x < p.in_width; x += 2 * all) {
+      const int64_t n = min_of(2 * all, p.in_width - x);
+      const Lanes inside = lanes_between(0, (n + 1) / 2);
+      for (int64_t y = first; y < last; ++y) {
+        const vec<A> share = load_lanes(from + y / 2 * p.from_stride[2] + x / 2, inside, A(0)) * scale;
+        T* row = to + y * p.in_width + x;
+        store_twice(row, share, n);
+        if (y % 2 == 0 && y + 1 < last) {
+          store_twice(row + p.in_width, share, n);
+          ++y;
+        }
+      }
+    }
+  });
+}
+
 // Input rows [begin, end), counted over all planes, of an NCHW gradient; rows of grad_output are dense.
 template <int kStep, class T>
 void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
@@ -196,6 +242,7 @@ void backward(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   if (p.channels_last)
     return dense && ceil_div(p.kernel_width, p.stride_width) <= kWidest ? channels<T>(p, begin, end)
                                                                         : strided<T>(p, begin, end);
+  if (dense && fills_by_fours(p)) return fours<T>(p, begin, end);
   if (dense && p.stride_width == 1) return rows<1, T>(p, begin, end);
   if (dense && p.stride_width == 2 && p.kernel_width == 2 && p.kernel_height <= p.stride_height)
     return halves<T>(p, begin, end);

@@ -5,8 +5,8 @@
 // aligned, no lane is wasted at any width or stride, padding is a border of zeros, and the weight gradient
 // needs no sum across lanes until the end.
 //
-// A block is `lanes` images as [channel][row][column][lane]. Here: transposing tensors into blocks and rows
-// back.
+// A block is `lanes` images as [channel][row][column][lane]. Here: transposing tensors into blocks. pairs.h has the
+// blocks of pairs of bfloat16.
 #pragma once
 
 #include "kernels/cpu/conv2d/direct/direct.h"
@@ -14,40 +14,91 @@
 
 namespace pydl::cpu::PYDL_ISA::direct {
 
-// Rows [first, last) of every plane of images [image, image + images) to block[channel][row -
-// first][column][lane].
-template <class T, class A>
-static void pack_block(const Planes<T>& p, int64_t image, int64_t images, int64_t first, int64_t last,
-                       A* block) {
-  constexpr int64_t all = lanes<A>;
-  const int64_t rows = last - first, width = p.padded_width;
-  const int64_t used = min_of(p.width, width - p.pad_x);  // columns of the image that the block has room for
-  const T* base = p.data + image * p.stride[0];
-  auto at = [&](int64_t c, int64_t y, int64_t x) {
-    return block + ((c * rows + (y - first)) * width + x) * all;
-  };
-  for (int64_t y = first; y < last; ++y) {
-    const int64_t row = y - p.pad_y;
-    if (row < 0 || row >= p.height) {
-      for (int64_t c = 0; c < p.channels; ++c)
-        memset(at(c, y, 0), 0, static_cast<size_t>(width * all) * sizeof(A));
-      continue;
+// Vectors from one plane of a block to the next: an odd number, so that the planes of a pixel are in different sets of
+// the cache.
+PYDL_INLINE int64_t plane_vectors(int64_t rows, int64_t width) { return (rows * width) | 1; }
+
+// block[channel >> pairs][row - first][column][lane]
+template <class E>
+struct Block {
+  E* data;
+  int64_t first, rows, width;
+  int pairs = 0;  // 1: two channels are a plane of pairs
+
+  PYDL_INLINE E* at(int64_t channel, int64_t y, int64_t x) const {
+    return data + ((channel >> pairs) * plane_vectors(rows, width) + (y - first) * width + x) * lanes<float>;
+  }
+};
+
+// Rows [first, last) of a copy that lie on the image, as rows of the copy.
+struct RowRange {
+  int64_t first, last;
+};
+template <class T>
+static PYDL_INLINE RowRange rows_of_image(const Planes<T>& p, int64_t first, int64_t last) {
+  return {max_of(first, p.pad_y), max_of(min_of(last, p.pad_y + p.height), max_of(first, p.pad_y))};
+}
+
+// Zeros where a block is outside of the image.
+template <class E, class T>
+static PYDL_INLINE void clear_border(const Planes<T>& p, const Block<E>& block) {
+  const int64_t right = p.pad_x + p.used();
+  for (int64_t y = block.first; y < block.first + block.rows; ++y) {
+    auto clear = [&](int64_t c, int64_t begin, int64_t end) {
+      for (E *to = block.at(c, y, begin), *stop = block.at(c, y, end); to < stop; to += lanes<float>)
+        memset(static_cast<void*>(to), 0, kVectorBytes);
+    };
+    const bool outside = y < p.pad_y || y >= p.pad_y + p.height;
+    for (int64_t c = 0; c < p.channels; c += 1 << block.pairs) {
+      clear(c, 0, outside ? block.width : p.pad_x);
+      if (!outside) clear(c, right, block.width);
     }
-    for (int64_t c = 0; c < p.channels; ++c) {  // the border left and right
-      for (int64_t x = 0; x < p.pad_x; ++x) store(at(c, y, x), vec<A>{});
-      for (int64_t x = p.pad_x + used; x < width; ++x) store(at(c, y, x), vec<A>{});
-    }
-    const T* line = base + row * p.stride[2];
-    if (p.stride[3] == 1) {
-      for (int64_t c = 0; c < p.channels; ++c) {
-        A* to = at(c, y, p.pad_x);
-        gather_lanes(line + c * p.stride[1], p.stride[0], images, used,
-                     [&](int64_t x, vec<A> v) { store(to + x * all, v); });
+  }
+}
+
+// Calls put(to, x, vector) for the pixels of a plane's rows, in order; R reads them from rows of images. Squares cross
+// the ends of rows that follow one another in memory, so that narrow images fill them.
+template <class E, class T, class R, class F>
+static PYDL_INLINE void gather_plane(const Planes<T>& p, const RowRange& range, const Block<E>& block,
+                                     int64_t channel, const R& rows, const F& put) {
+  const int64_t used = p.used(), count = range.last - range.first;
+  const bool follows = p.stride[2] == p.width && used == p.width;
+  for (int64_t y = 0; y < count; y += follows ? count : 1) {
+    E* to = block.at(channel, range.first + y, p.pad_x);
+    const int64_t next = (block.width - used) * lanes<float>;
+    int64_t x = 0;
+    gather_squares(rows.moved(y * p.stride[2]), used * (follows ? count : 1), [&](int64_t, vec<float> v) {
+      put(to, x, v);
+      to += lanes<float>;
+      if (++x == used) {
+        x = 0;
+        to += next;
       }
-    } else if (p.stride[1] == 1 && p.stride[3] == p.channels) {  // a row is one stretch of (column, channel)
+    });
+  }
+}
+
+// Calls put(to, c, x, vector) for the pixels of all channels that a block has room for, in the order of memory. R reads
+// the images, which follow one another.
+template <class R, class T, class E, class F>
+static PYDL_INLINE void gather_image(const Planes<T>& p, int64_t image, int64_t images, const Block<E>& block,
+                                     const F& put) {
+  const RowRange range = rows_of_image(p, block.first, block.first + block.rows);
+  const T* from = p.data + image * p.stride[0] + (range.first - p.pad_y) * p.stride[2];
+  const int64_t used = p.used();
+  if (p.stride[3] == 1) {
+    for (int64_t c = 0; c < p.channels; ++c)
+      gather_plane(p, range, block, c, R{from + c * p.stride[1], p.stride[0], images},
+                   [&](E* to, int64_t x, vec<float> v) { put(to, c, x, v); });
+    return;
+  }
+  const bool by_pixel =
+      p.stride[1] == 1 && p.stride[3] == p.channels;  // a row is one stretch of (column, channel)
+  for (int64_t y = range.first; y < range.last; ++y, from += p.stride[2]) {
+    if (by_pixel) {
       int64_t x = 0, c = 0;
-      gather_lanes(line, p.stride[0], images, used * p.channels, [&](int64_t, vec<A> v) {
-        store(at(c, y, p.pad_x + x), v);
+      gather_squares(R{from, p.stride[0], images}, used * p.channels, [&](int64_t, vec<float> v) {
+        put(block.at(c, y, p.pad_x + x), c, x, v);
         if (++c == p.channels) {
           c = 0;
           ++x;
@@ -55,14 +106,22 @@ static void pack_block(const Planes<T>& p, int64_t image, int64_t images, int64_
       });
     } else {
       for (int64_t c = 0; c < p.channels; ++c)
-        for (int64_t x = 0; x < used; ++x) {
-          vec<A> v{};
-          for (int64_t i = 0; i < images; ++i)
-            v[i] = load_n(line + i * p.stride[0] + c * p.stride[1] + x * p.stride[3], 1)[0];
-          store(at(c, y, p.pad_x + x), v);
-        }
+        for (int64_t x = 0; x < used; ++x)
+          gather_squares(R{from + c * p.stride[1] + x * p.stride[3], p.stride[0], images}, 1,
+                         [&](int64_t, vec<float> v) { put(block.at(c, y, p.pad_x + x), c, x, v); });
     }
   }
+}
+
+// Rows [first, last) of every plane of images [image, image + images) to a block.
+template <class R, class T, class E>
+static void pack_block(const Planes<T>& p, int64_t image, int64_t images, int64_t first, int64_t last,
+                       E* data) {
+  const Block<E> block = {data, first, last - first, p.padded_width};
+  clear_border(p, block);
+  gather_image<R>(p, image, images, block, [](E* to, int64_t, int64_t, vec<float> v) {
+    memcpy(static_cast<void*>(to), &v, sizeof v);
+  });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA::direct

@@ -8,7 +8,7 @@
 // transposed a few rows at a time, as many as stay in the second-level cache while every (channel, row of
 // taps) passes over them.
 #include "kernels/cpu/base/tasks.h"
-#include "kernels/cpu/conv2d/direct/batch.h"
+#include "kernels/cpu/conv2d/direct/pairs.h"
 
 namespace pydl::cpu::PYDL_ISA::direct {
 namespace {
@@ -21,53 +21,67 @@ constexpr int kOut = 2, kTaps = 5;  // 10 of 16
 constexpr int64_t kGradientBytes = 256 << 10;
 
 // sums[o][t][lane] += over rows and columns; `out_step` and `tap_step` elements between sums.
-template <class A, int outs, int taps>
-void weight_tile(int64_t rows, int64_t columns, const A* grad, int64_t grad_out, int64_t grad_row,
-                 const A* in, int64_t in_row, int64_t in_pixel, int64_t in_tap, A* sums, int64_t sums_out) {
-  vec<A> sum[outs][taps];
+template <class E, int outs, int taps>
+void weight_tile(int64_t rows, int64_t columns, const E* grad, int64_t grad_out, int64_t grad_row,
+                 const E* in, int64_t in_row, int64_t in_pixel, int64_t in_tap, float* sums,
+                 int64_t sums_out) {
+  constexpr int64_t all = lanes<float>;
+  vec<float> sum[outs][taps];
 #pragma GCC unroll 4
   for (int o = 0; o < outs; ++o)
 #pragma GCC unroll 6
-    for (int t = 0; t < taps; ++t) sum[o][t] = load(sums + o * sums_out + t * lanes<A>);
+    for (int t = 0; t < taps; ++t) sum[o][t] = load(sums + o * sums_out + t * all);
   for (int64_t y = 0; y < rows; ++y, grad += grad_row, in += in_row) {
-    const A *g = grad, *x = in;
-    for (int64_t i = 0; i < columns; ++i, g += lanes<A>, x += in_pixel) {
-      vec<A> left[outs];
+    const E *g = grad, *x = in;
+    for (int64_t i = 0; i < columns; ++i, g += all, x += in_pixel) {
+      decltype(load_elements(g)) left[outs];
 #pragma GCC unroll 4
-      for (int o = 0; o < outs; ++o) left[o] = load(g + o * grad_out);
+      for (int o = 0; o < outs; ++o) left[o] = load_elements(g + o * grad_out);
 #pragma GCC unroll 6
       for (int t = 0; t < taps; ++t) {
-        const vec<A> right = load(x + t * in_tap);
+        const auto right = load_elements(x + t * in_tap);
 #pragma GCC unroll 4
-        for (int o = 0; o < outs; ++o) sum[o][t] += left[o] * right;
+        for (int o = 0; o < outs; ++o) sum[o][t] = multiply_add(left[o], right, sum[o][t]);
       }
     }
   }
 #pragma GCC unroll 4
   for (int o = 0; o < outs; ++o)
 #pragma GCC unroll 6
-    for (int t = 0; t < taps; ++t) store(sums + o * sums_out + t * lanes<A>, sum[o][t]);
+    for (int t = 0; t < taps; ++t) store(sums + o * sums_out + t * all, sum[o][t]);
 }
 
-template <class A>
-using WeightTile = void (*)(int64_t, int64_t, const A*, int64_t, int64_t, const A*, int64_t, int64_t, int64_t,
-                            A*, int64_t);
+template <class E>
+using WeightTile = void (*)(int64_t, int64_t, const E*, int64_t, int64_t, const E*, int64_t, int64_t, int64_t,
+                            float*, int64_t);
 
-template <class A, int outs, int taps>
-WeightTile<A> pick_tile(int64_t wanted_outs, int64_t wanted_taps) {
+template <class E, int outs, int taps>
+WeightTile<E> pick_tile(int64_t wanted_outs, int64_t wanted_taps) {
   if constexpr (outs == 0) {
     return nullptr;
   } else if constexpr (taps == 0) {
-    return pick_tile<A, outs - 1, kTaps>(wanted_outs, wanted_taps);
+    return pick_tile<E, outs - 1, kTaps>(wanted_outs, wanted_taps);
   } else {
-    if (wanted_outs == outs && wanted_taps == taps) return &weight_tile<A, outs, taps>;
-    return pick_tile<A, outs, taps - 1>(wanted_outs, wanted_taps);
+    if (wanted_outs == outs && wanted_taps == taps) return &weight_tile<E, outs, taps>;
+    return pick_tile<E, outs, taps - 1>(wanted_outs, wanted_taps);
   }
 }
 
-template <class T>
+template <class T, class E>
+struct Reader {
+  using Rows = PlaneRows<T>;
+};
+#if defined(PYDL_BF16_DOT)
+template <>
+struct Reader<bf16, bf16_pair> {
+  using Rows = ImagePairs;
+};
+#endif
+
+template <class T, class E>
 struct BatchWeight {
-  using A = acc_t<T>;
+  using Rows = typename Reader<T, E>::Rows;
+  static constexpr int64_t all = lanes<float>;
   Planes<T> input, gradient;
   int64_t weights, blocks, blocks_per_task, tasks, chunk_rows;
 
@@ -91,60 +105,69 @@ struct BatchWeight {
                 p.out_height,
                 p.out_width};
     weights = p.out_channels * p.in_channels * p.kernel_height * p.kernel_width;
-    blocks = ceil_div(p.batch, lanes<A>);
+    blocks = ceil_div(p.batch, Rows::kImages);
     blocks_per_task = max_of(1, blocks / 8);
     tasks = ceil_div(blocks, blocks_per_task);
     const int64_t row = p.out_channels * p.out_width * kVectorBytes;
     chunk_rows = max_of(1, min_of(p.out_height, kGradientBytes / row));
   }
-  int64_t slot_bytes() const {
-    return Pieces::bytes<A>(input.elements() * lanes<A>) +
-           Pieces::bytes<A>(gradient.channels * chunk_rows * gradient.width * lanes<A>) +
-           Pieces::bytes<A>(weights * lanes<A>);
+  int64_t input_elements() const {
+    return input.channels * plane_vectors(input.padded_height, input.padded_width) * all;
   }
-  int64_t bytes(int64_t threads) const { return Pieces::bytes<A>(tasks * weights) + threads * slot_bytes(); }
+  int64_t chunk_elements() const {
+    return gradient.channels * plane_vectors(chunk_rows, gradient.width) * all;
+  }
+  int64_t slot_bytes() const {
+    return Pieces::bytes<E>(input_elements()) + Pieces::bytes<E>(chunk_elements()) +
+           Pieces::bytes<float>(weights * all);
+  }
+  int64_t bytes(int64_t threads) const {
+    return Pieces::bytes<float>(tasks * weights) + threads * slot_bytes();
+  }
 };
 
 // partial[o][c][r][t]: the sums of one task.
-template <class T, class A>
-void run_task(const Conv2dParams& p, const BatchWeight<T>& g, int64_t task, A* partial, Pieces scratch) {
-  constexpr int64_t all = lanes<A>;
-  A* block = scratch.take<A>(g.input.elements() * all);
-  A* grad = scratch.take<A>(g.gradient.channels * g.chunk_rows * g.gradient.width * all);
-  A* sums = scratch.take<A>(g.weights * all);
-  memset(sums, 0, static_cast<size_t>(g.weights * all) * sizeof(A));
+template <class T, class E>
+void run_task(const Conv2dParams& p, const BatchWeight<T, E>& g, int64_t task, float* partial,
+              Pieces scratch) {
+  using Rows = typename BatchWeight<T, E>::Rows;
+  constexpr int64_t all = lanes<float>;
+  E* block = scratch.take<E>(g.input_elements());
+  E* grad = scratch.take<E>(g.chunk_elements());
+  float* sums = scratch.take<float>(g.weights * all);
+  memset(sums, 0, static_cast<size_t>(g.weights * all) * sizeof(float));
   const int64_t width = g.input.padded_width, out_blocks = ceil_div(p.out_channels, kOut);
   const int64_t outs_per_block = ceil_div(p.out_channels, out_blocks);
   const int64_t tap_blocks = ceil_div(p.kernel_width, kTaps),
                 taps_per_block = ceil_div(p.kernel_width, tap_blocks);
   const int64_t per_out = g.weights / p.out_channels;
   for (int64_t b = task * g.blocks_per_task; b < min_of((task + 1) * g.blocks_per_task, g.blocks); ++b) {
-    const int64_t images = min_of(all, p.batch - b * all);
-    pack_block(g.input, b * all, images, 0, g.input.padded_height, block);
+    const int64_t image = b * Rows::kImages, images = min_of(Rows::kImages, p.batch - image);
+    pack_block<Rows>(g.input, image, images, 0, g.input.padded_height, block);
     for (int64_t y = 0; y < p.out_height; y += g.chunk_rows) {
       const int64_t rows = min_of(g.chunk_rows, p.out_height - y);
-      pack_block(g.gradient, b * all, images, y, y + rows, grad);
+      pack_block<Rows>(g.gradient, image, images, y, y + rows, grad);
       for (int64_t o = 0; o < p.out_channels; o += outs_per_block)
         for (int64_t c = 0; c < p.in_channels; ++c)
           for (int64_t r = 0; r < p.kernel_height; ++r)
             for (int64_t t = 0; t < p.kernel_width; t += taps_per_block) {
-              const A* in =
-                  block + ((c * g.input.padded_height + y * p.stride_height + r * p.dilation_height) * width +
-                           t * p.dilation_width) *
+              const E* in =
+                  block + (c * plane_vectors(g.input.padded_height, width) +
+                           (y * p.stride_height + r * p.dilation_height) * width + t * p.dilation_width) *
                               all;
-              pick_tile<A, kOut, kTaps>(min_of(outs_per_block, p.out_channels - o),
+              pick_tile<E, kOut, kTaps>(min_of(outs_per_block, p.out_channels - o),
                                         min_of(taps_per_block, p.kernel_width - t))(
-                  rows, p.out_width, grad + o * rows * p.out_width * all, rows * p.out_width * all,
-                  p.out_width * all, in, p.stride_height * width * all, p.stride_width * all,
-                  p.dilation_width * all,
+                  rows, p.out_width, grad + o * plane_vectors(rows, p.out_width) * all,
+                  plane_vectors(rows, p.out_width) * all, p.out_width * all, in,
+                  p.stride_height * width * all, p.stride_width * all, p.dilation_width * all,
                   sums + (o * per_out + (c * p.kernel_height + r) * p.kernel_width + t) * all, per_out * all);
             }
     }
   }
   for (int64_t i = 0; i < g.weights; i += all) {  // add lanes, a square at a time
     const int64_t n = min_of(all, g.weights - i);
-    vec<A> square[all];
-    for (int64_t j = 0; j < all; ++j) square[j] = j < n ? load(sums + (i + j) * all) : vec<A>{};
+    vec<float> square[all];
+    for (int64_t j = 0; j < all; ++j) square[j] = j < n ? load(sums + (i + j) * all) : vec<float>{};
     transpose(square);
     for (int64_t half = all / 2; half > 0; half /= 2)
       for (int64_t j = 0; j < half; ++j) square[j] += square[j + half];
@@ -160,19 +183,20 @@ bool serves(const Conv2dParams& p, Conv2dPass pass) { return direct_supported(p,
 
 int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
   int64_t bytes = 0;
-  dispatch_trained(p.dtype, [&](auto type) { bytes = BatchWeight<decltype(type)>(p).bytes(threads); });
+  dispatch_elements(p.dtype, [&](auto number, auto element) {
+    bytes = BatchWeight<decltype(number), decltype(element)>(p).bytes(threads);
+  });
   return bytes;
 }
 
 void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
-  dispatch_trained(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    using A = acc_t<T>;
-    const BatchWeight<T> g(p);
+  dispatch_elements(p.dtype, [&](auto number, auto element) {
+    using T = decltype(number);
+    const BatchWeight<T, decltype(element)> g(p);
     Pieces pieces{static_cast<char*>(p.scratch)};
-    A* partials = pieces.take<A>(g.tasks * g.weights);
+    float* partials = pieces.take<float>(g.tasks * g.weights);
     run_tasks(parallel, g.tasks, [&](int64_t task, int64_t slot) {
-      run_task<T, A>(p, g, task, partials + task * g.weights, Pieces{pieces.next + slot * g.slot_bytes()});
+      run_task(p, g, task, partials + task * g.weights, Pieces{pieces.next + slot * g.slot_bytes()});
     });
     store_direct_weights<T>(p, partials, g.tasks);
   });

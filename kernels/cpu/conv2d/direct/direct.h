@@ -17,8 +17,13 @@ struct Planes {
   int64_t channels, height, width;
   int64_t pad_y, pad_x, padded_height, padded_width;
 
-  int64_t elements() const { return channels * padded_height * padded_width; }  // times lanes
+  // Rows and columns of the image that a copy has room for.
+  int64_t image_rows() const { return max_of(0, min_of(height, padded_height - pad_y)); }
+  int64_t used() const { return min_of(width, padded_width - pad_x); }
 };
+
+// What lies side by side where pairs of bfloat16 are multiplied: two channels, or two neighbouring taps of a row.
+enum class Pairs { none, channels, taps };
 
 // Forward pass or input gradient; out_blocks and block_channels cut its results into blocks of at most
 // `most`.
@@ -33,10 +38,16 @@ struct DirectConv {
   int64_t out_stride[4];
   const T* bias;
   Activation activation;
+  Pairs pairs;
 
   int64_t out_blocks(int64_t most) const { return ceil_div(out_channels, most); }
   int64_t block_channels(int64_t most) const { return ceil_div(out_channels, out_blocks(most)); }
-  int64_t taps() const { return planes.channels * kernel_height * kernel_width; }
+  // Planes of the input, taps of a row and of all: pairs of them count once.
+  int64_t plane_count() const {
+    return pairs == Pairs::channels ? ceil_div(planes.channels, 2) : planes.channels;
+  }
+  int64_t row_taps() const { return pairs == Pairs::taps ? ceil_div(kernel_width, 2) : kernel_width; }
+  int64_t taps() const { return plane_count() * kernel_height * row_taps(); }
 };
 
 static inline bool direct_supported(const Conv2dParams& p, Conv2dPass pass) {
@@ -108,40 +119,53 @@ static DirectConv<T> direct_problem(const Conv2dParams& p, Conv2dPass pass) {
   return g;
 }
 
-// Weights as [block][channel][row][tap][channel of the block].
-template <class T, class A>
-static void pack_direct_weights(const DirectConv<T>& g, int64_t most, A* weights, const Parallel& parallel) {
+// Weights as [block][channel][row][tap][channel of the block], or pairs of them; beyond the last one is zero.
+template <class T, class E>
+static void pack_direct_weights(const DirectConv<T>& g, int64_t most, E* weights, const Parallel& parallel) {
   const int64_t per_block = g.block_channels(most);
   parallel(g.out_blocks(most), ceil_div(1024, g.taps()), [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
       const int64_t outs = min_of(per_block, g.out_channels - b * per_block);
       for (int64_t o = 0; o < outs; ++o) {
-        A* to = weights + b * per_block * g.taps() + o;
+        E* to = weights + b * per_block * g.taps() + o;
         const T* from = g.weight + (b * per_block + o) * g.weight_out;
-        for (int64_t c = 0; c < g.planes.channels; ++c)
+        auto at = [&](int64_t c, int64_t r, int64_t t) {
+          return from + c * g.weight_in + r * g.weight_y + t * g.weight_x;
+        };
+        for (int64_t c = 0; c < g.plane_count(); ++c)
           for (int64_t r = 0; r < g.kernel_height; ++r)
-            for (int64_t t = 0; t < g.kernel_width; ++t, to += outs)
-              *to = load_n(from + c * g.weight_in + r * g.weight_y + t * g.weight_x, 1)[0];
+            for (int64_t t = 0; t < g.row_taps(); ++t, to += outs) {
+              if constexpr (__is_same(E, bf16_pair)) {
+                const bool by_channel = g.pairs == Pairs::channels;
+                const int64_t c2 = by_channel ? 2 * c : c, t2 = by_channel ? t : 2 * t;
+                const bool two = by_channel ? c2 + 1 < g.planes.channels : t2 + 1 < g.kernel_width;
+                *to = {*at(c2, r, t2), two ? *at(c2 + by_channel, r, t2 + !by_channel) : bf16{}};
+              } else {
+                *to = load_n(at(c, r, t), 1)[0];
+              }
+            }
       }
     }
   });
 }
 
-// grad_weight from the sums of `tasks` tasks, each [o][c][row][tap], added in order.
-template <class T, class A>
-static void store_direct_weights(const Conv2dParams& p, const A* partials, int64_t tasks) {
+// grad_weight from the sums of `tasks` tasks, each [o][c][row][tap], added in order to the first.
+template <class T>
+static void store_direct_weights(const Conv2dParams& p, float* partials, int64_t tasks) {
   const int64_t weights = p.out_channels * p.in_channels * p.kernel_height * p.kernel_width;
-  int64_t i = 0;
+  for (int64_t i = 0; i < weights; i += lanes<float>) {
+    const int64_t n = min_of(lanes<float>, weights - i);
+    vec<float> sum{};
+    for (int64_t task = 0; task < tasks; ++task) sum += load_n(partials + task * weights + i, n);
+    store_n(partials + i, sum, n);
+  }
+  T* to = static_cast<T*>(p.weight);
+  const int64_t* stride = p.weight_stride;
   for (int64_t o = 0; o < p.out_channels; ++o)
     for (int64_t c = 0; c < p.in_channels; ++c)
       for (int64_t r = 0; r < p.kernel_height; ++r)
-        for (int64_t t = 0; t < p.kernel_width; ++t, ++i) {
-          A sum = 0;
-          for (int64_t task = 0; task < tasks; ++task) sum += partials[task * weights + i];
-          store_n(static_cast<T*>(p.weight) + o * p.weight_stride[0] + c * p.weight_stride[1] +
-                      r * p.weight_stride[2] + t * p.weight_stride[3],
-                  splat(sum), 1);
-        }
+        for (int64_t t = 0; t < p.kernel_width; ++t, ++partials)
+          store_n(to + o * stride[0] + c * stride[1] + r * stride[2] + t * stride[3], splat(*partials), 1);
 }
 
 }  // namespace pydl::cpu::PYDL_ISA::direct
