@@ -127,6 +127,24 @@ def test_tall_kernels(device, options, dtype):
         assert_same(max_outcome(PF.max_pool2d, x, options, grad), max_outcome(F.max_pool2d, x, options, grad))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_windows_of_2x2_side_by_side_in_rows_of_any_length(device, dtype):
+    for (height, ceil_mode), width in itertools.product(((2, False), (5, False), (5, True)), range(2, 70)):
+        x = values((2, 3, height, width), dtype)
+        grad = torch.randint(-8, 8, (2, 3, height, width)).to(dtype) / 4
+        grad[grad == 1] = math.inf  # of a place, and none of its neighbours'
+        options = {"kernel_size": 2, "ceil_mode": ceil_mode}
+        assert_same(max_outcome(PF.max_pool2d, x, options, grad), max_outcome(F.max_pool2d, x, options, grad))
+
+
+@pytest.mark.parametrize("width", [512, 520, 511])
+def test_a_gradient_of_2x2_windows_that_leaves_the_caches(device, width):
+    x = torch.randn(2, 6, 1024, width)
+    grad = torch.randn(2, 6, 512, width // 2)
+    options = {"kernel_size": 2}
+    assert_same(max_outcome(PF.max_pool2d, x, options, grad), max_outcome(F.max_pool2d, x, options, grad))
+
+
 def avg_outcome(function, x, options, grad):
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     output = function(x, **options)
