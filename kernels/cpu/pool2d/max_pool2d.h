@@ -22,6 +22,10 @@ void max_pool2d_tiles(const MaxPool2dParams& p, int64_t begin, int64_t end);
 template <class T>
 void max_pool2d_tiles_backward(const MaxPool2dParams& p, int64_t begin, int64_t end);
 
+// The same for small planes and a window for each pixel, and their gradient; whether that serves.
+bool max_pool2d_planes(const MaxPool2dParams& p, const Parallel& parallel);
+bool max_pool2d_planes_backward(const MaxPool2dParams& p, const Parallel& parallel);
+
 namespace {
 
 // Windows of 2x2 that lie side by side from the image's corner, and in it.

@@ -316,6 +316,7 @@ void backward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void max_pool2d_backward(const MaxPool2dParams& p, const Parallel& parallel) {
+  if (max_pool2d_planes_backward(p, parallel)) return;
   const int64_t rows = rows_written(p, p.in_height);
   const int64_t elements = p.in_width * (p.channels_last ? p.channels : 1);
   dispatch_dtype(p.dtype, [&](auto type) {
