@@ -62,24 +62,13 @@ class Pool {
     std::vector<Block> gone;
     {
       std::lock_guard lock(mutex_);
-      int64_t best = -1;
-      for (int64_t i = static_cast<int64_t>(idle_.size()) - 1; i >= 0;
-           --i)  // the latest freed is the warmest
-        if (idle_[i].size >= size && idle_[i].size - size <= size / 8 &&
-            (best < 0 || idle_[i].size < idle_[best].size))
-          best = i;
-      if (best >= 0) {
-        const Block block = idle_[best];
-        idle_.erase(idle_.begin() + best);
-        stats_.idle -= block.size;
-        use(block.size);
-        ++stats_.reused;
-        return block;
-      }
+      // what exceeds it by an eighth at most; else, sooner than give other buffers back for a fresh one, the next larger
+      if (const int64_t i = closest(size, size / 8); i >= 0) return reuse(i);
+      if (stats_.used + stats_.idle + size > footprint_with(size))
+        if (const int64_t i = closest(size, size); i >= 0) return reuse(i);
       use(size);
       ++stats_.fresh;
-      const int64_t footprint = stats_.peak + max_of(stats_.peak, kSlack);
-      evict(max_of(footprint - stats_.used, 0), gone);
+      evict(max_of(footprint_with(0) - stats_.used, 0), gone);
     }
     unmap(gone);
     void* data = map(size);
@@ -127,6 +116,32 @@ class Pool {
   }
 
  private:
+  // The smallest idle block that holds size bytes, and over more at most; of equal ones the latest freed, which is the
+  // warmest. -1 where there is none.
+  int64_t closest(int64_t size, int64_t over) const {
+    int64_t best = -1;
+    for (int64_t i = static_cast<int64_t>(idle_.size()) - 1; i >= 0; --i)
+      if (idle_[i].size >= size && idle_[i].size - size <= over &&
+          (best < 0 || idle_[i].size < idle_[best].size))
+        best = i;
+    return best;
+  }
+
+  Block reuse(int64_t i) {
+    const Block block = idle_[i];
+    idle_.erase(idle_.begin() + i);
+    stats_.idle -= block.size;
+    use(block.size);
+    ++stats_.reused;
+    return block;
+  }
+
+  // What idle and used memory may come to, once so many bytes more are used.
+  int64_t footprint_with(int64_t more) const {
+    const int64_t peak = max_of(stats_.peak, stats_.used + more);
+    return peak + max_of(peak, kSlack);
+  }
+
   void use(int64_t size) {
     stats_.used += size;
     stats_.peak = max_of(stats_.peak, stats_.used);

@@ -77,6 +77,16 @@ def test_a_buffer_serves_sizes_up_to_an_eighth_below_its_own():
     assert grown["fresh"] == 1
 
 
+def test_sizes_that_are_used_one_after_another_are_not_mapped_anew_in_each_step():
+    def step():
+        for megabytes in (24, 36, 54, 80, 24, 36, 54, 80):
+            large(megabytes)
+
+    step()
+    grown, _ = change(lambda: [step() for _ in range(3)])
+    assert (grown["fresh"], grown["given_back"]) == (0, 0)
+
+
 def test_views_keep_the_memory_alive():
     y = large()
     view = y[1000:2000].clone() * 0 + 7

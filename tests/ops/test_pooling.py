@@ -127,6 +127,40 @@ def test_tall_kernels(device, options, dtype):
         assert_same(max_outcome(PF.max_pool2d, x, options, grad), max_outcome(F.max_pool2d, x, options, grad))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_windows_of_2x2_side_by_side_in_rows_of_any_length(device, dtype):
+    for (height, ceil_mode), width in itertools.product(((2, False), (5, False), (5, True)), range(2, 70)):
+        x = values((2, 3, height, width), dtype)
+        grad = torch.randint(-8, 8, (2, 3, height, width)).to(dtype) / 4
+        grad[grad == 1] = math.inf  # of a place, and none of its neighbours'
+        options = {"kernel_size": 2, "ceil_mode": ceil_mode}
+        assert_same(max_outcome(PF.max_pool2d, x, options, grad), max_outcome(F.max_pool2d, x, options, grad))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3), (5, 1)])
+def test_small_planes_with_a_window_for_each_pixel(device, kernel, dtype):
+    options = {"kernel_size": kernel, "stride": 1, "padding": tuple(k // 2 for k in kernel)}
+    # of a part of a vector, a whole one, several; as many pixels as are small, and more
+    for height, width in ((1, 1), (1, 7), (7, 1), (3, 3), (4, 4), (6, 6), (2, 17), (15, 17), (16, 16), (14, 19)):
+        x = values((3, 4, height, width), dtype)
+        grad = torch.randint(-8, 8, x.shape).to(dtype) / 4
+        for image in (x, torch.cat([x, x], 1)[:, 2:6], x.transpose(2, 3).contiguous().transpose(2, 3)):
+            grads = torch.cat([grad, grad], 1)[:, 1:5]
+            for given in (grad, grads):
+                assert_same(
+                    max_outcome(PF.max_pool2d, image, options, given), max_outcome(F.max_pool2d, image, options, given)
+                )
+
+
+@pytest.mark.parametrize("width", [512, 520, 511])
+def test_a_gradient_of_2x2_windows_that_leaves_the_caches(device, width):
+    x = torch.randn(2, 6, 1024, width)
+    grad = torch.randn(2, 6, 512, width // 2)
+    options = {"kernel_size": 2}
+    assert_same(max_outcome(PF.max_pool2d, x, options, grad), max_outcome(F.max_pool2d, x, options, grad))
+
+
 def avg_outcome(function, x, options, grad):
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     output = function(x, **options)

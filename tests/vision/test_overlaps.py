@@ -84,6 +84,26 @@ def test_labels_of_anchors_are_the_books(threshold):
     assert (classes > 0).sum(1)[0] >= 6
 
 
+def test_objects_that_want_the_same_anchors_take_turns():
+    """The largest overlap of all first, the first of equals, whatever the others then have to take."""
+    anchors = multibox_prior(torch.empty(1, 1, 4, 4), (0.2, 0.3), (1, 2, 0.5))[0]
+    for seed in range(8):
+        boxes = some(7, seed)
+        boxes = torch.cat((boxes[:3], boxes[:3], boxes[2:3] + 1e-3, torch.tensor([[2.0, 2.0, 2.1, 2.1]] * 2)))
+        label = torch.cat((torch.arange(9.0).unsqueeze(1), boxes), dim=1)
+        overlap = box_iou(boxes, anchors)
+        expected = torch.where(overlap.max(0).values >= 0.5, overlap.argmax(0), -1)
+        for _ in range(9):
+            number, anchor = divmod(int(overlap.flatten().argmax()), len(anchors))
+            expected[anchor] = number
+            overlap[number], overlap[:, anchor] = -1, -1
+        offsets, classes = matched(anchors, label.unsqueeze(0))
+        assert torch.equal(classes[0], expected + 1)
+        found = expected >= 0
+        torch.testing.assert_close(offsets[0, found], offset_boxes(anchors[found], boxes[expected[found]]))
+        assert not offsets[0, ~found].any()
+
+
 def test_an_object_far_from_every_anchor_takes_one():
     anchors = torch.tensor([[0.0, 0.0, 0.1, 0.1], [0.5, 0.5, 0.6, 0.6]])
     _, classes = matched(anchors, torch.tensor([[[2, 0.8, 0.8, 0.9, 0.9]]]))

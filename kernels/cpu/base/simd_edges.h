@@ -133,6 +133,7 @@ PYDL_INLINE void store_integers(P* p, i64v v, int64_t n) {
 }
 PYDL_INLINE void store_integers(uint8_t* p, i32v v, int64_t n) {
 #if defined(PYDL_AVX512)
+  if (n >= lanes<float>) return (void)_mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v));
   _mm512_mask_cvtepi32_storeu_epi8(p, (__mmask16)lane_mask(n), (__m512i)v);
 #else
   uint8_t bytes[lanes<float>];

@@ -56,6 +56,7 @@ Moments block_moments(const BatchNormParams& p, int64_t c, const Block& block) {
   for (int64_t n = block.row; n < block.row + block.rows; ++n) {
     const T* x = run_of<const T>(p.input, n, c) + block.begin;
     const int64_t ahead = ahead_in_block<T>(p, p.input, n);
+    if (block.length < kUnroll * lanes<A>) prefetch_short_run(x, block.length, ahead);
     int64_t i = 0;
     auto add = [&](int u, vec<A> d) PYDL_INLINE_LAMBDA {
       sum[u] += d;

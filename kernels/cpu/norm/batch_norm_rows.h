@@ -36,13 +36,15 @@ PYDL_INLINE T* run_of(const BatchNormView& view, int64_t n, int64_t c) {
   return static_cast<T*>(view.data) + n * view.row_stride + c * view.channel_stride;
 }
 
-// From run n of a channel to what its walk reads kFarAheadBytes later, in elements: `runs` runs on, or in the
-// next channel, whose first run comes next. step is 1 or -1: the order of the runs.
+// From run n of a channel to what its walk reads kFarAheadBytes later, in elements: `runs` runs on, or in one of the
+// next channels, whose first run comes first. step is 1 or -1: the order of the runs.
 PYDL_INLINE int64_t ahead_of(const BatchNormParams& p, const BatchNormView& view, int64_t n, int64_t runs,
                              int64_t step) {
   const int64_t to = n + step * runs;
   if (to >= 0 && to < p.batch) return step * runs * view.row_stride;
-  return view.channel_stride + ((to < 0 ? -to - 1 : to - p.batch) - n) * view.row_stride;
+  const int64_t beyond = to < 0 ? -to - 1 : to - p.batch;
+  const int64_t channels = beyond < p.batch ? 0 : beyond / p.batch;  // a division for small ones alone
+  return (1 + channels) * view.channel_stride + (beyond - channels * p.batch - n) * view.row_stride;
 }
 template <class T>
 PYDL_INLINE int64_t runs_ahead(const BatchNormParams& p) {
@@ -58,6 +60,13 @@ PYDL_INLINE int64_t ahead_in_block(const BatchNormParams& p, const BatchNormView
 template <class A>
 PYDL_INLINE vec<A> normalise(vec<A> x, const Affine<A>& f) {
   return (x - f.shift) * f.scale + f.offset;
+}
+
+// Asks for what lies `ahead` of a whole run that is too short for the walk's unrolled loop to do so.
+template <class T>
+PYDL_INLINE void prefetch_short_run(const T* run, int64_t length, int64_t ahead) {
+  for (int64_t i = 0; i < length; i += 64 / static_cast<int64_t>(sizeof(T)))
+    prefetch_far_ahead(run + i, ahead);
 }
 
 // Stores of one run: parts of vectors at both ends, then whole vectors from its end, which may still be in

@@ -39,6 +39,11 @@ GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& bl
     const int64_t ahead_x = ahead_in_block<T>(p, p.input, n);
     const int64_t ahead_g = ahead_in_block<T>(p, p.grad_output, n);
     const int64_t ahead_y = reads_output(gradient) ? ahead_in_block<T>(p, p.output, n) : 0;
+    if (block.length < kUnroll * lanes<A>) {
+      prefetch_short_run(x, block.length, ahead_x);
+      prefetch_short_run(g, block.length, ahead_g);
+      if (reads_output(gradient)) prefetch_short_run(y, block.length, ahead_y);
+    }
     int64_t i = 0;
     auto add = [&](int u, int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
       const vec<A> xs = load_some(x + i, count);

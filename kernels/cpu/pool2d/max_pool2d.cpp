@@ -1,8 +1,8 @@
 // Maximum pooling on the CPU: the forward, and the gather at its places. See kernels/max_pool2d.h for the
 // formula.
 //
-// Rows of pixels are pooled in max_pool2d_rows.cpp and max_pool2d_direct.cpp. In channels_last lanes are channels,
-// and the window's pixels are vectors as they lie. Rows that are no rows in memory go pixel by pixel.
+// Rows of pixels are pooled in max_pool2d_tiles.cpp, max_pool2d_rows.cpp and max_pool2d_direct.cpp, small planes in
+// max_pool2d_planes.cpp. In channels_last lanes are channels, and the window's pixels are vectors as they lie. Rows that are no rows in memory go pixel by pixel.
 #include "kernels/cpu/pool2d/max_pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -110,6 +110,8 @@ template <class T>
 void forward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   if (p.channels_last && p.from_stride[1] == 1)
     return p.places ? channels<true, T>(p, begin, end) : channels<false, T>(p, begin, end);
+  if constexpr (kHasTiles<T>)
+    if (!p.channels_last && p.from_stride[3] == 1 && are_tiles(p)) return max_pool2d_tiles<T>(p, begin, end);
   if (!p.channels_last && p.from_stride[3] == 1)
     return p.stride_width <= 2 && p.kernel_height > 1 ? max_pool2d_rows<T>(p, begin, end)
                                                       : max_pool2d_direct<T>(p, begin, end);
@@ -140,6 +142,7 @@ void gather_places(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void max_pool2d(const MaxPool2dParams& p, const Parallel& parallel) {
+  if (max_pool2d_planes(p, parallel)) return;
   const int64_t rows = rows_written(p, p.out_height);
   const int64_t pixels = p.in_width * p.stride_height * (p.channels_last ? p.channels : 1);
   dispatch_dtype(p.dtype, [&](auto type) {

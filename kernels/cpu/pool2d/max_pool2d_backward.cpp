@@ -299,6 +299,9 @@ void backward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
                      p.out_width * p.kernel_width <= p.in_width;
   if (tiles && p.channels_last && p.byte_places && p.from_stride[1] == 1 && p.places_stride[1] == 1)
     return channels_of_tiles<T>(p, begin, end);
+  if constexpr (kHasTiles<T>)
+    if (!p.channels_last && p.from_stride[3] == 1 && p.places_stride[3] == 1 && are_tiles(p))
+      return max_pool2d_tiles_backward<T>(p, begin, end);
   if (are_apart(p) && (p.stride_width > 2 || p.kernel_height > 2)) return scatter<T>(p, begin, end);
   // kernels of so many taps are too rare for code of their own
   if (!p.byte_places) return strided<T>(p, begin, end);
@@ -313,6 +316,7 @@ void backward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void max_pool2d_backward(const MaxPool2dParams& p, const Parallel& parallel) {
+  if (max_pool2d_planes_backward(p, parallel)) return;
   const int64_t rows = rows_written(p, p.in_height);
   const int64_t elements = p.in_width * (p.channels_last ? p.channels : 1);
   dispatch_dtype(p.dtype, [&](auto type) {

@@ -4,6 +4,7 @@
 // the maximum of some of them. Both steps take the first of equals in the order of taps, so that their
 // composition does. Nothing else is stored.
 #include "kernels/cpu/pool2d/max_pool2d.h"
+#include "kernels/cpu/rows/walk.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -85,6 +86,8 @@ PYDL_INLINE void pool_row(const Axis& x, const RowPlan<acc_t<T>>& plan, const T*
   const A lowest = -__builtin_inf();
   for (int64_t j = 0; j < n; j += all) {
     const int64_t at = x.start(first + j);
+    for (int64_t line = 0; line < kStep * all; line += 64 / static_cast<int64_t>(sizeof(T)))
+      prefetch_far_ahead(row + at + line, kFarAheadBytes / static_cast<int64_t>(sizeof(T)));
     vec<A> m;
     mask<A> k{};
     if (kPlaces) k = first_taps<kStep, A>(x, at);

@@ -60,9 +60,10 @@ def box_iou(boxes1, boxes2):
     """
     left1, top1, right1, bottom1 = boxes1.unsqueeze(-2).unbind(-1)
     left2, top2, right2, bottom2 = boxes2.unsqueeze(-3).unbind(-1)
-    wide = torch.minimum(right1, right2) - torch.maximum(left1, left2)
-    high = torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)
-    shared = wide.clamp(min=0) * high.clamp(min=0)
+    # in place: these are large tables
+    wide = torch.minimum(right1, right2).sub_(torch.maximum(left1, left2))
+    high = torch.minimum(bottom1, bottom2).sub_(torch.maximum(top1, top2))
+    shared = wide.clamp_(min=0).mul_(high.clamp_(min=0))
     area1, area2 = (right1 - left1) * (bottom1 - top1), (right2 - left2) * (bottom2 - top2)
     return shared / (area1 + area2 - shared)
 

@@ -22,23 +22,27 @@ def matched(anchors, labels, threshold=0.5):
     """
     count, objects, _ = labels.shape
     there = labels[..., 0] >= 0
-    overlap = box_iou(labels[..., 1:], anchors)
-    overlap = torch.where(there.unsqueeze(-1), overlap, -1)  # (N, objects, A)
+    overlap = box_iou(labels[..., 1:], anchors).masked_fill_(~there.unsqueeze(-1), -1)  # (N, objects, A)
     largest, assigned = overlap.max(dim=1)
     assigned = torch.where(largest >= threshold, assigned, -1)
+    best, place = overlap.max(dim=2)  # of each object
     every = torch.arange(count, device=labels.device)
     for _ in range(min(objects, len(anchors))):
-        best, place = overlap.flatten(1).max(dim=1)
-        number, anchor = place // len(anchors), place % len(anchors)
+        most, number = best.max(dim=1)
+        anchor = place[every, number]
         # an object without any overlap takes an anchor, too; what is no object, or has one, is at -1
-        assigned[every, anchor] = torch.where(best >= 0, number, assigned[every, anchor])
-        overlap[every, number], overlap[every, :, anchor] = -1, -1
-    found = assigned >= 0
-    rows = labels.gather(1, assigned.clamp(min=0).unsqueeze(-1).expand(-1, -1, 5))
+        assigned[every, anchor] = torch.where(most >= 0, number, assigned[every, anchor])
+        best[every, number], overlap[every, :, anchor] = -1, -1
+        again = (best >= 0) & (place == anchor.unsqueeze(1))  # those whose anchor was taken look for another
+        if again.any():
+            best[again], place[again] = overlap[again].max(dim=1)
+    picture, anchor = (assigned >= 0).nonzero(as_tuple=True)
+    rows = labels[picture, assigned[picture, anchor]]
     # what lies beside no object is told to stay where it is
-    boxes = torch.where(found.unsqueeze(-1), rows[..., 1:], anchors)
-    offsets = torch.where(found.unsqueeze(-1), offset_boxes(anchors.expand_as(boxes), boxes), 0)
-    return offsets, torch.where(found, rows[..., 0].long() + 1, 0)
+    offsets, classes = labels.new_zeros(count, len(anchors), 4), assigned.new_zeros(assigned.shape)
+    offsets[picture, anchor] = offset_boxes(anchors[anchor], rows[:, 1:]).to(offsets.dtype)
+    classes[picture, anchor] = rows[:, 0].long() + 1
+    return offsets, classes
 
 
 def hardest(losses, positive, ratio=3):
