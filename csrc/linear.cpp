@@ -109,23 +109,27 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, bool colu
   return grad_input;
 }
 
-Tensor backward_weight(const Tensor& grad_output, const Tensor& input, bool column_major) {
+// in_float32: of bfloat16, with the same numbers in float32, as a parameter's gradient under autocast is to be.
+Tensor backward_weight(const Tensor& grad_output, const Tensor& input, bool column_major, bool in_float32) {
   PYDL_CHECK(grad_output.dim() == input.dim() && input.dim() >= 1,
              "linear: expected grad_output to have the dimensions of input, got shapes ",
              shape_of(grad_output), " and ", shape_of(input));
   check_same_dtype("linear", "input", input, "grad_output", grad_output);
   if (by_way_of_float(grad_output))
-    return rounded(backward_weight(widened(grad_output), widened(input), column_major));
+    return rounded(backward_weight(widened(grad_output), widened(input), column_major, false));
   const Rows g(grad_output), x(input);
   PYDL_CHECK(g.rows == x.rows, "linear: expected grad_output to have as many rows as input, got shapes ",
              shape_of(grad_output), " and ", shape_of(input));
-  Tensor grad_weight = empty_matrix(grad_output, g.columns, x.columns, column_major);
+  const bool widens = in_float32 && grad_output.scalar_type() == ScalarType::BFloat16;
+  Tensor grad_weight = empty_matrix(grad_output, g.columns, x.columns, column_major,
+                                    widens ? ScalarType::Float : grad_output.scalar_type());
   if (grad_weight.numel() == 0) return grad_weight;
   const Verbose line("linear_backward_weight", grad_output, &input);
   MatmulParams p = product_of("linear", grad_output, g.columns, x.columns, g.rows);
   p.left = transposed(g.matrix);
   p.right = x.matrix;
   p.output = {grad_weight.mutable_data_ptr(), column_major ? 1 : x.columns, column_major ? g.columns : 1};
+  p.float_output = p.rounded = widens;
   multiply(p);
   return grad_weight;
 }

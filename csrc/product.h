@@ -15,10 +15,14 @@ inline Matrix matrix_of(const Tensor& t) {
 }
 inline Matrix transposed(const Matrix& m) { return {m.data, m.column, m.row, m.outer, m.inner}; }
 
-inline Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, bool column_major) {
+inline Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, bool column_major,
+                           ScalarType dtype) {
   const int64_t sizes[2] = {rows, columns}, row_major[2] = {max_of(columns, 1), 1},
                 other[2] = {1, max_of(rows, 1)};
-  return empty_strided(like, like.scalar_type(), {sizes, 2}, {column_major ? other : row_major, 2});
+  return empty_strided(like, dtype, {sizes, 2}, {column_major ? other : row_major, 2});
+}
+inline Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, bool column_major) {
+  return empty_matrix(like, rows, columns, column_major, like.scalar_type());
 }
 
 // Params of left · right, with no matrices yet.
@@ -29,12 +33,23 @@ inline MatmulParams product_of(const char* op, const Tensor& like, int64_t rows,
 
 // The plan of a product, kept by all that it depends on.
 inline const MatmulPlan& plan_of(const MatmulParams& p, int64_t threads) {
-  thread_local Plans<MatmulPlan, 13> plans;
-  const decltype(plans)::Key key{
-      cpu::isa_number(), machine().level2,  machine().level3, static_cast<int64_t>(p.dtype),
-      threads,           p.outer * p.inner, p.rows,           p.columns,
-      p.depth,           p.left.row,        p.left.column,    p.right.row,
-      p.right.column};
+  thread_local Plans<MatmulPlan, 16> plans;
+  const decltype(plans)::Key key{cpu::isa_number(),
+                                 machine().level2,
+                                 machine().level3,
+                                 static_cast<int64_t>(p.dtype),
+                                 threads,
+                                 p.outer * p.inner,
+                                 p.rows,
+                                 p.columns,
+                                 p.depth,
+                                 p.left.row,
+                                 p.left.column,
+                                 p.right.row,
+                                 p.right.column,
+                                 p.output.row,
+                                 p.addend.data != nullptr,
+                                 p.float_output};
   return plans.at(key, [&] { return PYDL_CPU_CALL(matmul_plan)(p, threads); });
 }
 

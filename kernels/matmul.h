@@ -33,7 +33,8 @@ struct MatmulParams {
   int64_t outer = 1, inner = 1;  // outer * inner matrices
   double alpha = 1, beta = 1;
   Matrix addend{};            // its data may be null; overlaps no output, but may be the output itself
-  bool float_output = false;  // of bf16, multiplied in pairs: output and addend are f32
+  bool float_output = false;  // of bf16: output and addend are f32
+  bool rounded = false;       // of float_output: to bf16 all the same
 };
 
 // How a product is cut: made once for all calls whose params differ in nothing but their pointers.
@@ -51,6 +52,7 @@ struct MatmulPlan {
     strips
   } left;                    // read where it lies, or copied: packed_rows, strips
   bool left_far, right_far;  // past the caches
+  bool streams;              // the output goes past the caches
   int64_t workers, worker_bytes, scratch;
 };
 

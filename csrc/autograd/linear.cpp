@@ -1,6 +1,7 @@
 // The node of linear: the formula and the layouts of src/pydl/ops/linear.py.
 #include "csrc/autograd/activation.h"
 #include "csrc/autograd/functions.h"
+#include "csrc/autograd/losses.h"
 
 namespace pydl::autograd {
 namespace {
@@ -23,7 +24,8 @@ class Linear : public Node {
     const Tensor grad = through_activation(output_grad, saved[2], options_.activation);
     variable_list grads(3);
     if (wants(0)) grads[0] = to_input(grad, weight, options_.input_in_columns);
-    if (wants(1)) grads[1] = to_weight(grad, input, options_.weight_in_columns);
+    const bool in_float32 = is_lowered_from(1, at::kFloat) && is_below_autograd() && !is_batched(grad);
+    if (wants(1)) grads[1] = to_weight(grad, input, options_.weight_in_columns, in_float32);
     if (wants(2)) grads[2] = to_bias(grad);
     return grads;
   }

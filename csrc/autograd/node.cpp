@@ -83,10 +83,15 @@ variable_list NodeOfMany::as_given(variable_list grads) const {
   Casts casts;
   for (const CastInput& one : casts_) {
     Tensor& grad = grads[one.input];
-    if (grad.defined()) grad = casts.add_gradient(grad, one.given);
+    if (grad.defined() && grad.scalar_type() != one.given) grad = casts.add_gradient(grad, one.given);
   }
   casts.run();
   return grads;
+}
+
+bool NodeOfMany::is_lowered_from(size_t input, c10::ScalarType given) const {
+  return std::any_of(casts_.begin(), casts_.end(),
+                     [&](const CastInput& one) { return one.input == input && one.given == given; });
 }
 
 variable_list NodeOfMany::only_wanted(variable_list grads) const {

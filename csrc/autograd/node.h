@@ -103,6 +103,8 @@ class NodeOfMany : public torch::autograd::Node {
   virtual bool is_below_autograd() const { return !at::GradMode::is_enabled(); }
   // Whether the running backward wants the gradient of this input.
   bool wants(size_t input) const { return task_should_compute_output(input); }
+  // Whether the op read this input in another dtype than this, which its gradient is to be of.
+  bool is_lowered_from(size_t input, c10::ScalarType given) const;
   // Without those that are not: an op returns empty tensors in their place.
   variable_list only_wanted(variable_list grads) const;
   // In the dtypes of what the call was given.

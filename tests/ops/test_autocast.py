@@ -65,6 +65,14 @@ def test_casts_round_as_torchs(count):
     assert torch.ops.pydl.cast(torch.full((count,), torch.nan), "bfloat16").isnan().all()
 
 
+@pytest.mark.parametrize("offset", [0, 1, 13])  # where a result's first line begins moves with the threads' shares
+def test_casts_that_the_caches_do_not_hold(offset):
+    x = torch.randn((17 << 20) + 5)[offset:]
+    low = torch.ops.pydl.cast(x, "bfloat16")
+    assert torch.equal(low, x.bfloat16())
+    assert torch.equal(torch.ops.pydl.cast(low, "float32"), low.float())
+
+
 def test_op():
     torch.library.opcheck(torch.ops.pydl.cast, (torch.randn(3, 4, requires_grad=True), "bfloat16"))
     with pytest.raises(ValueError, match=r"^cast: expected dtype to be float32, bfloat16 or float16, got int8$"):
@@ -87,7 +95,7 @@ def test_a_step_of_a_wide_layer_maps_no_memory_anew():
     before = pydl.memory.stats()
     step()
     after = pydl.memory.stats()
-    assert after["reused"] >= before["reused"] + 3  # the cast weight, its gradient and that of the parameter
+    assert after["reused"] >= before["reused"] + 2  # the cast weight and the parameter's gradient
     assert after["fresh"] == before["fresh"]
     assert layer.weight.grad.dtype == torch.float32
 

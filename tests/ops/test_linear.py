@@ -109,6 +109,29 @@ def test_remainders_of_every_block(device):
             check(passes(linear, tensors), exact(tensors), dtype)
 
 
+@pytest.mark.parametrize("columns", [2080, 2064, 2061])  # whole panels, half of one, rows that begin within lines
+def test_outputs_that_the_caches_do_not_hold(columns, device):
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = (36 << 20) // (columns * dtype.itemsize)
+        tensors = [torch.randn(rows, 9).to(dtype), torch.randn(columns, 9).to(dtype), torch.randn(columns).to(dtype)]
+        for activation in (None, "relu", "sigmoid"):
+            found = linear(*tensors, activation=activation)
+            functions = {None: lambda y: y, "relu": torch.relu, "sigmoid": torch.sigmoid}
+            check([found], [functions[activation](F.linear(*(t.double() for t in tensors)))], dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 6, 300, 8500])  # one product a sum, some, several blocks, slices
+@pytest.mark.parametrize("column_major", [False, True])
+def test_weight_gradients_of_bfloat16_in_float32(rows, column_major, device):
+    grad, x = torch.randn(rows, 45).bfloat16(), torch.randn(rows, 67).bfloat16()
+    low = torch.ops.pydl.linear_backward_weight(grad, x, column_major)
+    found = torch.ops.pydl.linear_backward_weight(grad, x, column_major, in_float32=True)
+    assert low.dtype == torch.bfloat16
+    assert found.dtype == torch.float32
+    assert found.stride() == low.stride()
+    assert torch.equal(found, low.float())
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -140,6 +140,8 @@ def test_opcheck(name):
         if x.dim() == 2 or not column_major:
             torch.library.opcheck(ops.linear_backward_input, (grad_output, w, column_major))
         torch.library.opcheck(ops.linear_backward_weight, (grad_output, x, column_major))
+        low = grad_output.detach().bfloat16().requires_grad_(), x.detach().bfloat16().requires_grad_()
+        torch.library.opcheck(ops.linear_backward_weight, (*low, column_major, True))
     torch.library.opcheck(ops.linear_backward_bias, (grad_output,))
 
 

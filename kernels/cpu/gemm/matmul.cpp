@@ -21,13 +21,19 @@ namespace {
 
 using namespace gemm;
 
-// Finished sums on their way out: act(sums[i][j]), rounded.
+// A sum on its way out: act(sum), rounded to bf16 where the output is said to be.
+template <class A>
+PYDL_INLINE vec<A> finished(const MatmulParams& p, vec<A> sum) {
+  const vec<A> x = activate<A>(sum, p.activation);
+  if constexpr (__is_same(A, float))
+    if (p.rounded) return widen_bf16(narrow_bf16(x));
+  return x;
+}
 template <class A, class T>
-void finish(const A* sums, int64_t pitch, int64_t rows, int64_t columns, Activation activation, T* output,
-            int64_t output_pitch) {
-  for (int64_t i = 0; i < rows; ++i, sums += pitch, output += output_pitch)
+void finish(const MatmulParams& p, const A* sums, int64_t pitch, int64_t rows, int64_t columns, T* output) {
+  for (int64_t i = 0; i < rows; ++i, sums += pitch, output += p.output.row)
     for (int64_t j = 0; j < columns; j += lanes<A>)
-      store_n(output + j, activate<A>(load(sums + j), activation), min_of(columns - j, lanes<A>));
+      store_n(output + j, finished<A>(p, load(sums + j)), min_of(columns - j, lanes<A>));
 }
 
 // What is summed in one go: numbers [first, first + depth) along the depth.
@@ -169,6 +175,9 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, const Block& block,
         product.add = true;
       }
       product.relu = ends && (in_place || rounds) && p.activation == Activation::relu;
+      product.as_bf16 = ends && in_place && p.rounded && p.activation != Activation::sigmoid;
+      product.streams = plan.streams && (in_place || rounds) && p.activation != Activation::sigmoid &&
+                        reinterpret_cast<uintptr_t>(p.output.data) % kVectorBytes == 0;
       Ahead ahead;
       if (plan.left_far || plan.right_far) {
         ahead = ahead_of<T, E>(p, plan, block, panel, part, next);
@@ -176,8 +185,7 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, const Block& block,
       }
       multiply_panel(product);
       if (ends && !rounds && (!in_place || p.activation == Activation::sigmoid))
-        finish(product.result, product.result_pitch, rows, columns, p.activation, output + column,
-               p.output.row);
+        finish(p, product.result, product.result_pitch, rows, columns, output + column);
     }
   }
 }
@@ -209,6 +217,7 @@ MatmulParams slice_of(const MatmulParams& p, const MatmulPlan& plan, int64_t sli
   one.output = {sums + slice * p.rows * pitch, pitch, 1};
   one.addend.data = nullptr;
   one.activation = Activation::none;
+  one.rounded = false;
   if (slice > 0) one.bias = nullptr;
   return one;
 }
@@ -227,7 +236,7 @@ void add_slices(const MatmulParams& p, int64_t slices, const A* sums, int64_t fi
         scaled_rows<O>(p.addend, i, 1, j, n, static_cast<A>(p.beta), addend, 0);
         sum += load(addend);
       }
-      store_n(static_cast<O*>(p.output.data) + i * p.output.row + j, activate<A>(sum, p.activation), n);
+      store_n(static_cast<O*>(p.output.data) + i * p.output.row + j, finished<A>(p, sum), n);
     }
 }
 
@@ -268,10 +277,11 @@ MatmulPlan matmul_plan(const MatmulParams& p, int64_t threads) {
       return plan_of<double, double>(p, threads);
     default:
 #if defined(PYDL_BF16_DOT)
-      if (p.float_output) return plan_of<bf16, bf16_pair, float>(p, threads);
-      if (pairs_pay(p)) return plan_of<bf16, bf16_pair>(p, threads);
+      if (pairs_pay(p))
+        return p.float_output ? plan_of<bf16, bf16_pair, float>(p, threads)
+                              : plan_of<bf16, bf16_pair>(p, threads);
 #endif
-      return plan_of<bf16, float>(p, threads);
+      return p.float_output ? plan_of<bf16, float, float>(p, threads) : plan_of<bf16, float>(p, threads);
   }
 }
 
@@ -283,10 +293,12 @@ void matmul(const MatmulPlan& plan, const MatmulParams& p, const Parallel& paral
       return run<double, double>(plan, p, parallel);
     default:
 #if defined(PYDL_BF16_DOT)
-      if (p.float_output) return run<bf16, bf16_pair, float>(plan, p, parallel);
-      if (plan.pairs) return run<bf16, bf16_pair>(plan, p, parallel);
+      if (plan.pairs)
+        return p.float_output ? run<bf16, bf16_pair, float>(plan, p, parallel)
+                              : run<bf16, bf16_pair>(plan, p, parallel);
 #endif
-      return run<bf16, float>(plan, p, parallel);
+      return p.float_output ? run<bf16, float, float>(plan, p, parallel)
+                            : run<bf16, float>(plan, p, parallel);
   }
 }
 

@@ -106,6 +106,14 @@ struct Workspace {
 // An operand of more than this is read from memory. Measured on Zen 5: from L3 the hardware prefetches better alone.
 bool is_far(int64_t numbers, int64_t size) { return numbers * size > last_level_bytes() / 4; }
 
+// Whether the output goes past the caches: rows of whole lines that are written once, more than the caches hold.
+template <class O>
+bool streams(const MatmulParams& p, const MatmulPlan& plan) {
+  constexpr int64_t size = sizeof(O);
+  return plan.depth_parts == 1 && plan.slices == 1 && p.addend.data == nullptr && !__is_same(O, double) &&
+         p.output.row * size % kVectorBytes == 0 && p.rows * p.columns * size >= least_streamed_bytes();
+}
+
 // How left is read: where it lies, as elements E, unless its rows fall into one set of the first cache, which as many
 // panels as kManyPanels make dear. In columns that was measured on AVX-512 (Zen 5: strips take 1.02 to 1.3 times as long,
 // but past the caches 0.95) and on AVX2 (Zen 3: they are as fast or faster), see NOTES.md.
@@ -137,6 +145,7 @@ MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   plan.left_far = is_far(p.rows * p.depth, sizeof(T));
   plan.right_far = is_far(p.columns * p.depth, sizeof(T));
   plan.left = read_left<T, E>(p, plan);
+  plan.streams = streams<O>(p, plan);
   const int64_t batch = p.outer * p.inner;
   const double work =
       static_cast<double>(batch * p.rows) * static_cast<double>(p.columns) * static_cast<double>(elements);

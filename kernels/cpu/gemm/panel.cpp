@@ -6,6 +6,12 @@
 namespace pydl::cpu::PYDL_ISA::gemm {
 namespace {
 
+// As the output would hold it: pairs are rounded by the CPU's instruction.
+template <class E>
+PYDL_INLINE vec<float> as_bf16(vec<float> x) {
+  return widen_bf16(__is_same(E, bf16_pair) ? narrow_bf16_fast(x) : narrow_bf16(x));
+}
+
 // `row` is that of the panel product's results at which the block begins.
 template <class E, int rows, int vectors, class Left>
 void block(const PanelProduct<E>& p, const E* left, int64_t row) {
@@ -14,11 +20,11 @@ void block(const PanelProduct<E>& p, const E* left, int64_t row) {
   A* const result = p.result + row * p.result_pitch;
   const bool rounds = __is_same(E, bf16_pair) && p.rounded;
   bf16* const rounded = p.rounded + (rounds ? row * p.rounded_pitch : 0);
-  if (rounds) {
+  if (rounds && !p.streams) {
 #pragma GCC unroll 14
     for (int m = 0; m < rows; ++m) prefetch_to_write(rounded + m * p.rounded_pitch);
   }
-  if (!rounds || p.add) {
+  if ((!rounds && !p.streams) || p.add) {
 #pragma GCC unroll 14
     for (int m = 0; m < rows; ++m) prefetch_to_write(result + m * p.result_pitch);
   }
@@ -55,19 +61,27 @@ void block(const PanelProduct<E>& p, const E* left, int64_t row) {
       for (int v = 0; v < vectors; ++v)
         sum[m][v] = sum[m][v] < vec<A>{} ? vec<A>{} : sum[m][v];  // nan stays nan
   }
+  const auto put = [&](auto* to, int64_t pitch, auto one) PYDL_INLINE_LAMBDA {
+#pragma GCC unroll 14
+    for (int m = 0; m < rows; ++m)
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) one(to + m * pitch + v * lanes<A>, sum[m][v]);
+  };
+  const auto past = [](auto* to, vec<A> x) PYDL_INLINE_LAMBDA { stream(to, x); };
+  const auto stays = [](auto* to, vec<A> x) PYDL_INLINE_LAMBDA { store(to, x); };
   if constexpr (__is_same(E, bf16_pair))
     if (rounds) {
+      bf16_fast* const to = reinterpret_cast<bf16_fast*>(rounded);
+      return p.streams ? put(to, p.rounded_pitch, past) : put(to, p.rounded_pitch, stays);
+    }
+  if constexpr (__is_same(A, float))
+    if (p.as_bf16) {
 #pragma GCC unroll 14
       for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v)
-          store(reinterpret_cast<bf16_fast*>(rounded + m * p.rounded_pitch + v * lanes<A>), sum[m][v]);
-      return;
+        for (int v = 0; v < vectors; ++v) sum[m][v] = as_bf16<E>(sum[m][v]);
     }
-#pragma GCC unroll 14
-  for (int m = 0; m < rows; ++m)
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) store(result + m * p.result_pitch + v * lanes<A>, sum[m][v]);
+  p.streams ? put(result, p.result_pitch, past) : put(result, p.result_pitch, stays);
 }
 
 template <class E>

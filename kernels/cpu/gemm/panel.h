@@ -72,6 +72,9 @@ struct PanelProduct {
   int64_t result_pitch;
   bf16* rounded;  // of pairs: where the sums go in place of result, unless null
   int64_t rounded_pitch;
+  bool as_bf16;  // the sums are rounded to bf16 where they stay floats
+  bool
+      streams;  // past the caches: both vectors of rows that begin lines, not added to before; the caller fences
   Ahead* ahead;  // or null
 };
 

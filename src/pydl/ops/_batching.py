@@ -194,12 +194,13 @@ def _linear_backward_input(ops, info, in_dims, grad_output, weight, column_major
     return grad_input.reshape(info.batch_size, *shape, grad_input.shape[-1]), 0
 
 
-def _linear_backward_weight(ops, info, in_dims, grad_output, input, column_major):
-    of_grad, of_input, _ = in_dims
+def _linear_backward_weight(ops, info, in_dims, grad_output, input, column_major, in_float32=False):
+    of_grad, of_input, *_ = in_dims
     if of_input is None:
-        grad_weight = ops.linear_backward_weight(_beside(grad_output, of_grad), input, False)
+        grad_weight = ops.linear_backward_weight(_beside(grad_output, of_grad), input, False, in_float32)
         return _unfold(grad_weight, 0, info.batch_size), 0
-    return _product(ops, _rows(grad_output, of_grad).mT, _rows(input, of_input)), 0
+    grad_weight = _product(ops, _rows(grad_output, of_grad).mT, _rows(input, of_input))
+    return grad_weight.float() if in_float32 and grad_weight.dtype == torch.bfloat16 else grad_weight, 0
 
 
 def _linear_backward_bias(ops, info, in_dims, grad_output):

@@ -23,7 +23,11 @@ __all__ = ["linear"]
 # by `layouts` below, so that kernel and fake agree.
 _library.define("linear_forward", "(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor")
 _library.define("linear_backward_input", "(Tensor grad_output, Tensor weight, bool column_major) -> Tensor")
-_library.define("linear_backward_weight", "(Tensor grad_output, Tensor input, bool column_major) -> Tensor")
+# in_float32: the numbers of bfloat16 as float32, for the gradient of what autocast lowered: no cast after it.
+_library.define(
+    "linear_backward_weight",
+    "(Tensor grad_output, Tensor input, bool column_major, bool in_float32=False) -> Tensor",
+)
 _library.define("linear_backward_bias", "(Tensor grad_output) -> Tensor")
 
 
@@ -62,8 +66,9 @@ def _(grad_output, weight, column_major):
 
 
 @_library.fake("linear_backward_weight")
-def _(grad_output, input, column_major):
-    return _empty_matrix(grad_output, grad_output.shape[-1], input.shape[-1], column_major)
+def _(grad_output, input, column_major, in_float32=False):
+    grad = _empty_matrix(grad_output, grad_output.shape[-1], input.shape[-1], column_major)
+    return grad.float() if in_float32 and grad.dtype == torch.bfloat16 else grad
 
 
 @_library.fake("linear_backward_bias")
@@ -169,19 +174,20 @@ _library.autograd("linear_backward_input", _input_context, _input_backward)
 
 # grad_weight(grad_output, input): with g the gradient of its result, g stands in the weight's place.
 def _weight_context(ctx, inputs, output):
-    grad_output, input, _ = inputs
+    grad_output, input, *_ = inputs
     ctx.column_major = _is_column_major(input)
     ctx.save_for_backward(*(t if need else None for t, need in zip((grad_output, input), _swap(ctx), strict=True)))
 
 
 def _weight_backward(ops, ctx, grad):
     grad_output, input = ctx.saved_tensors
+    grad = grad.to((input if grad_output is None else grad_output).dtype)  # in_float32
     to_grad_output = to_input = None
     if ctx.needs_input_grad[0]:
         to_grad_output = ops.linear_forward(input, grad, None, "none")
     if ctx.needs_input_grad[1]:
         to_input = ops.linear_backward_input(grad_output, grad, ctx.column_major)
-    return to_grad_output, to_input, None
+    return to_grad_output, to_input, None, None
 
 
 _library.autograd("linear_backward_weight", _weight_context, _weight_backward)
