@@ -13,6 +13,7 @@ PyObject* avg_pool2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* batch_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* clip_grad_norm(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* conv2d(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* conv_transpose2d(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* cross_entropy(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* dropout(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* embedding(PyObject*, PyObject* const*, Py_ssize_t);

@@ -22,6 +22,7 @@ PyMethodDef functions[] = {
     PYDL_FUNCTION(batch_norm),
     PYDL_FUNCTION(clip_grad_norm),
     PYDL_FUNCTION(conv2d),
+    PYDL_FUNCTION(conv_transpose2d),
     PYDL_FUNCTION(cross_entropy),
     PYDL_FUNCTION(dropout),
     PYDL_FUNCTION(embedding),

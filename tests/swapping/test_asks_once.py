@@ -69,7 +69,16 @@ def quick(request):
 
 QUICK = {
     *("AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Conv2d"),
-    *("CrossEntropyLoss", "Dropout", "GroupNorm", "LayerNorm", "Linear", "LinearCrossEntropyLoss", "LogSoftmax"),
+    *(
+        "ConvTranspose2d",
+        "CrossEntropyLoss",
+        "Dropout",
+        "GroupNorm",
+        "LayerNorm",
+        "Linear",
+        "LinearCrossEntropyLoss",
+        "LogSoftmax",
+    ),
     *("MaxPool2d", "RMSNorm", "Softmax", "Softmax2d"),
 }
 

@@ -25,6 +25,7 @@ NAMES = (
     "batch_norm",
     "clip_grad_norm",
     "conv2d",
+    "conv_transpose2d",
     "cross_entropy",
     "dropout",
     "embedding",

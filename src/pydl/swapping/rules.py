@@ -39,7 +39,13 @@ _MAXIMUM = (F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
 
 RULES = (
     Rule(torch.nn.Conv2d, nn.Conv2d, (F.conv2d, torch.conv2d), role="convolution", fuses=("activation",)),
-    Rule(torch.nn.ConvTranspose2d, nn.ConvTranspose2d, (F.conv_transpose2d, torch.conv_transpose2d)),
+    Rule(
+        torch.nn.ConvTranspose2d,
+        nn.ConvTranspose2d,
+        (F.conv_transpose2d, torch.conv_transpose2d),
+        role="convolution",
+        fuses=("activation",),
+    ),
     Rule(torch.nn.Conv1d, nn.Conv1d, (F.conv1d,)),
     Rule(torch.nn.ConvTranspose1d, nn.ConvTranspose1d, (F.conv_transpose1d,)),
     Rule(torch.nn.Linear, nn.Linear, (F.linear,), role="linear", fuses=("activation",)),
