@@ -222,17 +222,19 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   return output;
 }
 
-// What the input gradient of a convolution is, plus a bias for each of its channels, where there is one.
+// What the input gradient of a convolution is, plus a bias for each of its channels, where there is one, through the
+// activation.
 Tensor spread(const Tensor& grad_output, const Tensor& weight, const std::optional<Tensor>& bias,
               const Sizes& input_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-              int64_t groups, bool channels_last) {
+              int64_t groups, Activation activation, bool channels_last) {
   Conv2dParams p = geometry(input_size, sizes_of(weight), {stride, padding, dilation, groups});
   p.dtype = dtype_of("conv2d", grad_output);
+  p.activation = activation;
   check_same("weight", weight, "grad_output", grad_output);
   check_gradient(grad_output, p);
   if (by_way_of_float(grad_output))
     return rounded(spread(widened(grad_output), widened(weight), bias ? std::optional(widened(*bias)) : bias,
-                          input_size, stride, padding, dilation, groups, channels_last));
+                          input_size, stride, padding, dilation, groups, activation, channels_last));
   Tensor grad_input = empty_format(grad_output, input_size, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   p.input = grad_input.mutable_data_ptr();
@@ -253,12 +255,12 @@ Tensor backward_input(const Tensor& grad_output, const Tensor& weight, const Siz
                       const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
                       bool channels_last) {
   return spread(grad_output, weight, std::nullopt, input_size, stride, padding, dilation, groups,
-                channels_last);
+                Activation::none, channels_last);
 }
 
 Tensor transposed(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                   const Sizes& output_size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-                  int64_t groups, bool channels_last) {
+                  int64_t groups, const std::string& activation, bool channels_last) {
   if (bias) {
     check_same("bias", *bias, "input", input);
     PYDL_CHECK(output_size.size() == 4, "conv_transpose2d: expected output_size to be 4 numbers, got ",
@@ -267,7 +269,8 @@ Tensor transposed(const Tensor& input, const Tensor& weight, const std::optional
                "conv_transpose2d: expected bias to be of shape (", output_size[1], "), got ",
                shape_of(*bias));
   }
-  return spread(input, weight, bias, output_size, stride, padding, dilation, groups, channels_last);
+  return spread(input, weight, bias, output_size, stride, padding, dilation, groups,
+                activation_of("conv_transpose2d", activation), channels_last);
 }
 
 Tensor backward_weight(const Tensor& grad_output, const Tensor& input, const Sizes& weight_size,

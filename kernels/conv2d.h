@@ -21,7 +21,7 @@ enum class Conv2dPass : int32_t { forward, backward_input, backward_weight };
 
 struct Conv2dParams {
   DType dtype;            // on the CPU not f16, which arrives as f32 but in the bias gradient
-  Activation activation;  // forward only
+  Activation activation;  // of the forward, and of the input gradient as the transposed convolution
 
   int64_t batch, groups;
   int64_t in_channels, in_height, in_width;

@@ -22,6 +22,7 @@ class Net(nn.Module):
     def __init__(self, function):
         super().__init__()
         self.conv, self.norm, self.linear = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Linear(8, 8)
+        self.transposed = nn.ConvTranspose2d(3, 3, 3, padding=1)
         self.function = function
         self.double()
 
@@ -31,6 +32,11 @@ class Net(nn.Module):
 
 FUSED = {
     "convolution, ReLU": (lambda s, x: F.relu(s.conv(x)), ["conv2d"]),
+    "transposed convolution, ReLU": (lambda s, x: F.relu(s.transposed(x), inplace=True), ["conv_transpose2d"]),
+    "transposed convolution, batch norm, sigmoid": (
+        lambda s, x: torch.sigmoid(s.norm(s.transposed(x))),
+        ["conv_transpose_batch_norm"],
+    ),
     "in place": (lambda s, x: F.relu(s.conv(x), inplace=True), ["conv2d"]),
     "a method": (lambda s, x: s.conv(x).sigmoid(), ["conv2d"]),
     "a method in place": (lambda s, x: s.conv(x).relu_(), ["conv2d"]),
@@ -166,8 +172,9 @@ def test_the_count_of_batches_is_kept():
     assert_as_eager(net, image())
 
 
-def test_a_batch_norm_folds_into_the_convolution_by_what_both_hold_at_the_call():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()).double().eval()
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_batch_norm_folds_into_the_convolution_by_what_both_hold_at_the_call(layer):
+    net = nn.Sequential(layer(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()).double().eval()
     x = torch.randn(2, 3, 160, 160, dtype=torch.float64)
     compiled = torch.compile(net, backend="pydl")
     with torch.no_grad():

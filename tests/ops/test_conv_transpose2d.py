@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from algorithms import NAMES, forced
 from testing import DTYPES, assert_close
 
 import pydl
@@ -57,6 +58,57 @@ def test_as_torch(device, name, dtype):
         assert torch.equal(PF.conv_transpose2d(*made, **options).to(device), ours[0])
 
 
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "unbatched"])
+def test_activations(device, name, layout, bias, activation):
+    (x, *rest), options = tensors(name, torch.float32, bias)
+    x, finish = x.to(memory_format=layout), getattr(torch, activation)
+    exact = step(lambda *t, **o: finish(F.conv_transpose2d(*t, **o)), [*map(_double, (x, *rest))], options)
+    made = [None if t is None else t.to(device) for t in (x, *rest)]
+    for a, e in zip(step(PF.conv_transpose2d, made, options | {"activation": activation}), exact, strict=True):
+        assert_close(a, e, torch.float32, 4.0)
+
+
+def _double(t):
+    return None if t is None else t.double()
+
+
+OF_ALGORITHMS = [  # (input, weight, options)
+    ((16, 3, 6, 6), (3, 8, 3, 3), {"padding": 1}),
+    ((2, 40, 9, 7), (40, 36, 3, 3), {"stride": 2, "padding": 1}),
+    ((2, 40, 9, 7), (40, 36, 3, 3), {"padding": 1}),
+    ((2, 8, 4, 4), (8, 2, 2, 2), {"stride": 3, "output_padding": 2, "padding": 2}),
+    ((2, 16, 6, 6), (16, 3, 4, 4), {"stride": 2, "padding": 1}),
+    ((2, 24, 8, 8), (24, 40, 1, 1), {}),
+    ((4, 16, 1, 1), (16, 8, 4, 4), {}),
+    ((2, 4, 4, 4), (4, 4, 16, 16), {"stride": 16}),
+    ((2, 8, 6, 6), (8, 1, 3, 3), {"groups": 8, "padding": 1}),
+    ((2, 32, 6, 6), (32, 1, 3, 3), {"groups": 32, "padding": 1}),
+]
+
+
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+@pytest.mark.parametrize("algorithm", ["auto", *NAMES["backward_input"]])
+def test_every_algorithm_adds_the_bias_and_applies_the_activation_once(algorithm, activation):
+    served = 0
+    for size, weight, options in OF_ALGORITHMS:
+        x, w = torch.randn(size), torch.randn(weight)
+        b = torch.randn(weight[1] * options.get("groups", 1))
+        expected = F.conv_transpose2d(x.double(), w.double(), b.double(), **options)
+        expected = expected if activation is None else getattr(torch, activation)(expected)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            found = None
+            with forced(algorithm):
+                found = PF.conv_transpose2d(x.to(memory_format=layout), w, b, **options, activation=activation)
+            if found is not None:
+                served += 1
+                assert_close(found, expected, torch.float32, 10.0)
+    assert served
+
+
 @pytest.mark.cpu_kernels
 def test_cells_serve_large_strides_with_their_bias(device):
     x, w, b, options = torch.randn(1, 4, 3, 3), torch.randn(4, 4, 32, 32), torch.randn(4), {"stride": 16, "padding": 8}
@@ -72,11 +124,11 @@ def test_cells_serve_large_strides_with_their_bias(device):
 def test_op(device):
     x, w, b = torch.randn(2, 3, 4, 5), torch.randn(3, 4, 3, 3), torch.randn(4)
     rest = [2, 4, 9, 11], (2, 2), (0, 0, 0, 0), (1, 1), 1
-    for last in (False, True):
+    for last in (("none", False), ("relu", True)):
         leaves = [t.clone().requires_grad_() for t in (x, w, b)]
-        torch.library.opcheck(torch.ops.pydl.conv_transpose2d, (*leaves, *rest, last))
+        torch.library.opcheck(torch.ops.pydl.conv_transpose2d, (*leaves, *rest, *last))
     with pytest.raises(RuntimeError, match=r"^conv_transpose2d: expected bias to be of shape \(4\), got \(3\)$"):
-        torch.ops.pydl.conv_transpose2d(x, w, b[:3], *rest, False)
+        torch.ops.pydl.conv_transpose2d(x, w, b[:3], *rest, "none", False)
 
 
 @pytest.mark.parametrize("layout", ["row-major", "channels_last", "channels_last weight", "sliced", "transposed"])

@@ -39,6 +39,16 @@ CASES = {
         lambda x, w, b: functional.conv2d(x, w, b, 1, (0, 1), 1, 3, activation="sigmoid"),
         [(2, 3, 7, 6), (6, 1, 3, 2), (6,)],
     ),
+    "conv_transpose2d": (
+        ((2, 1), (1, 0), (1, 0), 1, (1, 2), None),
+        lambda x, w, b: functional.conv_transpose2d(x, w, b, (2, 1), (1, 0), (1, 0), 1, (1, 2)),
+        [(2, 3, 7, 6), (3, 4, 3, 3), (4,)],
+    ),
+    "conv_transpose2d_relu": (
+        (2, 1, 0, 3, 1, "relu"),
+        lambda x, w, b: functional.conv_transpose2d(x, w, b, 2, 1, groups=3, activation="relu"),
+        [(2, 3, 5, 6), (3, 2, 4, 4), (6,)],
+    ),
     "max_pool2d": ((2, None, 0, 1, False), lambda x: functional.max_pool2d(x, 2), [(2, 3, 6, 7)]),
     "avg_pool2d": (
         ((2, 3), 2, 1, False, True, 5),

@@ -32,6 +32,18 @@ CASES = {
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
         {"1": "with 2", "2": "in 1"},
     ),
+    "transposed conv + ReLU in place": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 4, stride=2, padding=1), nn.ReLU(inplace=True)),
+        {"0": "with 1", "1": "in 0"},
+    ),
+    "transposed conv + sigmoid": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(3, 6, (2, 3), (3, 1), groups=3, output_padding=(2, 0)), nn.Sigmoid()),
+        {"0": "with 1", "1": "in 0"},
+    ),
+    "transposed conv + BN + ReLU in place": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 4, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+        {"1": "with 2", "2": "in 1"},
+    ),
     "cumulative BN without parameters + ReLU": (
         lambda: nn.Sequential(nn.BatchNorm2d(3, affine=False, momentum=None), nn.ReLU()),
         {"0": "with 1", "1": "in 0"},
@@ -58,6 +70,10 @@ CASES = {
     ),
     "shared convolution": (
         lambda: (lambda conv: nn.Sequential(conv, nn.ReLU(), conv, nn.Sigmoid()))(nn.Conv2d(3, 3, 3)),
+        {"0": "with 1; with 3", "1": "in 0", "3": "in 0"},
+    ),
+    "shared transposed convolution": (
+        lambda: (lambda conv: nn.Sequential(conv, nn.ReLU(), conv, nn.Sigmoid()))(nn.ConvTranspose2d(3, 3, 3)),
         {"0": "with 1; with 3", "1": "in 0", "3": "in 0"},
     ),
 }
@@ -87,6 +103,17 @@ def test_the_fused_kernels_are_what_runs():
         names = {name.partition("::")[2] for name in ops.names}
         assert ("relu_forward" in names) is expected
         assert ("sigmoid_forward" in names) is expected
+
+
+def test_the_fused_kernels_are_what_runs_of_a_transposed_convolution():
+    net = nn.Sequential(nn.ConvTranspose2d(3, 4, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3), nn.BatchNorm2d(2))
+    net = pydl.swap(net.append(nn.Sigmoid()))
+    for training in (True, False):
+        with Ops() as ops, torch.no_grad():
+            net.train(training)(image())
+        names = [name.partition("::")[2] for name in ops.names]
+        assert {"conv_transpose2d", "batch_norm_train" if training else "batch_norm_forward"} <= set(names)
+        assert not {"relu_forward", "sigmoid_forward"} & set(names)
 
 
 def test_a_batch_norm_takes_the_gradient_of_the_bias_before_it():
@@ -173,6 +200,7 @@ NEVER = {
     "subclass of an activation": lambda: nn.Sequential(nn.BatchNorm2d(3), OwnReLU()),
     "parametrised convolution": lambda: nn.Sequential(parametrised(nn.Conv2d(3, 3, 3)), nn.ReLU()),
     "pruned convolution": lambda: nn.Sequential(prune.l1_unstructured(nn.Conv2d(3, 3, 3), "weight", 0.5), nn.ReLU()),
+    "parametrised transposed convolution": lambda: nn.Sequential(parametrised(nn.ConvTranspose2d(3, 3, 3)), nn.ReLU()),
     "replaced forward": lambda: nn.Sequential(nn.BatchNorm2d(3), replaced(nn.ReLU())),
     "SyncBatchNorm": lambda: nn.Sequential(nn.SyncBatchNorm(3).eval(), nn.ReLU()),
     "ReLU6": lambda: nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU6()),

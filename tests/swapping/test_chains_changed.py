@@ -53,8 +53,31 @@ def test_hooks_in_a_dict_that_was_replaced_are_seen():
     assert seen == [1]
 
 
-def test_a_hook_on_the_activation_sees_it():
-    net = pydl.swap(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_hook_on_a_convolution_sees_it(layer):
+    net = pydl.swap(nn.Sequential(layer(3, 4, 3), nn.ReLU()))
+    seen = []
+    handle = net[0].register_forward_hook(lambda m, args, output: seen.append(output.min()))
+    net(image())
+    assert seen[0] < 0  # before the activation
+    assert fused(net) == {}
+    handle.remove()
+    assert fused(net) == {"0": "with 1", "1": "in 0"}
+
+
+def test_a_transposed_convolution_whose_method_is_replaced_is_called_by_itself():
+    net = pydl.swap(nn.Sequential(nn.ConvTranspose2d(3, 4, 3, stride=2), nn.ReLU()))
+    calls = []
+    padding = net[0]._output_padding
+    net[0]._output_padding = lambda *args: calls.append(args) or padding(*args)
+    assert net(image()).min() == 0
+    assert len(calls) == 1
+    assert fused(net) == {}
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_hook_on_the_activation_sees_it(layer):
+    net = pydl.swap(nn.Sequential(layer(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
     seen = []
     net[2].register_forward_hook(lambda m, args, output: seen.append((args[0].min(), output.min())))
     net(image())

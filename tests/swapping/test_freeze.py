@@ -16,8 +16,17 @@ import pydl
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, nn.Identity])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_folded_at_the_call_and_by_freeze(bias, affine, activation, device):
-    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=bias), nn.BatchNorm2d(6, affine=affine), activation())
+@pytest.mark.parametrize(
+    "layer, options",
+    [
+        (nn.Conv2d, {"padding": 1}),
+        (nn.ConvTranspose2d, {"stride": 2, "output_padding": 1}),
+        (nn.ConvTranspose2d, {"padding": 1, "dilation": 2, "groups": 3}),
+    ],
+    ids=["convolution", "transposed", "transposed, in groups"],
+)
+def test_folded_at_the_call_and_by_freeze(layer, options, bias, affine, activation, device):
+    net = nn.Sequential(layer(3, 6, 3, bias=bias, **options), nn.BatchNorm2d(6, affine=affine), activation())
     for _ in range(3):
         net(image() * 2 + 1)
     if affine:
@@ -43,6 +52,18 @@ def test_what_folding_runs():
     assert ops_of(net, small) == ["pydl::conv2d_forward", "pydl::batch_norm_forward"]
     pydl.freeze(net)
     assert ops_of(net, small) == ["pydl::conv2d_forward"]
+
+
+def test_what_folding_into_a_transposed_convolution_runs():
+    net = pydl.swap(nn.Sequential(nn.ConvTranspose2d(3, 6, 4, 2, 1), nn.BatchNorm2d(6), nn.ReLU())).eval()
+    small = image(2, 3, 5, 5)
+    assert ops_of(net, image(8, 3, 80, 80)) == ["pydl::conv_transpose2d"]
+    assert ops_of(net, small) == ["pydl::conv_transpose2d", "pydl::batch_norm_forward"]
+    pydl.freeze(net)
+    assert ops_of(net, small) == ["pydl::conv_transpose2d"]
+    net[0].padding_mode = "reflect"  # which torch refuses
+    with torch.no_grad(), pytest.raises(ValueError, match="zeros"):
+        net(small)
 
 
 def test_a_frozen_model_notices_new_weights_and_trains_on():

@@ -37,8 +37,8 @@ static inline void dispatch_every(DType dtype, F&& body) {
   void run(const Conv2dParams& params, Conv2dPass pass, const Parallel& parallel); \
   }
 
-// input += bias, for the input gradient of algorithms that do not add it themselves; input is dense.
-void add_bias(const Conv2dParams& params, const Parallel& parallel);
+// input = act(input + bias), for the input gradient of algorithms that store it without; input is dense.
+void finish(const Conv2dParams& params, const Parallel& parallel);
 
 // Implicit GEMM. Forward and input gradient: panels serve everything.
 namespace implicit {

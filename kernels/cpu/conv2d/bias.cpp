@@ -1,4 +1,5 @@
-// The bias of a transposed convolution, and the bias gradient: a sum over the pixels and images of each output channel.
+// Bias and activation of a transposed convolution, and the bias gradient: a sum over the pixels and images of each output channel.
+#include "kernels/cpu/base/activation.h"
 #include "kernels/cpu/base/simd.h"
 #include "kernels/cpu/conv2d/algorithms.h"
 
@@ -41,7 +42,7 @@ void run_bias(const Conv2dParams& p, const Parallel& parallel) {
 
 // Images are rows of pixels in NCHW, in channels_last rows of channels.
 template <class T>
-void run_add(const Conv2dParams& p, const Parallel& parallel) {
+void run_finish(const Conv2dParams& p, const Parallel& parallel) {
   using A = acc_t<T>;
   const int64_t channels = p.in_channels, pixels = p.in_height * p.in_width;
   const bool by_channel = p.input_stride[1] == 1 && channels > 1;
@@ -50,10 +51,11 @@ void run_add(const Conv2dParams& p, const Parallel& parallel) {
   parallel(rows, ceil_div(1 << 13, length), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       T* at = static_cast<T*>(p.input) + row * length;
-      const vec<A> one = vec<A>{} + load_n(bias + (by_channel ? 0 : row % channels), 1)[0];
+      const vec<A> one = bias ? splat(A(load_n(bias + (by_channel ? 0 : row % channels), 1)[0])) : vec<A>{};
       for (int64_t j = 0; j < length; j += lanes<A>) {
         const int64_t n = min_of(lanes<A>, length - j);
-        store_n(at + j, load_n(at + j, n) + (by_channel ? load_n(bias + j, n) : one), n);
+        const vec<A> v = load_n(at + j, n) + (bias && by_channel ? load_n(bias + j, n) : one);
+        store_n(at + j, activate<A>(v, p.activation), n);
       }
     }
   });
@@ -61,8 +63,8 @@ void run_add(const Conv2dParams& p, const Parallel& parallel) {
 
 }  // namespace
 
-void add_bias(const Conv2dParams& p, const Parallel& parallel) {
-  dispatch_every(p.dtype, [&](auto type) { run_add<decltype(type)>(p, parallel); });
+void finish(const Conv2dParams& p, const Parallel& parallel) {
+  dispatch_every(p.dtype, [&](auto type) { run_finish<decltype(type)>(p, parallel); });
 }
 
 void conv2d_backward_bias(const Conv2dParams& p, const Parallel& parallel) {

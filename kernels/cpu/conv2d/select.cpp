@@ -263,13 +263,14 @@ const Choice* choose(const Params& p, Pass pass, const char* wanted, bool exact)
   return serving;
 }
 
-// Whether the input gradient of a plan has the bias in its products.
-bool adds_bias(const Conv2dPlan& plan) {
+// Whether an input gradient is stored with its bias and through its activation: by these algorithms, where the channels
+// are those of the call (reduced.h: flattened).
+bool finishes(void (*run)(const Params&, Pass, const Parallel&), const Params& p, int64_t channels) {
+  if (p.in_channels != channels) return false;
 #if !defined(PYDL_PLAIN)
-  if (plan.run == implicit::cells::run) return true;
+  if (run == implicit::cells::run || run == winograd::tiles::run) return true;
 #endif
-  static_cast<void>(plan);
-  return false;
+  return run == implicit::slabs::run;
 }
 
 }  // namespace
@@ -280,10 +281,12 @@ const char* conv2d_algorithms(Pass pass, int64_t index) {
 }
 
 Conv2dPlan conv2d_plan(const Params& params, Pass pass, int64_t threads, const char* wanted, bool exact) {
-  const Params p = reduced(params);
+  Params p = reduced(params);
   const Choice* choice = choose(p, pass, wanted, exact);
   if (choice == nullptr) return {};
   const int64_t first_tap = static_cast<char*>(p.weight) - static_cast<char*>(params.weight);
+  if (pass == Pass::backward_input && !finishes(choice->run, p, params.in_channels))
+    p.activation = Activation::none;
   return {choice->name, choice->scratch(p, pass, threads), p, first_tap, choice->local, choice->run};
 }
 
@@ -292,14 +295,15 @@ bool conv2d_run(const Conv2dPlan& plan, const Params& params, Pass pass, const P
   p.input = params.input;
   p.weight = static_cast<char*>(params.weight) + plan.first_tap;
   p.output = params.output;
-  p.bias = params.bias;
+  const bool whole = pass != Pass::backward_input || finishes(plan.run, p, params.in_channels);
+  p.bias = whole ? params.bias : nullptr;
   p.scratch = params.scratch;
   int32_t spoiled = 0;
   p.spoiled = &spoiled;
   if (pass == Pass::backward_weight) zero_idle_taps(params, p, parallel);
   plan.run(p, pass, parallel);
   if (spoiled != 0) return false;
-  if (pass == Pass::backward_input && p.bias != nullptr && !adds_bias(plan)) add_bias(params, parallel);
+  if (!whole && (params.bias != nullptr || params.activation != Activation::none)) finish(params, parallel);
   return true;
 }
 

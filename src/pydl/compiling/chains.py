@@ -1,6 +1,6 @@
 """Several nodes of the graph that become one call, by the same rules as the chains of a swapped ``Sequential``.
 
-    convolution or linear → ReLU or sigmoid
+    convolution (transposed or not) or linear → ReLU or sigmoid
     batch norm (→ + residual) (→ ReLU or sigmoid)       with the counter of its batches
     convolution → all of that
     linear → cross entropy
@@ -17,13 +17,27 @@ import torch
 from torch.fx import Node
 
 from pydl import functional
-from pydl.compiling.functions import CONVOLUTION, LINEAR, LOSS, NORM, OURS, activation_of, arguments, call_of, called
+from pydl.compiling.functions import (
+    CONVOLUTION,
+    LINEAR,
+    LOSS,
+    NORM,
+    OURS,
+    TRANSPOSED,
+    activation_of,
+    arguments,
+    call_of,
+    called,
+)
 from pydl.compiling.memory import example, only_user, tensor_of, why_not_moved
-from pydl.compiling.run import convolution_batch_norm, linear_cross_entropy
+from pydl.compiling.run import conv_transpose_batch_norm, convolution_batch_norm, linear_cross_entropy
 
 _ADD = (operator.add, torch.add, torch.Tensor.add, torch.Tensor.__add__)
 _ADD_IN_PLACE = (operator.iadd, torch.Tensor.add_, torch.Tensor.__iadd__)
-_CONVOLUTION = ("stride", "padding", "dilation", "groups")
+_CONVOLUTIONS = {  # torch's function -> our call with the batch norm behind it, names of the options
+    CONVOLUTION: (convolution_batch_norm, ("stride", "padding", "dilation", "groups")),
+    TRANSPOSED: (conv_transpose_batch_norm, ("stride", "padding", "output_padding", "groups", "dilation")),
+}
 
 
 @dataclass
@@ -64,12 +78,12 @@ def _shared(head):
 
 def _candidates(head):
     function = called(head)
-    if function is CONVOLUTION or function is LINEAR:
+    if function in (CONVOLUTION, TRANSPOSED, LINEAR):
         given = arguments(OURS[function], head)
         if given is None:
             return []
         user = only_user(head)
-        if function is CONVOLUTION and user is not None and called(user) is NORM and user.args[:1] == (head,):
+        if function is not LINEAR and user is not None and called(user) is NORM and user.args[:1] == (head,):
             return _norms(user, head, given)
         found = _activated(head, OURS[function], given)
         if function is LINEAR and user is not None and called(user) is LOSS:
@@ -113,14 +127,15 @@ def _norms(norm, convolution=None, at_convolution=None):
         call = {**given, "residual": residual, "activation": activation}
         if convolution is None:
             return Chain(links, functional.batch_norm, *call_of(functional.batch_norm, call), writes)
-        options = tuple(at_convolution[name] for name in _CONVOLUTION)
+        ours, options = _CONVOLUTIONS[called(convolution)]
+        options = tuple(at_convolution[name] for name in options)
         args = (at_convolution["input"], at_convolution["weight"], at_convolution["bias"], options)
         del call["input"]
         names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
         args += tuple(call[name] for name in names)
         remark = "" if given["training"] is True or residual is not None else ", folded where it pays"
         args += (residual, activation, call["num_batches_tracked"])
-        return Chain(links, convolution_batch_norm, args, {}, writes, remark)
+        return Chain(links, ours, args, {}, writes, remark)
 
     found = [chain(links, None, None)] if len(links) > 1 else []
     user = only_user(norm)

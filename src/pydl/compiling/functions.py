@@ -125,9 +125,10 @@ def _why_torchs(name, node, given):
     return f"fewer than {least} numbers, for which torch's call is quicker" if values < least else None
 
 
-CONVOLUTION, LINEAR, NORM, LOSS = F.conv2d, F.linear, F.batch_norm, F.cross_entropy
+CONVOLUTION, TRANSPOSED, LINEAR, NORM, LOSS = F.conv2d, F.conv_transpose2d, F.linear, F.batch_norm, F.cross_entropy
 OURS = {
     CONVOLUTION: functional.conv2d,
+    TRANSPOSED: functional.conv_transpose2d,
     LINEAR: functional.linear,
     NORM: functional.batch_norm,
     LOSS: functional.cross_entropy,

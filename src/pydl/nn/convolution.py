@@ -84,6 +84,7 @@ class ConvTranspose2d(_Eager, torch.nn.ConvTranspose2d):
     """``torch.nn.ConvTranspose2d`` over :func:`pydl.functional.conv_transpose2d` (d2l "Transposed Convolution").
 
     Input (N, C, H, W) or (C, H, W), output (N, out_channels, H', W'), ``output_size`` as torch's; on the CPU.
+    ``forward`` takes :func:`~pydl.functional.conv_transpose2d`'s ``activation`` too, keyword-only.
 
     >>> nn.ConvTranspose2d(3, 8, kernel_size=4, stride=2, padding=1)(torch.randn(4, 3, 16, 16)).shape
     torch.Size([4, 8, 32, 32])
@@ -91,19 +92,32 @@ class ConvTranspose2d(_Eager, torch.nn.ConvTranspose2d):
 
     own = Own(torch.nn.ConvTranspose2d, "conv_transpose2d", "_output_padding")
 
-    def forward(self, input, output_size=None):
+    def forward(self, input, output_size=None, *, activation=None):
         own = ConvTranspose2d.own
         replaced = "_output_padding" in self.__dict__ or type(self)._output_padding is not _OUTPUT_PADDING
-        if replaced or steps_aside(self, own, F.conv_transpose2d, input) or self.padding_mode != "zeros":
-            return torch.nn.ConvTranspose2d.forward(self, input, output_size)
-        weight, bias = self.weight, self.bias
-        if is_special(self, weight, bias):
-            return torch.nn.ConvTranspose2d.forward(self, input, output_size)
+        if replaced or self.padding_mode != "zeros":
+            return finished(torch.nn.ConvTranspose2d.forward(self, input, output_size), activation)
         stride, padding, dilation = self.stride, self.padding, self.dilation
         more = self.output_padding
+        if (
+            F.conv_transpose2d is own.function
+            and own.cls.forward is own.forward
+            and output_size is None
+            and not is_compiling()
+        ):
+            options = stride, padding, more, self.groups, dilation
+            output = _nodes.conv_transpose2d(input, self.weight, self.bias, *options, activation)
+            if output is not NotImplemented:
+                return output
+        if steps_aside(self, own, F.conv_transpose2d, input):
+            return finished(torch.nn.ConvTranspose2d.forward(self, input, output_size), activation)
+        weight, bias = self.weight, self.bias
+        if is_special(self, weight, bias):
+            return finished(torch.nn.ConvTranspose2d.forward(self, input, output_size), activation)
         if output_size is not None:
             more = self._output_padding(input, output_size, stride, padding, self.kernel_size, 2, dilation)
-        return conv_transpose2d_unasked(input, weight, bias, stride, padding, tuple(more), self.groups, dilation)
+        options = stride, padding, tuple(more), self.groups, dilation
+        return conv_transpose2d_unasked(input, weight, bias, *options, activation)
 
 
 _OUTPUT_PADDING = dict(ConvTranspose2d.own.methods)["_output_padding"]  # torch's

@@ -137,7 +137,13 @@ def conv_transpose1d_unasked(input, weight, bias, stride, padding, output_paddin
     if length <= 0:
         _refuse(op, "an output of at least one number", length)
     options = (1, stride), (0, padding), (0, more), groups, (1, dilation)
-    return conv_transpose2d_unasked(_row(input), weight.unsqueeze(2), bias, *options).squeeze(-2)
+    image, kernel = _row(input), weight.unsqueeze(2)
+    output = NotImplemented
+    if input.dim() == 3 and not is_compiling():
+        output = _nodes.conv_transpose2d(image, kernel, bias, *options, None)
+    if output is NotImplemented:
+        output = conv_transpose2d_unasked(image, kernel, bias, *options)
+    return output.squeeze(-2)
 
 
 def _is_served(op, input, weight):

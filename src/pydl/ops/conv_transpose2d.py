@@ -1,9 +1,10 @@
 """Transposed 2-D convolution (Dumoulin and Visin, 2016; d2l chapter "Transposed Convolution").
 
-    output[n, o, i*stride + r*dilation - padding, ...] = bias[o] + sum over c, i, r, ... of
-                                                             weight[c, o, r, s] * input[n, c, i, j]
+    output[n, o, i*stride + r*dilation - padding, ...] = act(bias[o] + sum over c, i, r, ... of
+                                                             weight[c, o, r, s] * input[n, c, i, j])
 
-That is the gradient of a convolution's input: conv2d's three ops in other places, the first of them with a bias. Rows
+That is the gradient of a convolution's input: conv2d's three ops in other places, the first of them with a bias
+and an activation. Rows
 and columns of ``output_padding`` are such that a convolution back would not reach them all: less padding at the far
 side, and beyond what there is of it nothing but the bias.
 """
@@ -14,9 +15,10 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import alive, below_autograd, functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _activations, _library, _nodes
 from pydl.ops._autocast import lowered
 from pydl.ops._memory_format import is_channels_last
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, pair
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING, weight_gradient_format
 
@@ -26,34 +28,39 @@ __all__ = ["conv_transpose2d"]
 _library.define(
     "conv_transpose2d",
     "(Tensor input, Tensor weight, Tensor? bias, SymInt[4] output_size, int[2] stride, int[4] padding, "
-    "int[2] dilation, int groups, bool channels_last) -> Tensor",
+    "int[2] dilation, int groups, str activation, bool channels_last) -> Tensor",
 )
 
 
 @_library.fake("conv_transpose2d")
-def _(input, weight, bias, output_size, stride, padding, dilation, groups, channels_last):
+def _(input, weight, bias, output_size, stride, padding, dilation, groups, activation, channels_last):
     return input.new_empty(output_size).to(
         memory_format=torch.channels_last if channels_last else torch.contiguous_format
     )
 
 
 def _context(ctx, inputs, output):
-    input, weight, _, _, *ctx.options, ctx.channels_last = inputs
+    input, weight, _, _, *ctx.options, ctx.activation, ctx.channels_last = inputs
     ctx.weight_size = weight.shape
     ctx.weight_channels_last = weight_gradient_format(weight, ctx.channels_last)
     needs_input, needs_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+    ctx.save_for_backward(
+        input if needs_weight else None,
+        weight if needs_input else None,
+        output if ctx.activation != "none" else None,
+    )
 
 
 def _formula(ops, ctx, grad):
-    return *_backward(ops, ctx, grad, ctx.needs_input_grad[:3])[:3], *(None,) * 6
+    return *_backward(ops, ctx, grad, ctx.needs_input_grad[:3])[:3], *(None,) * 7
 
 
 _library.autograd("conv_transpose2d", _context, _formula)
 
 
 def _backward(ops, ctx, grad, needs):
-    input, weight = ctx.saved_tensors
+    input, weight, output = ctx.saved_tensors
+    grad = _activations.backward(grad, output, ctx.activation)
     grad_input = grad_weight = grad_bias = None
     if needs[0]:
         grad_input = ops.conv2d_forward(grad, weight, None, *ctx.options, "none", ctx.channels_last)
@@ -69,12 +76,16 @@ class _EagerConvTranspose2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, weight, bias, rest):
-        ops, _, *ctx.options, ctx.channels_last = rest
+        ops, _, *ctx.options, ctx.activation, ctx.channels_last = rest
         ctx.ops, ctx.weight_size = ops, weight.shape
         ctx.weight_channels_last = weight_gradient_format(weight, ctx.channels_last)
         with below_autograd():
             output = _library.quick(ops).conv_transpose2d(input, weight, bias, *rest[1:])
-        ctx.to_save = (input if weight.requires_grad else None, weight if input.requires_grad else None)
+        ctx.to_save = (
+            input if weight.requires_grad else None,
+            weight if input.requires_grad else None,
+            output if ctx.activation != "none" else None,
+        )
         return output
 
     @staticmethod
@@ -97,7 +108,9 @@ def _refuse(rule, got):
     raise RuntimeError(f"conv_transpose2d: expected {rule}, got {got}")
 
 
-def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+def conv_transpose2d(
+    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, activation=None
+):
     """The transpose of :func:`conv2d` with the same weight, as :func:`torch.nn.functional.conv_transpose2d`.
 
     Args:
@@ -110,6 +123,7 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
         output_padding: rows and columns more at the bottom and on the right, fewer than stride or dilation.
         groups: how many blocks channels are split into.
         dilation: distance between the taps of the kernel, one number of pixels or (y, x).
+        activation: keyword-only: None, ``"relu"`` or ``"sigmoid"``, applied to the result in the same pass.
 
     Returns:
         (N, O, H', W') or (O, H', W'), channels_last if the input or the weight is. H' = (H - 1) * stride - 2 * padding
@@ -117,22 +131,29 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
 
     Raises:
         RuntimeError: shapes, dtypes or options that do not fit.
+        ValueError: an unknown activation.
 
     >>> F.conv_transpose2d(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[[1.0, 10.0]]]]), stride=2)
     tensor([[[ 1., 10.,  2., 20.]]])
     """
+    options = stride, padding, output_padding, groups, dilation
+    if not is_compiling():
+        output = _nodes.conv_transpose2d(input, weight, bias, *options, activation)
+        if output is not NotImplemented:
+            return output
     if is_torchs(input, weight, bias):
-        return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    return conv_transpose2d_unasked(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return _by_torch(input, weight, bias, *options, activation)
+    return conv_transpose2d_unasked(input, weight, bias, *options, activation)
 
 
-def conv_transpose2d_unasked(input, weight, bias, stride, padding, output_padding, groups, dilation):
+def conv_transpose2d_unasked(input, weight, bias, stride, padding, output_padding, groups, dilation, activation=None):
     """:func:`conv_transpose2d` for who has asked whether it is torch's (aside.py)."""
+    _activations.check("conv_transpose2d", activation)
     served = input.is_cpu and input.dtype in SUPPORTED and isinstance(weight, torch.Tensor)
     served = served and input.numel() != 0 and weight.numel() != 0
     ops = backend.ops_for(input, "conv_transpose2d") if served else None
     if ops is None:
-        return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return _by_torch(input, weight, bias, stride, padding, output_padding, groups, dilation, activation)
     transforms = functorch_active()
     if transforms:
         ops = _library.transformed(ops)
@@ -145,14 +166,14 @@ def conv_transpose2d_unasked(input, weight, bias, stride, padding, output_paddin
         input = input.unsqueeze(0)
     plan = _plan(input, weight, bias, stride, padding, output_padding, groups, dilation)
     if plan is None:
-        return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return _by_torch(input, weight, bias, stride, padding, output_padding, groups, dilation, activation)
     size, options, beyond = plan
     channels_last = is_channels_last(input) or is_channels_last(weight)
-    rest = (size, *options, channels_last)
+    rest = (size, *options, activation or "none", channels_last)
     if beyond or transforms:
-        output = ops.conv2d_backward_input(input, weight, *rest)
+        output = ops.conv2d_backward_input(input, weight, size, *options, channels_last)
         output = F.pad(output, beyond) if beyond else output
-        output = output if bias is None else output + bias[:, None, None]
+        output = _activations.finished(output if bias is None else output + bias[:, None, None], activation)
     elif torch.compiler.is_compiling():
         output = ops.conv_transpose2d(input, weight, bias, *rest)
     elif torch.is_grad_enabled():
@@ -161,6 +182,12 @@ def conv_transpose2d_unasked(input, weight, bias, stride, padding, output_paddin
         with below_autograd():
             output = _library.quick(ops).conv_transpose2d(input, weight, bias, *rest)
     return output if batched else output.squeeze(0)
+
+
+def _by_torch(input, weight, bias, stride, padding, output_padding, groups, dilation, activation):
+    _activations.check("conv_transpose2d", activation)
+    output = F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _activations.finished(output, activation)
 
 
 def _plan(input, weight, bias, stride, padding, output_padding, groups, dilation):

@@ -6,6 +6,8 @@
                                                         the convolution's weights if there is no residual; else as
                                                         above, and in training one node of the graph
 
+A convolution may be transposed; in training it and the batch norm behind it stay nodes of their own.
+
 What is saved is the reading and writing of whole intermediate tensors, and their allocation. Chains are found among the
 neighbours of a ``Sequential`` (container.py), and named by our own models (:func:`normalised`).
 """
@@ -131,7 +133,7 @@ def normalised(convolution, norm, input, residual=None, activation="relu"):
     """activation(norm(convolution(input)) + residual), for a model that names its chains.
 
     Args:
-        convolution: a Conv2d, ours or torch's, or None.
+        convolution: a Conv2d or ConvTranspose2d, ours or torch's, or None.
         norm: a BatchNorm2d, or None.
         input: (N, C, H, W).
         residual: a tensor of the result's shape that is added before the activation, or None.
@@ -167,20 +169,22 @@ class Chain:
         if self.linear is not None:
             return nn.Linear.forward(self.linear, input, activation=activation)
         if norm is None:
-            output = nn.Conv2d.forward(convolution, input, activation=activation if residual is None else None)
+            output = _convolved(convolution, input, activation if residual is None else None)
             return output if residual is None else finished(output, activation, residual)
         if convolution is not None:
             parameters = convolution.weight, convolution.bias, norm.weight, norm.bias
-            if not aside.is_special(convolution, *parameters):
+            # torch's transposed convolution refuses any other mode
+            refused = _is_transposed(convolution) and convolution.padding_mode != "zeros"
+            if not refused and not aside.is_special(convolution, *parameters):
                 if self.folded is not None and self.folded.holds(convolution, norm):
                     return self.folded(convolution, input, activation)
                 if residual is None and _folding_pays(convolution, norm, input):
                     return Folded(convolution, norm)(convolution, input, activation)
-                if norm.training:
+                if norm.training and not _is_transposed(convolution):
                     output = trained_together(convolution, norm, input, residual, activation)
                     if output is not None:
                         return output
-            input = nn.Conv2d.forward(convolution, input)
+            input = _convolved(convolution, input)
         return nn.BatchNorm2d.forward(norm, input, residual=residual, activation=activation)
 
     def kernels(self):
@@ -208,6 +212,15 @@ class Chain:
             self.folded, self.not_frozen = Folded(self.convolution, self.norm), ""
 
 
+def _is_transposed(convolution):
+    return isinstance(convolution, torch.nn.ConvTranspose2d)
+
+
+def _convolved(convolution, input, activation=None):
+    layer = nn.ConvTranspose2d if _is_transposed(convolution) else nn.Conv2d
+    return layer.forward(convolution, input, activation=activation)
+
+
 def _tensors(convolution, norm):
     return convolution.weight, convolution.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
 
@@ -219,7 +232,9 @@ def _foldable(convolution, norm):
 def _folding_pays(convolution, norm, input):
     if norm.training or torch.compiler.is_compiling():
         return False
-    return folding_pays(input, convolution.weight, convolution.stride, norm.running_mean, norm.running_var)
+    stride, statistics = convolution.stride, (norm.running_mean, norm.running_var)
+    transposed = convolution.groups if _is_transposed(convolution) else None
+    return folding_pays(input, convolution.weight, stride, *statistics, transposed)
 
 
 class Folded:
@@ -227,7 +242,7 @@ class Folded:
 
     def __init__(self, convolution, norm):
         statistics = norm.running_mean, norm.running_var
-        rest = norm.weight, norm.bias, norm.eps
+        rest = norm.weight, norm.bias, norm.eps, convolution.groups if _is_transposed(convolution) else None
         self.weight, self.bias = folded(convolution.weight, convolution.bias, *statistics, *rest)
         self.made_of = _made_of(convolution, norm)
 
@@ -242,6 +257,10 @@ class Folded:
         )
 
     def __call__(self, convolution, input, activation):
+        if _is_transposed(convolution):
+            options = convolution.stride, convolution.padding, convolution.output_padding
+            options += convolution.groups, convolution.dilation
+            return functional.conv_transpose2d(input, self.weight, self.bias, *options, activation=activation)
         padding = convolution.padding
         if convolution.padding_mode != "zeros":
             pad = convolution._reversed_padding_repeated_twice

@@ -44,7 +44,7 @@ def _more(*calls, role="", fuses=()):
 _NORM = _more(torch.batch_norm, role="norm", fuses=("residual", "activation"))
 _MORE = {
     "Conv2d": _more(torch.conv2d, role="convolution", fuses=("activation",)),
-    "ConvTranspose2d": _more(torch.conv_transpose2d),
+    "ConvTranspose2d": _more(torch.conv_transpose2d, role="convolution", fuses=("activation",)),
     "Linear": _more(role="linear", fuses=("activation",)),
     "BatchNorm1d": _NORM,
     "BatchNorm2d": _NORM,

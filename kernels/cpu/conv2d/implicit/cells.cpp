@@ -33,7 +33,7 @@ PYDL_INLINE void write_line(const Cells& cells, int64_t begin, int64_t end, int6
     for (int64_t j = 0; j < width; j += lanes<A>) {
       vec<A> v = load(from + row * pitch + j);
       watch(v, seen);
-      v += bias;
+      v = activate<A>(v + bias, cells.p.activation);
       streams ? stream(at + j, v) : store_between(at + j, v, low - j, high - j);
     }
   });

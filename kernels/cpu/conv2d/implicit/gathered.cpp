@@ -185,7 +185,6 @@ int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
 void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
   Rest rest(p);
   Conv2dParams& left = rest.p;
-  if (pass == Conv2dPass::backward_input) left.bias = nullptr;  // conv2d_run() adds it to all pixels
   Pieces pieces{static_cast<char*>(p.scratch)};
   const int64_t in_pitch = left.input_stride[3], out_pitch = left.output_stride[3];
   if (rest.input) {

@@ -113,6 +113,8 @@ WindowProduct<T> phase_problem(const Conv2dParams& p, int64_t phase_y, int64_t p
   g.result_stride[1] = p.input_stride[1];
   g.result_stride[2] = p.input_stride[2] * p.stride_height;
   g.result_stride[3] = p.input_stride[3] * p.stride_width;
+  g.bias = static_cast<const T*>(p.bias);
+  g.activation = p.activation;
   return g;
 }
 

@@ -31,15 +31,9 @@ Problem problem_of(const Conv2dParams& p, Conv2dPass pass) {
             p.bias,  p.activation, p.spoiled};
   // a position of Transposed reads from its own place on where the padding is 1
   auto pad = [](int64_t pad) { return S::kOutputStep == 2 ? -(pad - 1) / 2 : S::kTaps - 1 - pad; };
-  return {output,
-          input,
-          {p.weight, s[0], s[1], s[2], s[3], p.out_channels, p.in_channels, true},
-          p.batch,
-          pad(p.pad_top),
-          pad(p.pad_left),
-          nullptr,
-          Activation::none,
-          p.spoiled};
+  return {output,  input,          {p.weight, s[0], s[1], s[2], s[3], p.out_channels, p.in_channels, true},
+          p.batch, pad(p.pad_top), pad(p.pad_left),
+          p.bias,  p.activation,   p.spoiled};
 }
 
 template <class S>
