@@ -76,9 +76,14 @@ bool winograd_pays(const Params& p, Pass pass) {
   const bool batch = few && direct::batch::serves(p, pass) && batch_pays(p, pass);
   return winograd::pays(p, pass) && !batch;
 }
-// Measured on Zen 5: passes take 0.8 to 0.9 of the time of chunks where they multiply pairs of bfloat16.
+// Measured on Zen 5: passes take 0.8 to 0.9 of the time of chunks where they multiply pairs of bfloat16. Chunks take 0.66
+// to 0.97 of that of passes for results of few channels from more of them than stay in L2 (NOTES.md).
 bool chunks_pay(const Params& p, Pass pass) {
-  return winograd_pays(p, pass) && winograd::weight_chunks::pays(p) && !multiplies_pairs(p);
+  constexpr int64_t kFewResults = 64, kSomeChannels = 192, kManyPixels = 32 * 12 * 12;
+  const bool narrow = kVectorBytes == 64 && p.dtype == DType::f32 && p.input_stride[3] == 1 &&
+                      p.kernel_height == 3 && p.stride_height == 1 && p.out_channels <= kFewResults &&
+                      p.in_channels <= kSomeChannels && p.batch * p.out_height * p.out_width >= kManyPixels;
+  return winograd_pays(p, pass) && (narrow || winograd::weight_chunks::pays(p)) && !multiplies_pairs(p);
 }
 // Measured on Zen 5: rows against slabs of pairs of bfloat16 take 1.1 to 1.2 of their time, against batch lanes more.
 bool rows_pay(const Params& p, Pass pass) {
