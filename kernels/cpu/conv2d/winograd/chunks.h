@@ -31,6 +31,7 @@ struct ChunkPlan {
   int64_t row_blocks, column_blocks, panels;
   int64_t chunks, chunk_tiles, step;           // tiles of a chunk, and those transformed at a time
   int64_t d_stride, d_floats;                  // between frequencies of D; D of a panel of a block
+  int64_t room;                                // what D leaves
   int64_t v_frequency, v_tile;                 // strides
   int64_t z_frequency, z_tile, v_floats, own;  // own: floats of each worker
 
@@ -42,23 +43,23 @@ struct ChunkPlan {
     columns = min_of(panels, max_of(1, (rows > 32 ? 32 : 64) / kPanel)) * kPanel;
     column_blocks = ceil_div(panels * kPanel, columns);
     d_stride = rows * kPanel + 48;
-    d_floats = piece(kFrequencies * d_stride);
+    d_floats = piece(kWeightFrequencies<S> * d_stride);
     v_frequency = ceil_div(rows, 16) * 16;
     z_frequency = min_of(columns, ceil_div(p.out_channels, 16) * 16);
     v_tile = (kProducts<S> + 1) * v_frequency;  // rows of one frequency spread over the cache sets
-    z_tile = (kProducts<S> + 1) * z_frequency;
+    z_tile = (kSums<S> + 1) * z_frequency;
     // more chunks: shorter sums, work for more threads, more to combine
     const int64_t most = max_of(1, min_of(ceil_div(kTasks, row_blocks * column_blocks), tiles.count() / 64));
     chunk_tiles = max_of(1, ceil_div(ceil_div(tiles.count(), most), kPart) * kPart);
     chunks = max_of(1, ceil_div(tiles.count(), chunk_tiles));
-    const int64_t room = kBlockFloats - columns / kPanel * d_floats;
+    room = kBlockFloats - columns / kPanel * d_floats;
     step = min_of(chunk_tiles, max_of(1, min_of(6, room / (kPart * (v_tile + z_tile)))) * kPart);
     v_floats = piece(step * v_tile);
     own = v_floats + piece(step * z_tile);
   }
 
   int64_t sums() const { return row_blocks * panels * d_floats; }  // floats of D of a chunk
-  bool fits() const { return row_blocks * column_blocks <= kMostBlocks; }
+  bool fits() const { return row_blocks * column_blocks <= kMostBlocks && room > 0; }
   int64_t scratch_floats(int64_t threads) const { return chunks * sums() + threads * own; }
 
   static constexpr int64_t kTasks = 16;
@@ -98,9 +99,10 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel&
         for (int64_t at = 0; at < columns; at += kPanel) {
           float* to = sum + at / kPanel * plan.d_floats + weight_frequency<S>(i, j) * plan.d_stride;
           if (!goes_on && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
-          gemm<Rows::adjacent>(
-              rows, columns - at, last - first, v + first * plan.v_tile + f * plan.v_frequency, plan.v_tile,
-              z + first * plan.z_tile + f * plan.z_frequency + at, plan.z_tile, to, kPanel, goes_on, ahead);
+          gemm<Rows::adjacent>(rows, columns - at, last - first,
+                               v + first * plan.v_tile + f * plan.v_frequency, plan.v_tile,
+                               z + first * plan.z_tile + sum_frequency<S>(i, j) * plan.z_frequency + at,
+                               plan.z_tile, to, kPanel, goes_on, ahead);
         }
       }
     }
@@ -113,7 +115,7 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel&
     const int64_t rows = min_of(min_of(kSome, plan.rows - row), p.in_channels - c);
     if (rows <= 0) return;
     float* sum = d + block * plan.d_floats + row * kPanel;
-    for (int f = 0; f < kFrequencies; ++f)
+    for (int f = 0; f < kWeightFrequencies<S>; ++f)
       for (int64_t i = 0; i < rows * kPanel; i += lanes<float>) {
         float* to = sum + f * plan.d_stride + i;
         vec<float> total = load(to), lost{};  // of each addition, which is as large as all that came before

@@ -37,7 +37,8 @@ PYDL_INLINE Function* of_dtype(DType dtype, Function* f32, Function* bf16) {
 }
 template <class S, bool kGradient>
 auto* transform_tiles_of(DType dtype) {
-  return of_dtype(dtype, &transform_tiles<S, float, kGradient>, &transform_tiles<S, bf16, kGradient>);
+  return of_dtype(dtype, &transform_tiles<S, float, kGradient>,
+                  &transform_tiles<S, typename HalfOf<S>::type, kGradient>);
 }
 
 }  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -60,8 +60,7 @@ __attribute__((noinline)) void put_tile(const float* from, int rows, int columns
 template <class S, class T>
 void finish(const Image& out, const void* bias_data, Activation activation, const Tiles<S>& tiles,
             int64_t begin, int64_t end, int64_t o, const float* m, int32_t* spoiled) {
-  constexpr int L = lanes<float>, kNext = S::kSide * S::kOutputStep,
-                kTileFloats = S::kAlong * S::kAlong * kPanel;
+  constexpr int L = lanes<float>, kNext = S::kSide * S::kOutputStep, kTileFloats = kSums<S> * kPanel;
   const int64_t channels_end = min_of(o + kPanel, out.channels);
   const vec<float> least = activation == Activation::relu ? vec<float>{} : broadcast(-__builtin_inff());
   const bool in_place = kInPlace<S, T> && out.channel == 1 && activation != Activation::sigmoid;

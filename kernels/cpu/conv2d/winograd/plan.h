@@ -29,8 +29,10 @@ Problem problem_of(const Conv2dParams& p, Conv2dPass pass) {
     return {input,   output,       {p.weight, s[1], s[0], s[2], s[3], p.in_channels, p.out_channels, false},
             p.batch, p.pad_top,    p.pad_left,
             p.bias,  p.activation, p.spoiled};
-  // a position of Transposed reads from its own place on where the padding is 1
-  auto pad = [](int64_t pad) { return S::kOutputStep == 2 ? -(pad - 1) / 2 : S::kTaps - 1 - pad; };
+  // where the padding is 1 a position of Transposed reads from its own place on, with 4 taps from one before
+  auto pad = [](int64_t pad) {
+    return S::kOutputStep == 2 ? S::kTaps - 3 - (pad - 1) / 2 : S::kTaps - 1 - pad;
+  };
   return {output,  input,          {p.weight, s[0], s[1], s[2], s[3], p.out_channels, p.in_channels, true},
           p.batch, pad(p.pad_top), pad(p.pad_left),
           p.bias,  p.activation,   p.spoiled};
@@ -47,7 +49,10 @@ Tiles<S> tiles_of(const Problem& problem) {
 template <class S>
 constexpr int64_t kBlockTiles = kMaxRows * ceil_div(64 * kFrequencies / kProducts<S>, kMaxRows);
 template <class S>
-constexpr int64_t kMostTiles = S::kAlong > kPoints ? 2 * kBlockTiles<S> : kBlockTiles<S>;
+constexpr int64_t kMostTiles = (S::kWeights > kPoints ? 4
+                                : S::kAlong > kPoints ? 2
+                                                      : 1) *
+                               kBlockTiles<S>;
 
 // What goes where in the scratch, in floats.
 struct Plan {
@@ -71,13 +76,17 @@ struct Plan {
     frequency_stride = ceil_div(in, L) * L;
     if (frequency_stride % 128 == 0) frequency_stride += 16;
     tile_stride = (kProducts<S> + 1) * frequency_stride;
-    const int64_t weight_floats = panels * kPanel * in * kFrequencies;
-    weights_first = weight_floats <= kMaxWeightFloats;
+    const int64_t weight_floats = panels * kPanel * in * kWeightFrequencies<S>;
+    // with 4 taps V is as large as U of a quarter of the tiles: of many it stays with who makes it, and U comes from L3
+    const bool large = S::kWeights > kPoints && weight_floats > kMaxWeightFloats &&
+                       weight_floats <= kLargeWeightFloats && tiles.count() >= kManyTiles;
+    weights_first = weight_floats <= kMaxWeightFloats || large;
     if (weights_first) {
       depth = in;
       // V of a block in less than a third of L2 (1 MB), in steps of the register block, and enough tasks for
       // the threads
-      block = max_of(1, min_of(3, kBlockFloats / (kMaxRows * tile_stride))) * kMaxRows;
+      block = max_of(1, min_of(3, (large ? 2 * kBlockFloats : kBlockFloats) / (kMaxRows * tile_stride))) *
+              kMaxRows;
       pass_tiles = tiles.count();
     } else {
       depth = min_of(in, 128);
@@ -97,18 +106,20 @@ struct Plan {
     weights_once = !weights_first && weight_floats <= kMostWeightFloats && tiles.count() > 2 * block;
     const int64_t v = piece(weights_first ? block * tile_stride : kProducts<S> * frequency_stride);
     const int64_t u =
-        piece((weights_first || weights_once ? panels * parts : 1) * kFrequencies * weight_stride);
-    m_floats = piece(block * kProducts<S> * kPanel);
+        piece((weights_first || weights_once ? panels * parts : 1) * kWeightFrequencies<S> * weight_stride);
+    m_floats = piece(block * kSums<S> * kPanel);
     shared = weights_first ? u : weights_once ? u + v : v;
     own = m_floats + (weights_first ? v : weights_once ? 0 : u);
   }
 
   int64_t m_offset() const { return own - m_floats; }
 
-  static constexpr int64_t kMaxWeightFloats = 3 << 20 >> 2;    // 3 MB
-  static constexpr int64_t kMostWeightFloats = 12 << 20 >> 2;  // 12 MB
-  static constexpr int64_t kBlockFloats = 300 << 10 >> 2;      // 300 KB
-  static constexpr int64_t kPassFloats = 12 << 20 >> 2;        // 12 MB
+  static constexpr int64_t kMaxWeightFloats = 3 << 20 >> 2;     // 3 MB
+  static constexpr int64_t kLargeWeightFloats = 16 << 20 >> 2;  // 16 MB
+  static constexpr int64_t kMostWeightFloats = 12 << 20 >> 2;   // 12 MB
+  static constexpr int64_t kBlockFloats = 300 << 10 >> 2;       // 300 KB
+  static constexpr int64_t kPassFloats = 12 << 20 >> 2;         // 12 MB
+  static constexpr int64_t kManyTiles = 128;
 };
 
 }  // namespace

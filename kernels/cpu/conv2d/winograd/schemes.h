@@ -12,16 +12,21 @@
 // Transposed: its input gradient, for odd padding. Position o has two pixels: w1 g[o], and w2 g[o] + w0 g[o+1],
 // again F(m, 2) and a product of its own.
 //
+// With 4 taps both phases have two, F(m, 2) of each, 100 products instead of 256. The strided convolution adds the two
+// up, which it may as well do before it interpolates: V has the even and the odd inputs at five points each, M five sums.
+// The transposed one, for odd padding, has them for two pixels: w3 g[o-1] + w1 g[o], and w2 g[o] + w0 g[o+1].
+//
 // A scheme has, for tiles of m positions along the dimension,
 //   - kTaps, kSide: positions of a whole tile, kAlong: V's frequencies;
 //   - inputs(m): pixels that a tile reads;
 //   - kStep, kOutputStep: pixels of the input and of the output to a position;
-//   - has(i, m): whether a tile has frequency i of V, of_weights(i): the frequency of U that goes with it;
+//   - has(i, m): whether a tile has frequency i of V, of_weights(i): the frequency of U that goes with it, of kWeights;
+//   - of_sums(i): the frequency of M, or of the gradient's Z, that goes with it, of kSums;
 //   - input<m>, output<m>, weights: the transforms of pixels, products and taps;
 //   - gradient<m>, taps: those of the weight gradient, of outputs' gradients and back to taps.
 //
 // Dense's input and gradient have functions for both dimensions at once (transforms.h);
-// Transposed has no weight gradient.
+// those that are transposed have no weight gradient.
 #pragma once
 
 #include "kernels/cpu/conv2d/winograd/points.h"
@@ -31,11 +36,24 @@ namespace pydl::cpu::PYDL_ISA::winograd {
 // V's frequencies in two dimensions.
 template <class S>
 constexpr int kProducts = S::kAlong * S::kAlong;
-// The frequency of the weights, of kFrequencies, that frequency (i, j) of V goes with, and whether (i, j) is
-// the first that does.
+// U's, and M's and Z's.
+template <class S>
+constexpr int kWeightFrequencies = S::kWeights * S::kWeights;
+template <class S>
+constexpr int kSums = S::kSums * S::kSums;
+// The frequency of the weights, or of the sums, that frequency (i, j) of V goes with, and whether (i, j) is the first
+// that does.
 template <class S>
 constexpr int weight_frequency(int i, int j) {
-  return S::of_weights(i) * kPoints + S::of_weights(j);
+  return S::of_weights(i) * S::kWeights + S::of_weights(j);
+}
+template <class S>
+constexpr int sum_frequency(int i, int j) {
+  return S::of_sums(i) * S::kSums + S::of_sums(j);
+}
+template <class S>
+constexpr bool is_first_of_sums(int i, int j) {
+  return S::of_sums(i) == i && S::of_sums(j) == j;
 }
 template <class S>
 constexpr bool is_first_of_weights(int i, int j) {
@@ -44,11 +62,12 @@ constexpr bool is_first_of_weights(int i, int j) {
 
 template <int kTapCount>
 struct Dense {
-  static constexpr int kTaps = kTapCount, kSide = kTile<kTapCount>, kAlong = kPoints, kStep = 1,
-                       kOutputStep = 1;
+  static constexpr int kTaps = kTapCount, kSide = kTile<kTapCount>, kAlong = kPoints, kWeights = kPoints,
+                       kSums = kPoints, kStep = 1, kOutputStep = 1;
   static constexpr int inputs(int m) { return m + kTaps - 1; }
   static constexpr bool has(int i, int m) { return i < inputs(m); }
   static constexpr int of_weights(int i) { return i; }
+  static constexpr int of_sums(int i) { return i; }
   template <int m>
   static PYDL_INLINE void output(const vec<float>* products, vec<float>* y) {
     transform_output_1d<kTaps, m>(products, y);
@@ -61,9 +80,11 @@ struct Dense {
 
 // The two phases of stride 2.
 struct Phases {
-  static constexpr int kTaps = 3, kSide = 4, kEven = kSide + 1, kAlong = kEven + kSide;
+  static constexpr int kTaps = 3, kSide = 4, kEven = kSide + 1, kAlong = kEven + kSide, kWeights = kPoints,
+                       kSums = kAlong;
   static constexpr bool has(int i, int m) { return i < kEven ? i <= m : i - kEven < m; }
   static constexpr int of_weights(int i) { return i < kEven ? i : kEven; }
+  static constexpr int of_sums(int i) { return i; }
   static PYDL_INLINE void weights(const vec<float>* g, vec<float>* u) {
     const vec<float> outer[2] = {g[0], g[2]};
     evaluate_1d<kEven, 2>(kTable.scaled, outer, u);
@@ -122,6 +143,86 @@ struct Transposed : Phases {
       y[2 * k + 1] = even[k];
     }
   }
+};
+
+// The two phases of stride 2 where both have two taps.
+struct EqualPhases {
+  static constexpr int kTaps = 4, kSide = 4, kOf = kSide + 1, kAlong = 2 * kOf, kWeights = kAlong;
+  static constexpr bool has(int i, int m) { return i % kOf <= m; }
+  static constexpr int of_weights(int i) { return i; }
+  static PYDL_INLINE void weights(const vec<float>* g, vec<float>* u) {
+    const vec<float> even[2] = {g[0], g[2]}, odd[2] = {g[1], g[3]};
+    evaluate_1d<kOf, 2>(kTable.scaled, even, u);
+    evaluate_1d<kOf, 2>(kTable.scaled, odd, u + kOf);
+  }
+};
+struct StridedOf4 : EqualPhases {
+  static constexpr int kStep = 2, kOutputStep = 1, kSums = kOf;
+  static constexpr int inputs(int m) { return 2 * m + 2; }
+  static constexpr int of_sums(int i) { return i % kOf; }
+  template <int m>
+  static PYDL_INLINE void input(const vec<float>* d, vec<float>* v) {
+    vec<float> even[m + 1], odd[m + 1];
+#pragma GCC unroll 5
+    for (int k = 0; k <= m; ++k) {
+      even[k] = d[2 * k];
+      odd[k] = d[2 * k + 1];
+    }
+    transform_input_1d<m + 1>(even, v);
+    transform_input_1d<m + 1>(odd, v + kOf);
+  }
+  template <int m>
+  static PYDL_INLINE void output(const vec<float>* sums, vec<float>* y) {
+    interpolate_1d<m + 1, m>(kTable.power, sums, y);
+  }
+  template <int m>
+  static PYDL_INLINE void gradient(const vec<float>* g, vec<float>* z) {
+    evaluate_1d<m + 1, m>(kTable.power, g, z);
+  }
+  static PYDL_INLINE void taps(const vec<float>* d, vec<float>* w) {
+    vec<float> even[2], odd[2];
+    interpolate_1d<kOf, 2>(kTable.scaled, d, even);
+    interpolate_1d<kOf, 2>(kTable.scaled, d + kOf, odd);
+    w[0] = even[0];
+    w[1] = odd[0];
+    w[2] = even[1];
+    w[3] = odd[1];
+  }
+};
+struct TransposedOf4 : EqualPhases {
+  static constexpr int kStep = 1, kOutputStep = 2, kSums = kAlong;
+  static constexpr int inputs(int m) { return m + 2; }
+  static constexpr int of_sums(int i) { return i; }
+  template <int m>
+  static PYDL_INLINE void input(const vec<float>* d, vec<float>* v) {
+    transform_input_1d<m + 1>(d, v);
+    transform_input_1d<m + 1>(d + 1, v + kOf);
+  }
+  template <int m>
+  static PYDL_INLINE void output(const vec<float>* products, vec<float>* y) {
+    vec<float> first[m], second[m];
+    interpolate_1d<m + 1, m>(kTable.power, products, first);
+    interpolate_1d<m + 1, m>(kTable.power, products + kOf, second);
+#pragma GCC unroll 4
+    for (int k = 0; k < m; ++k) {
+      y[2 * k] = first[k];
+      y[2 * k + 1] = second[k];
+    }
+  }
+};
+
+// What images of bf16 are read as: 4 taps serve float32 alone, less to compile.
+template <class S>
+struct HalfOf {
+  using type = bf16;
+};
+template <>
+struct HalfOf<StridedOf4> {
+  using type = float;
+};
+template <>
+struct HalfOf<TransposedOf4> {
+  using type = float;
 };
 
 }  // namespace pydl::cpu::PYDL_ISA::winograd

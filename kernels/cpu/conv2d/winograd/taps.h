@@ -123,7 +123,7 @@ __attribute__((noinline)) void transform_taps(const float* taps, int64_t count, 
     const float* tap = taps + k * kAll * L;
     float* u = to + k * kPanel;
     ask_for_taps<kTaps>(w, size, c, o, k);
-    vec<float> column[kTaps][kPoints];
+    vec<float> column[kTaps][S::kWeights];
 #pragma GCC unroll 5
     for (int s = 0; s < kTaps; ++s) {
       vec<float> g[kTaps];
@@ -133,13 +133,13 @@ __attribute__((noinline)) void transform_taps(const float* taps, int64_t count, 
       S::weights(g, column[s]);
     }
 #pragma GCC unroll 6
-    for (int r = 0; r < kPoints; ++r) {
-      vec<float> g[kTaps], v[kPoints];
+    for (int r = 0; r < S::kWeights; ++r) {
+      vec<float> g[kTaps], v[S::kWeights];
 #pragma GCC unroll 5
       for (int s = 0; s < kTaps; ++s) g[s] = column[s][r];
       S::weights(g, v);
-#pragma GCC unroll 6
-      for (int s = 0; s < kPoints; ++s) store(u + (r * kPoints + s) * stride, v[s]);
+#pragma GCC unroll 10
+      for (int s = 0; s < S::kWeights; ++s) store(u + (r * S::kWeights + s) * stride, v[s]);
     }
   }
 }
@@ -168,13 +168,13 @@ __attribute__((noinline)) void transform_back(const float* d, int64_t stride, in
   vec<float> watched{};
   for (int64_t k = 0; k < count; ++k) {
     const float* from = d + k * kPanel;
-    vec<float> column[kPoints][kTaps];
+    vec<float> column[S::kWeights][kTaps];
 #pragma GCC unroll 6
-    for (int q = 0; q < kPoints; ++q) {
-      vec<float> m[kPoints];
-#pragma GCC unroll 6
-      for (int r = 0; r < kPoints; ++r) {
-        const float* at = from + (r * kPoints + q) * stride;
+    for (int q = 0; q < S::kWeights; ++q) {
+      vec<float> m[S::kWeights];
+#pragma GCC unroll 10
+      for (int r = 0; r < S::kWeights; ++r) {
+        const float* at = from + (r * S::kWeights + q) * stride;
         m[r] = load(at);
         prefetch(at + 2 * kPanel);  // 36 streams are more than the hardware follows
       }
@@ -182,9 +182,9 @@ __attribute__((noinline)) void transform_back(const float* d, int64_t stride, in
     }
 #pragma GCC unroll 5
     for (int r = 0; r < kTaps; ++r) {
-      vec<float> m[kPoints], w[kTaps];
-#pragma GCC unroll 6
-      for (int q = 0; q < kPoints; ++q) m[q] = column[q][r];
+      vec<float> m[S::kWeights], w[kTaps];
+#pragma GCC unroll 10
+      for (int q = 0; q < S::kWeights; ++q) m[q] = column[q][r];
       S::taps(m, w);
 #pragma GCC unroll 5
       for (int q = 0; q < kTaps; ++q) {
@@ -230,11 +230,11 @@ void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t 
 
 template <class S>
 auto* transform_weights_of(DType dtype) {
-  return of_dtype(dtype, &transform_weights<S, float>, &transform_weights<S, bf16>);
+  return of_dtype(dtype, &transform_weights<S, float>, &transform_weights<S, typename HalfOf<S>::type>);
 }
 template <class S>
 auto* gather_weights_of(DType dtype) {
-  return of_dtype(dtype, &gather_weights<S, float>, &gather_weights<S, bf16>);
+  return of_dtype(dtype, &gather_weights<S, float>, &gather_weights<S, typename HalfOf<S>::type>);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Winograd weight gradient on the CPU, of 3 x 3 and 5 x 5, and of 3 x 3 with stride 2. See
+// Winograd weight gradient on the CPU, of 3 x 3 and 5 x 5, and of 3 x 3 and 4 x 4 with stride 2. See
 // points.h for the transforms.
 //
 //   V = B^T d B     of every tile and input channel     (36 frequencies)
@@ -63,12 +63,12 @@ struct WeightPlan {
         pass_tiles(tiles_per_pass(p, tiles.count())),
         passes(max_of(1, ceil_div(tiles.count(), pass_tiles))),
         v(p.in_channels, pass_tiles, kProducts<S>),
-        z(p.out_channels, pass_tiles, kProducts<S>) {
+        z(p.out_channels, pass_tiles, kSums<S>) {
     panels = ceil_div(p.out_channels, kPanel);
     blocks = ceil_div(p.in_channels, kRowBlocks * kMaxRows);
     rows = ceil_div(p.in_channels, blocks);
     d_stride = rows * kPanel + 48;
-    d_floats = piece(kFrequencies * d_stride);
+    d_floats = piece(kWeightFrequencies<S> * d_stride);
   }
 
   int64_t scratch_floats(int64_t threads) const {
@@ -124,8 +124,8 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
           const bool further = goes_on || t > first, add = further && !few;
           gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(depth, last - t),
                                v + f * plan.v.frequency + t * plan.v.tile + c, plan.v.tile,
-                               z + f * plan.z.frequency + t * plan.z.tile + o, plan.z.tile, add ? part : to,
-                               kPanel, further && few, ahead);
+                               z + sum_frequency<S>(i, j) * plan.z.frequency + t * plan.z.tile + o,
+                               plan.z.tile, add ? part : to, kPanel, further && few, ahead);
           if (add) add_panel(rows, part, to, kPanel);
         }
       }
@@ -137,7 +137,7 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
 // Calls body(scheme).
 template <class F>
 void with_scheme(const Conv2dParams& p, const F& body) {
-  if (p.stride_height == 2) return body(Strided{});
+  if (p.stride_height == 2) return p.kernel_height == 4 ? body(StridedOf4{}) : body(Strided{});
   p.kernel_height == 3 ? body(Dense<3>{}) : body(Dense<5>{});
 }
 
