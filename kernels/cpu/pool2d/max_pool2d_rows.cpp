@@ -9,7 +9,10 @@ namespace pydl::cpu::PYDL_ISA {
 namespace {
 
 constexpr int64_t kChunk = 128;  // outputs of a row at once
-constexpr int64_t kRing = 8;     // input rows kept
+constexpr int64_t kLine = 64;
+constexpr int64_t kRing = 8;  // input rows kept
+constexpr int64_t kAhead =
+    4096;  // bytes from what is read to what is fetched: the hardware does not, behind masks
 
 // Input rows, each pooled along itself for the outputs [first, first + n) of every output row.
 template <class A>
@@ -85,6 +88,8 @@ PYDL_INLINE void pool_row(const Axis& x, const RowPlan<acc_t<T>>& plan, const T*
   const A lowest = -__builtin_inf();
   for (int64_t j = 0; j < n; j += all) {
     const int64_t at = x.start(first + j);
+    for (int64_t byte = 0; byte < kStep * all * static_cast<int64_t>(sizeof(T)); byte += kLine)
+      prefetch(reinterpret_cast<const char*>(row + at) + kAhead + byte);
     vec<A> m;
     mask<A> k{};
     if (kPlaces) k = first_taps<kStep, A>(x, at);
