@@ -31,13 +31,16 @@ def case(
     channels_last=False,
     objects=None,
     peers=True,
+    compiles=True,
+    label=None,
 ):
     """A case of images of ``size``, a number or (height, width).
 
-    For pictures of objects, which no peer has, ``objects`` is (loss, maker of a batch's targets, the model's options).
+    For what no peer has ``objects`` is (loss, maker of a batch's targets, the model's options); label: in place of the
+    model's name. Without ``compiles``, which takes half a minute for large images, eager mode alone takes part.
     """
     sides = (size, size) if isinstance(size, int) else size
-    loss, targets, given = objects or (nn.CrossEntropyLoss, lambda batch: torch.randint(10, (batch,)), {})
+    loss, targets, given = objects or (nn.CrossEntropyLoss, labels, {})
     autocast = None if dtype == torch.float32 else dtype
     ours, theirs = Step(autocast), Step(autocast)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -67,7 +70,7 @@ def case(
 
     return Case(
         "models",
-        f"{name}, N {batch}" + (", channels_last" if channels_last else ""),
+        f"{label or name}, N {batch}" + (", channels_last" if channels_last else ""),
         inputs,
         ours,
         theirs,
@@ -76,8 +79,8 @@ def case(
         target=(target, target),
         quick=quick,
         check=check,
-        compile=usual,
-        backend=usual,
+        compile=usual and compiles,
+        backend=usual and compiles,
         peers=(
             lambda: (
                 theirs.net,
@@ -87,6 +90,10 @@ def case(
         if usual and objects is None and peers
         else None,
     )
+
+
+def labels(batch):
+    return torch.randint(10, (batch,))
 
 
 def masks(batch):
@@ -102,13 +109,18 @@ def boxes(batch):
     return target
 
 
-def formats(*shape, target):
+def formats(*shape, target, **options):
     """The other three ways to train a model; `target`: in bfloat16."""
     return [
-        case(*shape, 1.0, channels_last=True),
-        case(*shape, target, dtype=torch.bfloat16),
-        case(*shape, target, dtype=torch.bfloat16, channels_last=True),
+        case(*shape, 1.0, channels_last=True, **options),
+        case(*shape, target, dtype=torch.bfloat16, **options),
+        case(*shape, target, dtype=torch.bfloat16, channels_last=True, **options),
     ]
+
+
+# the book's: a quarter of the channels
+VGG11 = {"objects": (nn.CrossEntropyLoss, labels, {"ratio": 4}), "label": "vgg11/4", "compiles": False}
+NIN = {"peers": False, "compiles": False}
 
 
 CASES = [
@@ -120,9 +132,13 @@ CASES = [
     case("ssd", 16, 3, 256, 2.5, objects=(Boxes, boxes, {})),
     case("fcn", 8, 3, CROP, 4.0, objects=(nn.CrossEntropyLoss, masks, {"num_classes": VOC})),
     case("densenet", 32, 1, 96, 2.0, peers=False),  # nothing of the peers puts layers side by side
+    case("vgg11", 16, 1, 224, 3.0, **VGG11),
+    case("nin", 16, 1, 224, 1.8, **NIN),
     *formats("lenet", 256, 1, 28, target=3.8),
     *formats("cifar_net", 64, 3, 32, target=1.4),
     *formats("resnet18", 32, 1, 96, target=1.9),
+    *formats("vgg11", 16, 1, 224, target=2.4, **VGG11),
+    *formats("nin", 16, 1, 224, target=1.2, **NIN),
     case("mlp", 256, 1, 28, 3.0, dtype=torch.bfloat16),
 ]
 

@@ -53,6 +53,7 @@ struct MatmulPlan {
   } left;                    // read where it lies, or copied: packed_rows, strips
   bool left_far, right_far;  // past the caches
   bool streams;              // the output goes past the caches
+  bool dots;  // a dot product for each number of the output (cpu/gemm/dots.h); the cut is not used
   int64_t workers, worker_bytes, scratch;
 };
 

@@ -120,6 +120,18 @@ def test_outputs_that_the_caches_do_not_hold(columns, device):
             check([found], [functions[activation](F.linear(*(t.double() for t in tensors)))], dtype)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 6, 7, 16, 32, 33])  # around blocks of 6, and the last that goes by dot products
+def test_few_rows_of_a_weight_that_the_caches_do_not_hold(rows, device):
+    for dtype, width in ((torch.float32, 2099), (torch.bfloat16, 4098), (torch.bfloat16, 4099)):  # ends within a vector
+        x, w, b = torch.randn(rows, width), torch.randn(1101, width) / width**0.5, torch.randn(1101)
+        tensors = [t.to(dtype) for t in (x, w, b)]
+        for activation in (None, "relu", "sigmoid"):
+            functions = {None: lambda y: y, "relu": torch.relu, "sigmoid": torch.sigmoid}
+            exact = functions[activation](F.linear(*(t.double() for t in tensors)))
+            check([linear(*tensors, activation=activation)], [exact], dtype)
+        check([linear(*tensors[:2])], [F.linear(*(t.double() for t in tensors[:2]))], dtype)
+
+
 @pytest.mark.parametrize("rows", [1, 6, 300, 8500])  # one product a sum, some, several blocks, slices
 @pytest.mark.parametrize("column_major", [False, True])
 def test_weight_gradients_of_bfloat16_in_float32(rows, column_major, device):

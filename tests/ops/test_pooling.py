@@ -14,8 +14,9 @@ import pydl.functional as PF
 pytestmark = pytest.mark.cpu_kernels
 
 # one pixel; narrower and wider than a vector of 16, with and without a remainder; more than one chunk of 128 outputs;
-# odd channels; channels of one vector, and of one and a part
+# odd channels; channels of one vector, of one and a part, and of two at odd sizes
 SHAPES = [(1, 1, 4, 4), (2, 3, 7, 9), (1, 2, 33, 35), (2, 16, 6, 32), (1, 1, 5, 300), (1, 37, 5, 5), (0, 3, 8, 8)]
+SHAPES += [(2, 32, 5, 7)]
 
 # the common ones; even and odd kernels with each stride by vectors, padding, dilation; strides that go pixel by pixel;
 # kernels higher than the ring of 8 rows; windows that hang over the end; pixels between windows that nobody covers
@@ -159,6 +160,16 @@ def test_a_gradient_of_2x2_windows_that_leaves_the_caches(device, width):
     grad = torch.randn(2, 6, 512, width // 2)
     options = {"kernel_size": 2}
     assert_same(max_outcome(PF.max_pool2d, x, options, grad), max_outcome(F.max_pool2d, x, options, grad))
+
+
+@pytest.mark.parametrize("channels", [16, 32, 20])  # of the last in no whole lines
+def test_a_gradient_in_channels_last_that_leaves_the_caches(device, channels):
+    for dtype in (torch.float32, torch.bfloat16):
+        shape = (4, channels, 181, (17 << 20) // (4 * 181 * channels * dtype.itemsize) + 1)
+        x = torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
+        grad = torch.randn(4, channels, shape[2] // 2, shape[3] // 2).to(dtype).to(memory_format=torch.channels_last)
+        options = {"kernel_size": 2}
+        assert_same(max_outcome(PF.max_pool2d, x, options, grad), max_outcome(F.max_pool2d, x, options, grad))
 
 
 def avg_outcome(function, x, options, grad):

@@ -53,8 +53,7 @@ bool batch_pays(const Conv2dParams& p, Conv2dPass pass) {
       return false;
   }
   // channels_last and whole panels of output channels: nothing to transpose (measured on Zen 5: slabs x 1.0 to 1.7)
-  const bool last =
-      (p.in_channels > 1 ? p.input_stride[1] == 1 : multiplies_pairs(p)) && p.output_stride[1] == 1;
+  const bool last = (p.in_channels == 1 || p.input_stride[1] == 1) && p.output_stride[1] == 1;
   const bool panels = p.out_channels % (2 * vector) == 0 && pass != Conv2dPass::backward_input;
   if (kVectorBytes == 64 && last && panels) return false;
   if (pass == Conv2dPass::forward) return in_block <= (p.batch > vector ? 1 << 14 : 1 << 13);
@@ -115,10 +114,12 @@ bool cells_pay(const Params& p, Pass) { return p.stride_width % lanes<float> == 
 bool product_of_pairs_pays(const Params& p, Pass pass) {
   constexpr int64_t kDeep = 512;  // sums in one part; slabs keep theirs in registers whatever the depth
   constexpr int64_t kFewPixels = 512, kFewResults = 32;
+  constexpr int64_t kManyResults = 192, kManyInputs = 64;  // of a weight gradient, whose slabs are cut finely
   const bool forward = pass == Pass::forward;
   const int64_t image = p.out_height * p.out_width, pixels = p.batch * image;
   if (pass == Pass::backward_weight)
-    return pixels <= kFewPixels || (pixels <= 4 * kFewPixels && p.out_channels >= p.in_channels) ||
+    return (p.out_channels >= kManyResults && p.in_channels >= kManyInputs) || pixels <= kFewPixels ||
+           (pixels <= 4 * kFewPixels && p.out_channels >= p.in_channels) ||
            (pixels >= 32 * kFewPixels && p.in_channels >= 144);
   const int64_t results = forward ? p.out_channels : p.in_channels,
                 depth = forward ? p.in_channels : p.out_channels;

@@ -256,8 +256,26 @@ void run_sliced(const MatmulPlan& plan, const MatmulParams& p, const Parallel& p
   });
 }
 
+template <class T, class E, class O>
+void run_dots(const MatmulPlan& plan, const MatmulParams& p, const Parallel& parallel) {
+  run_tasks({parallel.run, plan.workers}, ceil_div(p.columns, kDotColumns), [&](int64_t task, int64_t) {
+    const int64_t column = task * kDotColumns, columns = min_of(kDotColumns, p.columns - column);
+    alignas(64) float sums[kMostDotRows * kDotColumns];
+    dots<T, E>(element<T>(p.left, 0, 0), p.left.row, element<T>(p.right, 0, column), p.right.column, p.rows,
+               columns, p.depth, sums);
+    const vec<float> bias = p.bias ? load_n(static_cast<const T*>(p.bias) + column, columns) : vec<float>{};
+    O* output = static_cast<O*>(p.output.data) + column;
+    for (int64_t i = 0; i < p.rows; ++i, output += p.output.row) {
+      const vec<float> sum = load(sums + i * kDotColumns) * static_cast<float>(p.alpha) + bias;
+      store_n(output, finished<float>(p, sum), columns);
+    }
+  });
+}
+
 template <class T, class E, class O = T>
 void run(const MatmulPlan& plan, const MatmulParams& p, const Parallel& parallel) {
+  if constexpr (__is_same(acc_of<E>, float) && (__is_same(T, E) || __is_same(E, bf16_pair)))
+    if (plan.dots) return run_dots<T, E, O>(plan, p, parallel);
   if (plan.slices > 1) return run_sliced<T, E, O>(plan, p, parallel);
   const int64_t parts = plan.row_parts * plan.column_parts;
   run_tasks({parallel.run, plan.workers}, p.outer * p.inner * parts, [&](int64_t task, int64_t worker) {

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/base/scratch.h"
 #include "kernels/cpu/base/tasks.h"
+#include "kernels/cpu/gemm/dots.h"
 #include "kernels/cpu/gemm/panel.h"
 #include "kernels/machine.h"
 #include "kernels/matmul.h"
@@ -131,6 +132,18 @@ Left read_left(const MatmulParams& p, const MatmulPlan& plan) {
   return fits && !pays ? Left::rows : Left::packed_rows;
 }
 
+// Whether `right` is best read as it lies, a column after the other: not of this machine's caches, since another order of
+// the sums is another rounding.
+template <class T, class E>
+bool dots_pay(const MatmulParams& p) {
+  constexpr int64_t kLarge = 8 << 20;  // bytes, which no second cache holds
+  const bool large = p.columns * p.depth * static_cast<int64_t>(sizeof(T)) > kLarge;
+  const bool columns = p.right.row == 1 && p.right.column != 1 && (p.left.column == 1 || p.depth == 1);
+  const bool kinds = __is_same(acc_of<E>, float) && (__is_same(T, E) || __is_same(E, bf16_pair));
+  return kVectorBytes == 64 && kinds && columns && large && p.rows <= kMostDotRows &&
+         p.outer * p.inner == 1 && p.addend.data == nullptr;
+}
+
 template <class T, class E, class O = T>
 MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   using A = acc_of<E>;
@@ -138,12 +151,13 @@ MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   const int64_t elements = ceil_div(p.depth, per_element<E>);
   plan.pairs = __is_same(E, bf16_pair);
   plan.panels = ceil_div(p.columns, kNr<A>);
-  plan.slices = slices_of(p, elements);
+  plan.left_far = is_far(p.rows * p.depth, sizeof(T));
+  plan.right_far = is_far(p.columns * p.depth, sizeof(T));
+  plan.dots = dots_pay<T, E>(p);
+  plan.slices = plan.dots ? 1 : slices_of(p, elements);
   const int64_t slice = ceil_div(elements, plan.slices);
   plan.depth_parts = max_of(ceil_div(slice, kDepth), 1);
   plan.depth = ceil_div(slice, plan.depth_parts);
-  plan.left_far = is_far(p.rows * p.depth, sizeof(T));
-  plan.right_far = is_far(p.columns * p.depth, sizeof(T));
   plan.left = read_left<T, E>(p, plan);
   plan.streams = streams<O>(p, plan);
   const int64_t batch = p.outer * p.inner;
@@ -152,6 +166,10 @@ MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   threads = work < kWorthAThread * static_cast<double>(threads - 1)
                 ? 1 + static_cast<int64_t>(work / kWorthAThread)
                 : threads;
+  if (plan.dots) {
+    plan.workers = workers_for({nullptr, threads}, ceil_div(p.columns, kDotColumns));
+    return plan;
+  }
   cut<E>(p, threads, plan);
   plan.rows = ceil_div(p.rows, plan.row_parts);
   plan.group = ceil_div(plan.panels, plan.column_parts);

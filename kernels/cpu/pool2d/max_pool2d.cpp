@@ -12,6 +12,19 @@ namespace {
 template <class T>
 constexpr int kGroups = !kPlain && (__is_same(T, float) || __is_same(T, bf16)) ? 2 : 1;
 
+// What output pixels read for the first time, `kAhead` bytes before they do: of the window at `window`, its last rows and
+// first columns.
+constexpr int64_t kAhead = 4096, kLine = 64;
+template <class T>
+PYDL_INLINE void fetch_ahead(const MaxPool2dParams& p, const T* window) {
+  for (int64_t r = max_of(p.kernel_height - p.stride_height, 0); r < p.kernel_height; ++r)
+    for (int64_t s = 0; s < min_of(p.stride_width, p.kernel_width); ++s) {
+      const char* pixel = reinterpret_cast<const char*>(window + r * p.from_stride[2] + s * p.from_stride[3]);
+      for (int64_t byte = 0; byte < p.channels * static_cast<int64_t>(sizeof(T)); byte += kLine)
+        prefetch(pixel + kAhead + byte);
+    }
+}
+
 // Output rows [begin, end), counted over all images, of a channels_last output; the input's channels are
 // dense.
 template <bool kPlaces, class T>
@@ -19,6 +32,8 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
   const Axis y = vertical(p), x = horizontal(p);
+  const bool fetches =
+      y.dilation == 1 && x.dilation == 1 && p.channels * static_cast<int64_t>(sizeof(T)) >= kLine;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t oy = row % y.out;
     const T* image = static_cast<const T*>(p.from) + row / y.out * p.from_stride[0];
@@ -30,6 +45,7 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
       const bool some = rs.begin < rs.end && ss.begin < ss.end;
       const T* window = image + y.start(oy) * p.from_stride[2] + x.start(ox) * p.from_stride[3];
       const int64_t down = y.dilation * p.from_stride[2], right = x.dilation * p.from_stride[3];
+      if (fetches) fetch_ahead(p, window);
       int64_t c = 0;
       if constexpr (kGroups<T> > 1) {
         constexpr int kCount = kGroups<T>;
@@ -77,6 +93,36 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// The same for windows of 2x2 that all lie in the image, of whole vectors of channels: no window is looked for.
+bool has_small_windows(const MaxPool2dParams& p, int64_t vector) {
+  return p.kernel_height == 2 && p.kernel_width == 2 && p.dilation_height == 1 && p.dilation_width == 1 &&
+         p.pad_top == 0 && p.pad_left == 0 && p.channels % vector == 0 &&
+         (p.out_height - 1) * p.stride_height + 2 <= p.in_height &&
+         (p.out_width - 1) * p.stride_width + 2 <= p.in_width;
+}
+template <bool kPlaces, class T>
+void channels_of_small_windows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  constexpr int64_t all = lanes<A>;
+  const int64_t down = p.from_stride[2], right = p.from_stride[3];
+  for (int64_t row = begin; row < end; ++row) {
+    const T* window = static_cast<const T*>(p.from) + row / p.out_height * p.from_stride[0] +
+                      row % p.out_height * p.stride_height * down;
+    int64_t at = row * p.out_width * p.channels;
+    for (int64_t ox = 0; ox < p.out_width; ++ox, window += p.stride_width * right)
+      for (int64_t c = 0; c < p.channels; c += all, at += all) {
+        const T* q = window + c;
+        vec<A> m = load(q);
+        mask<A> k{};
+        take_greater<A>(m, k, load(q + right), splat_integer<A>(1));
+        take_greater<A>(m, k, load(q + down), splat_integer<A>(2));
+        take_greater<A>(m, k, load(q + down + right), splat_integer<A>(3));
+        store(static_cast<T*>(p.to) + at, m);
+        if (kPlaces) put_places(p, at, k, all);
+      }
+  }
+}
+
 // The same, whatever the strides: pixel by pixel.
 template <class T>
 void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
@@ -108,6 +154,10 @@ void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 
 template <class T>
 void forward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  if constexpr (!kPlain && (__is_same(T, float) || __is_same(T, bf16)))  // the types of training
+    if (p.channels_last && p.from_stride[1] == 1 && has_small_windows(p, lanes<acc_t<T>>))
+      return p.places ? channels_of_small_windows<true, T>(p, begin, end)
+                      : channels_of_small_windows<false, T>(p, begin, end);
   if (p.channels_last && p.from_stride[1] == 1)
     return p.places ? channels<true, T>(p, begin, end) : channels<false, T>(p, begin, end);
   if constexpr (kHasTiles<T>)

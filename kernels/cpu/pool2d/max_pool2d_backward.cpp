@@ -4,12 +4,14 @@
 // among threads; a gather writes each pixel once, in registers until then, and is a comparison and an addition for
 // each window that covers it. Windows are added in their order, as torch does.
 #include "kernels/cpu/pool2d/max_pool2d.h"
+#include "kernels/machine.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int64_t kBand = 16;      // rows of a plane at once
-constexpr int64_t kStretch = 512;  // pixels of a row at once, where they go one by one
+constexpr int64_t kBand = 16;        // rows of a plane at once
+constexpr int64_t kStretch = 512;    // pixels of a row at once, where they go one by one
+constexpr int64_t kMostWindows = 9;  // that cover a pixel and are looked for once for all its channels
 
 // One output row that covers the input row at hand.
 template <class T>
@@ -154,6 +156,14 @@ void rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   });
 }
 
+// Whether a channels_last gradient goes past the caches: whole vectors of channels, more than the caches hold.
+template <class T>
+bool streams_channels(const MaxPool2dParams& p) {
+  const int64_t numbers = p.batch * p.in_height * p.in_width * p.channels;
+  return numbers * static_cast<int64_t>(sizeof(T)) >= least_streamed_bytes() &&
+         p.channels % lanes<acc_t<T>> == 0 && reinterpret_cast<uintptr_t>(p.to) % kVectorBytes == 0;
+}
+
 // Input rows [begin, end), counted over all images, of a channels_last gradient; channels of grad_output and
 // places are dense.
 template <class T>
@@ -161,6 +171,7 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
   const Axis y = vertical(p), x = horizontal(p);
+  const bool streams = streams_channels<T>(p);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t i = row % y.in, image = row / y.in;
     const Range down = y.windows(i);
@@ -168,26 +179,50 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
     for (int64_t j = 0; j < x.in; ++j) {
       x.follow(right, j);
       T* to = static_cast<T*>(p.to) + (row * x.in + j) * p.channels;
-      for (int64_t c = 0; c < p.channels; c += all) {
-        const int64_t n = min_of(all, p.channels - c);
-        vec<A> sum{};
+      const auto each_window = [&](auto body) PYDL_INLINE_LAMBDA {
         for (int64_t oy = down.begin; oy < down.end; ++oy) {
           const Cover<T> rows = cover<T>(p, y, image, 0, oy, i);
           if (rows.tap < 0) continue;
           for (int64_t ox = right.begin; ox < right.end; ++ox) {
             const int64_t s = x.tap(ox, j);
             if (s < 0) continue;
-            const T* grad = rows.grad + ox * p.from_stride[3] + c;
-            const uint8_t* places = rows.places + ox * p.places_stride[3] + c;
-            const mask<A> wanted = splat_integer<A>(rows.tap + s);
-            sum = n == all ? add_where_equal<A>(sum, load(grad), load_integers<A>(places, 0, all), wanted)
-                           : add_where_equal<A>(sum, load_n(grad, n), load_integers<A>(places, 0, n), wanted);
+            body(Cover<T>{rows.grad + ox * p.from_stride[3], rows.places + ox * p.places_stride[3],
+                          rows.tap + s});
           }
         }
-        n == all ? store(to + c, sum) : store_n(to + c, sum, n);
+      };
+      const auto each_vector = [&](auto each) PYDL_INLINE_LAMBDA {
+        int64_t c = 0;
+        for (; c + all <= p.channels; c += all) {
+          vec<A> sum{};
+          each([&](const Cover<T>& w) PYDL_INLINE_LAMBDA {
+            sum = add_where_equal<A>(sum, load(w.grad + c), load_integers<A>(w.places + c, 0, all),
+                                     splat_integer<A>(w.tap));
+          });
+          streams ? stream(to + c, sum) : store(to + c, sum);
+        }
+        if (const int64_t n = p.channels - c; n > 0) {
+          vec<A> sum{};
+          each([&](const Cover<T>& w) PYDL_INLINE_LAMBDA {
+            sum = add_where_equal<A>(sum, load_n(w.grad + c, n), load_integers<A>(w.places + c, 0, n),
+                                     splat_integer<A>(w.tap));
+          });
+          store_n(to + c, sum, n);
+        }
+      };
+      if ((down.end - down.begin) * (right.end - right.begin) > kMostWindows) {
+        each_vector(each_window);
+        continue;
       }
+      Cover<T> window[kMostWindows];
+      int64_t windows = 0;
+      each_window([&](const Cover<T>& w) PYDL_INLINE_LAMBDA { window[windows++] = w; });
+      each_vector([&](auto body) PYDL_INLINE_LAMBDA {
+        for (int64_t w = 0; w < windows; ++w) body(window[w]);
+      });
     }
   }
+  if (streams) stream_fence();
 }
 
 // The same where windows tile the image from its corner: each gradient and its place are read once for a row of its
@@ -197,6 +232,7 @@ void channels_of_tiles(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int64_t all = lanes<A>;
   const int64_t pixel = p.channels, across = p.kernel_width, wide = p.in_width * pixel;
+  const bool streams = streams_channels<T>(p);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t i = row % p.in_height, image = row / p.in_height;
     const int64_t oy = i / p.kernel_height, first_tap = i % p.kernel_height * across;
@@ -214,11 +250,16 @@ void channels_of_tiles(const MaxPool2dParams& p, int64_t begin, int64_t end) {
         const mask<A> k = load_integers<A>(place, 0, n);
         for (int64_t s = 0; s < across; ++s) {
           const vec<A> sum = add_where_equal<A>(vec<A>{}, g, k, splat_integer<A>(first_tap + s));
-          n == all ? store(to + s * pixel + c, sum) : store_n(to + s * pixel + c, sum, n);
+          T* const there = to + s * pixel + c;
+          if (streams)
+            stream(there, sum);
+          else
+            n == all ? store(there, sum) : store_n(there, sum, n);
         }
       }
     memset(static_cast<void*>(to), 0, static_cast<size_t>(wide - windows * across * pixel) * sizeof(T));
   }
+  if (streams) stream_fence();
 }
 
 // Windows that lie apart, whatever the strides of what is read: cleared first, since most pixels get nothing, and then
