@@ -94,7 +94,7 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 }
 
 // The same for windows of 2x2 that all lie in the image, of whole vectors of channels: no window is looked for.
-bool has_small_windows(const MaxPool2dParams& p, int64_t vector) {
+inline bool has_small_windows(const MaxPool2dParams& p, int64_t vector) {
   return p.kernel_height == 2 && p.kernel_width == 2 && p.dilation_height == 1 && p.dilation_width == 1 &&
          p.pad_top == 0 && p.pad_left == 0 && p.channels % vector == 0 &&
          (p.out_height - 1) * p.stride_height + 2 <= p.in_height &&

@@ -10,7 +10,7 @@ namespace pydl::cpu::PYDL_ISA {
 namespace {
 
 constexpr int64_t kChunk = 128;  // outputs of a row at once
-constexpr int64_t kRing = 8;  // input rows kept
+constexpr int64_t kRing = 8;     // input rows kept
 
 // Input rows, each pooled along itself for the outputs [first, first + n) of every output row.
 template <class A>
