@@ -1,7 +1,6 @@
 // The node of linear: the formula and the layouts of src/pydl/ops/linear.py.
 #include "csrc/autograd/activation.h"
 #include "csrc/autograd/functions.h"
-#include "csrc/autograd/losses.h"
 
 namespace pydl::autograd {
 namespace {

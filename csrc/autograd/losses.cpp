@@ -12,8 +12,4 @@ int64_t reduction(const char* name) {
   throw NotPlain();
 }
 
-bool is_batched(const Tensor& grad) {
-  return under_transform() || grad.key_set().has(c10::DispatchKey::Batched);
-}
-
 }  // namespace pydl::autograd

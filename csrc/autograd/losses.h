@@ -13,7 +13,4 @@ struct LossOptions {
 
 int64_t reduction(const char* name);  // torch's number of it; what there is not is refused in Python
 
-// Whether a vmap over the gradient is at work: of torch.func, or torch's older one, of is_grads_batched.
-bool is_batched(const Tensor& grad);
-
 }  // namespace pydl::autograd

@@ -1,7 +1,5 @@
 #include "csrc/autograd/lowered.h"
 
-#include "csrc/autograd/losses.h"
-
 #include <ATen/EmptyTensor.h>
 
 // ATen/autocast_mode.h, which declares it, includes the declarations of all of torch's functions.

@@ -38,6 +38,10 @@ bool under_transform() {
       c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 
+bool is_batched(const Tensor& grad) {
+  return under_transform() || grad.key_set().has(c10::DispatchKey::Batched);
+}
+
 const Tensor& no_tensor() {
   static const Tensor none;
   return none;

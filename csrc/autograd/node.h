@@ -66,6 +66,8 @@ using BelowAutograd = at::AutoDispatchBelowAutograd;
 
 // Whether a transform of torch.func is at work.
 bool under_transform();
+// Whether a vmap over the gradient is at work: of torch.func, or torch's older one, of is_grads_batched.
+bool is_batched(const Tensor& grad);
 
 // A tensor that is not defined, for one that was not given.
 const Tensor& no_tensor();

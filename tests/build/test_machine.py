@@ -47,6 +47,12 @@ CALLS = {
     "gelu": lambda f, x: f.gelu(x),
     "batch_norm": lambda f, x: f.batch_norm(x, None, None, training=True),
     "conv2d": lambda f, x: f.conv2d(x.view(1, 64, 32, 32), torch.ones(64, 64, 1, 1, dtype=x.dtype) / 8),
+    "linear": lambda f, x: f.linear(x, (torch.arange(1 << 20).view(1024, 1024) % 7 - 3).to(x.dtype) / 32),
+    "max_pool2d": lambda f, x: f.max_pool2d(x.view(1, 16, 64, 64), 2),
+    "max_pool2d, channels_last": lambda f, x: f.max_pool2d(
+        x.view(1, 16, 64, 64).contiguous(memory_format=torch.channels_last), 2),
+    "max_pool2d, overlapping": lambda f, x: f.max_pool2d(
+        x.view(1, 16, 64, 64).contiguous(memory_format=torch.channels_last), 3, 2, 1),
     "depthwise": lambda f, x: f.conv2d(x.view(1, 64, 32, 32).contiguous(memory_format=torch.channels_last),
                                        torch.ones(64, 1, 3, 3, dtype=x.dtype), groups=64),
     "cells": lambda f, x: f.conv_transpose2d(x.view(4, 16, 32, 32)[..., ::8, ::8],

@@ -35,7 +35,7 @@ FUSED = {
     "transposed convolution, ReLU": (lambda s, x: F.relu(s.transposed(x), inplace=True), ["conv_transpose2d"]),
     "transposed convolution, batch norm, sigmoid": (
         lambda s, x: torch.sigmoid(s.norm(s.transposed(x))),
-        ["conv_transpose_batch_norm"],
+        ["convolution_batch_norm"],
     ),
     "in place": (lambda s, x: F.relu(s.conv(x), inplace=True), ["conv2d"]),
     "a method": (lambda s, x: s.conv(x).sigmoid(), ["conv2d"]),

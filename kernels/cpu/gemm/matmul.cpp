@@ -188,6 +188,7 @@ void run_task(const MatmulParams& p, const MatmulPlan& plan, const Block& block,
         finish(p, product.result, product.result_pitch, rows, columns, output + column);
     }
   }
+  if (plan.streams) stream_fence();
 }
 
 // The matrices of one product of a batch.

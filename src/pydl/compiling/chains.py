@@ -30,13 +30,13 @@ from pydl.compiling.functions import (
     called,
 )
 from pydl.compiling.memory import example, only_user, tensor_of, why_not_moved
-from pydl.compiling.run import conv_transpose_batch_norm, convolution_batch_norm, linear_cross_entropy
+from pydl.compiling.run import convolution_batch_norm, linear_cross_entropy
 
 _ADD = (operator.add, torch.add, torch.Tensor.add, torch.Tensor.__add__)
 _ADD_IN_PLACE = (operator.iadd, torch.Tensor.add_, torch.Tensor.__iadd__)
-_CONVOLUTIONS = {  # torch's function -> our call with the batch norm behind it, names of the options
-    CONVOLUTION: (convolution_batch_norm, ("stride", "padding", "dilation", "groups")),
-    TRANSPOSED: (conv_transpose_batch_norm, ("stride", "padding", "output_padding", "groups", "dilation")),
+_OPTIONS = {
+    CONVOLUTION: ("stride", "padding", "dilation", "groups"),
+    TRANSPOSED: ("stride", "padding", "output_padding", "groups", "dilation"),
 }
 
 
@@ -127,15 +127,15 @@ def _norms(norm, convolution=None, at_convolution=None):
         call = {**given, "residual": residual, "activation": activation}
         if convolution is None:
             return Chain(links, functional.batch_norm, *call_of(functional.batch_norm, call), writes)
-        ours, options = _CONVOLUTIONS[called(convolution)]
-        options = tuple(at_convolution[name] for name in options)
+        kind = called(convolution)
+        options = tuple(at_convolution[name] for name in _OPTIONS[kind])
         args = (at_convolution["input"], at_convolution["weight"], at_convolution["bias"], options)
         del call["input"]
         names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
         args += tuple(call[name] for name in names)
         remark = "" if given["training"] is True or residual is not None else ", folded where it pays"
-        args += (residual, activation, call["num_batches_tracked"])
-        return Chain(links, ours, args, {}, writes, remark)
+        args += (residual, activation, call["num_batches_tracked"], kind is TRANSPOSED)
+        return Chain(links, convolution_batch_norm, args, {}, writes, remark)
 
     found = [chain(links, None, None)] if len(links) > 1 else []
     user = only_user(norm)

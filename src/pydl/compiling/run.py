@@ -25,64 +25,35 @@ def convolution_batch_norm(
     residual,
     activation,
     num_batches_tracked,
+    transposed=False,
 ):
     """activation(batch_norm(conv2d(input)) + residual), as ``swap`` computes a chain of layers.
 
-    In training one node of the autograd graph. In evaluation without gradients the batch norm is folded into the
-    weights, at each call from what they hold then, where that costs less than the pass over the output that it saves.
+    In training one node of the autograd graph, two if the convolution is transposed. In evaluation without gradients
+    the batch norm is folded into the weights, at each call from what they hold then, where that costs less than the
+    pass over the output that it saves.
 
     Args:
-        options: stride, padding, dilation and groups of the convolution.
+        options: stride, padding, dilation and groups of the convolution; of a transposed one stride, padding,
+            output_padding, groups and dilation.
     """
     norm = (running_mean, running_var, norm_weight, norm_bias)
-    if training is True and not is_torchs(input, weight, bias, norm_weight, norm_bias, residual):
-        rest = (momentum, eps, residual, activation, num_batches_tracked)
-        output = trained(input, weight, bias, options, *norm, *rest)
-        if output is not None:
-            return output
-    rest = (training, momentum, eps, residual, activation, num_batches_tracked)
-    return _folded_or_in_turn(functional.conv2d, None, input, weight, bias, options, norm, *rest)
-
-
-def conv_transpose_batch_norm(
-    input,
-    weight,
-    bias,
-    options,
-    running_mean,
-    running_var,
-    norm_weight,
-    norm_bias,
-    training,
-    momentum,
-    eps,
-    residual,
-    activation,
-    num_batches_tracked,
-):
-    """:func:`convolution_batch_norm` of a transposed convolution; in training two nodes of the autograd graph.
-
-    Args:
-        options: stride, padding, output_padding, groups and dilation of the convolution.
-    """
-    norm = (running_mean, running_var, norm_weight, norm_bias)
-    rest = (training, momentum, eps, residual, activation, num_batches_tracked)
-    return _folded_or_in_turn(functional.conv_transpose2d, options[3], input, weight, bias, options, norm, *rest)
-
-
-def _folded_or_in_turn(
-    convolve, transposed, input, weight, bias, options, norm, training, momentum, eps, residual, activation, count
-):
-    if (
-        training is False
-        and residual is None
-        and not is_torchs(input, weight, bias, *norm[2:])
-        and folding_pays(input, weight, options[0], *norm[:2], transposed)
-    ):
-        weight, bias = folded(weight, bias, *norm, eps, transposed)
-        return convolve(input, weight, bias, *options, activation=activation)
+    convolve = functional.conv_transpose2d if transposed else functional.conv2d
+    rest = {"residual": residual, "activation": activation, "num_batches_tracked": num_batches_tracked}
+    if not is_torchs(input, weight, bias, norm_weight, norm_bias, residual):
+        groups = options[3] if transposed else None
+        if training is True and not transposed:
+            output = trained(input, weight, bias, options, *norm, momentum, eps, *rest.values())
+            if output is not None:
+                return output
+        elif (
+            training is False
+            and residual is None
+            and folding_pays(input, weight, options[0], running_mean, running_var, groups)
+        ):
+            weight, bias = folded(weight, bias, *norm, eps, groups)
+            return convolve(input, weight, bias, *options, activation=activation)
     output = convolve(input, weight, bias, *options)
-    rest = {"residual": residual, "activation": activation, "num_batches_tracked": count}
     return functional.batch_norm(output, *norm, training, momentum, eps, **rest)
 
 

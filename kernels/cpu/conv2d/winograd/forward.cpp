@@ -191,7 +191,8 @@ static bool strided_pays(const Conv2dParams& p, Conv2dPass pass) {
   const int64_t tiles =
       p.batch * ceil_div(p.out_height, Strided::kSide) * ceil_div(p.out_width, Strided::kSide);
   const int64_t least = min_of(p.in_channels, p.out_channels), weights = p.in_channels * p.out_channels;
-  if (p.kernel_height == 4) return least >= 16 && tiles >= 16;  // 2.56 times fewer: 1.2 to 2.0 on Zen 5
+  if (p.kernel_height == 4)
+    return least >= 16 && tiles >= 16;  // 2.56 times fewer: 1.2 to 2.0 on Zen 5, with AVX2 1.1 to 2.1
   if (p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot()) return false;
   if (pass == Conv2dPass::backward_weight) return least >= 256 && tiles >= 8;
   if (pass == Conv2dPass::forward) return least >= 32 && (tiles >= 16 || weights >= 128 * 256);

@@ -60,12 +60,13 @@ class TapsAhead {
   // Of input channels [c, c + count) and the panel of output channels from o on.
   template <class S>
   static TapsAhead of(const Weights& w, int64_t size, int64_t c, int64_t count, int64_t o) {
-    if (!w.flip || w.out > w.in) return {};
+    constexpr int64_t kAll = S::kTaps * S::kTaps;
+    if (!w.flip || (w.out != 1 && w.out != kAll)) return {};  // in other orders runs are single numbers
     TapsAhead ahead;
     ahead.at_ = static_cast<const char*>(w.data) + (c * w.in + o * w.out) * size;
     ahead.run_ =
         min_of(kPanel, w.out_channels - o) * w.out * size;  // with the taps between them, or a tap's alone
-    ahead.pieces_ = w.out == 1 ? S::kTaps * S::kTaps : 1;
+    ahead.pieces_ = w.out == 1 ? kAll : 1;
     ahead.piece_step_ = w.column * size;
     ahead.step_ = w.in * size - (ahead.pieces_ - 1) * ahead.piece_step_;
     ahead.runs_ = count * ahead.pieces_;
