@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from testing import ALL_DTYPES, assert_close
+from testing import ALL_DTYPES, AVX512_ALONE, BF16_DOT, assert_close, bf16_dot
 
-from pydl import _C
+from pydl import _C, backend
 from pydl.functional import linear
 
 pytestmark = pytest.mark.cpu_kernels
@@ -130,6 +130,20 @@ def test_few_rows_of_a_weight_that_the_caches_do_not_hold(rows, device):
             exact = functions[activation](F.linear(*(t.double() for t in tensors)))
             check([linear(*tensors, activation=activation)], [exact], dtype)
         check([linear(*tensors[:2])], [F.linear(*(t.double() for t in tensors[:2]))], dtype)
+
+
+@AVX512_ALONE[1]
+@pytest.mark.parametrize("pairs", BF16_DOT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dot_products_are_those_of_few_rows_and_a_large_weight(dtype, pairs):
+    x, w = torch.randn(32, 4099).to(dtype), torch.randn(1101, 4099).to(dtype)
+    small = w[:200].clone()
+    # along the depth in lanes: sums in another order, and other last digits, than those of panels
+    with backend.use("cpu"), backend.isa("avx512"), bf16_dot(pairs):
+        few, panels = linear(x[:16], w), linear(x, w)[:16]
+        assert torch.equal(few, panels) == (dtype == torch.bfloat16 and not pairs)  # widened numbers are panels' alone
+        assert torch.equal(linear(x[:17], w)[:16], panels)
+        assert torch.equal(linear(x[:16], small), linear(x, small)[:16])
 
 
 @pytest.mark.parametrize("rows", [1, 6, 300, 8500])  # one product a sum, some, several blocks, slices
