@@ -194,6 +194,7 @@ AttentionPlan attention_forward_plan(const AttentionParams& p, int64_t threads) 
   plan.workers = workers_of(p, heads * plan.query_parts, threads);
   dispatch_elements(
       p, [&](auto, auto element) { plan.worker_bytes = Workspace<decltype(element)>::of(p, nullptr).bytes; });
+  plan.worker_bytes += kApart;
   plan.scratch = plan.workers * plan.worker_bytes;
   return plan;
 }

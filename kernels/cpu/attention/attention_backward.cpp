@@ -297,6 +297,7 @@ AttentionPlan attention_backward_mask_plan(const AttentionParams& p, int64_t thr
   plan.workers = workers_of(p, parts.count(), threads);
   plan.worker_bytes = p.dtype == DType::f64 ? Workspace<double>::of(p, plan.span, nullptr).bytes
                                             : Workspace<float>::of(p, plan.span, nullptr).bytes;
+  plan.worker_bytes += kApart;
   plan.scratch = plan.workers * plan.worker_bytes;
   return plan;
 }
@@ -317,6 +318,7 @@ AttentionPlan attention_backward_plan(const AttentionParams& p, int64_t threads)
   dispatch_elements(p, [&](auto, auto element) {
     plan.worker_bytes = Workspace<decltype(element)>::of(p, plan.span, nullptr).bytes;
   });
+  plan.worker_bytes += kApart;
   plan.scratch = plan.workers * plan.worker_bytes;
   return plan;
 }

@@ -177,6 +177,7 @@ MatmulPlan plan_of(const MatmulParams& p, int64_t threads) {
   const bool sliced = plan.slices > 1;
   plan.worker_bytes =
       sliced ? Workspace<E, A>::of(plan, nullptr).bytes : Workspace<E, O>::of(plan, nullptr).bytes;
+  plan.worker_bytes += kApart;
   plan.scratch = plan.workers * plan.worker_bytes;
   if (sliced) plan.scratch += Pieces::bytes<A>(plan.slices * p.rows * slice_pitch<A>(p));
   return plan;

@@ -35,7 +35,7 @@ struct Workspace {
     dh = pieces.take<A>(cut.rows * pitch);
     dc = pieces.take<A>(cell == Cell::lstm ? cut.rows * pitch : 0);
     gradients = pieces.take<A>(kWidens ? cut.rows * p.pitch : 0);
-    worker_bytes = pieces.next - first;
+    worker_bytes = pieces.next - first + kApart;
     bytes = first - static_cast<char*>(p.scratch) + cut.sets() * worker_bytes;
     A** const own[] = {&dh, &dc, &gradients};
     for (A** piece : own)

@@ -96,7 +96,7 @@ struct Workspace {
     input = pieces.take<A>(kWidens ? cut.rows * input_pitch : 0);
     for (A*& state : states) state = pieces.take<A>(kWidens ? cut.rows * state_pitch : 0);
     saved = pieces.take<A>(kWidens && p.saved ? cut.rows * saved_of(cell) * p.units + lanes<A> : 0);
-    worker_bytes = pieces.next - first;
+    worker_bytes = pieces.next - first + kApart;
     bytes = first - static_cast<char*>(p.scratch) + cut.sets() * worker_bytes;
     A** const own[] = {&cell_state, &input, &states[0], &states[1], &saved};
     for (A** piece : own)

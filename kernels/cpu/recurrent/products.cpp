@@ -46,7 +46,7 @@ struct Sums {
     state = pieces.take<A>(state_panels * own * gemm::kNr<A>);
     bias = pieces.take<A>(width + lanes<A>);
     group_bytes = pieces.next - first;
-    worker_bytes = Pieces::bytes<A>(kChunk * gemm::kNr<A> + lanes<A>);
+    worker_bytes = Pieces::bytes<A>(kChunk * gemm::kNr<A> + lanes<A>) + kApart;
     char* const of_workers = first + groups * group_bytes;
     bytes = of_workers - static_cast<char*>(p.scratch) + workers * worker_bytes;
     right = reinterpret_cast<A*>(of_workers + worker * worker_bytes);

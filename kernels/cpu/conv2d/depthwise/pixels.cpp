@@ -33,7 +33,7 @@ struct Pixels {
     return bytes > last_level_bytes() && p.input_stride[2] == p.in_width * channels &&
            p.output_stride[2] == p.out_width * channels;
   }
-  int64_t slot_bytes() const { return RowRunner<T>::bytes(plan, p.kernel_height, channels); }
+  int64_t slot_bytes() const { return RowRunner<T>::bytes(plan, p.kernel_height, channels) + kApart; }
   int64_t bytes(int64_t threads) const {
     return Pieces::bytes<A>(parts * blocks * block) + Pieces::bytes<T>(channels) + plan.table_bytes() +
            threads * slot_bytes();

@@ -74,7 +74,8 @@ struct Planes {
   int64_t set_elements() const { return max_source_rows * plan.source_width * all; }
   int64_t slot_bytes() const {
     return RowRunner<A>::bytes(plan, p.kernel_height * source_sets, all) +
-           Pieces::bytes<A>(source_sets * set_elements()) + Pieces::bytes<A>(max_rows * plan.width * all);
+           Pieces::bytes<A>(source_sets * set_elements()) + Pieces::bytes<A>(max_rows * plan.width * all) +
+           kApart;
   }
   int64_t bytes(int64_t threads) const {
     return Pieces::bytes<A>(parts * blocks * block) + Pieces::bytes<A>(all) + plan.table_bytes() +

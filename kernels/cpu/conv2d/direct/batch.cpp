@@ -112,7 +112,7 @@ int64_t block_elements(const DirectConv<T>& g) {
 template <class T>
 int64_t slot_bytes(const DirectConv<T>& g) {
   return Pieces::bytes<float>(block_elements(g)) +
-         Pieces::bytes<float>(g.out_channels * rows_together(g) * g.out_width * lanes<float>);
+         Pieces::bytes<float>(g.out_channels * rows_together(g) * g.out_width * lanes<float>) + kApart;
 }
 
 template <class T>

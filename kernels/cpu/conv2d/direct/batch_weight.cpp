@@ -119,7 +119,7 @@ struct BatchWeight {
   }
   int64_t slot_bytes() const {
     return Pieces::bytes<E>(input_elements()) + Pieces::bytes<E>(chunk_elements()) +
-           Pieces::bytes<float>(weights * all);
+           Pieces::bytes<float>(weights * all) + kApart;
   }
   int64_t bytes(int64_t threads) const {
     return Pieces::bytes<float>(tasks * weights) + threads * slot_bytes();

@@ -101,7 +101,7 @@ int64_t slot_bytes(const DirectConv<T>& g) {
   using A = acc_t<T>;
   const RowsPlan<A> plan(g);
   return Pieces::bytes<A>(g.planes.channels * plan.plane + 2 * lanes<A> + plan.pitch) +
-         Pieces::bytes<A>(kOut * plan.flat_elements);
+         Pieces::bytes<A>(kOut * plan.flat_elements) + kApart;
 }
 
 template <class T>

@@ -48,7 +48,7 @@ void input_gradient(const Conv2dParams& p, const Parallel& parallel) {
   const int64_t line_pitch = cells.line_pitch<A>(), at_once = cells.lines_at_once(parallel.threads);
   A* gradients = pieces.take<A>(rows * pitch);
   parallel(rows, 64, [&](int64_t begin, int64_t end) { pack_gradients<T>(cells, begin, end, gradients); });
-  const int64_t own = Pieces::bytes<A>((at_once * depth + kRows) * line_pitch);
+  const int64_t own = Pieces::bytes<A>((at_once * depth + kRows) * line_pitch) + kApart;
   const int64_t numbers = p.batch * p.in_channels * p.in_height * p.in_width;
   const bool past_cache = numbers * static_cast<int64_t>(sizeof(T)) >= least_streamed_bytes();
   run_tasks(parallel, ceil_div(cells.lines(), at_once), [&](int64_t task, int64_t worker) {
@@ -172,7 +172,7 @@ void forward(const Conv2dParams& p, const Parallel& parallel) {
   const int64_t rows = cells.rows(), pitch = groups.pitch<A>();
   A* weights = pieces.take<A>(groups.weights());
   A* sums = pieces.take<A>(rows * groups.columns);
-  const int64_t most = rows_at_once(rows, parallel.threads), own = Pieces::bytes<A>(most * pitch);
+  const int64_t most = rows_at_once(rows, parallel.threads), own = Pieces::bytes<A>(most * pitch) + kApart;
   parallel(groups.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group)
       pack_transposed<T>(groups, group, weights + groups.at(group));
@@ -227,10 +227,11 @@ int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
   const Groups groups = Groups::of<A>(cells);
   const int64_t gradients = Pieces::bytes<A>(rows * cells.pitch<A>());
   if (pass == Conv2dPass::backward_input)
-    return gradients + threads * Pieces::bytes<A>((cells.lines_at_once(threads) * cells.depth() + kRows) *
-                                                  cells.line_pitch<A>());
+    return gradients + threads * (Pieces::bytes<A>((cells.lines_at_once(threads) * cells.depth() + kRows) *
+                                                   cells.line_pitch<A>()) +
+                                  kApart);
   return Pieces::bytes<A>(groups.weights()) + Pieces::bytes<A>(rows * groups.columns) +
-         threads * Pieces::bytes<A>(rows_at_once(rows, threads) * groups.pitch<A>());
+         threads * (Pieces::bytes<A>(rows_at_once(rows, threads) * groups.pitch<A>()) + kApart);
 }
 
 void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {

@@ -55,7 +55,7 @@ struct Plan {
   }
   int64_t slot_bytes() const {
     return Pieces::bytes<A>(blocks * window_panel()) + Pieces::bytes<A>(tiles() * kTile<A>) +
-           Pieces::bytes<Run>(task_pixels);
+           Pieces::bytes<Run>(task_pixels) + kApart;
   }
 };
 

@@ -48,7 +48,7 @@ struct SpreadPlan {
   int64_t taps() const { return taps_y * taps_x; }
   int64_t weights() const { return taps() * p.out_channels * kNr<A>; }
   int64_t staging() const { return regions.images * regions.rows * regions.columns * kNr<A>; }
-  int64_t slot_bytes() const { return Pieces::bytes<A>(regions.slab) + Pieces::bytes<A>(staging()); }
+  int64_t slot_bytes() const { return Pieces::bytes<A>(regions.slab) + Pieces::bytes<A>(staging()) + kApart; }
   int64_t bytes(int64_t threads) const {
     return Pieces::bytes<A>(weights()) + Pieces::bytes<A>(kNr<A>) + Pieces::bytes<int64_t>(taps()) +
            threads * slot_bytes();

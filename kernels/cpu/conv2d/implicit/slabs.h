@@ -237,7 +237,7 @@ struct SlabPlan {
   int64_t staged_pitch() const { return together * kNr<A> + (together > 1 ? lanes<A> : 0); }
   int64_t staging_elements() const { return any_staged ? staged_pixels() * staged_pitch() : 0; }
   int64_t slot_bytes() const {
-    return Pieces::bytes<E>(slab_elements()) + Pieces::bytes<A>(staging_elements());
+    return Pieces::bytes<E>(slab_elements()) + Pieces::bytes<A>(staging_elements()) + kApart;
   }
   int64_t bytes(int64_t threads) const {
     return Pieces::bytes<SlabPhase>(n_phases()) + Pieces::bytes<int64_t>(taps() * pieces) +

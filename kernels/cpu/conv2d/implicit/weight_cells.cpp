@@ -19,7 +19,7 @@ void weight_gradient(const Conv2dParams& p, const Parallel& parallel) {
   A* gradients = pieces.take<A>(rows * pitch);
   parallel(rows, 64, [&](int64_t begin, int64_t end) { pack_gradients<T>(cells, begin, end, gradients); });
   const int64_t line_pitch = cells.line_pitch<A>(), at_once = cells.lines_at_once(parallel.threads);
-  const int64_t own = Pieces::bytes<A>((kDepth + at_once * depth) * line_pitch),
+  const int64_t own = Pieces::bytes<A>((kDepth + at_once * depth) * line_pitch) + kApart,
                 parts = ceil_div(rows, kDepth);
   run_tasks(parallel, ceil_div(cells.lines(), at_once), [&](int64_t task, int64_t worker) {
     A* pixels = reinterpret_cast<A*>(pieces.next + worker * own);
@@ -72,8 +72,9 @@ int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
   using A = float;
   const Cells cells(p);
   return Pieces::bytes<A>(cells.rows() * cells.pitch<A>()) +
-         threads * Pieces::bytes<A>((kDepth + cells.lines_at_once(threads) * cells.depth()) *
-                                    cells.line_pitch<A>());
+         threads * (Pieces::bytes<A>((kDepth + cells.lines_at_once(threads) * cells.depth()) *
+                                     cells.line_pitch<A>()) +
+                    kApart);
 }
 
 void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {

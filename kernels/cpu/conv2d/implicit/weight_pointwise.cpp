@@ -140,7 +140,8 @@ struct Pointwise {
   int64_t left_elements() const { return row_blocks(sums.block_channels) * left_panel(); }
   int64_t right_elements() const { return sums.block_tiles * right_panel(); }
   int64_t slot_bytes() const {
-    return Pieces::bytes<A>(left_elements()) + Pieces::bytes<A>(right_elements()) + Pieces::bytes<Run>(chunk);
+    return Pieces::bytes<A>(left_elements()) + Pieces::bytes<A>(right_elements()) +
+           Pieces::bytes<Run>(chunk) + kApart;
   }
   int64_t bytes(int64_t threads) const {
     return Pieces::bytes<A>(tasks() * sums.partial()) + threads * slot_bytes();

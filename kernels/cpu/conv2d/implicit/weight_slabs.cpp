@@ -68,7 +68,7 @@ struct WeightPlan {
   int64_t panel_elements() const { return tiles * regions.images * regions.rows * row_elements() * kNr<A>; }
   int64_t slot_bytes() const {
     return Pieces::bytes<E>(direct ? 0 : regions.slab) + Pieces::bytes<E>(panel_elements()) +
-           Pieces::bytes<int64_t>(regions.images * regions.rows);
+           Pieces::bytes<int64_t>(regions.images * regions.rows) + kApart;
   }
   int64_t bytes(int64_t threads) const {
     return Pieces::bytes<A>(tasks() * partial()) + threads * slot_bytes();

@@ -55,7 +55,7 @@ struct ChunkPlan {
     room = kBlockFloats - columns / kPanel * d_floats;
     step = min_of(chunk_tiles, max_of(1, min_of(6, room / (kPart * (v_tile + z_tile)))) * kPart);
     v_floats = piece(step * v_tile);
-    own = v_floats + piece(step * z_tile);
+    own = v_floats + piece(step * z_tile) + kApartFloats;
   }
 
   int64_t sums() const { return row_blocks * panels * d_floats; }  // floats of D of a chunk

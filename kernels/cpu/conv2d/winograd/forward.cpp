@@ -91,7 +91,7 @@ void run_weights_first(const Problem& problem, const Tiles<S>& tiles, const Plan
   });
   run_tasks(parallel, ceil_div(tiles.count(), plan.block), [&](int64_t task, int64_t worker) {
     const int64_t begin = task * plan.block, end = min_of(begin + plan.block, tiles.count());
-    float *v = scratch + plan.shared + worker * plan.own, *m = v + plan.m_offset();
+    float *v = scratch + plan.shared + worker * plan.own, *m = v + plan.m_offset;
     steps.tiles(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x, v, plan.tile_stride,
                 plan.frequency_stride);
     for (int64_t panel = 0; panel < plan.panels; ++panel) {
@@ -128,7 +128,7 @@ void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan&
     run_tasks(parallel, blocks * plan.panels, [&](int64_t task, int64_t worker) {
       const int64_t begin = pass + task % blocks * plan.block, end = min_of(begin + plan.block, pass_end);
       const int64_t o = task / blocks * kPanel;
-      float *u = scratch + plan.shared + worker * plan.own, *m = u + plan.m_offset();
+      float *u = scratch + plan.shared + worker * plan.own, *m = u + plan.m_offset;
       for (int64_t c = 0; c < in; c += plan.depth) {
         const int64_t depth = min_of(plan.depth, in - c);
         if (plan.weights_once)

@@ -66,7 +66,7 @@ struct Plan {
   int64_t tile_stride;    // of V; weights first: one frequency more, which spreads rows over the cache sets
   int64_t weight_stride;  // between frequencies of U
   int64_t shared, own;    // of all workers, of each
-  int64_t m_floats;       // of `own`, at its end
+  int64_t m_offset;       // of M in `own`
 
   template <class S>
   Plan(const Problem& problem, const Tiles<S>& tiles, int64_t threads) {
@@ -107,12 +107,10 @@ struct Plan {
     const int64_t v = piece(weights_first ? block * tile_stride : kProducts<S> * frequency_stride);
     const int64_t u =
         piece((weights_first || weights_once ? panels * parts : 1) * kWeightFrequencies<S> * weight_stride);
-    m_floats = piece(block * kSums<S> * kPanel);
     shared = weights_first ? u : weights_once ? u + v : v;
-    own = m_floats + (weights_first ? v : weights_once ? 0 : u);
+    m_offset = weights_first ? v : weights_once ? 0 : u;
+    own = m_offset + piece(block * kSums<S> * kPanel) + kApartFloats;
   }
-
-  int64_t m_offset() const { return own - m_floats; }
 
   static constexpr int64_t kMaxWeightFloats = 3 << 20 >> 2;     // 3 MB
   static constexpr int64_t kLargeWeightFloats = 16 << 20 >> 2;  // 16 MB

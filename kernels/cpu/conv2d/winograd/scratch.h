@@ -1,10 +1,13 @@
 // Scratch of Winograd convolution, cut into aligned pieces.
 #pragma once
 
+#include "kernels/cpu/base/scratch.h"
 #include "kernels/cpu/base/simd.h"
 
 namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
+
+constexpr int64_t kApartFloats = kApart / static_cast<int64_t>(sizeof(float));
 
 // floats, rounded up to whole pages' worth of cache lines plus a few, so that pieces do not start in the same
 // cache set
