@@ -27,7 +27,12 @@ SHAPES = {
     "a part of the sum and one more": (1, 33, 5, 5, 2, 1),
     "a row wider than a strip": (1, 5, 3, 75, 7, 1),
     "more tiles than a block": (3, 20, 30, 29, 24, 1),
+    "frequencies that no tile has, in columns": (2, 20, 9, 3, 33, 1),
+    "frequencies that no tile has, in rows": (2, 33, 3, 8, 20, 1),
     "weights transformed last, two parts of the sum": (2, 260, 7, 6, 90, 1),
+    "weights transformed last, frequencies that no tile has": (5, 260, 3, 3, 90, 1),
+    "weights transformed last, for each of two blocks of tiles": (144, 300, 2, 2, 292, 1),
+    "weights transformed last, once for three blocks of tiles": (3, 160, 29, 28, 150, 1),
     "empty batch": (0, 3, 8, 8, 4, 1),
 }
 PASSES = ["forward", "input", "weight"]

@@ -27,7 +27,9 @@ SHAPES = {
     "one channel": (2, 1, 9, 10, 3, 1),
     "a row wider than a strip": (1, 5, 6, 150, 7, 1),
     "more tiles than a block": (3, 20, 58, 57, 24, 1),
+    "frequencies that no tile has": (3, 20, 5, 3, 33, 1),
     "weights transformed last, three parts of the sum": (2, 260, 13, 12, 90, 1),
+    "weights transformed last, frequencies that no tile has": (5, 150, 6, 5, 160, 1),
     "weights transformed last, once for three blocks of tiles": (5, 160, 30, 30, 160, 1),
     "empty batch": (0, 3, 8, 8, 4, 1),
 }

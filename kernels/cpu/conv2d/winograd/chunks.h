@@ -126,7 +126,7 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel&
         }
         store(to, total + lost);
       }
-    gather(p, plan.d_stride, c, rows, block % plan.panels * kPanel, sum);
+    gather(p, plan.d_stride, c, rows, block % plan.panels * kPanel, Used::of(tiles), sum);
   });
 }
 

@@ -54,14 +54,15 @@ struct Steps {
 template <class S>
 void multiply(const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t channels, int64_t depth,
               const float* v, const Plan& plan, const float* u, float* m, bool add, TapsAhead next = {}) {
-  const int64_t lines = ceil_div(next.lines(), kProducts<S>);
+  const int64_t lines = ceil_div(next.lines(), plan.products);
   alignas(64) float sum[kMostTiles<S> * kPanel];
   const Ahead ahead{plan.weights_first ? 0 : plan.frequency_stride, 0};  // from L3; L2 is near enough
   for (int f = 0; f < kProducts<S>; ++f) {
     const int i = f / S::kAlong, j = f % S::kAlong;
-    next.fetch(lines);
     int64_t first, last;
     tiles.range(i, j, begin, end, first, last);
+    if (first >= last) continue;
+    next.fetch(lines);
     float* to = m + (first * kSums<S> + sum_frequency<S>(i, j)) * kPanel;
     const float *rows = v + first * plan.tile_stride + f * plan.frequency_stride,
                 *panel = u + weight_frequency<S>(i, j) * plan.weight_stride;
@@ -82,10 +83,11 @@ void run_weights_first(const Problem& problem, const Tiles<S>& tiles, const Plan
   const int64_t in = problem.in.channels, chunks = ceil_div(in, 16);
   float* u = scratch;
   const int64_t panel_stride = kWeightFrequencies<S> * plan.weight_stride;
+  const Used used = Used::of(tiles);
   parallel(plan.panels * chunks, 2, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t panel = i / chunks, c = i % chunks * 16;
-      steps.weights(problem.weights, c, min_of(16, in - c), panel * kPanel,
+      steps.weights(problem.weights, c, min_of(16, in - c), panel * kPanel, used,
                     u + panel * panel_stride + c * kPanel, plan.weight_stride);
     }
   });
@@ -107,13 +109,14 @@ void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan&
                       float* scratch, const Parallel& parallel) {
   const int64_t in = problem.in.channels;
   const int64_t part_floats = kWeightFrequencies<S> * plan.weight_stride;
+  const Used used = Used::of(tiles);
   float* v = scratch;
   float* all_u =
       plan.weights_once ? scratch + plan.shared - piece(plan.panels * plan.parts * part_floats) : nullptr;
   if (plan.weights_once)
     run_tasks(parallel, plan.panels * plan.parts, [&](int64_t task, int64_t) {
       const int64_t c = task % plan.parts * plan.depth;
-      steps.weights(problem.weights, c, min_of(plan.depth, in - c), task / plan.parts * kPanel,
+      steps.weights(problem.weights, c, min_of(plan.depth, in - c), task / plan.parts * kPanel, used,
                     all_u + task * part_floats, plan.weight_stride);
     });
   for (int64_t pass = 0; pass < tiles.count(); pass += plan.pass_tiles) {
@@ -134,7 +137,7 @@ void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan&
         if (plan.weights_once)
           u = all_u + (task / blocks * plan.parts + c / plan.depth) * part_floats;
         else
-          steps.weights(problem.weights, c, depth, o, u, plan.weight_stride);
+          steps.weights(problem.weights, c, depth, o, used, u, plan.weight_stride);
         TapsAhead next;
         if (!plan.weights_once) {
           const int64_t rest = in - c - depth, panel = (task + 1) / blocks;

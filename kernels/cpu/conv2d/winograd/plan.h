@@ -44,15 +44,12 @@ Tiles<S> tiles_of(const Problem& problem) {
           ceil_div(problem.out.width, S::kOutputStep)};
 }
 
-// Tiles of a block when weights come last: as many floats of M for each scheme. The few tiles of a strided
-// convolution stay together where that makes one block of two, which would transform the weights twice.
+// Tiles of a block when weights come last: as many floats of M for each scheme. Larger blocks where U is not kept,
+// because each block transforms it again.
 template <class S>
 constexpr int64_t kBlockTiles = kMaxRows * ceil_div(64 * kFrequencies / kProducts<S>, kMaxRows);
 template <class S>
-constexpr int64_t kMostTiles = (S::kWeights > kPoints ? 4
-                                : S::kAlong > kPoints ? 2
-                                                      : 1) *
-                               kBlockTiles<S>;
+constexpr int64_t kMostTiles = (S::kWeights > kPoints ? 4 : 2) * kBlockTiles<S>;
 
 // What goes where in the scratch, in floats.
 struct Plan {
@@ -62,6 +59,7 @@ struct Plan {
   int64_t pass_tiles;        // weights last: tiles whose V is held at a time
   int64_t depth, parts;      // input channels of U per multiplication, and how many such parts there are
   int64_t panels;            // of output channels
+  int64_t products;          // frequencies of V that any tile has
   int64_t frequency_stride;  // of V
   int64_t tile_stride;    // of V; weights first: one frequency more, which spreads rows over the cache sets
   int64_t weight_stride;  // between frequencies of U
@@ -72,6 +70,12 @@ struct Plan {
   Plan(const Problem& problem, const Tiles<S>& tiles, int64_t threads) {
     const int64_t in = problem.in.channels, out = problem.out.channels;
     panels = ceil_div(out, kPanel);
+    products = 0;
+    for (int f = 0; f < kProducts<S>; ++f) {
+      int64_t first, last;
+      tiles.range(f / S::kAlong, f % S::kAlong, 0, tiles.count(), first, last);
+      products += first < last;
+    }
     // a power-of-two stride between frequencies would put all of them into a few cache sets
     frequency_stride = ceil_div(in, L) * L;
     if (frequency_stride % 128 == 0) frequency_stride += 16;
@@ -81,6 +85,7 @@ struct Plan {
     const bool large = S::kWeights > kPoints && weight_floats > kMaxWeightFloats &&
                        weight_floats <= kLargeWeightFloats && tiles.count() >= kManyTiles;
     weights_first = weight_floats <= kMaxWeightFloats || large;
+    weights_once = false;
     if (weights_first) {
       depth = in;
       // V of a block in less than a third of L2 (1 MB), in steps of the register block, and enough tasks for
@@ -90,7 +95,8 @@ struct Plan {
       pass_tiles = tiles.count();
     } else {
       depth = min_of(in, 128);
-      block = tiles.count() <= kMostTiles<S> ? kMostTiles<S> : kBlockTiles<S>;
+      weights_once = weight_floats <= kMostWeightFloats && tiles.count() > kMostTiles<S>;
+      block = weights_once ? kBlockTiles<S> : kMostTiles<S>;
       pass_tiles = max_of(block, kPassFloats / tile_stride / block * block);
     }
     block = ceil_div(min_of(pass_tiles, tiles.count()), ceil_div(min_of(pass_tiles, tiles.count()), block));
@@ -103,7 +109,6 @@ struct Plan {
     }
     weight_stride = depth * kPanel + 48;
     parts = ceil_div(in, depth);
-    weights_once = !weights_first && weight_floats <= kMostWeightFloats && tiles.count() > 2 * block;
     const int64_t v = piece(weights_first ? block * tile_stride : kProducts<S> * frequency_stride);
     const int64_t u =
         piece((weights_first || weights_once ? panels * parts : 1) * kWeightFrequencies<S> * weight_stride);

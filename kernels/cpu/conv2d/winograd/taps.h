@@ -6,7 +6,7 @@
 #include "kernels/cpu/base/simd_transpose.h"
 #include "kernels/cpu/conv2d/spoiled.h"
 #include "kernels/cpu/conv2d/winograd/gemm.h"
-#include "kernels/cpu/conv2d/winograd/schemes.h"
+#include "kernels/cpu/conv2d/winograd/tiles.h"
 
 namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
@@ -113,12 +113,34 @@ PYDL_INLINE void ask_for_taps(const Weights& w, int64_t size, int64_t c, int64_t
   }
 }
 
+// The frequencies of U that any tile has, a bit each: an image of 3 x 3 has 5 of 6 along each dimension.
+struct Used {
+  uint32_t rows = 0, columns = 0;
+
+  template <class S>
+  static Used of(const Tiles<S>& tiles) {
+    Used used;
+    for (int i = 0; i < S::kAlong; ++i) {
+      const uint32_t bit = 1u << S::of_weights(i);
+      if (tiles.full_rows > 0 || S::has(i, tiles.last_row)) used.rows |= bit;
+      if (tiles.full_columns > 0 || S::has(i, tiles.last_column)) used.columns |= bit;
+    }
+    return used;
+  }
+  template <class S>
+  bool all() const {
+    return (rows & columns) == (1u << S::kWeights) - 1;
+  }
+  bool has(int i, int j) const { return (rows >> i & columns >> j & 1) != 0; }
+};
+
 // U of `count` input channels, at most 16, and a vector of output channels out of their taps, which are
 // floats by now: one function for all types. What the next 16 channels need, from (c, o) on, is prefetched on
 // the way.
-template <class S>
-__attribute__((noinline)) void transform_taps(const float* taps, int64_t count, float* to, int64_t stride,
-                                              const Weights& w, int64_t size, int64_t c, int64_t o) {
+template <class S, bool kEvery>
+__attribute__((noinline)) void transform_taps(const float* taps, int64_t count, Used used, float* to,
+                                              int64_t stride, const Weights& w, int64_t size, int64_t c,
+                                              int64_t o) {
   constexpr int L = lanes<float>, kTaps = S::kTaps, kAll = kTaps * kTaps;
   for (int64_t k = 0; k < count; ++k) {
     const float* tap = taps + k * kAll * L;
@@ -140,7 +162,8 @@ __attribute__((noinline)) void transform_taps(const float* taps, int64_t count, 
       for (int s = 0; s < kTaps; ++s) g[s] = column[s][r];
       S::weights(g, v);
 #pragma GCC unroll 10
-      for (int s = 0; s < S::kWeights; ++s) store(u + (r * S::kWeights + s) * stride, v[s]);
+      for (int s = 0; s < S::kWeights; ++s)
+        if (kEvery || used.has(r, s)) store(u + (r * S::kWeights + s) * stride, v[s]);
     }
   }
 }
@@ -148,23 +171,24 @@ __attribute__((noinline)) void transform_taps(const float* taps, int64_t count, 
 // U of input channels [c, c + count) and the panel of output channels from o on:
 // to[frequency * stride + channel * kPanel + lane].
 template <class S, class T>
-void transform_weights(const Weights& w, int64_t c, int64_t count, int64_t o, float* to, int64_t stride) {
+void transform_weights(const Weights& w, int64_t c, int64_t count, int64_t o, Used used, float* to,
+                       int64_t stride) {
   constexpr int L = lanes<float>, kTaps = S::kTaps, kAll = kTaps * kTaps;
+  const auto transform = used.all<S>() ? transform_taps<S, true> : transform_taps<S, false>;
   alignas(64) float taps[16 * kAll * L];
   for (int64_t i = 0; i < count; i += 16) {
     const int64_t some = min_of(16, count - i);
     for (int half = 0; half < 2 && o + half * L < w.out_channels; ++half) {
       load_taps<kTaps, T>(w, c + i, some, o + half * L, min_of(L, w.out_channels - o - half * L), taps);
-      transform_taps<S>(taps, some, to + i * kPanel + half * L, stride, w, sizeof(T), c + i + 16,
-                        o + half * L);
+      transform(taps, some, used, to + i * kPanel + half * L, stride, w, sizeof(T), c + i + 16, o + half * L);
     }
   }
 }
 
 // The taps of `count` input channels, at most 16, and a vector of output channels: A^T D A.
 template <class S>
-__attribute__((noinline)) void transform_back(const float* d, int64_t stride, int64_t count, float* taps,
-                                              vec<float>& seen) {
+__attribute__((noinline)) void transform_back(const float* d, int64_t stride, int64_t count, Used used,
+                                              float* taps, vec<float>& seen) {
   constexpr int L = lanes<float>, kTaps = S::kTaps, kAll = kTaps * kTaps;
   vec<float> watched{};
   for (int64_t k = 0; k < count; ++k) {
@@ -176,6 +200,8 @@ __attribute__((noinline)) void transform_back(const float* d, int64_t stride, in
 #pragma GCC unroll 10
       for (int r = 0; r < S::kWeights; ++r) {
         const float* at = from + (r * S::kWeights + q) * stride;
+        m[r] = vec<float>{};
+        if (!used.has(r, q)) continue;
         m[r] = load(at);
         prefetch(at + 2 * kPanel);  // 36 streams are more than the hardware follows
       }
@@ -200,7 +226,7 @@ __attribute__((noinline)) void transform_back(const float* d, int64_t stride, in
 // dW of input channels [c, c + rows) and output channels from o on, out of d[frequency * d_stride + row *
 // kPanel + lane].
 template <class S, class T>
-void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t rows, int64_t o,
+void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t rows, int64_t o, Used used,
                     const float* d) {
   const int64_t* s = p.weight_stride;
   constexpr int L = lanes<float>, kSome = 16, kTaps = S::kTaps, kAll = kTaps * kTaps;
@@ -210,7 +236,7 @@ void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t 
     const int64_t some = min_of(kSome, rows - i);
     for (int64_t half = 0; half < 2 && o + half * L < p.out_channels; ++half) {
       const int64_t width = min_of(L, p.out_channels - o - half * L);
-      transform_back<S>(d + i * kPanel + half * L, d_stride, some, taps, seen);
+      transform_back<S>(d + i * kPanel + half * L, d_stride, some, used, taps, seen);
       T* to = static_cast<T*>(p.weight) + (o + half * L) * s[0] + (c + i) * s[1];
       if (s[3] == 1 && s[2] == kTaps && (s[1] == kAll || some == 1)) {
         transpose_out(taps, L, some * kAll, width, to, s[0]);

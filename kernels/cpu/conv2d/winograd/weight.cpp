@@ -88,6 +88,7 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
   const auto transform_gradients = transform_tiles_of<S, true>(p.dtype);
   const auto gather = gather_weights_of<S>(p.dtype);
   const Image input = input_of(p), gradient = output_of(p);
+  const Used used = Used::of(tiles);
   float *v = static_cast<float*>(p.scratch), *z = v + plan.v.floats, *d = z + plan.z.floats;
   // Long sums are sums of sums of 96 tiles, for their accuracy; short ones go without, and reach less far in
   // L1.
@@ -115,6 +116,7 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
       alignas(64) float part[WeightPlan<S>::kRowBlocks * kMaxRows * kPanel];
       for (int f = 0; f < kProducts<S>; ++f) {
         const int i = f / S::kAlong, j = f % S::kAlong;
+        if (!used.has(S::of_weights(i), S::of_weights(j))) continue;
         int64_t first, last;
         tiles.range(i, j, begin, end, first, last);
         float* to = sum + weight_frequency<S>(i, j) * plan.d_stride;
@@ -129,7 +131,7 @@ void run_passes(const Conv2dParams& p, const Parallel& parallel) {
           if (add) add_panel(rows, part, to, kPanel);
         }
       }
-      if (pass == plan.passes - 1) gather(p, plan.d_stride, c, rows, o, sum);
+      if (pass == plan.passes - 1) gather(p, plan.d_stride, c, rows, o, used, sum);
     });
   }
 }
