@@ -196,6 +196,20 @@ def test_average_and_its_gradient(device, options, dtype):
         assert [*map(strides, actual)] == [*map(strides, avg_outcome(F.avg_pool2d, x, options, grad))]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_the_mean_of_2x2_in_channels_last_of_any_channels(device, dtype, ceil_mode):
+    options = {"kernel_size": 2, "ceil_mode": ceil_mode}
+    for channels, (height, width) in itertools.product((1, 3, 6, 7, 16, 21, 33), ((2, 2), (5, 3), (4, 9), (6, 28))):
+        x = torch.randn(3, channels, height, width, dtype=dtype).to(memory_format=torch.channels_last)
+        grad = torch.randn(3, channels, height, width, dtype=dtype)
+        for layout in (torch.contiguous_format, torch.channels_last):  # the first: behind a layer that flattens
+            given = grad[..., : (height + ceil_mode) // 2, : (width + ceil_mode) // 2].contiguous(memory_format=layout)
+            actual = avg_outcome(PF.avg_pool2d, x, options, given)
+            for a, e in zip(actual, avg_outcome(F.avg_pool2d, x.double(), options, given.double()), strict=True):
+                assert_close(a, e)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grad_layout", [*LAYOUTS, "expanded"])
 def test_layouts_of_input_and_gradient(device, layout, grad_layout):

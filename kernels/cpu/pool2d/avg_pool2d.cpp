@@ -248,6 +248,41 @@ void channels(const AvgPool2dParams& p, int64_t begin, int64_t end) {
       nullptr, static_cast<const A*>(p.column_scale));
 }
 
+// The mean of four pixels, `down` and `right` apart. kSpill: whole vectors, read and written beyond the pixels' channels;
+// what lies there is written after.
+template <bool kSpill, class T>
+PYDL_INLINE void mean_of_four(const T* window, int64_t down, int64_t right, vec<acc_t<T>> scale, T* output,
+                              int64_t channels) {
+  using A = acc_t<T>;
+  for (int64_t c = 0; c < channels; c += lanes<A>) {
+    const int64_t n = kSpill ? lanes<A> : min_of(lanes<A>, channels - c);
+    const auto at = [&](int64_t i) PYDL_INLINE_LAMBDA {
+      return kSpill ? load(window + c + i) : load_n(window + c + i, n);
+    };
+    const vec<A> mean = ((at(0) + at(down)) + (at(right) + at(down + right))) * scale;
+    kSpill ? store(output + c, mean) : store_n(output + c, mean, n);
+  }
+}
+
+// Windows of 2x2 with stride 2 that lie in the image, all with one scale, in channels_last.
+template <class T>
+void fours_of_channels(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const int64_t channels = p.channels, down = p.from_stride[2], right = p.from_stride[3];
+  const vec<A> scale = broadcast(static_cast<A>(p.scale));
+  // the windows that have whole vectors before the ends of both rows, read and written
+  const int64_t beyond = ceil_div(ceil_div(channels, lanes<A>) * lanes<A>, channels) - 1;
+  const int64_t spilling = min_of(p.out_width - beyond, (p.in_width - beyond) / 2);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* window =
+        static_cast<const T*>(p.from) + row / p.out_height * p.from_stride[0] + row % p.out_height * 2 * down;
+    T* output = static_cast<T*>(p.to) + row * p.out_width * channels;
+    for (int64_t x = 0; x < p.out_width; ++x, window += 2 * right, output += channels)
+      x < spilling ? mean_of_four<true>(window, down, right, scale, output, channels)
+                   : mean_of_four<false>(window, down, right, scale, output, channels);
+  }
+}
+
 // The same, whatever the strides: pixel by pixel.
 template <class T>
 void strided(const AvgPool2dParams& p, int64_t begin, int64_t end) {
@@ -275,6 +310,10 @@ void avg_pool2d(const AvgPool2dParams& p, const Parallel& parallel) {
   const bool in_rows =
       !p.channels_last && p.from_stride[3] == 1 && (p.stride_width <= 2 || p.kernel_width <= p.stride_width);
   const bool adjacent = p.from_stride[3] == 1 && (p.in_height == 1 || p.from_stride[2] == p.in_width);
+  const bool fours = p.kernel_height == 2 && p.kernel_width == 2 && p.stride_height == 2 &&
+                     p.stride_width == 2 && p.pad_top == 0 && p.pad_left == 0 &&
+                     p.in_height >= 2 * p.out_height && p.in_width >= 2 * p.out_width && !p.row_scale &&
+                     !p.column_scale;
   dispatch_dtype(p.dtype, [&](auto type) {
     using T = decltype(type);
     parallel(count, ceil_div(is_plane(p) ? kPlaneGrain : kPoolGrain, max_of(pixels, 1)),
@@ -283,6 +322,8 @@ void avg_pool2d(const AvgPool2dParams& p, const Parallel& parallel) {
                  planes<T>(p, begin, end);
                else if (in_rows)
                  rows<T>(p, begin, end);
+               else if (p.channels_last && p.from_stride[1] == 1 && p.from_stride[3] == p.channels && fours)
+                 fours_of_channels<T>(p, begin, end);
                else if (p.channels_last && p.from_stride[1] == 1)
                  p.kernel_width* p.channels <= kBuffer ? channels<T>(p, begin, end)
                                                        : wide_windows<T>(p, begin, end);

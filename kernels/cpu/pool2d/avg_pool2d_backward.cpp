@@ -214,6 +214,59 @@ void channels(const AvgPool2dParams& p, int64_t begin, int64_t end) {
       static_cast<const A*>(p.column_scale), nullptr);
 }
 
+// A window's share of each channel to its `columns` pixels in two rows. kSpill: whole vectors, beyond the pixel's
+// channels; what lies there is written after.
+template <bool kSpill, class T>
+PYDL_INLINE void spread_channels(const T* from, vec<acc_t<T>> scale, T* upper, T* lower, int64_t channels,
+                                 int64_t columns) {
+  using A = acc_t<T>;
+  for (int64_t x = 0; x < columns; ++x, upper += channels, lower += channels)
+    for (int64_t c = 0; c < channels; c += lanes<A>) {
+      const int64_t n = kSpill ? lanes<A> : min_of(lanes<A>, channels - c);
+      const vec<A> share = (kSpill ? load(from + c) : load_n(from + c, n)) * scale;
+      kSpill ? store(upper + c, share) : store_n(upper + c, share, n);
+      kSpill ? store(lower + c, share) : store_n(lower + c, share, n);
+    }
+}
+
+// Windows that fill by fours, for a channels_last gradient. Where the channels of grad_output are not dense, as behind a
+// layer that flattened them, a row of them goes by way of a buffer.
+template <class T>
+void fours_of_channels(const AvgPool2dParams& p, bool dense, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const int64_t channels = p.channels, row = p.in_width * channels;
+  const int64_t right = dense ? p.from_stride[3] : channels;
+  T buffer[kBuffer + lanes<A>];
+  const vec<A> scale = broadcast(static_cast<A>(p.scale));
+  // the windows that have whole vectors before the ends of both rows, read and written
+  const int64_t beyond = ceil_div(ceil_div(channels, lanes<A>) * lanes<A>, channels) - 1;
+  const int64_t spilling = min_of(p.out_width - beyond, (p.in_width - beyond) / 2);
+  each_plane(p.in_height, begin, end, [&](int64_t image, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
+    for (int64_t y = first; y < last; ++y) {
+      const T* from = static_cast<const T*>(p.from) + image * p.from_stride[0] + y / 2 * p.from_stride[2];
+      T *upper = static_cast<T*>(p.to) + (image * p.in_height + y) * row, *lower = upper;
+      if (y % 2 == 0 && y + 1 < last) {
+        lower += row;
+        ++y;
+      }
+      if (!dense) {
+        for (int64_t c = 0; c < channels; ++c)
+          for (int64_t x = 0; x < p.out_width; ++x)
+            buffer[x * channels + c] = from[c * p.from_stride[1] + x * p.from_stride[3]];
+        from = buffer;
+      }
+      for (int64_t x = 0; x < p.out_width; ++x, from += right) {
+        if (x < spilling)
+          spread_channels<true>(from, scale, upper, lower, channels, 2);
+        else
+          spread_channels<false>(from, scale, upper, lower, channels, min_of(2, p.in_width - 2 * x));
+        upper += 2 * channels;
+        lower += 2 * channels;
+      }
+    }
+  });
+}
+
 // The same, whatever the strides: pixel by pixel.
 template <class T>
 void strided(const AvgPool2dParams& p, int64_t begin, int64_t end) {
@@ -239,6 +292,8 @@ template <class T>
 void backward(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   if (is_plane(p) && !p.channels_last) return planes<T>(p, begin, end);
   const bool dense = p.from_stride[p.channels_last ? 1 : 3] == 1;
+  if (p.channels_last && fills_by_fours(p) && (dense || p.out_width * p.channels <= kBuffer))
+    return fours_of_channels<T>(p, dense, begin, end);
   if (p.channels_last)
     return dense && ceil_div(p.kernel_width, p.stride_width) <= kWidest ? channels<T>(p, begin, end)
                                                                         : strided<T>(p, begin, end);
