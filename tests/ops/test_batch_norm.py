@@ -21,6 +21,13 @@ CASES = [
     ((8, 64, 7, 7), ROWS),  # ResNet's last stage: runs with a tail
     ((2, 3, 65, 67), ROWS),  # a run of more than one block, with a tail
     ((2, 1, 130, 130), ROWS),  # one channel: split over threads
+    ((5, 6, 40, 40), ROWS),  # few channels: cut by images, in blocks of two, and one left over
+    ((33, 100, 3, 3), ROWS),  # small planes: stripes of 16 channels, the last of four
+    ((257, 37, 3, 3), ROWS),  # several sub-blocks of images
+    ((4, 130, 6, 6), ROWS),  # the fewest images
+    ((5, 70, 9, 10), ROWS),  # a stripe that ends within a vector
+    ((16, 20, 8, 8), ROWS),
+    ((9, 19, 2, 2, 2), ROWS),
     ((2, 3, 3, 4, 5), ROWS),
     ((33, 6, 24, 24), COLUMNS),
     ((8, 64, 7, 7), COLUMNS),
@@ -48,9 +55,8 @@ def test_forward_backward_and_statistics(device, shape, memory_format, dtype, tr
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_residual_and_activation(device, dtype, activation, residual, training):
-    # both layouts, with tails: 5 x 7 = 35 elements per run, 6 channels folded
-    for memory_format in (ROWS, COLUMNS):
-        shape = (40, 6, 5, 7)
+    # both layouts, with tails: 5 x 7 = 35 elements per run, 6 channels folded; 19 channels: small planes
+    for shape, memory_format in (((40, 6, 5, 7), ROWS), ((40, 6, 5, 7), COLUMNS), ((12, 19, 5, 7), ROWS)):
         inputs = all_inputs(shape, dtype, device, memory_format, residual=residual)
         grad = make(shape, dtype, device, memory_format)
         if dtype in HALF and activation == "relu":
@@ -74,9 +80,9 @@ def test_outputs_past_the_cache(device, activation):
 
 @pytest.mark.parametrize("affine", ["none", "weight", "bias"])
 @pytest.mark.parametrize("statistics", [True, False])
-@pytest.mark.parametrize("memory_format", [ROWS, COLUMNS])
-def test_without_affine_or_statistics(device, affine, statistics, memory_format):
-    x, mean, var, w, b, _ = all_inputs((6, 5, 4, 4), torch.float32, device, memory_format)
+@pytest.mark.parametrize("channels,memory_format", [(5, ROWS), (5, COLUMNS), (37, ROWS)])
+def test_without_affine_or_statistics(device, affine, statistics, channels, memory_format):
+    x, mean, var, w, b, _ = all_inputs((6, channels, 4, 4), torch.float32, device, memory_format)
     w, b = (w if affine == "weight" else None), (b if affine == "bias" else None)
     grad = make(x.shape, x.dtype, device)
     before = x.detach().clone()
@@ -88,15 +94,18 @@ def test_without_affine_or_statistics(device, affine, statistics, memory_format)
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("training", [True, False])
 def test_half_input_with_float32_parameters(device, dtype, training):
-    for memory_format in (ROWS, COLUMNS):
-        inputs = all_inputs((20, 6, 8, 8), dtype, device, memory_format, param_dtype=torch.float32)
-        check(inputs, make((20, 6, 8, 8), dtype, device, memory_format), training, None)
+    for channels, memory_format in ((6, ROWS), (6, COLUMNS), (18, ROWS)):
+        shape = (20, channels, 8, 8)
+        inputs = all_inputs(shape, dtype, device, memory_format, param_dtype=torch.float32)
+        check(inputs, make(shape, dtype, device, memory_format), training, None)
 
 
 @pytest.mark.parametrize(
     "shape,memory_format,dtype",
     [
         ((64, 3, 40, 40), ROWS, torch.float32),
+        ((600, 40, 3, 3), ROWS, torch.float32),
+        ((600, 40, 3, 3), ROWS, torch.float64),
         pytest.param((64, 3, 40, 40), ROWS, torch.float64, marks=pytest.mark.large),
         pytest.param((64, 3, 40, 40), COLUMNS, torch.float32, marks=pytest.mark.large),
         pytest.param((64, 3, 40, 40), COLUMNS, torch.float64, marks=pytest.mark.large),
@@ -121,10 +130,12 @@ def test_mean_far_above_deviation(device, shape, memory_format, dtype):
     assert_close(x.grad * std, shifted.grad * std, scale=scale)
 
 
-@pytest.mark.parametrize("memory_format", [ROWS, COLUMNS])
-def test_first_value_far_from_the_rest(device, memory_format):
+@pytest.mark.parametrize(
+    "shape,memory_format", [((8, 4, 40, 40), ROWS), ((8, 4, 40, 40), COLUMNS), ((300, 20, 3, 3), ROWS)]
+)
+def test_first_value_far_from_the_rest(device, shape, memory_format):
     # a shift taken from the first value alone would lose the digits of all others
-    x = 1e4 + 1e-2 * torch.randn(8, 4, 40, 40)
+    x = 1e4 + 1e-2 * torch.randn(shape)
     x[0, :, 0, 0] = 0
     actual = PF.batch_norm(x.to(device).contiguous(memory_format=memory_format), None, None, training=True)
     assert_close(actual, F.batch_norm(x.double(), None, None, training=True))
@@ -136,13 +147,15 @@ def test_more_than_65535_in_the_batch(device):
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize("memory_format", [ROWS, COLUMNS])
-def test_inf_and_nan_stay_in_their_channel(device, value, memory_format):
-    x = torch.randn(4, 5, 20, 20)
+@pytest.mark.parametrize(
+    "shape,memory_format", [((4, 5, 20, 20), ROWS), ((4, 5, 20, 20), COLUMNS), ((4, 40, 9, 9), ROWS)]
+)
+def test_inf_and_nan_stay_in_their_channel(device, value, shape, memory_format):
+    x, channels = torch.randn(shape), shape[1]
     x[2, 3, 7, 7] = value
-    mean, var = torch.zeros(5, device=device), torch.ones(5, device=device)
+    mean, var = torch.zeros(channels, device=device), torch.ones(channels, device=device)
     y = PF.batch_norm(x.to(device).contiguous(memory_format=memory_format), mean, var, training=True, activation="relu")
-    running = torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    running = torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.float64)
     assert_close(y, F.relu(F.batch_norm(x.double(), *running, training=True)))
     assert_close(mean, running[0])
     assert_close(var, running[1])
@@ -204,6 +217,7 @@ def test_version_counter_sees_the_update(device):
 
 def test_other_strides_and_output_format(device):
     base = torch.randn(6, 10, 12, 14, device=device)
+    planes = torch.randn(6, 40, 5, 6, device=device)
     last = base.contiguous(memory_format=COLUMNS)
     views = {
         "channel slice": base[:, 2:7],
@@ -215,6 +229,8 @@ def test_other_strides_and_output_format(device):
         "channels_last, channel slice": last[:, 2:7],
         "channels_last, spatial slice": last[:, :, ::2, ::2],
         "channels_last, row slice": last[:, :, 3:9],
+        "small planes, channel slice": planes[:, 2:30],
+        "small planes, batch slice": planes[::2],
         "expanded": base[:, :, :1].expand(6, 10, 12, 14),
     }
     for name, view in views.items():
@@ -247,19 +263,21 @@ def test_sequence_of_transposed_features(device):
     )
 
 
-@pytest.mark.parametrize("memory_format", [ROWS, COLUMNS])
+@pytest.mark.parametrize("channels,memory_format", [(5, ROWS), (5, COLUMNS), (21, ROWS)])
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_gradients_in_any_layout(device, memory_format, activation):
-    inputs = all_inputs((6, 5, 8, 9), torch.float32, device, memory_format, residual=activation is not None)
-    full = torch.randn(6, 10, 8, 9, device=device)
+def test_gradients_in_any_layout(device, channels, memory_format, activation):
+    shape = (6, channels, 8, 9)
+    inputs = all_inputs(shape, torch.float32, device, memory_format, residual=activation is not None)
+    full = torch.randn(6, channels + 5, 8, 9, device=device)
+    last = channels + 3
     for grad in (
-        torch.tensor(1.5, device=device).expand(6, 5, 8, 9),  # of sum()
-        torch.randn(6, 5, 1, 1, device=device).expand(6, 5, 8, 9),  # of sum over space
-        torch.randn(1, 5, 8, 9, device=device).expand(6, 5, 8, 9),
-        full[:, 3:8],  # of concatenated channels
-        full[:, 3:8].contiguous(memory_format=COLUMNS),
-        full.contiguous(memory_format=COLUMNS)[:, 3:8],
-        full[:, :5].transpose(2, 3).contiguous().transpose(2, 3),
+        torch.tensor(1.5, device=device).expand(shape),  # of sum()
+        torch.randn(6, channels, 1, 1, device=device).expand(shape),  # of sum over space
+        torch.randn(1, channels, 8, 9, device=device).expand(shape),
+        full[:, 3:last],  # of concatenated channels
+        full[:, 3:last].contiguous(memory_format=COLUMNS),
+        full.contiguous(memory_format=COLUMNS)[:, 3:last],
+        full[:, :channels].transpose(2, 3).contiguous().transpose(2, 3),
     ):
         check(inputs, grad, True, activation)
 

@@ -210,7 +210,9 @@ def test_halves_refuse_to_be_differentiated(device):
 @pytest.mark.parametrize(
     "shape,memory_format",
     [
-        ((16, 8, 40, 40), ROWS),  # channels shared out
+        ((16, 18, 40, 40), ROWS),  # channels shared out
+        ((16, 8, 40, 40), ROWS),  # images shared out
+        ((64, 50, 3, 3), ROWS),  # small planes
         ((5, 1, 200, 200), ROWS),  # one channel split
         ((16, 3, 100, 100), ROWS),  # three channels split
         ((16, 6, 100, 100), COLUMNS),

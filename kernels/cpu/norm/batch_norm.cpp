@@ -1,18 +1,30 @@
 // Batch normalisation on the CPU: the entry points. See kernels/batch_norm.h for the formulas,
-// batch_norm_rows.cpp for NCHW and batch_norm_columns.cpp for channels_last.
+// batch_norm_rows.cpp for NCHW and batch_norm_columns.cpp for channels_last and small planes of NCHW.
 #include "kernels/cpu/norm/batch_norm.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
+constexpr int64_t kMaxPlane = 100;   // norm/NOTES.md: 10x10 gains a seventh, 12x12 loses one
+constexpr int64_t kLeastImages = 4;  // what is done once for a column outweighs fewer
+
+bool is_small_planes(const BatchNormParams& p) {
+  auto is_dense = [&](const BatchNormView& view) { return !view.data || view.channel_stride == p.spatial; };
+  return p.spatial <= kMaxPlane && p.batch >= kLeastImages && !batch_norm_cuts_images(p) &&
+         is_dense(p.input) && is_dense(p.residual) && is_dense(p.output) && is_dense(p.grad_output) &&
+         is_dense(p.grad_input) && is_dense(p.grad_residual);
+}
+
 void forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel) {
-  p.channels_last ? batch_norm_columns_forward(p, stats, apply, parallel)
-                  : batch_norm_rows_forward(p, stats, apply, parallel);
+  if (p.channels_last) return batch_norm_columns_forward(p, stats, apply, parallel);
+  if (is_small_planes(p)) return batch_norm_planes_forward(p, stats, apply, parallel);
+  batch_norm_rows_forward(p, stats, apply, parallel);
 }
 
 void backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel) {
-  p.channels_last ? batch_norm_columns_backward(p, reduce, apply, parallel)
-                  : batch_norm_rows_backward(p, reduce, apply, parallel);
+  if (p.channels_last) return batch_norm_columns_backward(p, reduce, apply, parallel);
+  if (is_small_planes(p)) return batch_norm_planes_backward(p, reduce, apply, parallel);
+  batch_norm_rows_backward(p, reduce, apply, parallel);
 }
 
 }  // namespace

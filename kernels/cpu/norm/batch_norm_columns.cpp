@@ -1,5 +1,6 @@
 // Batch normalisation of columns (channels_last, and inputs of two dimensions): rows of channels contiguous
-// elements.
+// elements. Small planes of NCHW go by the same walks: an image is one row, whose columns are channels * spatial
+// elements, folded by channel at the end.
 //
 // Sums run down the columns, a vector of channels at a time, so no lane ever meets another. Where the
 // channels are no multiple of the vector, several rows are taken as one long row whose length is (3 channels
@@ -17,6 +18,26 @@ namespace {
 constexpr int64_t kShiftRows = 16;  // rows whose mean is the first shift: square root of kSubRows
 
 // ---- statistics
+
+// Of each column: (before values, total, m2) and (now values: their sums about shift) become one; shift the mean of all.
+template <class A>
+__attribute__((noinline)) void merge_moments(int64_t before, int64_t now, int64_t columns,
+                                             A* __restrict shift, const A* __restrict sum,
+                                             const A* __restrict squares, double* __restrict total,
+                                             double* __restrict m2) {
+  const double count = static_cast<double>(now), all = static_cast<double>(before + now), per_all = 1 / all;
+  const double per_before = before ? 1 / static_cast<double>(before) : 0, per_count = 1 / count;
+  const double weight = static_cast<double>(before) * count * per_all;
+  for (int64_t j = 0; before == 0 && j < columns; ++j) total[j] = m2[j] = 0;
+  for (int64_t j = 0; j < columns; ++j) {  // no branch and no division: vectors
+    const double d = sum[j], d2 = squares[j], part = static_cast<double>(shift[j]) * count + d;
+    const double part_m2 = d2 - d * d * per_count, delta = part * per_count - total[j] * per_before;
+    total[j] += part;
+    m2[j] += (part_m2 < 0 ? 0 : part_m2) + delta * delta * weight;
+    const A next = static_cast<A>(total[j] * per_all);
+    shift[j] = next - next == 0 ? next : 0;
+  }
+}
 
 // Partial total and m2 of columns [begin, end) of a segment.
 template <class T>
@@ -70,19 +91,7 @@ void segment_moments(const BatchNormParams& p, const Columns& k, int64_t segment
         store_n(squares + j + v * lanes<A>, s2[v], n);
       }
     });
-    // merge: (r values, total, m2) and (count values, ...)
-    const double before = static_cast<double>(r), now = static_cast<double>(count), after = before + now;
-    const double per_before = r ? 1 / before : 0, weight = before * now / after;
-    for (int64_t j = 0; j < columns; ++j) {
-      const double d = sum[j], d2 = squares[j], part = static_cast<double>(shift[j]) * now + d;
-      const double part_m2 = d2 - d * d / now;
-      const double had = r ? total[j] : 0, had_m2 = r ? m2[j] : 0;
-      const double delta = part / now - had * per_before;
-      total[j] = had + part;
-      m2[j] = had_m2 + (part_m2 < 0 ? 0 : part_m2) + delta * delta * weight;
-      const A next = static_cast<A>(total[j] / after);
-      shift[j] = next - next == 0 ? next : 0;
-    }
+    merge_moments(r, count, columns, shift, sum, squares, total, m2);
   }
 }
 
@@ -175,6 +184,39 @@ void forward(const BatchNormParams& p, bool stats, bool apply, const Walks<A>& w
   over_rows(p, k, parallel, [&](int64_t row, int64_t width) { walks.row(p, k, co, row, width); });
 }
 
+// Sums of a stripe's columns become moments of its channels.
+template <class A>
+void fold_moments(const BatchNormParams& p, const PlaneStripe<A>& stripe) {
+  const double rows = static_cast<double>(p.batch), n = static_cast<double>(p.batch * p.spatial);
+  const double* total = stripe.sums;
+  const double* m2 = total + stripe.columns.width;
+  for (int64_t c = stripe.first; c < stripe.last; ++c, total += p.spatial, m2 += p.spatial) {
+    double mean = 0, squares = 0;
+    for (int64_t j = 0; j < p.spatial; ++j) mean += total[j];
+    mean /= n;
+    for (int64_t j = 0; j < p.spatial; ++j) {
+      const double d = total[j] * (1 / rows) - mean;
+      squares += m2[j] + rows * d * d;
+    }
+    finish_moments(p, c, mean, squares);
+  }
+}
+
+template <class A>
+void planes_forward(const BatchNormParams& p, bool stats, bool apply, const Walks<A>& walks,
+                    const Parallel& parallel) {
+  over_planes<A>(p, parallel, [&](PlaneStripe<A>& stripe) {
+    const Columns& k = stripe.columns;
+    if (stats) {
+      walks.segment(stripe.params, k, 0, 0, k.width);
+      fold_moments(p, stripe);
+    }
+    if (!apply) return;
+    stripe.fill(p);
+    for (int64_t row = k.rows; row-- > 0;) walks.row(stripe.params, k, stripe.coefficients, row, k.width);
+  });
+}
+
 }  // namespace
 
 int64_t batch_norm_columns_scratch(const BatchNormParams& p) {
@@ -192,6 +234,13 @@ void batch_norm_columns_forward(const BatchNormParams& p, bool stats, bool apply
   dispatch_storage(p.dtype, [&](auto type) {
     using T = decltype(type);
     forward<acc_t<T>>(p, stats, apply, walks_of<T>(p.activation), parallel);
+  });
+}
+
+void batch_norm_planes_forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel) {
+  dispatch_storage(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    planes_forward<acc_t<T>>(p, stats, apply, walks_of<T>(p.activation), parallel);
   });
 }
 

@@ -38,6 +38,10 @@ struct Columns {
     stripes = ceil_div(width, kStripe);
   }
 
+  // one segment whose rows are no longer than a stripe
+  Columns(int64_t rows_, int64_t width_)
+      : fold(1), width(width_), rows(rows_), rest(0), segment_rows(rows_), segments(1), stripes(1) {}
+
   static bool dense(const BatchNormParams& p) {
     auto is_dense = [&](const BatchNormView& view) { return !view.data || view.row_stride == p.channels; };
     return is_dense(p.input) && is_dense(p.residual) && is_dense(p.output) && is_dense(p.grad_output) &&
@@ -61,12 +65,13 @@ template <class A>
 struct Coefficients {
   A *shift, *scale, *offset, *slope, *constant;  // (width)
 
-  Coefficients(const Scratch& scratch, const Columns& k)
-      : shift(reinterpret_cast<A*>(scratch.coefficients)),
-        scale(shift + k.width),
-        offset(scale + k.width),
-        slope(offset + k.width),
-        constant(slope + k.width) {}
+  Coefficients(void* room, int64_t each)
+      : shift(static_cast<A*>(room)),
+        scale(shift + each),
+        offset(scale + each),
+        slope(offset + each),
+        constant(slope + each) {}
+  Coefficients(const Scratch& scratch, const Columns& k) : Coefficients(scratch.coefficients, k.width) {}
 
   // both use the room of the partial sums
   __attribute__((noinline)) void fill(const BatchNormParams& p, const Columns& k, const Scratch& scratch) {
@@ -111,6 +116,96 @@ bool vectors_aligned(const BatchNormView& view, const Columns& k) {
   constexpr uint64_t bytes = lanes<acc_t<T>> * sizeof(T);
   return reinterpret_cast<uintptr_t>(view.data) % bytes == 0 &&
          static_cast<uint64_t>(k.fold * view.row_stride) * sizeof(T) % bytes == 0;
+}
+
+// ---- small planes of NCHW: an image is one row, whose columns are channels * spatial elements
+
+// Cut into stripes of whole channels, each of which a task takes through sums and application; they begin at a vector's
+// boundary where they can. The shape alone decides on them.
+struct Planes {
+  int64_t channels, count;  // of a stripe; stripes
+
+  Planes(const BatchNormParams& p, int64_t lane_count) {
+    int64_t aligned = lane_count;  // channels of the fewest whole vectors
+    for (int64_t s = p.spatial; s % 2 == 0 && aligned > 1; s /= 2) aligned /= 2;
+    if (aligned * p.spatial > kStripe) aligned = 1;
+    const int64_t units = ceil_div(p.channels, aligned), most = max_of(kStripe / (aligned * p.spatial), 1);
+    count = ceil_div(units, min_of(most, max_of(units / kLeastStripes, 1)));
+    channels = ceil_div(units, count) * aligned;
+    count = ceil_div(p.channels, channels);
+  }
+
+ private:
+  static constexpr int64_t kLeastStripes = 4;
+};
+
+// One of them: the batch norm of its columns, with what that needs in the place of scratch.
+template <class A>
+struct PlaneStripe {
+  const int64_t first, last, spatial;  // channels; elements of a channel in a row
+  const Columns columns;
+  BatchNormParams params;
+  const Coefficients<A> coefficients;
+  double sums[2 * kStripe];  // as Scratch has them
+
+  PlaneStripe(const BatchNormParams& p, const Planes& planes, int64_t i)
+      : first(i * planes.channels),
+        last(min_of(first + planes.channels, p.channels)),
+        spatial(p.spatial),
+        columns(p.batch, (last - first) * p.spatial),
+        params(p),
+        coefficients(room_, kRoom) {
+    params.channels = columns.width;
+    params.spatial = 1;
+    params.scratch = sums;
+    const int64_t size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
+    BatchNormView* const views[] = {&params.input,       &params.residual,   &params.output,
+                                    &params.grad_output, &params.grad_input, &params.grad_residual};
+    for (BatchNormView* view : views)
+      if (view->data) view->data = static_cast<char*>(view->data) + first * spatial * size;
+  }
+  PlaneStripe(const PlaneStripe&) = delete;
+  PlaneStripe& operator=(const PlaneStripe&) = delete;
+
+  void fill(const BatchNormParams& p) {
+    for (int64_t c = first; c < last; ++c) {
+      const Affine<A> affine = affine_at<A>(p, c);
+      spread(coefficients.shift, c, affine.shift);
+      spread(coefficients.scale, c, affine.scale);
+      spread(coefficients.offset, c, affine.offset);
+    }
+  }
+  void fill_gradient(const BatchNormParams& p) {
+    for (int64_t c = first; p.training && c < last; ++c) {
+      const AffineGradient<A> affine = affine_gradient_at<A>(p, c);
+      spread(coefficients.slope, c, affine.slope);
+      spread(coefficients.constant, c, affine.constant);
+    }
+  }
+
+ private:
+  static constexpr int64_t kRoom = kStripe + lanes<A>;
+  alignas(64) A room_[5 * kRoom];
+
+  // Whole vectors: what is beyond the channel is written again by the next.
+  PYDL_INLINE void spread(A* to, int64_t c, A value) const {
+    A* const begin = to + (c - first) * spatial;
+    for (int64_t j = 0; j < spatial; j += lanes<A>) store(begin + j, broadcast(value));
+  }
+};
+
+// body(stripe) over all of them
+template <class A, class F>
+void over_planes(const BatchNormParams& p, const Parallel& parallel, const F& body) {
+  const Planes planes(p, lanes<A>);
+  parallel(planes.count, ceil_div(kGrain, planes.channels * p.spatial * p.batch),
+           [&](int64_t begin, int64_t end) {
+             for (int64_t i = begin; i < end; ++i) {
+               PlaneStripe<A> stripe(p, planes, i);
+               body(stripe);
+             }
+             stream_fence();
+           });
 }
 
 // body(group, j, count): columns [j, j + group * lanes) of a stripe, with count = 0, or one vector of which

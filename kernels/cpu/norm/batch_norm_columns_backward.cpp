@@ -184,6 +184,15 @@ Walks<acc_t<T>> walks_of(BatchNormGradient gradient, bool keep) {
   return walks;
 }
 
+// What is left to do where gz was kept: grad_output is gz.
+BatchNormParams after_keeping(const BatchNormParams& p) {
+  BatchNormParams rest = p;
+  rest.grad_output = p.grad_residual;
+  rest.output = rest.grad_residual = {};
+  rest.gradient = BatchNormGradient::linear;
+  return rest;
+}
+
 template <class A>
 void backward(const BatchNormParams& p, bool reduce, bool apply, bool keep, const Walks<A>& walks,
               const Parallel& parallel) {
@@ -199,15 +208,38 @@ void backward(const BatchNormParams& p, bool reduce, bool apply, bool keep, cons
   }
   if (!apply) return;
   co.fill_gradient(p, k, scratch);
-  BatchNormParams rest = p;  // of which grad_output is gz
-  rest.grad_output = p.grad_residual;
-  rest.output = rest.grad_residual = {};
-  rest.gradient = BatchNormGradient::linear;
+  const BatchNormParams rest = after_keeping(p);
   over_rows(p, k, parallel, [&](int64_t row, int64_t width) {
     if (keep && row < k.rows)
       walks.linear_row(rest, k, co, row, width);
     else
       walks.row(p, k, co, row, width);
+  });
+}
+
+template <class A>
+void planes_backward(const BatchNormParams& p, bool reduce, bool apply, bool keep, const Walks<A>& walks,
+                     const Parallel& parallel) {
+  over_planes<A>(p, parallel, [&](PlaneStripe<A>& stripe) {
+    const Columns& k = stripe.columns;
+    stripe.fill(p);
+    if (reduce) {
+      walks.segment(stripe.params, k, stripe.coefficients, 0, 0, k.width);
+      const double *of_column = stripe.sums, *shifted_of_column = of_column + k.width;
+      for (int64_t c = stripe.first; c < stripe.last; ++c) {
+        double sum = 0, shifted = 0;
+        for (int64_t j = 0; j < p.spatial; ++j) {
+          sum += *of_column++;
+          shifted += *shifted_of_column++;
+        }
+        finish_gradient_sums<A>(p, c, sum, shifted);
+      }
+    }
+    if (!apply) return;
+    stripe.fill_gradient(p);
+    const BatchNormParams left = keep ? after_keeping(stripe.params) : stripe.params;
+    const auto row_of_gradient = keep ? walks.linear_row : walks.row;
+    for (int64_t row = k.rows; row-- > 0;) row_of_gradient(left, k, stripe.coefficients, row, k.width);
   });
 }
 
@@ -219,6 +251,14 @@ void batch_norm_columns_backward(const BatchNormParams& p, bool reduce, bool app
   dispatch_storage(p.dtype, [&](auto type) {
     using T = decltype(type);
     backward<acc_t<T>>(p, reduce, apply, keep, walks_of<T>(p.gradient, keep), parallel);
+  });
+}
+
+void batch_norm_planes_backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel) {
+  const bool keep = !kPlain && reduce && apply && keeps_gradient(p);
+  dispatch_storage(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    planes_backward<acc_t<T>>(p, reduce, apply, keep, walks_of<T>(p.gradient, keep), parallel);
   });
 }
 

@@ -19,8 +19,15 @@ struct Blocks {
   int64_t pieces, rows, count;  // pieces per run, or runs per block
   explicit Blocks(const BatchNormParams& p)
       : pieces(max_of(ceil_div(p.spatial, kBlock), 1)),
-        rows(max_of(kBlock / max_of(p.spatial, 1), 1)),
+        rows(power_of_two(kBlock / max_of(p.spatial, 1))),
         count(pieces > 1 ? p.batch * pieces : ceil_div(p.batch, rows)) {}
+
+  // the greatest up to n: half of a batch is then often a whole number of blocks
+  static int64_t power_of_two(int64_t n) {
+    int64_t power = 1;
+    while (2 * power <= n) power *= 2;
+    return power;
+  }
 
   Block at(const BatchNormParams& p, int64_t j) const {
     if (pieces > 1) {
@@ -98,21 +105,24 @@ PYDL_INLINE vec<acc_t<T>> load_some(const T* x, int64_t count) {
 
 // ---- who does what
 
-// Whether one thread takes a channel as a whole: not where that leaves threads idle.
+// Whether one thread takes a channel as a whole: not where that leaves threads idle, nor where channels are so few that
+// the layers around cut by images.
 bool channel_per_task(const BatchNormParams& p, const Parallel& parallel) {
+  if (p.batch * p.spatial * p.channels <= kGrain) return true;
+  if (batch_norm_cuts_images(p)) return false;
   const int64_t rounds = ceil_div(p.channels, parallel.threads);
-  return rounds * parallel.threads * 4 <= p.channels * 5 || p.batch * p.spatial * p.channels <= kGrain;
+  return rounds * parallel.threads * 4 <= p.channels * 5;
 }
 
 int64_t channel_grain(const BatchNormParams& p) { return ceil_div(kGrain, max_of(p.batch * p.spatial, 1)); }
 
-// body(n, c, begin, length) over all runs, in the order of memory.
+// body(n, c, begin, length) over all runs, each task from the last in memory, which may still be in the cache.
 template <class F>
 void over_runs(const BatchNormParams& p, const Parallel& parallel, const F& body) {
   const int64_t pieces = max_of(ceil_div(p.spatial, kGrain), 1), length = min_of(p.spatial, kGrain);
   parallel(p.batch * p.channels * pieces, ceil_div(kGrain, max_of(length, 1)),
            [&](int64_t first, int64_t last) {
-             for (int64_t j = first; j < last; ++j) {
+             for (int64_t j = last; j-- > first;) {
                const int64_t run = j / pieces, begin = j % pieces * kGrain;
                body(run / p.channels, run % p.channels, begin, min_of(length, p.spatial - begin));
              }
@@ -135,13 +145,16 @@ ChannelCoefficients<A>* coefficients_of(const BatchNormParams& p, const Blocks& 
                                                    p.channels * blocks.count);
 }
 
+// Cut by images, as over_runs is.
 template <class Partial, class F>
 Partial* over_blocks(const BatchNormParams& p, const Blocks& blocks, const Parallel& parallel,
                      const F& body) {
   Partial* partial = static_cast<Partial*>(p.scratch);
   parallel(p.channels * blocks.count, kGrain / kBlock, [&](int64_t first, int64_t last) {
-    for (int64_t j = first; j < last; ++j)
-      partial[j] = body(j / blocks.count, blocks.at(p, j % blocks.count));
+    for (int64_t j = first; j < last; ++j) {
+      const int64_t block = j / p.channels, c = j % p.channels;
+      partial[c * blocks.count + block] = body(c, blocks.at(p, block));
+    }
   });
   return partial;
 }
