@@ -23,27 +23,33 @@ inline int64_t count_windows(int64_t in, int64_t kernel, int64_t stride, int64_t
   return ceil_mode && (count - 1) * stride >= in + pad ? count - 1 : count;
 }
 
-// Checks sizes and options, and fills in all but pointers, strides, dtype and layout. input: sizes (N, C, H,
-// W).
-inline void describe_pool(const char* op, const PoolSizes& input, const PoolOptions& o, Pool2dParams& p) {
-  for (const auto& [name, pair] : {std::pair<const char*, const PoolSizes&>{"kernel_size", o.kernel},
-                                   {"stride", o.stride},
-                                   {"padding", o.padding},
-                                   {"dilation", o.dilation}}) {
-    PYDL_CHECK(pair.size() == 2, op, ": expected ", name, " to be 2 numbers, got ", shape_of(pair));
+// Checks options of so many dimensions.
+inline void check_pool_options(const char* op, const PoolOptions& o, size_t dims) {
+  for (const auto& [name, numbers] : {std::pair<const char*, const PoolSizes&>{"kernel_size", o.kernel},
+                                      {"stride", o.stride},
+                                      {"padding", o.padding},
+                                      {"dilation", o.dilation}}) {
+    PYDL_CHECK(numbers.size() == dims, op, ": expected ", name, " to be ", dims, " numbers, got ",
+               shape_of(numbers));
     const int64_t least = std::strcmp(name, "padding") == 0 ? 0 : 1;
-    PYDL_CHECK(pair[0] >= least && pair[1] >= least, op, ": expected ", name, " to be at least ", least,
-               ", got ", shape_of(pair));
+    PYDL_CHECK(*std::min_element(numbers.begin(), numbers.end()) >= least, op, ": expected ", name,
+               " to be at least ", least, ", got ", shape_of(numbers));
   }
-  PYDL_CHECK(
-      input.size() == 4 && input[1] > 0 && input[2] > 0 && input[3] > 0, op,
-      ": expected input to be 3-D (unbatched) or 4-D (batched) and empty in its batch alone, got shape ",
-      shape_of(input));
-  for (size_t d = 0; d < 2; ++d)
+  for (size_t d = 0; d < dims; ++d)
     PYDL_CHECK(o.padding[d] <= (o.dilation[d] * (o.kernel[d] - 1) + 1) / 2, op,
                ": expected padding to be at most half of the kernel's reach, got padding ",
                shape_of(o.padding), " for kernel_size ", shape_of(o.kernel), " and dilation ",
                shape_of(o.dilation));
+}
+
+// Checks sizes and options, and fills in all but pointers, strides, dtype and layout. input: sizes (N, C, H,
+// W).
+inline void describe_pool(const char* op, const PoolSizes& input, const PoolOptions& o, Pool2dParams& p) {
+  check_pool_options(op, o, 2);
+  PYDL_CHECK(
+      input.size() == 4 && input[1] > 0 && input[2] > 0 && input[3] > 0, op,
+      ": expected input to be 3-D (unbatched) or 4-D (batched) and empty in its batch alone, got shape ",
+      shape_of(input));
   p.batch = input[0];
   p.channels = input[1];
   p.in_height = input[2];

@@ -104,11 +104,10 @@ double Arguments::real(int i) const {
   return PyFloat_AS_DOUBLE(objects_[i]);
 }
 
-std::vector<int64_t> Arguments::pair(int i) const {
-  if (!PyTuple_CheckExact(objects_[i])) return {integer(i), integer(i)};
-  if (PyTuple_GET_SIZE(objects_[i]) != 2) throw NotPlain();
-  const Arguments inner(&PyTuple_GET_ITEM(objects_[i], 0));
-  return {inner.integer(0), inner.integer(1)};
+std::vector<int64_t> Arguments::of_each(int i, size_t count) const {
+  if (!PyTuple_CheckExact(objects_[i])) return std::vector<int64_t>(count, integer(i));
+  if (PyTuple_GET_SIZE(objects_[i]) != static_cast<Py_ssize_t>(count)) throw NotPlain();
+  return integers(i);
 }
 
 std::vector<int64_t> Arguments::integers(int i) const {

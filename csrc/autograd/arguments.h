@@ -52,8 +52,10 @@ class Arguments {
   bool truth(int i) const;
   int64_t integer(int i) const;
   double real(int i) const;
-  // One integer for both, or a tuple of two.
-  std::vector<int64_t> pair(int i) const;
+  // One integer for all, or a tuple of so many.
+  std::vector<int64_t> of_each(int i, size_t count) const;
+  std::vector<int64_t> pair(int i) const { return of_each(i, 2); }
+  std::vector<int64_t> triple(int i) const { return of_each(i, 3); }
   std::vector<int64_t> integers(int i) const;  // of a tuple
   const char* text(int i) const;
 };

@@ -10,6 +10,7 @@ from testing import assert_close
 
 import pydl.functional as PF
 import pydl.ops.pool3d
+from pydl.ops import _nodes
 
 pytestmark = pytest.mark.cpu_kernels
 LAST = torch.channels_last_3d
@@ -114,19 +115,71 @@ def test_per_sample(call):
 
 def test_who_pools(monkeypatch):
     """Ours where they are faster: not small volumes, not one channel, not maxima of channels_last_3d."""
-    from pydl.ops import max_pool2d
 
-    calls = []
-    monkeypatch.setattr(
-        pydl.ops.pool3d, "max_pool2d_unasked", lambda *a: calls.append(1) or max_pool2d.max_pool2d_unasked(*a)
-    )
-    PF.max_pool3d(INPUTS["NCDHW"], 2)
-    assert len(calls) == 2
+    def ops(call, x):
+        name, options = CALLS[call]
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            getattr(PF, name)(x, **options)
+        return {event.key for event in profile.key_averages() if event.key.startswith("pydl::")}
+
+    assert ops("max_pool3d, 2", INPUTS["NCDHW"]) == {"pydl::max_pool3d"}
+    for kind in ("NCDHW", "NDHWC", "unbatched"):
+        assert ops("avg_pool3d, 2", INPUTS[kind]) == {"pydl::avg_pool3d"}
+        assert ops("adaptive_max_pool3d, 1", INPUTS[kind]) == {"pydl::max_pool3d"}
     for kind in ("NDHWC", "one channel"):
-        PF.max_pool3d(INPUTS[kind], 2)
+        assert ops("max_pool3d, 2", INPUTS[kind]) == set()
     monkeypatch.setattr(pydl.ops.pool3d, "WORTH_A_CALL", 1 << 16)
-    PF.max_pool3d(INPUTS["NCDHW"], 2)
-    assert len(calls) == 2
+    assert ops("max_pool3d, 2", INPUTS["NCDHW"]) == set()
+
+
+@pytest.mark.parametrize("kind", ["NCDHW", "NDHWC"])
+def test_opcheck(kind):
+    x = INPUTS[kind].clone().requires_grad_()
+    window = (2, 3, 2), (2, 1, 2), (1, 1, 0), (1, 1, 2), False
+    output, *places = torch.ops.pydl.max_pool3d(x, *window, True)
+    for name, args in (
+        ("max_pool3d", (x, *window, True)),
+        ("max_pool3d_backward", (output.detach().requires_grad_(), *places, x.shape, *window)),
+        ("max_pool3d_gather", (x, *places, *window)),
+    ):
+        torch.library.opcheck(getattr(torch.ops.pydl, name).default, args)
+    mean = (2, 3, 2), (2, 1, 2), (1, 1, 0), True, False, 0
+    output = torch.ops.pydl.avg_pool3d(x, *mean)
+    torch.library.opcheck(torch.ops.pydl.avg_pool3d.default, (x, *mean))
+    grad = output.detach().requires_grad_()
+    torch.library.opcheck(torch.ops.pydl.avg_pool3d_backward.default, (grad, x.shape, *mean))
+
+
+def _no_call(*args):
+    return NotImplemented
+
+
+UPSTREAM = {
+    "contiguous": lambda t: t,
+    "channels_last_3d": lambda t: t.contiguous(memory_format=LAST),
+    "expanded": lambda t: t[:1, :, :1].expand(t.shape),
+    "transposed": lambda t: t.transpose(3, 4).contiguous().transpose(3, 4),
+}
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["in C++", "in Python"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("call", ["avg_pool3d, 2", "avg_pool3d, hanging over", "adaptive_max_pool3d, (2, 4, 3)"])
+def test_gradients_that_lie_in_any_way(device, monkeypatch, call, kind, dtype, quick):
+    if not quick:
+        monkeypatch.setattr(_nodes, "avg_pool3d", _no_call)
+        monkeypatch.setattr(_nodes, "max_pool3d", _no_call)
+    name, options = CALLS[call]
+    x = INPUTS[kind].to(dtype)
+    given, exact = (t.detach().requires_grad_() for t in (x, x.double()))
+    ours, theirs = getattr(PF, name)(given, **options), getattr(F, name)(exact, **options)
+    grad = torch.randn(theirs.shape, dtype=dtype)
+    for lies in UPSTREAM.values() if ours.dim() == 5 else [UPSTREAM["contiguous"]]:
+        found = torch.autograd.grad(ours, given, lies(grad), retain_graph=True)[0]
+        wanted = torch.autograd.grad(theirs, exact, lies(grad).double(), retain_graph=True)[0]
+        assert_close(found, wanted, dtype)
+        assert found.is_contiguous()
 
 
 MISTAKES = {

@@ -20,6 +20,7 @@ from pydl.ops.pool3d import (
     adaptive_avg_pool3d_unasked,
     adaptive_max_pool3d_unasked,
     avg_pool3d_unasked,
+    is_small,
     max_pool3d_unasked,
 )
 
@@ -208,7 +209,7 @@ class MaxPool3d(_Eager, torch.nn.MaxPool3d):
     own = Own(torch.nn.MaxPool3d, "max_pool3d")
 
     def forward(self, input):
-        if steps_aside(self, MaxPool3d.own, F.max_pool3d, input):
+        if is_small(input) or steps_aside(self, MaxPool3d.own, F.max_pool3d, input):
             return torch.nn.MaxPool3d.forward(self, input)
         options = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
         return max_pool3d_unasked(input, *options, self.return_indices)
@@ -224,7 +225,7 @@ class AvgPool3d(_Eager, torch.nn.AvgPool3d):
     own = Own(torch.nn.AvgPool3d, "avg_pool3d")
 
     def forward(self, input):
-        if steps_aside(self, AvgPool3d.own, F.avg_pool3d, input):
+        if is_small(input) or steps_aside(self, AvgPool3d.own, F.avg_pool3d, input):
             return torch.nn.AvgPool3d.forward(self, input)
         options = self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
         return avg_pool3d_unasked(input, *options, self.divisor_override)
@@ -240,7 +241,7 @@ class AdaptiveAvgPool3d(_Eager, torch.nn.AdaptiveAvgPool3d):
     own = Own(torch.nn.AdaptiveAvgPool3d, "adaptive_avg_pool3d")
 
     def forward(self, input):
-        if steps_aside(self, AdaptiveAvgPool3d.own, F.adaptive_avg_pool3d, input):
+        if is_small(input) or steps_aside(self, AdaptiveAvgPool3d.own, F.adaptive_avg_pool3d, input):
             return torch.nn.AdaptiveAvgPool3d.forward(self, input)
         return adaptive_avg_pool3d_unasked(input, self.output_size)
 
@@ -255,6 +256,6 @@ class AdaptiveMaxPool3d(_Eager, torch.nn.AdaptiveMaxPool3d):
     own = Own(torch.nn.AdaptiveMaxPool3d, "adaptive_max_pool3d")
 
     def forward(self, input):
-        if steps_aside(self, AdaptiveMaxPool3d.own, F.adaptive_max_pool3d, input):
+        if is_small(input) or steps_aside(self, AdaptiveMaxPool3d.own, F.adaptive_max_pool3d, input):
             return torch.nn.AdaptiveMaxPool3d.forward(self, input)
         return adaptive_max_pool3d_unasked(input, self.output_size, self.return_indices)

@@ -25,6 +25,7 @@ from pydl.ops import (  # noqa: F401  (which define the ops)
     linear,
     matmul,
     max_pool2d,
+    pool3d,
 )
 
 
@@ -112,39 +113,26 @@ def _batch_norm_update_stats(ops, info, in_dims, running_mean, running_var, mean
     return None, None
 
 
-def _max_pool2d(ops, info, in_dims, input, *options):
+def _max_pool(op, ops, info, in_dims, input, *options):
+    size, wants_places = info.batch_size, options[-1]
+    output, *places = getattr(ops, op)(_fold(input, in_dims[0], 0, size), *options)
+    if wants_places:
+        places = [_unfold(t, 0, size) for t in places]
+    return (_unfold(output, 0, size), *places), (0, *(0 if wants_places else None for _ in places))
+
+
+def _pool_images(op, tensors, ops, info, in_dims, *args):
+    """Of an op whose first arguments are so many tensors of images."""
     size = info.batch_size
-    output, places = ops.max_pool2d(_fold(input, in_dims[0], 0, size), *options)
-    wants_places = options[-1]
-    return (_unfold(output, 0, size), _unfold(places, 0, size) if wants_places else places), (
-        0,
-        0 if wants_places else None,
-    )
+    folded = [_fold(t, d, 0, size) for t, d in zip(args[:tensors], in_dims[:tensors], strict=True)]
+    return _unfold(getattr(ops, op)(*folded, *args[tensors:]), 0, size), 0
 
 
-def _max_pool2d_backward(ops, info, in_dims, grad_output, places, input_size, *options):
-    size = info.batch_size
-    grad_output, places = (_fold(t, d, 0, size) for t, d in zip((grad_output, places), in_dims[:2], strict=True))
-    grad_input = ops.max_pool2d_backward(grad_output, places, [input_size[0] * size, *input_size[1:]], *options)
-    return _unfold(grad_input, 0, size), 0
-
-
-def _max_pool2d_gather(ops, info, in_dims, input, places, *options):
-    size = info.batch_size
-    input, places = (_fold(t, d, 0, size) for t, d in zip((input, places), in_dims[:2], strict=True))
-    return _unfold(ops.max_pool2d_gather(input, places, *options), 0, size), 0
-
-
-def _avg_pool2d(ops, info, in_dims, input, *options):
-    size = info.batch_size
-    return _unfold(ops.avg_pool2d(_fold(input, in_dims[0], 0, size), *options), 0, size), 0
-
-
-def _avg_pool2d_backward(ops, info, in_dims, grad_output, input_size, *options):
-    size = info.batch_size
-    grad_output = _fold(grad_output, in_dims[0], 0, size)
-    grad_input = ops.avg_pool2d_backward(grad_output, [input_size[0] * size, *input_size[1:]], *options)
-    return _unfold(grad_input, 0, size), 0
+def _pool_backward(op, tensors, ops, info, in_dims, *args):
+    """The same with the input's size behind the tensors."""
+    batch, *rest = args[tensors]
+    args = *args[:tensors], [batch * info.batch_size, *rest], *args[tensors + 1 :]
+    return _pool_images(op, tensors, ops, info, in_dims, *args)
 
 
 def _first(tensor, dim):
@@ -334,11 +322,12 @@ _library.vmap("rms_norm_forward", _rms_norm_forward)
 
 
 _library.vmap("matmul", _matmul)
-_library.vmap("avg_pool2d", _avg_pool2d)
-_library.vmap("avg_pool2d_backward", _avg_pool2d_backward)
-_library.vmap("max_pool2d", _max_pool2d)
-_library.vmap("max_pool2d_backward", _max_pool2d_backward)
-_library.vmap("max_pool2d_gather", _max_pool2d_gather)
+for _dims, _places in ((2, 1), (3, 2)):
+    _library.vmap(f"avg_pool{_dims}d", partial(_pool_images, f"avg_pool{_dims}d", 1))
+    _library.vmap(f"avg_pool{_dims}d_backward", partial(_pool_backward, f"avg_pool{_dims}d_backward", 1))
+    _library.vmap(f"max_pool{_dims}d", partial(_max_pool, f"max_pool{_dims}d"))
+    _library.vmap(f"max_pool{_dims}d_backward", partial(_pool_backward, f"max_pool{_dims}d_backward", 1 + _places))
+    _library.vmap(f"max_pool{_dims}d_gather", partial(_pool_images, f"max_pool{_dims}d_gather", 1 + _places))
 for _name in ("conv2d", "conv3d"):
     _library.vmap(f"{_name}_forward", partial(_convolution_forward, _name))
     _library.vmap(f"{_name}_backward_input", partial(_convolution_backward_input, _name))

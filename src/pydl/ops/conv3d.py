@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from pydl import backend
 from pydl._private import functorch_active, onednn_dtypes
 from pydl.aside import is_torchs
-from pydl.ops import _library
+from pydl.ops import _library, _nodes
 from pydl.ops._autocast import lowered
 from pydl.ops._convolution import check, gradients_of_gradients, output_size, padding_of
 from pydl.ops._memory_format import is_channels_last
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, triple
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING
 
@@ -169,7 +170,10 @@ def conv3d_unasked(input, weight, bias, stride, padding, dilation, groups):
     channels_last = (is_channels_last(input) or is_channels_last(weight)) and _is_onednns(
         input, weight, stride, dilation, groups
     )
-    output = ops.conv3d_forward(input, weight, bias, stride, padding, dilation, groups, channels_last)
+    arguments = input, weight, bias, stride, padding, dilation, groups, channels_last
+    output = NotImplemented if transforms or is_compiling() else _nodes.conv3d(*arguments)
+    if output is NotImplemented:
+        output = ops.conv3d_forward(*arguments)
     return output if batched else output.squeeze(0)
 
 

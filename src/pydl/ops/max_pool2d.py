@@ -34,13 +34,13 @@ _library.define(
 )
 _library.define("max_pool2d_gather", f"(Tensor input, Tensor places, {_WINDOW}, bool channels_last) -> Tensor")
 
-_BYTE_TAPS = 256  # kernels of up to so many taps keep their places as bytes
+BYTE_TAPS = 256  # kernels of up to so many taps keep their places as bytes
 
 
 @_library.fake("max_pool2d")
 def _(input, kernel_size, stride, padding, dilation, ceil_mode, channels_last, wants_places):
     size = _pool2d.output_size("max_pool2d", input.shape, kernel_size, stride, padding, dilation, ceil_mode)
-    dtype = torch.uint8 if kernel_size[0] * kernel_size[1] <= _BYTE_TAPS else torch.int32
+    dtype = torch.uint8 if kernel_size[0] * kernel_size[1] <= BYTE_TAPS else torch.int32
     places = _pool2d.empty(input, size, channels_last, dtype) if wants_places else input.new_empty([0], dtype=dtype)
     return _pool2d.empty(input, size, channels_last), places
 
@@ -139,7 +139,7 @@ class _EagerMaxPool(torch.autograd.Function):
 _apply = _library.eager(_EagerMaxPool)
 
 
-def _indices(places, window, width):
+def indices_of(places, window, width):
     """torch's indices (row * width + column in the image, int64) of the places."""
     (_, kernel_width), stride, padding, dilation = window
     taps = places.long()
@@ -213,7 +213,7 @@ def max_pool2d_unasked(input, kernel_size, stride, padding, dilation, ceil_mode,
     else:
         output, places = ops.max_pool2d(image, *window, ceil_mode, channels_last, return_indices)
     if return_indices:
-        indices = _indices(places, window, image.shape[3])
+        indices = indices_of(places, window, image.shape[3])
         if indices.stride() != output.stride():  # of one channel, which has two strides to choose from
             indices = indices.as_strided(indices.shape, output.stride())
         return (output, indices) if image is input else (output.squeeze(0), indices.squeeze(0))

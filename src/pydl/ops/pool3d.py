@@ -1,30 +1,145 @@
-"""3-D pooling (Tran et al., 2015: videos): over the pixels of each plane, then over the planes, by max_pool2d and
-avg_pool2d; on the CPU.
+"""3-D pooling (Tran et al., 2015: videos), on the CPU.
 
 A window is a product of three intervals: its maximum is that of its planes' maxima, its sum that of its planes' sums.
-Planes are images that one call pools; after it, a plane is a row of an image whose columns are depths.
+So the ops pool the pixels of each plane and then the planes, by the kernels of 2-D pooling (csrc/pool3d_call.h). Their
+results and gradients are row-major, whatever the input is, as torch's are where ours are called.
 """
 
 import torch
 import torch.nn.functional as F
 
+from pydl import backend
+from pydl._private import functorch_active
 from pydl.aside import is_torchs
-from pydl.ops import _library, _pool2d
+from pydl.ops import _library, _nodes, _pool2d
 from pydl.ops._memory_format import is_channels_last
+from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, switch, triple
-from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d_unasked, equal_windows
-from pydl.ops.avg_pool2d import avg_pool2d_unasked
-from pydl.ops.max_pool2d import max_pool2d_unasked
+from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d, equal_windows
+from pydl.ops.max_pool2d import BYTE_TAPS, indices_of
 
 __all__ = ["adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "max_pool3d"]
 
-for _name in ("avg_pool3d", "adaptive_avg_pool3d"):
-    _library.made_of(_name, "avg_pool2d")
-for _name in ("max_pool3d", "adaptive_max_pool3d"):
-    _library.made_of(_name, "max_pool2d")
+# divisor: what sums are divided by, 0 for the number of pixels
+_MEAN = "int[3] kernel_size, int[3] stride, int[3] padding, bool ceil_mode, bool count_include_pad, int divisor"
+_library.define("avg_pool3d", f"(Tensor input, {_MEAN}) -> Tensor")
+_library.define("avg_pool3d_backward", f"(Tensor grad_output, SymInt[5] input_size, {_MEAN}) -> Tensor")
+# plane_places (N, C, D, H', W'): the tap of each maximum in its plane; depth_places (N, C, D', H', W'): the plane of
+# its window. Those that nobody wants come back as empty tensors.
+_WINDOW = "int[3] kernel_size, int[3] stride, int[3] padding, int[3] dilation, bool ceil_mode"
+_PLACES = "Tensor plane_places, Tensor depth_places"
+_library.define("max_pool3d", f"(Tensor input, {_WINDOW}, bool wants_places) -> (Tensor output, {_PLACES})")
+_library.define("max_pool3d_backward", f"(Tensor grad_output, {_PLACES}, SymInt[5] input_size, {_WINDOW}) -> Tensor")
+_library.define("max_pool3d_gather", f"(Tensor input, {_PLACES}, {_WINDOW}) -> Tensor")
+
+_library.made_of("adaptive_avg_pool3d", "avg_pool3d")
+_library.made_of("adaptive_max_pool3d", "max_pool3d")
 
 
-# Numbers of the input from which on our two calls are quicker than torch's one (kernels/cpu/pool2d/NOTES.md).
+def _sizes(op, input_size, kernel_size, stride, padding, dilation, ceil_mode):
+    """([N, C, D, H', W'], [N, C, D', H', W'])."""
+    shape = tuple(input_size)
+    if len(shape) != 5:
+        raise RuntimeError(f"{op}: expected input to be 5-D, got shape {shape}")
+    count = _pool2d.windows(op, shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+    return [*input_size[:3], *count[1:]], [*input_size[:2], *count]
+
+
+@_library.fake("avg_pool3d")
+def _(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor):
+    return input.new_empty(_sizes("avg_pool3d", input.shape, kernel_size, stride, padding, (1, 1, 1), ceil_mode)[1])
+
+
+@_library.fake("avg_pool3d_backward")
+def _(grad_output, input_size, *options):
+    return grad_output.new_empty(input_size)
+
+
+def _mean_context(ctx, inputs, output):
+    input, *ctx.options = inputs
+    ctx.input_size = input.shape
+
+
+def _mean_backward(ops, ctx, grad_output):
+    return ops.avg_pool3d_backward(grad_output, ctx.input_size, *ctx.options), *(None,) * 6
+
+
+_library.autograd("avg_pool3d", _mean_context, _mean_backward)
+
+
+def _mean_backward_context(ctx, inputs, output):
+    _, _, *ctx.options = inputs
+
+
+def _mean_backward_backward(ops, ctx, grad):
+    return ops.avg_pool3d(grad, *ctx.options), *(None,) * 7
+
+
+_library.autograd("avg_pool3d_backward", _mean_backward_context, _mean_backward_backward)
+
+
+@_library.fake("max_pool3d")
+def _(input, kernel_size, stride, padding, dilation, ceil_mode, wants_places):
+    between, size = _sizes("max_pool3d", input.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    taps = kernel_size[1] * kernel_size[2], kernel_size[0]
+    dtypes = (torch.uint8 if count <= BYTE_TAPS else torch.int32 for count in taps)
+    sizes = (between, size) if wants_places else ([0], [0])
+    places = (input.new_empty(of, dtype=dtype) for of, dtype in zip(sizes, dtypes, strict=True))
+    return input.new_empty(size), *places
+
+
+@_library.fake("max_pool3d_backward")
+def _(grad_output, plane_places, depth_places, input_size, *window):
+    return grad_output.new_empty(input_size)
+
+
+@_library.fake("max_pool3d_gather")
+def _(input, plane_places, depth_places, *window):
+    return input.new_empty(depth_places.shape)
+
+
+def _max_context(ctx, inputs, output):
+    input, *ctx.window, ctx.wants_places = inputs
+    ctx.input_size = input.shape
+    ctx.save_for_backward(*output[1:])
+
+
+def _max_backward(ops, ctx, grad_output, *_grad_places):
+    if not ctx.wants_places:
+        raise RuntimeError("max_pool3d: expected wants_places to be True where a gradient is asked for, got False")
+    return ops.max_pool3d_backward(grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.window), *(None,) * 6
+
+
+_library.autograd("max_pool3d", _max_context, _max_backward)
+
+
+def _max_backward_context(ctx, inputs, output):
+    _, *places, _ = inputs[:4]
+    ctx.window = inputs[4:]
+    ctx.save_for_backward(*places)
+
+
+def _max_backward_backward(ops, ctx, grad):
+    return ops.max_pool3d_gather(grad, *ctx.saved_tensors, *ctx.window), *(None,) * 8
+
+
+_library.autograd("max_pool3d_backward", _max_backward_context, _max_backward_backward)
+
+
+def _gather_context(ctx, inputs, output):
+    input, *places = inputs[:3]
+    ctx.window, ctx.input_size = inputs[3:], input.shape
+    ctx.save_for_backward(*places)
+
+
+def _gather_backward(ops, ctx, grad):
+    return ops.max_pool3d_backward(grad, *ctx.saved_tensors, ctx.input_size, *ctx.window), *(None,) * 7
+
+
+_library.autograd("max_pool3d_gather", _gather_context, _gather_backward)
+
+
+# Numbers of the input from which on our two passes are quicker than torch's one (kernels/cpu/pool2d/NOTES.md).
 WORTH_A_CALL = 1 << 16
 _HALF = (torch.bfloat16, torch.float16)  # whose sums of sums would be rounded twice; torch has no loop for most of them
 
@@ -46,61 +161,30 @@ def _window(op, input, kernel_size, stride, padding, dilation, ceil_mode):
     return kernel_size, stride, padding, dilation
 
 
-def _planes(volume, channels_last):
-    """(N, C, D, H, W) as images (N * D, C, H, W), or (N, C * D, H, W) where rows of pixels lie side by side."""
-    if channels_last:
-        return volume.transpose(1, 2).flatten(0, 1)
-    return volume.flatten(1, 2)
-
-
-def _columns(images, size, channels_last):
-    """What :func:`_planes` made, pooled, as (N, C, D, H' * W'); ``size``: (N, C, D) of the volume."""
-    batch, channels, depth = size
-    if channels_last:
-        return images.unflatten(0, (batch, depth)).transpose(1, 2).flatten(3)
-    return images.unflatten(1, (channels, depth)).flatten(3)
-
-
-class _ContiguousGradient(torch.autograd.Function):
-    """The same tensor, whose gradient is contiguous, as torch's is where it is not of the input's memory format."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(input):
-        return input.view_as(input)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.contiguous()
-
-
-def _volume(input):
-    """(``input`` as dense (N, C, D, H, W), whether it is channels_last_3d)."""
-    if _is_last(input):
-        return input.contiguous(memory_format=torch.channels_last_3d), True
-    return (input if input.dim() == 5 else input.unsqueeze(0)).contiguous(), False
-
-
-def _is_last(input, unbatched=False):
-    """Whether it is channels_last_3d; where that is asked, also a volume without a batch, with channels innermost."""
+def _is_last(input):
+    """Whether it is channels_last_3d, or a volume without a batch with channels innermost."""
     if input.dim() == 4:
-        return unbatched and not input.is_contiguous() and input.movedim(0, -1).is_contiguous()
+        return not input.is_contiguous() and input.movedim(0, -1).is_contiguous()
     return input.dim() == 5 and is_channels_last(input)
-
-
-def _row_major(t):
-    """``t``, contiguous by the strides of its dimensions of one number too."""
-    return t.flatten().view(t.shape)
 
 
 def _is_left(input):
     """Whether torch pools it whatever the window: small and empty volumes, and those of one channel."""
     return input.dim() in (4, 5) and (input.numel() < WORTH_A_CALL or input.numel() == 0 or input.shape[-4] == 1)
+
+
+def is_small(input):
+    """Whether it is torch's for its size alone, so that nothing else has to be asked."""
+    return not is_compiling() and _nodes.is_small(input, WORTH_A_CALL)
+
+
+def _batched(input):
+    return input if input.dim() == 5 else input.unsqueeze(0)
+
+
+def _ops(input, op):
+    ops = backend.ops_for(input, op)
+    return _library.transformed(ops) if functorch_active() else ops
 
 
 def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
@@ -129,39 +213,41 @@ def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     tensor([[[[7.]]]])
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, return_indices
-    return F.max_pool3d(input, *options) if is_torchs(input) else max_pool3d_unasked(input, *options)
+    is_left = is_small(input) or is_torchs(input)
+    return F.max_pool3d(input, *options) if is_left else max_pool3d_unasked(input, *options)
 
 
 def max_pool3d_unasked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
     """:func:`max_pool3d` for who has asked whether it is torch's (aside.py)."""
-    if not _pool2d.is_served(input, "max_pool2d") or _is_left(input) or _is_last(input, unbatched=True):
+    if not _pool2d.is_served(input, "max_pool3d") or _is_left(input) or _is_last(input):
         return F.max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     ceil_mode, return_indices = switch("max_pool3d", "ceil_mode", ceil_mode), bool(return_indices)
     window = _window("max_pool3d", input, kernel_size, stride, padding, dilation, ceil_mode)
-    found = _maximum(*_volume(input), window, ceil_mode, return_indices)
-    if input.dim() == 5:
-        return found
-    return tuple(t.squeeze(0) for t in found) if return_indices else found.squeeze(0)
+    return _maximum(input, window, ceil_mode, return_indices)
 
 
-def _maximum(volume, last, window, ceil_mode, return_indices):
-    """The maxima of a dense volume, or a pair of them and their indices."""
-    *size, height, width = volume.shape
-    rest = ceil_mode, return_indices
-    images = max_pool2d_unasked(_planes(volume, last), *(numbers[1:] for numbers in window), *rest)
-    images, in_plane = images if return_indices else (images, None)
-    in_depth = ((z, one) for (z, *_), one in zip(window, (1, 1, 0, 1), strict=True))
-    columns = max_pool2d_unasked(_columns(images, size, last), *in_depth, *rest)
-    columns, in_column = columns if return_indices else (columns, None)
-    output = columns.unflatten(3, images.shape[-2:])
-    if not return_indices:
-        return output
-    # a row of `columns` is a plane, an element of it an index in a plane: depth * (H' * W') + element
-    in_plane = _columns(in_plane, size, last)
-    row = torch.div(in_column, in_plane.shape[-1], rounding_mode="floor")
-    indices = in_plane.gather(2, row) + row * (height * width)
-    indices = indices.unflatten(3, images.shape[-2:])
-    return output, indices
+def _maximum(input, window, ceil_mode, return_indices):
+    """The maxima, or a pair of them and their indices."""
+    volume, output = _batched(input), NotImplemented
+    if not return_indices and not is_compiling():
+        output = _nodes.max_pool3d(volume, *window, ceil_mode)
+    if output is NotImplemented:
+        wants_places = return_indices or functorch_active() or (volume.requires_grad and torch.is_grad_enabled())
+        output, *places = _ops(volume, "max_pool3d").max_pool3d(volume, *window, ceil_mode, wants_places)
+    found = (output, _indices(*places, window, volume.shape)) if return_indices else (output,)
+    if input.dim() == 4:
+        found = tuple(t.squeeze(0) for t in found)
+    return found if return_indices else found[0]
+
+
+def _indices(plane_places, depth_places, window, size):
+    """torch's indices ((depth * H + row) * W + column, int64) of the places."""
+    *_, height, width = size
+    in_plane = indices_of(plane_places.flatten(1, 2), [numbers[1:] for numbers in window], width)
+    _, stride, padding, dilation = (numbers[0] for numbers in window)
+    starts = torch.arange(depth_places.shape[2], device=depth_places.device) * stride - padding
+    depth = depth_places.long() * dilation + starts[:, None, None]
+    return in_plane.view(plane_places.shape).gather(2, depth) + depth * (height * width)
 
 
 def avg_pool3d(
@@ -191,30 +277,26 @@ def avg_pool3d(
     tensor([[[[3.5000]]]])
     """
     options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    return F.avg_pool3d(input, *options) if is_torchs(input) else avg_pool3d_unasked(input, *options)
+    is_left = is_small(input) or is_torchs(input)
+    return F.avg_pool3d(input, *options) if is_left else avg_pool3d_unasked(input, *options)
 
 
 def avg_pool3d_unasked(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
     """:func:`avg_pool3d` for who has asked whether it is torch's (aside.py)."""
     options = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    if not _pool2d.is_served(input, "avg_pool2d") or _is_left(input) or input.dtype in _HALF:
+    if not _pool2d.is_served(input, "avg_pool3d") or _is_left(input) or input.dtype in _HALF:
         return F.avg_pool3d(input, *options)
     rest = switch("avg_pool3d", "ceil_mode", ceil_mode), switch("avg_pool3d", "count_include_pad", count_include_pad)
     *window, _ = _window("avg_pool3d", input, kernel_size, stride, padding, 1, rest[0])
     divisor = None if divisor_override is None else integer("avg_pool3d", "divisor_override", divisor_override)
     if divisor == 0:
         raise RuntimeError("avg_pool3d: expected divisor_override to be other than zero, got 0")
-    if _is_last(input) and input.requires_grad:
-        input = _ContiguousGradient.apply(input)
-    output = _row_major(_mean(*_volume(input), window, *rest, divisor))  # whatever the input is, as torch's
-    return output if input.dim() == 5 else output.squeeze(0)
-
-
-def _mean(volume, last, window, ceil_mode, count_include_pad, divisor):
-    size, rest = volume.shape[:3], (ceil_mode, count_include_pad)
-    images = avg_pool2d_unasked(_planes(volume, last), *(n[1:] for n in window), *rest, None if divisor is None else 1)
-    in_depth = ((z, one) for (z, *_), one in zip(window, (1, 1, 0), strict=True))
-    return avg_pool2d_unasked(_columns(images, size, last), *in_depth, *rest, divisor).unflatten(3, images.shape[-2:])
+    volume = _batched(input)
+    arguments = volume, *window, *rest, divisor or 0
+    output = NotImplemented if is_compiling() else _nodes.avg_pool3d(*arguments)
+    if output is NotImplemented:
+        output = _ops(volume, "avg_pool3d").avg_pool3d(*arguments)
+    return output if volume is input else output.squeeze(0)
 
 
 def adaptive_avg_pool3d(input, output_size):
@@ -232,19 +314,19 @@ def adaptive_avg_pool3d(input, output_size):
     >>> F.adaptive_avg_pool3d(torch.arange(8.0).reshape(1, 2, 2, 2), 1)
     tensor([[[[3.5000]]]])
     """
-    if is_torchs(input):
+    if is_small(input) or is_torchs(input):
         return F.adaptive_avg_pool3d(input, output_size)
     return adaptive_avg_pool3d_unasked(input, output_size)
 
 
 def adaptive_avg_pool3d_unasked(input, output_size):
     """:func:`adaptive_avg_pool3d` for who has asked whether it is torch's (aside.py)."""
-    served = _pool2d.is_served(input, "avg_pool2d") and not _is_left(input) and input.dtype not in _HALF
+    served = _pool2d.is_served(input, "avg_pool3d") and not _is_left(input) and input.dtype not in _HALF
     window = equal_windows(input, output_size, 3) if served else None
     if window is None:
         return F.adaptive_avg_pool3d(input, output_size)
     if window == tuple(input.shape[-3:]):  # the mean of all pixels: one pass over rows of them
-        return adaptive_avg_pool2d_unasked(input.flatten(-3, -2), (1, 1)).unsqueeze(-3)
+        return adaptive_avg_pool2d(input.flatten(-3, -2), (1, 1)).unsqueeze(-3)
     return avg_pool3d_unasked(input, window, window, 0, False, True, None)
 
 
@@ -265,21 +347,15 @@ def adaptive_max_pool3d(input, output_size, return_indices=False):
     >>> F.adaptive_max_pool3d(torch.arange(8.0).reshape(1, 2, 2, 2), 1)
     tensor([[[[7.]]]])
     """
-    if is_torchs(input):
+    if is_small(input) or is_torchs(input):
         return F.adaptive_max_pool3d(input, output_size, return_indices)
     return adaptive_max_pool3d_unasked(input, output_size, return_indices)
 
 
 def adaptive_max_pool3d_unasked(input, output_size, return_indices):
     """:func:`adaptive_max_pool3d` for who has asked whether it is torch's (aside.py)."""
-    served = _pool2d.is_served(input, "max_pool2d") and not _is_left(input)
+    served = _pool2d.is_served(input, "max_pool3d") and not _is_left(input)
     window = equal_windows(input, output_size, 3) if served else None
     if window is None:
         return F.adaptive_max_pool3d(input, output_size, return_indices)
-    if _is_last(input) and input.requires_grad:
-        input = _ContiguousGradient.apply(input)
-    options = window, window, (0, 0, 0), (1, 1, 1)
-    found = _maximum(*_volume(input), options, False, return_indices)
-    found = tuple(t if input.dim() == 5 else t.squeeze(0) for t in (found if return_indices else (found,)))
-    found = tuple(_row_major(t) for t in found)  # whatever the input is, as torch's
-    return found if return_indices else found[0]
+    return _maximum(input, (window, window, (0, 0, 0), (1, 1, 1)), False, return_indices)
