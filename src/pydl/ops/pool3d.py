@@ -15,7 +15,7 @@ from pydl.ops import _library, _nodes, _pool2d
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, switch, triple
-from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d, equal_windows
+from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d, adaptive_max_pool2d, equal_windows
 from pydl.ops.max_pool2d import BYTE_TAPS, indices_of
 
 __all__ = ["adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "max_pool3d"]
@@ -358,4 +358,7 @@ def adaptive_max_pool3d_unasked(input, output_size, return_indices):
     window = equal_windows(input, output_size, 3) if served else None
     if window is None:
         return F.adaptive_max_pool3d(input, output_size, return_indices)
+    if window == tuple(input.shape[-3:]) and not _is_last(input):  # of all pixels: one pass over rows of them
+        found = adaptive_max_pool2d(input.contiguous().flatten(-3, -2), (1, 1), return_indices)
+        return tuple(t.unsqueeze(-3) for t in found) if return_indices else found.unsqueeze(-3)
     return _maximum(input, (window, window, (0, 0, 0), (1, 1, 1)), False, return_indices)
