@@ -22,6 +22,7 @@ Tensor forward(const Tensor& input, const PoolSizes& kernel_size, const PoolSize
   Tensor output = empty_in_format(input, input.scalar_type(), output_sizes(p), channels_last);
   if (output.numel() > 0) {
     set_sides(p, input, output, channels_last);
+    cut_into_planes(p, sizes_of(input));
     const Scales scales(p, count_include_pad, divisor);
     PYDL_CPU_CALL(avg_pool2d)(p, torch_threads());
   }
@@ -40,6 +41,7 @@ Tensor backward(const Tensor& grad_output, const PoolSizes& input_size, const Po
   if (grad_input.numel() > 0) {
     const Tensor dense = dense_gradient(grad_output, grad_channels_last);
     set_sides(p, dense, grad_input, grad_channels_last);
+    cut_into_planes(p, sizes_of(dense));
     const Scales scales(p, count_include_pad, divisor);
     PYDL_CPU_CALL(avg_pool2d_backward)(p, torch_threads());
   }

@@ -1,7 +1,7 @@
 // pydl::avg_pool3d, avg_pool3d_backward, of float32 and float64
 //
-// kernel_size, stride, padding: (z, y, x). divisor: what sums are divided by, or 0 for the number of pixels. Both results
-// are row-major: the gradient of a volume in NDHWC as well, as torch's is.
+// kernel_size, stride, padding: (z, y, x). divisor: what sums are divided by, or 0 for the number of pixels. Both
+// results are row-major: the gradient of a volume in NDHWC as well, as torch's is.
 #include "csrc/avg_pool2d_call.h"
 #include "csrc/pool3d_call.h"
 #include "csrc/verbose.h"

@@ -17,10 +17,10 @@ ScalarType place_type(const Pool2dParams& p) {
   return p.kernel_height * p.kernel_width <= kMaxPool2dByteTaps ? ScalarType::Byte : ScalarType::Int;
 }
 
-void set_places(MaxPool2dParams& p, const Tensor& places) {
+void set_places(MaxPool2dParams& p, const Tensor& places, bool are_planes) {
   p.places = const_cast<void*>(places.const_data_ptr());
   p.byte_places = place_type(p) == ScalarType::Byte;
-  for (int64_t d = 0; d < 4; ++d) p.places_stride[d] = places.stride(d);
+  for (int64_t d = 0; d < 4; ++d) p.places_stride[d] = are_planes && d > 0 ? 1 : places.stride(d);
 }
 
 void check_places(const MaxPool2dParams& p, const Tensor& places) {
@@ -44,7 +44,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const PoolSizes& kernel_
                                : empty(input, place_type(p), {0});
   if (output.numel() > 0) {
     set_sides(p, input, output, channels_last);
-    if (wants_places) set_places(p, places);
+    const bool are_planes = cut_into_planes(p, sizes_of(input));
+    if (wants_places) set_places(p, places, are_planes);
     PYDL_CPU_CALL(max_pool2d)(p, torch_threads());
   }
   return {output, places};
@@ -73,7 +74,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& places, const PoolSizes
   if (grad_input.numel() > 0) {
     const Tensor dense = dense_gradient(grad_output, channels_last);
     set_sides(p, dense, grad_input, channels_last);
-    set_places(p, places);
+    set_places(p, places, places.is_contiguous() && cut_into_planes(p, sizes_of(dense)));
     PYDL_CPU_CALL(max_pool2d_backward)(p, torch_threads());
   }
   return grad_input;
@@ -90,7 +91,7 @@ Tensor gather(const Tensor& input, const Tensor& places, const PoolSizes& kernel
   Tensor output = empty_in_format(input, input.scalar_type(), output_sizes(p), channels_last);
   if (output.numel() > 0) {
     set_sides(p, input, output, channels_last);
-    set_places(p, places);
+    set_places(p, places, places.is_contiguous() && cut_into_planes(p, sizes_of(input)));
     PYDL_CPU_CALL(max_pool2d_gather)(p, torch_threads());
   }
   return output;

@@ -1,8 +1,8 @@
 // pydl::max_pool3d, max_pool3d_backward, max_pool3d_gather
 //
-// kernel_size, stride, padding, dilation: (z, y, x). plane_places, (N, C, D, H', W'): the tap of each maximum within its
-// plane; depth_places, (N, C, D', H', W'): which plane of its window it is from. As max_pool2d keeps them. All results are
-// row-major.
+// kernel_size, stride, padding, dilation: (z, y, x). plane_places, (N, C, D, H', W'): the tap of each maximum within
+// its plane; depth_places, (N, C, D', H', W'): which plane of its window it is from. As max_pool2d keeps them. All
+// results are row-major.
 #include <tuple>
 
 #include "csrc/pool3d_call.h"

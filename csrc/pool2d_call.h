@@ -103,4 +103,24 @@ inline void set_sides(Pool2dParams& p, const Tensor& from, const Tensor& to, boo
   for (int64_t d = 0; d < 4; ++d) p.from_stride[d] = from.stride(d);
 }
 
+// Windows of one row that cut dense rows into parts are planes, which the kernels read without a look at where windows end:
+// (N, C, H, W) is (N, C * H * W', 1, kernel width) then. read: the sizes of what p.from is. Returns whether they are; places
+// are then dense as the output.
+inline bool cut_into_planes(Pool2dParams& p, const PoolSizes& read) {
+  constexpr int64_t kFewestColumns = 48;
+  const bool cuts = p.kernel_height == 1 && p.stride_height == 1 && p.pad_top == 0 && p.pad_left == 0 &&
+                    p.dilation_width == 1 && p.stride_width == p.kernel_width &&
+                    p.in_width == p.out_width * p.kernel_width && p.out_width > 1;
+  if (!cuts || p.channels_last || p.kernel_width < kFewestColumns) return false;
+  int64_t stride = 1;
+  for (size_t d = 3; d > 0; stride *= read[d--])
+    if (p.from_stride[d] != stride && read[d] != 1) return false;
+  p.channels *= p.in_height * p.out_width;
+  p.in_height = p.out_height = p.out_width = 1;
+  p.in_width = p.kernel_width;
+  p.from_stride[1] = p.from_stride[2] = stride / p.channels;
+  p.from_stride[3] = 1;
+  return true;
+}
+
 }  // namespace pydl

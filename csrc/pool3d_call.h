@@ -2,7 +2,8 @@
 // image as high as the volume is deep. What max_pool3d.cpp and avg_pool3d.cpp share.
 //
 // Planes of a volume in NCDHW are images of C * D channels, (N, C * D, H, W); in NDHWC they are N * D images
-// (N * D, C, H, W). What is between the two, (N, C, D, H' * W'), lies as the volume does. Results are row-major, whatever was read.
+// (N * D, C, H, W). What is between the two, (N, C, D, H' * W'), lies as the volume does. Results are row-major, whatever
+// was read.
 #pragma once
 
 #include "csrc/pool2d_call.h"

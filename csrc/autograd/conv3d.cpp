@@ -51,8 +51,8 @@ Tensor conv3d_call(const Tensor& input, const Tensor& weight, const Tensor& bias
 
 }  // namespace
 
-// conv3d(input, weight, bias, stride, padding, dilation, groups, channels_last): bias may be None. All is as the ops take
-// it: padding of both sides, the memory format of the result, and tensors in the dtype of autocast.
+// conv3d(input, weight, bias, stride, padding, dilation, groups, channels_last): bias may be None. All is as the ops
+// take it: padding of both sides, the memory format of the result, and tensors in the dtype of autocast.
 PYDL_PYTHON_FUNCTION(conv3d) {
   return answer<8>(objects, given, [](const Arguments& arguments) {
     const Tensor &input = arguments.tensor(0), &weight = arguments.tensor(1),

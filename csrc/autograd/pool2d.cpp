@@ -1,4 +1,7 @@
 // The nodes of max_pool2d and avg_pool2d, adaptive ones among them, whose formulas are in src/pydl/ops.
+#include <ATen/ops/adaptive_avg_pool2d.h>
+#include <ATen/ops/adaptive_max_pool2d.h>
+
 #include "csrc/autograd/arguments.h"
 #include "csrc/autograd/functions.h"
 #include "csrc/autograd/layout.h"
@@ -81,13 +84,13 @@ Integers stride_or(const Arguments& arguments, int i, const Integers& kernel) {
   return arguments.is_none(i) ? kernel : arguments.pair(i);
 }
 
-// The size of the windows that cut an image into so many, where all are equal.
+// The size of the windows that cut an image into so many; none where they are not equal, which is torch's.
 Integers equal_windows(const Tensor& input, const Integers& count) {
   Integers kernel;
   for (size_t d = 0; d < 2; ++d) {
     const int64_t length = input.size(2 + static_cast<int64_t>(d));
-    if (count[d] <= 0 || length == 0 || length % count[d] != 0 || input.size(1) == 0)
-      throw NotPlain();  // torch's
+    if (count[d] <= 0 || length == 0 || input.size(1) == 0) throw NotPlain();  // refused in Python
+    if (length % count[d] != 0) return {};
     kernel.push_back(length / count[d]);
   }
   return kernel;
@@ -136,6 +139,7 @@ PYDL_PYTHON_FUNCTION(adaptive_avg_pool2d) {
   return answer<2>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = image(arguments);
     const Integers size = arguments.pair(1), kernel = equal_windows(input, size);
+    if (kernel.empty()) return unlocked([&] { return at::adaptive_avg_pool2d(input, size); });
     const bool last = is_channels_last(input), whole = size[0] == 1 && size[1] == 1;
     AvgPoolOptions options{kernel, kernel, {0, 0}, false, true, 0, last, last && !whole};
     return unlocked([&] { return avg_pool2d_call(input, std::move(options)); });
@@ -146,7 +150,8 @@ PYDL_PYTHON_FUNCTION(adaptive_avg_pool2d) {
 PYDL_PYTHON_FUNCTION(adaptive_max_pool2d) {
   return answer<2>(objects, given, [](const Arguments& arguments) {
     const Tensor& input = image(arguments);
-    const Integers kernel = equal_windows(input, arguments.pair(1));
+    const Integers size = arguments.pair(1), kernel = equal_windows(input, size);
+    if (kernel.empty()) return unlocked([&] { return std::get<0>(at::adaptive_max_pool2d(input, size)); });
     MaxPoolOptions options{kernel, kernel, {0, 0}, {1, 1}, false, is_channels_last(input)};
     return unlocked([&] { return max_pool2d_call(input, std::move(options)); });
   });

@@ -125,7 +125,9 @@ def test_who_pools(monkeypatch):
     assert ops("max_pool3d, 2", INPUTS["NCDHW"]) == {"pydl::max_pool3d"}
     for kind in ("NCDHW", "NDHWC", "unbatched"):
         assert ops("avg_pool3d, 2", INPUTS[kind]) == {"pydl::avg_pool3d"}
-        assert ops("adaptive_max_pool3d, 1", INPUTS[kind]) == {"pydl::max_pool3d"}
+        assert ops("adaptive_max_pool3d, (2, 4, 3)", INPUTS[kind]) == {"pydl::max_pool3d"}
+    assert ops("adaptive_max_pool3d, 1", INPUTS["NDHWC"]) == {"pydl::max_pool3d"}
+    assert ops("adaptive_max_pool3d, 1", INPUTS["NCDHW"]) == {"pydl::max_pool2d"}
     for kind in ("NDHWC", "one channel"):
         assert ops("max_pool3d, 2", INPUTS[kind]) == set()
     monkeypatch.setattr(pydl.ops.pool3d, "WORTH_A_CALL", 1 << 16)

@@ -10,6 +10,7 @@ from testing import ALL_DTYPES, assert_close
 
 import pydl
 import pydl.functional as PF
+from pydl.ops import _nodes
 
 pytestmark = pytest.mark.cpu_kernels
 
@@ -101,6 +102,28 @@ def test_pooling_of_rows(device, last, dtype):
             compare_means(PF.adaptive_avg_pool1d, F.adaptive_avg_pool1d, y, size)
 
 
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+def test_rows_cut_into_wide_parts(device, dtype):
+    """Windows of one row and 48 columns or more, side by side: of whole rows, of strided ones, that leave a rest."""
+    for shape, window in (((2, 3, 192), 48), ((1, 5, 130), 65), ((2, 3, 7, 100), (1, 50)), ((3, 2, 900), 300)):
+        x, y = values(shape, dtype), torch.randn(shape).to(dtype)
+        dims = len(shape) - 2
+        largest, mean = ([getattr(f, f"{kind}_pool{dims}d") for f in (PF, F)] for kind in ("max", "avg"))
+        for of in (lambda t: t, lambda t: t.repeat_interleave(2, -1)[..., ::2], lambda t: t[..., 1:]):
+            compare_maxima(*largest, of(x), window, window, 0, 1, False)
+            compare_means(*mean, of(y), window)
+    x = torch.randn(2, 3, 96, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: PF.max_pool1d(x, 48), x)
+    assert torch.autograd.gradgradcheck(lambda x: PF.avg_pool1d(x, 48), x)
+
+
+def test_rows_of_one_window_share_their_gradient(device):
+    """Windows apart, as torch divides them: rows of a window are alike, rows between windows zero."""
+    for kernel, stride, padding in (((3, 4), (3, 4), 0), ((2, 3), (4, 5), 1), ((4, 5), (5, 6), (2, 0))):
+        for dtype in (torch.float32, torch.bfloat16):
+            compare_means(PF.avg_pool2d, F.avg_pool2d, torch.randn(2, 3, 19, 23).to(dtype), kernel, stride, padding)
+
+
 def test_the_largest_of_a_plane_is_torchs(device):
     """One window per plane: the first of equals and the last nan, wherever the lanes of a vector found them."""
     for pixels in (1, 5, 8, 49, 67):
@@ -117,8 +140,15 @@ def ops_of(call):
     return {event.key for event in profiler.key_averages() if event.key.startswith("pydl::")}
 
 
-def test_windows_of_unequal_size_are_torchs():
+@pytest.mark.parametrize("quick", [True, False], ids=["in C++", "in Python"])
+def test_windows_of_unequal_size_are_torchs(monkeypatch, quick):
+    if not quick:
+        for name in ("adaptive_avg_pool2d", "adaptive_max_pool2d"):
+            monkeypatch.setattr(_nodes, name, lambda *args: NotImplemented)
     x = torch.randn(2, 3, 7, 9)
+    for f, theirs in ((PF.adaptive_avg_pool2d, F.adaptive_avg_pool2d), (PF.adaptive_max_pool2d, F.adaptive_max_pool2d)):
+        for given in (x, x.contiguous(memory_format=torch.channels_last)):
+            assert_same(pooled(f, given, (3, 4)), pooled(theirs, given, (3, 4)))
     for size in (2, (7, 2), (14, 9)):
         assert ops_of(lambda s=size: PF.adaptive_avg_pool2d(x, s)) == set()
         assert torch.equal(PF.adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(x, size))

@@ -74,13 +74,17 @@ def name_of(layer):
     return LAYERS[layer][2] if layer in LAYERS else losses[layer]
 
 
+CHOSEN_IN_PYTHON = "conv3d", "max_pool3d", "avg_pool3d"  # before their nodes are called
+
+
 def has_quick_way(layer, training=True):
     """Whether a plain call of the layer has one."""
-    return name_of(layer) in _nodes.CALLS and (layer != "Dropout" or training)
+    name = name_of(layer)
+    return name in _nodes.CALLS and name not in CHOSEN_IN_PYTHON and (layer != "Dropout" or training)
 
 
 def at_most(name):
-    """How often it may ask about transforms: pooling of volumes is two calls, and torch's formula of an op asks too."""
+    """How often it may ask about transforms: torch's formula of an op of volumes asks too."""
     return 2 if name.endswith(("Pool3d", "Conv3d")) else 1
 
 

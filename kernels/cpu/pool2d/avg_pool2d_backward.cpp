@@ -154,10 +154,16 @@ void scatter(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
     const T* from = plane_read<T>(p, plane);
     Range windows = y.windows(first);
+    int64_t of_row_before = -1;
     for (int64_t i = first; i < last; ++i) {
       y.follow(windows, i);
       T* to = static_cast<T*>(p.to) + (plane * y.in + i) * x.in;
       int64_t j = 0;
+      if (windows.begin < windows.end && windows.begin == of_row_before) {
+        for (; j < x.in; ++j) to[j] = to[j - x.in];
+        continue;
+      }
+      of_row_before = windows.begin < windows.end ? windows.begin : -1;
       if (windows.begin < windows.end) {
         const A scale = scale_of_row<A>(p, windows.begin);
         const T* grad = from + windows.begin * p.from_stride[2];

@@ -37,8 +37,8 @@ _library.define(
     f"(Tensor grad_output, Tensor input, SymInt[5] weight_size, {_OPTIONS}, bool channels_last) -> Tensor",
 )
 
-# What is torch's, as it is the faster: groups of fewer channels in or out (but for first layers), and less work than so
-# many multiplications of stride 1 (measured: kernels/cpu/conv2d/NOTES.md).
+# What is torch's, as it is the faster: groups of fewer channels in or out (depthwise kernels among them; but for first
+# layers), and less work than so many multiplications of stride 1 (measured: kernels/cpu/conv2d/NOTES.md).
 FEWEST_CHANNELS = 32
 LEAVES_STRIDED = True  # of more than the first layer's channels, in channels_last_3d
 WORTH_A_CALL = 1 << 25

@@ -15,7 +15,7 @@ from pydl.ops import _library, _nodes, _pool2d
 from pydl.ops._memory_format import is_channels_last
 from pydl.ops._nodes import is_compiling
 from pydl.ops._options import integer, switch, triple
-from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d, equal_windows
+from pydl.ops.adaptive_pool2d import adaptive_avg_pool2d, adaptive_max_pool2d, equal_windows
 from pydl.ops.max_pool2d import BYTE_TAPS, indices_of
 
 __all__ = ["adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "max_pool3d"]
@@ -183,8 +183,9 @@ def _batched(input):
 
 
 def _ops(input, op):
-    ops = backend.ops_for(input, op)
-    return _library.transformed(ops) if functorch_active() else ops
+    """(the ops, whether a transform of torch.func is at work)."""
+    ops, transforms = backend.ops_for(input, op), functorch_active()
+    return (_library.transformed(ops) if transforms else ops), transforms
 
 
 def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
@@ -232,8 +233,9 @@ def _maximum(input, window, ceil_mode, return_indices):
     if not return_indices and not is_compiling():
         output = _nodes.max_pool3d(volume, *window, ceil_mode)
     if output is NotImplemented:
-        wants_places = return_indices or functorch_active() or (volume.requires_grad and torch.is_grad_enabled())
-        output, *places = _ops(volume, "max_pool3d").max_pool3d(volume, *window, ceil_mode, wants_places)
+        ops, transforms = _ops(volume, "max_pool3d")
+        wants_places = return_indices or transforms or (volume.requires_grad and torch.is_grad_enabled())
+        output, *places = ops.max_pool3d(volume, *window, ceil_mode, wants_places)
     found = (output, _indices(*places, window, volume.shape)) if return_indices else (output,)
     if input.dim() == 4:
         found = tuple(t.squeeze(0) for t in found)
@@ -295,7 +297,8 @@ def avg_pool3d_unasked(input, kernel_size, stride, padding, ceil_mode, count_inc
     arguments = volume, *window, *rest, divisor or 0
     output = NotImplemented if is_compiling() else _nodes.avg_pool3d(*arguments)
     if output is NotImplemented:
-        output = _ops(volume, "avg_pool3d").avg_pool3d(*arguments)
+        ops, _ = _ops(volume, "avg_pool3d")
+        output = ops.avg_pool3d(*arguments)
     return output if volume is input else output.squeeze(0)
 
 
@@ -358,4 +361,8 @@ def adaptive_max_pool3d_unasked(input, output_size, return_indices):
     window = equal_windows(input, output_size, 3) if served else None
     if window is None:
         return F.adaptive_max_pool3d(input, output_size, return_indices)
+    return_indices = bool(return_indices)
+    if window == tuple(input.shape[-3:]) and not _is_last(input):  # of all pixels: one pass over rows of them
+        found = adaptive_max_pool2d(input.contiguous().flatten(-3, -2), (1, 1), return_indices)
+        return tuple(t.unsqueeze(-3) for t in found) if return_indices else found.unsqueeze(-3)
     return _maximum(input, (window, window, (0, 0, 0), (1, 1, 1)), False, return_indices)
