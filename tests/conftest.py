@@ -67,6 +67,15 @@ def _nothing_is_too_small(monkeypatch):
     monkeypatch.setattr(pydl.ops.pool3d, "WORTH_A_CALL", 0)
 
 
+@pytest.fixture
+def small_caches():
+    """Of the CPU's kernels: results of more than 8 KB are written past the caches."""
+    before = pydl._C.cpu_caches()
+    pydl._C.set_cpu_caches(1 << 12, 1 << 13, 1 << 14)
+    yield
+    pydl._C.set_cpu_caches(*before)
+
+
 @pytest.fixture(params=BACKENDS)
 def device(request):
     """The device of one backend, which serves every call of the test."""

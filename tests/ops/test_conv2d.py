@@ -34,6 +34,11 @@ SHAPES = {
         (5, 32, 40),
         {"stride": (16, 20), "padding": (8, 11)},
     ),
+    "kernel of two strides, more images than one product fetches": (
+        (9, 2, 24, 37),
+        (3, 16, 32),
+        {"stride": (8, 16), "padding": (4, 8)},
+    ),
     "stride 3": ((2, 3, 17, 16), (4, 2, 5), {"stride": 3, "padding": (0, 2)}),
     "stride 4 over a kernel of 2: pixels nobody reads": ((2, 3, 11, 13), (4, 2, 2), {"stride": 4}),
     "stride (1, 2)": ((1, 4, 9, 10), (5, 3, 3), {"stride": (1, 2), "padding": (1, 0)}),

@@ -162,6 +162,19 @@ def test_a_gradient_of_2x2_windows_that_leaves_the_caches(device, width):
     assert_same(max_outcome(PF.max_pool2d, x, options, grad), max_outcome(F.max_pool2d, x, options, grad))
 
 
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("stride", [1, 2, (3, 2)], ids=str)
+def test_a_gradient_by_columns_that_leaves_the_caches(device, small_caches, stride, kernel, dtype):
+    """A band of rows is gathered first: rows that end within a vector, bands that are cut, rows longer than a band."""
+    options = {"kernel_size": kernel, "stride": stride, "padding": kernel // 2}
+    for height, width in ((5, 31), (16, 64), (37, 240), (18, 700), (3, 8200)):
+        x = values((2, 3, height, width), dtype)
+        grad = torch.randint(-8, 8, (2, 3, height + 3, width + 3)).to(dtype) / 4
+        assert_same(max_outcome(PF.max_pool2d, x, options, grad), max_outcome(F.max_pool2d, x, options, grad))
+
+
 @pytest.mark.parametrize("channels", [16, 32, 20])  # of the last in no whole lines
 def test_a_gradient_in_channels_last_that_leaves_the_caches(device, channels):
     for dtype in (torch.float32, torch.bfloat16):

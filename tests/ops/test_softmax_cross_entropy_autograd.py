@@ -250,6 +250,21 @@ def test_large_gradient_past_the_caches(device):
             compare(input, target)
 
 
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(5, 128), (7, 13), (1040,)], ids=str)  # planes of whole vectors, of none, two blocks
+def test_gradient_of_pixels_past_the_caches(device, small_caches, size, dtype):
+    """Classes lie apart. The target's gradient has a layout of its own; a slice begins where no vector does."""
+    for kind in ("classes", "probabilities"):
+        input, target = make((3, 6, *size), kind, dtype, device, ignored=True)
+        compare(input, target)
+        compare(input[..., 1:], target[..., 1:], label_smoothing=0.1)
+    input.requires_grad_()
+    (early,) = torch.autograd.grad(pf.cross_entropy(input, target.argmax(1)), input)  # made in the forward
+    input64 = input.detach().double().requires_grad_()
+    assert_close(early, torch.autograd.grad(F.cross_entropy(input64, target.argmax(1)), input64)[0])
+
+
 def test_mean_of_many_rows_in_bf16():
     """The sum of 70,000 losses is not kept in bf16."""
     input, target = make((70000, 4), "classes", torch.bfloat16)

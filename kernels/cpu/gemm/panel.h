@@ -22,6 +22,7 @@ static constexpr int64_t kFetchSteps = 16;
 // Rows that are read next, fetched into the second cache some lines each turn: its multiply-adds hide them.
 class Ahead {
  public:
+  static constexpr int kMost = 5;  // calls of add
   // Fetches all that was added, in so many turns.
   void spread_over(int64_t turns) {
     int64_t lines = 0;
@@ -48,7 +49,7 @@ class Ahead {
     const char* data;
     int64_t pitch, bytes, count;
   };
-  Rows of_[5];
+  Rows of_[kMost];
   int at_ = 0, count_ = 0;
   int64_t per_turn_ = 0, byte_ = 0;
 };

@@ -4,14 +4,16 @@
 // among threads; a gather writes each pixel once, in registers until then, and is a comparison and an addition for
 // each window that covers it. Windows are added in their order, as torch does.
 #include "kernels/cpu/pool2d/max_pool2d.h"
+#include "kernels/cpu/rows/walk.h"
 #include "kernels/machine.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int64_t kBand = 16;        // rows of a plane at once
-constexpr int64_t kStretch = 512;    // pixels of a row at once, where they go one by one
-constexpr int64_t kMostWindows = 9;  // that cover a pixel and are looked for once for all its channels
+constexpr int64_t kBand = 16;          // rows of a plane at once
+constexpr int64_t kStaged = 16 << 10;  // bytes of a band that goes past the caches, gathered in the first one
+constexpr int64_t kStretch = 512;      // pixels of a row at once, where they go one by one
+constexpr int64_t kMostWindows = 9;    // that cover a pixel and are looked for once for all its channels
 
 // One output row that covers the input row at hand.
 template <class T>
@@ -63,8 +65,13 @@ PYDL_INLINE vec<acc_t<T>> add_row(vec<acc_t<T>> sum, const Cover<T>& row, const 
 template <int kStep, int kWidth, class T>
 void columns(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
-  constexpr int64_t all = lanes<A>;
+  constexpr int64_t all = lanes<A>, kSize = sizeof(T);
   const Axis y = vertical(p), x = horizontal(p);
+  alignas(64) T staged[kStaged / kSize];
+  const bool streams =
+      p.batch * p.channels * y.in * x.in * kSize >= least_streamed_bytes() && x.in * kSize <= kStaged;
+  const int64_t band = streams ? min_of(kBand, kStaged / (x.in * kSize)) : kBand;
+  const int64_t next = ceil_div(band, p.stride_height);  // output rows on, the next band's
   const int64_t down_grad = p.from_stride[2], down_places = p.places_stride[2];
   each_plane(y.in, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
     const int64_t image = plane / p.channels, channel = plane % p.channels;
@@ -72,8 +79,9 @@ void columns(const MaxPool2dParams& p, int64_t begin, int64_t end) {
     const uint8_t* places =
         static_cast<const uint8_t*>(p.places) + image * p.places_stride[0] + channel * p.places_stride[1];
     T* to = static_cast<T*>(p.to) + plane * y.in * x.in;
-    for (int64_t top = first; top < last; top += kBand) {
-      const int64_t bottom = min_of(last, top + kBand);
+    for (int64_t top = first; top < last; top += band) {
+      const int64_t bottom = min_of(last, top + band);
+      T* const rows = streams ? staged : to + top * x.in;
       // where a phase is a parity, from an even place of the padded row
       for (int64_t at = kStep == 2 ? x.pad & ~int64_t{1} : x.pad; at < x.in + x.pad; at += kStep * all) {
         Lanes inside[kWidth];
@@ -94,6 +102,8 @@ void columns(const MaxPool2dParams& p, int64_t begin, int64_t end) {
             if (r < 0) continue;
             const T* grad = grads + oy * down_grad;
             const uint8_t* place = places + oy * down_places;
+            prefetch(grad + next * down_grad + ox[0]);  // columns go down, where no hardware looks ahead
+            prefetch(place + next * down_places + ox[0]);
 #pragma GCC unroll 4
             for (int s = kWidth - 1; s >= 0; --s) {  // as in add_row
               vec<A>& part = sum[kStep == 2 ? s & 1 : 0];
@@ -102,7 +112,7 @@ void columns(const MaxPool2dParams& p, int64_t begin, int64_t end) {
                                         splat_integer<A>(r * kWidth + s));
             }
           }
-          T* row = to + i * x.in + j;
+          T* row = rows + (i - top) * x.in + j;
           if constexpr (kStep == 2) {
             store_lanes(row, interleave_lanes_low(sum[0], sum[1]), low);
             store_lanes(row + all, interleave_lanes_high(sum[0], sum[1]), high);
@@ -111,8 +121,10 @@ void columns(const MaxPool2dParams& p, int64_t begin, int64_t end) {
           }
         }
       }
+      if (streams) stream_copy(to + top * x.in, staged, (bottom - top) * x.in * kSize);
     }
   });
+  if (streams) stream_fence();
 }
 
 // The same for any kernel.

@@ -5,6 +5,7 @@
 // kChunk streams of one or two kilobytes each. A class takes part in the sum as it passes (online softmax,
 // one rescaling per chunk). Rows that do not lie side by side either are gathered, lane by lane.
 #include "kernels/cpu/softmax/softmax_cross_entropy_common.h"
+#include "kernels/machine.h"
 
 namespace pydl::cpu::PYDL_ISA {
 namespace {
@@ -24,10 +25,10 @@ PYDL_INLINE vec<acc_t<T>> load_rows(const T* p, int64_t stride, int64_t n) {
   return load(gathered);
 }
 template <class T>
-PYDL_INLINE void store_rows(T* p, int64_t stride, vec<acc_t<T>> v, int64_t n) {
+PYDL_INLINE void store_rows(T* p, int64_t stride, vec<acc_t<T>> v, int64_t n, bool streams = false) {
   using A = acc_t<T>;
   if (stride == 1) {
-    if (n == lanes<A>) return store(p, v);
+    if (n == lanes<A>) return streams ? stream(p, v) : store(p, v);
     return store_n(p, v, n);
   }
   T scattered[lanes<A>];
@@ -48,12 +49,14 @@ template <class T>
 struct StridedCall {
   using A = acc_t<T>;
   static constexpr int L = lanes<A>;
+  static constexpr int64_t kBytes = sizeof(T), kVector = L * kBytes;
   const SoftmaxCrossEntropyParams& p;
   const bool narrow;  // probabilities are of type T, not of A
   const CallConstants<A> k;
   const double shared;
   const int last;  // the dimension that goes across the lanes
   const int64_t x_stride, t_stride, y_stride, x_class, t_class, y_class;
+  const bool past_cache;
 
   explicit StridedCall(const SoftmaxCrossEntropyParams& params)
       : p(params),
@@ -66,7 +69,9 @@ struct StridedCall {
         y_stride(p.grad_stride[last]),
         x_class(p.input_class_stride),
         t_class(p.target_class_stride),
-        y_class(p.grad_class_stride) {}
+        y_class(p.grad_class_stride),
+        past_cache(p.grad_input && y_stride == 1 && y_class * kBytes % kVector == 0 &&
+                   p.rows * p.classes * kBytes >= least_streamed_bytes()) {}
 
   const int64_t* classes_at(const RowCursor& at) const {
     return static_cast<const int64_t*>(p.target) + at.target;
@@ -102,7 +107,11 @@ struct StridedCall {
         const int64_t n = min_of(L, rows - i);
         vec<A> v[kSize];
 #pragma GCC unroll 4
-        for (int j = 0; j < kSize; ++j) v[j] = load_rows(x + (c + j) * x_class + i * x_stride, x_stride, n);
+        for (int j = 0; j < kSize; ++j) {
+          const T* at = x + (c + j) * x_class + i * x_stride;
+          v[j] = load_rows(at, x_stride, n);
+          prefetch_l2(at + kBlockRows * x_stride);  // classes lie apart, where no hardware looks ahead
+        }
         const vec<A> before = load(b.max + i);
         vec<A> m = before;
 #pragma GCC unroll 4
@@ -201,6 +210,7 @@ struct StridedCall {
   }
 
   void gradient(Block<A>& b, const RowCursor& at, const T* x, T* y, int64_t rows) const {
+    const bool streams = past_cache && reinterpret_cast<uintptr_t>(y) % kVector == 0;
     for (int64_t first = 0; first < p.classes; first += kSegment) {
       set_targets(b, at, rows, first);
       const int64_t end = min_of(first + kSegment, p.classes);
@@ -213,7 +223,7 @@ struct StridedCall {
           if (k.needs_dot) g -= load(b.grad_output + i) * q(at.target + i * t_stride, c, n);
           g -= target == static_cast<decltype(target[0] + 0)>(c - first) ? load(b.one_hot + i) : vec<A>{};
           g = target == -2 ? vec<A>{} : g;  // whatever the logits of an ignored row hold
-          store_rows(y + c * y_class + i * y_stride, y_stride, g, n);
+          store_rows(y + c * y_class + i * y_stride, y_stride, g, n, streams);
         }
     }
   }
@@ -234,6 +244,7 @@ struct StridedCall {
         const RowCursor at(p, i / blocks * width + first);
         body(at, min_of(kBlockRows, width - first), static_cast<const T*>(p.input) + at.input);
       }
+      if (past_cache) stream_fence();
     });
   }
 };

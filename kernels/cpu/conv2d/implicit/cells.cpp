@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/base/activation.h"
 #include "kernels/cpu/base/scratch.h"
+#include "kernels/cpu/base/simd_transpose.h"
 #include "kernels/cpu/base/tasks.h"
 #include "kernels/cpu/conv2d/spoiled.h"
 #include "kernels/cpu/gemm/parts.h"
@@ -113,16 +114,27 @@ struct Groups {
 
 template <class T, class A>
 void pack_transposed(const Groups& groups, int64_t group, A* to) {
+  constexpr int L = lanes<A>;
   const Cells& cells = groups.cells;
   const int64_t depth = groups.depth(group), width = cells.p.stride_width, end = cells.depth();
-  for (int64_t k = 0; k < groups.columns; ++k) {
+  for (int64_t k = 0; k < groups.columns; k += L) {
     A* column = to + k / kNr<A> * kNr<A> * depth + k % kNr<A>;
     for (int64_t line = 0; line < depth / width; ++line) {
-      const T* from = k < end ? cells.weights<const T>(k, group * groups.lines + line) : nullptr;
-      for (int64_t x = 0; x < width; x += lanes<A>) {
-        const int64_t n = min_of(lanes<A>, width - x);
-        const vec<A> v = from ? load_n(from + x, n) : vec<A>{};
-        for (int64_t i = 0; i < n; ++i, column += kNr<A>) *column = v[i];
+      const T* from[L];
+      for (int64_t i = 0; i < L; ++i)
+        from[i] = k + i < end ? cells.weights<const T>(k + i, group * groups.lines + line) : nullptr;
+      for (int64_t x = 0; x < width; x += L) {
+        const int64_t n = min_of(L, width - x);
+        vec<A> block[L];
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) block[i] = from[i] ? load_n(from[i] + x, n) : vec<A>{};
+        transpose(block);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) {
+          if (i >= n) break;
+          store(column, block[i]);
+          column += kNr<A>;
+        }
       }
     }
   }
@@ -190,6 +202,14 @@ void forward(const Conv2dParams& p, const Parallel& parallel) {
     for (int64_t group = 0; group < groups.count; ++group) {
       product.depth = groups.depth(group);
       product.add = group > 0;
+      gemm::Ahead
+          ahead;  // the pixels of the next group: short rows of memory, which no hardware looks ahead of
+      if (group + 1 < groups.count)
+        cells.add_lines<T>(ahead, row, row + count, (group + 1) * groups.lines,
+                           groups.depth(group + 1) / p.stride_width);
+      ahead.spread_over(groups.columns / kNr<A> * ceil_div(count, kMr) *
+                        ceil_div(product.depth, gemm::kFetchSteps));
+      product.ahead = &ahead;
       for (int64_t line = 0; line < product.depth / p.stride_width; ++line)
         pack_line<T>(cells, row, row + count, group * groups.lines + line, left + line * p.stride_width,
                      pitch);

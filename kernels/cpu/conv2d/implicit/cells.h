@@ -77,6 +77,21 @@ struct Cells {
     });
   }
 
+  // Adds `count` lines of the cells [begin, end), of one channel: of the first images, where there are many.
+  template <class T>
+  void add_lines(gemm::Ahead& ahead, int64_t begin, int64_t end, int64_t line, int64_t count) const {
+    const int64_t one = height * width, from = begin / one;
+    for (int64_t image = from; image < min_of(ceil_div(end, one), from + gemm::Ahead::kMost); ++image) {
+      const int64_t top = max_of(begin - image * one, 0) / width,
+                    bottom = ceil_div(min_of(end - image * one, one), width);
+      const int64_t y = (first_y + top) * p.stride_height + line % p.stride_height - p.pad_top;
+      const T* at = static_cast<const T*>(p.input) + image * p.input_stride[0] +
+                    line / p.stride_height * p.input_stride[1] + y * p.input_stride[2];
+      const int64_t row = p.input_stride[2] * static_cast<int64_t>(sizeof(T));
+      ahead.add(at, p.stride_height * row, count * row, bottom - top);
+    }
+  }
+
   // Where the weights of number k of the depth have a line of a cell.
   template <class T>
   T* weights(int64_t k, int64_t line) const {

@@ -8,6 +8,7 @@ namespace pydl::cpu::PYDL_ISA::implicit {
 namespace {
 
 using gemm::kDepth;
+using gemm::kMr;
 using gemm::kNr;
 
 template <class T>
@@ -39,6 +40,14 @@ void weight_gradient(const Conv2dParams& p, const Parallel& parallel) {
       product.add = part > 0;
       for (int64_t line = first; line < end; ++line) {
         pack_line<T>(cells, row, row + product.depth, line, pixels, line_pitch);
+        gemm::Ahead ahead;  // the next line, or the next part's first: short rows of memory
+        const bool last = line + 1 == end;
+        const int64_t next = last ? rows * (part + 1) / parts : row,
+                      after = last ? rows * (part + 2) / parts : row + product.depth;
+        if (!last || part + 1 < parts) cells.add_lines<T>(ahead, next, after, last ? first : line + 1, 1);
+        ahead.spread_over(ceil_div(p.stride_width, kNr<A>) * ceil_div(depth, kMr) *
+                          ceil_div(product.depth, gemm::kFetchSteps));
+        product.ahead = &ahead;
         for (int64_t column = 0; column < p.stride_width; column += kNr<A>) {
           product.columns = min_of(kNr<A>, p.stride_width - column);
           product.right = pixels + column;

@@ -8,10 +8,11 @@ namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
 // Copies rows x columns pixels from (y, x) of image n, channels [c, c + count), into
-// strip[rows][columns][lanes], with zeros outside the image and in the lanes beyond count.
+// strip[rows][columns][lanes], with zeros outside the image and in the lanes beyond count. `ahead` numbers after each
+// pixel lies what is read next in its place.
 template <class T>
 void load_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t y, int64_t x, int64_t rows,
-                int64_t columns, float* strip) {
+                int64_t columns, int64_t ahead, float* strip) {
   constexpr int L = lanes<float>;
   const T* base = static_cast<const T*>(image.data) + n * image.batch + c * image.channel;
   const int64_t first = min_of(max_of(0, -x), columns),
@@ -32,7 +33,7 @@ void load_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t
       for (int64_t j = begin; j < end; ++j, from += image.column)
         store(strip + j * L, count == L ? load(from) : load_n(from, count));
     } else if (image.column == 1) {
-      transpose_in(from, image.channel, count, end - begin, strip + begin * L, L);
+      transpose_in(from, image.channel, count, end - begin, strip + begin * L, L, from + ahead);
     } else {
       for (int64_t j = begin; j < end; ++j, from += image.column) {
         vec<float> pixel{};
@@ -89,7 +90,9 @@ void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, i
             continue;
           }
         }
-        load_strip<T>(image, tile.n, c, count, y, x, height, width, strip);
+        const int64_t ahead =
+            c + L < image.channels ? L * image.channel : run * kNext * image.column - c * image.channel;
+        load_strip<T>(image, tile.n, c, count, y, x, height, width, ahead, strip);
         for (int64_t t = 0; t < run; ++t, v += tile_stride) {
           const float* pixels = strip + t * kNext * L;
           if constexpr (kGradient) {
