@@ -5,7 +5,8 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-constexpr int64_t kMaxPlane = 100;   // norm/NOTES.md: 10x10 gains a seventh, 12x12 loses one
+// norm/NOTES.md: 10x10 gains a seventh and 12x12 loses one; with AVX2 7x7 gains and 10x10 loses
+constexpr int64_t kMaxPlane = kVectorBytes == 64 ? 100 : 49;
 constexpr int64_t kLeastImages = 4;  // what is done once for a column outweighs fewer
 
 bool is_small_planes(const BatchNormParams& p) {
