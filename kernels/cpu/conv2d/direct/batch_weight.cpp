@@ -67,19 +67,28 @@ WeightTile<E> pick_tile(int64_t wanted_outs, int64_t wanted_taps) {
   }
 }
 
-// The gradient of what the activation was given, from that of its output y (kernels/elementwise.h).
-PYDL_INLINE vec<float> through(vec<float> grad, vec<float> y, Activation activation) {
-  if (activation == Activation::relu) return y <= vec<float>{} ? vec<float>{} : grad;
-  return grad * ((1.0f - y) * y);
-}
+// The slope of an activation by its output y (kernels/elementwise.h), without a branch for each vector: relu's is 0 up to
+// `floor`, sigmoid's y (1 - y) where `bends`.
+struct Slope {
+  float floor;
+  vec<float> bends;
+
+  explicit Slope(Activation activation)
+      : floor(activation == Activation::relu ? 0.0f : __builtin_nanf("")),
+        bends(splat(activation == Activation::relu ? 0.0f : 1.0f)) {}
+  PYDL_INLINE vec<float> times(vec<float> grad, vec<float> y) const {
+    const vec<float> slope = bends > 0.0f ? (1.0f - y) * y : vec<float>{} + 1.0f;
+    return y <= floor ? vec<float>{} : grad * slope;
+  }
+};
 
 // An element of a block, and sum + the numbers in it.
 template <class T, class E>
 struct Reader {
   using Rows = PlaneRows<T>;
   static PYDL_INLINE vec<float> add(vec<float> sum, vec<float> v) { return sum + v; }
-  static PYDL_INLINE vec<float> through_each(vec<float> grad, vec<float> y, Activation activation) {
-    return through(grad, y, activation);
+  static PYDL_INLINE vec<float> through(vec<float> grad, vec<float> y, const Slope& slope) {
+    return slope.times(grad, y);
   }
 };
 #if defined(PYDL_BF16_DOT)
@@ -89,34 +98,30 @@ struct Reader<bf16, bf16_pair> {
   static PYDL_INLINE vec<float> add(vec<float> sum, vec<float> v) {
     return multiply_add(u32v{} + 0x3f803f80u, bit_cast<u32v>(v), sum);  // (1, 1)
   }
-  static PYDL_INLINE vec<float> through_each(vec<float> grad, vec<float> y, Activation activation) {
+  static PYDL_INLINE vec<float> through(vec<float> grad, vec<float> y, const Slope& slope) {
     const u32v g = bit_cast<u32v>(grad), of = bit_cast<u32v>(y);
     auto low = [](u32v v) { return bit_cast<vec<float>>(v << 16); };
     auto high = [](u32v v) { return bit_cast<vec<float>>(v & 0xffff0000u); };
-    return bit_cast<vec<float>>(halves_side_by_side(
-        narrow_bf16_fast(through(low(g), low(of), activation), through(high(g), high(of), activation))));
+    return bit_cast<vec<float>>(
+        halves_side_by_side(narrow_bf16_fast(slope.times(low(g), low(of)), slope.times(high(g), high(of)))));
   }
 };
 #endif
 
-// Rows of the gradient, through the activation where there is what it gave.
+// Rows of the gradient through the activation, that gave `output`.
 template <class T, class E>
 struct Activated {
   typename Reader<T, E>::Rows grad, output;
-  Activation activation;  // none: `output` is not read
+  Slope slope;
 
   using Lane = float;
-  PYDL_INLINE Activated moved(int64_t by) const {
-    return {grad.moved(by), activation == Activation::none ? output : output.moved(by), activation};
-  }
+  PYDL_INLINE Activated moved(int64_t by) const { return {grad.moved(by), output.moved(by), slope}; }
   PYDL_INLINE bool full() const { return grad.full(); }
   PYDL_INLINE vec<float> at(int64_t i, int64_t q) const {
-    if (activation == Activation::none) return grad.at(i, q);
-    return Reader<T, E>::through_each(grad.at(i, q), output.at(i, q), activation);
+    return Reader<T, E>::through(grad.at(i, q), output.at(i, q), slope);
   }
   PYDL_INLINE vec<float> at(int64_t i, int64_t q, int64_t n) const {
-    if (activation == Activation::none) return grad.at(i, q, n);
-    return Reader<T, E>::through_each(grad.at(i, q, n), output.at(i, q, n), activation);
+    return Reader<T, E>::through(grad.at(i, q, n), output.at(i, q, n), slope);
   }
 };
 
@@ -149,7 +154,7 @@ struct BatchWeight {
                 p.out_height,
                 p.out_width};
     activated = static_cast<const T*>(p.activated);
-    activation = activated ? p.activation : Activation::none;
+    activation = p.activation;
     weights = p.out_channels * p.in_channels * p.kernel_height * p.kernel_width;
     sums = weights + p.out_channels;
     blocks = ceil_div(p.batch, Rows::kImages);
@@ -176,9 +181,14 @@ struct BatchWeight {
                      float* biases) const {
     const int64_t plane = gradient.stride[0], at = image * plane;
     const Block<E> block = {data, first, last - first, gradient.padded_width};
-    const Activated<T, E> rows = {{gradient.data + at, plane, images},
-                                  {activated ? activated + at : nullptr, plane, images},
-                                  activation};
+    const Rows rows = {gradient.data + at, plane, images};
+    if (activated)
+      pack_gradient(block, Activated<T, E>{rows, {activated + at, plane, images}, Slope(activation)}, biases);
+    else
+      pack_gradient(block, rows, biases);
+  }
+  template <class R>
+  void pack_gradient(const Block<E>& block, const R& rows, float* biases) const {
     const bool by_channel = gradient.stride[3] == 1;
     auto add = [&](int64_t c, vec<float> v) {
       store(biases + c * all, Reader<T, E>::add(load(biases + c * all), v));
