@@ -1,4 +1,4 @@
-// pydl::conv2d_forward, conv2d_backward_input, conv2d_backward_weight, conv2d_backward_bias
+// pydl::conv2d_forward, conv2d_backward_input, conv2d_backward_weight, conv2d_backward_bias, conv2d_backward_parameters
 //
 // stride, dilation: (y, x). padding: (top, bottom, left, right), so that "same" with an even kernel can be
 // said. channels_last: the memory format of the result, which Python decides once for the kernel and for
@@ -8,6 +8,7 @@
 #include "csrc/conv2d_call.h"
 #include "csrc/convert.h"
 #include "csrc/cuda.h"
+#include "csrc/elementwise_call.h"
 #include "csrc/plans.h"
 #include "csrc/scratch.h"
 #include "csrc/selection.h"
@@ -154,19 +155,24 @@ const Conv2dPlan& plan_of(const Conv2dParams& p, Conv2dPass pass, int64_t thread
   return plan;
 }
 
+// preferred: what is taken where no algorithm is asked for, or null.
+const Conv2dPlan& plan_asked_for(const Conv2dParams& p, Conv2dPass pass, int64_t threads,
+                                 const char* preferred) {
+  const char* wanted = conv2d_selection.wanted[static_cast<int>(pass)].load(std::memory_order_relaxed);
+  return plan_of(p, pass, threads, wanted ? wanted : preferred, exact.load(std::memory_order_relaxed));
+}
+
 }  // namespace
 
 const char* conv2d_on_cpu(Conv2dParams& p, Conv2dPass pass, const char* preferred) {
   const Parallel threads = torch_threads();
-  const char* wanted = conv2d_selection.wanted[static_cast<int>(pass)].load(std::memory_order_relaxed);
-  if (wanted == nullptr) wanted = preferred;
   const char* algorithm = nullptr;
   auto run = [&](const Conv2dPlan& plan) {
     conv2d_selection.served.store(algorithm = plan.algorithm, std::memory_order_relaxed);
     p.scratch = Scratch::of_at_least(plan.scratch);
     return PYDL_CPU_CALL(conv2d_run)(plan, p, pass, threads);
   };
-  if (!run(plan_of(p, pass, threads.threads, wanted, exact.load(std::memory_order_relaxed))))
+  if (!run(plan_asked_for(p, pass, threads.threads, preferred)))
     run(plan_of(p, pass, threads.threads, nullptr, true));
   return algorithm;
 }
@@ -273,24 +279,32 @@ Tensor transposed(const Tensor& input, const Tensor& weight, const std::optional
                 activation_of("conv_transpose2d", activation), channels_last);
 }
 
-Tensor backward_weight(const Tensor& grad_output, const Tensor& input, const Sizes& weight_size,
-                       const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
-                       bool channels_last) {
-  Conv2dParams p = geometry(sizes_of(input), weight_size, {stride, padding, dilation, groups});
+// The weight gradient's tensor, and the params that write it.
+std::pair<Tensor, Conv2dParams> of_weight(const Tensor& grad_output, const Tensor& input,
+                                          const Sizes& weight_size, const Options& o, bool channels_last) {
+  Conv2dParams p = geometry(sizes_of(input), weight_size, o);
   p.dtype = dtype_of("conv2d", grad_output);
   check_same("input", input, "grad_output", grad_output);
   check_gradient(grad_output, p);
-  if (by_way_of_float(grad_output))
-    return rounded(backward_weight(widened(grad_output), widened(input), weight_size, stride, padding,
-                                   dilation, groups, channels_last));
   Tensor grad_weight = empty_format(grad_output, weight_size, channels_last);
-  if (grad_weight.numel() == 0) return grad_weight;
   p.input = const_cast<void*>(input.const_data_ptr());
   p.weight = grad_weight.mutable_data_ptr();
   p.output = const_cast<void*>(grad_output.const_data_ptr());
   take_strides(input, p.input_stride);
   take_strides(grad_weight, p.weight_stride);
   take_strides(grad_output, p.output_stride);
+  return {grad_weight, p};
+}
+
+Tensor backward_weight(const Tensor& grad_output, const Tensor& input, const Sizes& weight_size,
+                       const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
+                       bool channels_last) {
+  if (by_way_of_float(grad_output) && by_way_of_float(input))
+    return rounded(backward_weight(widened(grad_output), widened(input), weight_size, stride, padding,
+                                   dilation, groups, channels_last));
+  auto [grad_weight, p] =
+      of_weight(grad_output, input, weight_size, {stride, padding, dilation, groups}, channels_last);
+  if (grad_weight.numel() == 0) return grad_weight;
   launch(grad_output, grad_weight, p, Conv2dPass::backward_weight, &cuda::Library::conv2d_backward_weight);
   return grad_weight;
 }
@@ -336,6 +350,42 @@ Tensor backward_bias(const Tensor& grad_output) {
 
 }  // namespace
 
+// Those of weight and bias together, on the CPU alone. output: what `activation` gave in the forward, of which grad_output
+// is the gradient then.
+std::tuple<Tensor, Tensor> backward_parameters(const Tensor& grad_output, const Tensor& input,
+                                               const std::optional<Tensor>& output, const Sizes& weight_size,
+                                               const Sizes& stride, const Sizes& padding,
+                                               const Sizes& dilation, int64_t groups,
+                                               const std::string& activation, bool channels_last) {
+  const Activation through = output ? activation_of("conv2d", activation) : Activation::none;
+  bool together = !by_way_of_float(grad_output) && grad_output.numel() != 0 && input.numel() != 0;
+  if (through != Activation::none) {
+    check_same("output", *output, "grad_output", grad_output);
+    PYDL_CHECK(sizes_of(*output) == sizes_of(grad_output),
+               "conv2d: expected output to be of grad_output's shape, got ", shape_of(*output));
+    for (int64_t d = 0; d < output->dim(); ++d) together &= output->stride(d) == grad_output.stride(d);
+  }
+  if (together) {
+    auto [grad_weight, p] =
+        of_weight(grad_output, input, weight_size, {stride, padding, dilation, groups}, channels_last);
+    p.activation = through;
+    if (plan_asked_for(p, Conv2dPass::backward_weight, torch_threads().threads, nullptr).gives_bias) {
+      Tensor grad_bias = empty(grad_output, grad_output.scalar_type(), {p.out_channels});
+      p.grad_bias = grad_bias.mutable_data_ptr();
+      p.activated = through == Activation::none ? nullptr : output->const_data_ptr();
+      Verbose line("conv2d_backward_parameters", grad_output, &grad_weight);
+      line.algorithm = conv2d_on_cpu(p, Conv2dPass::backward_weight);
+      return {grad_weight, grad_bias};
+    }
+  }
+  const Tensor grad = through == Activation::none ? grad_output
+                      : through == Activation::relu
+                          ? elementwise_backward(Elementwise::relu, grad_output, *output)
+                          : elementwise_backward(Elementwise::sigmoid, grad_output, *output);
+  return {backward_weight(grad, input, weight_size, stride, padding, dilation, groups, channels_last),
+          backward_bias(grad)};
+}
+
 #define PYDL_REGISTER(m)                                         \
   m.impl("conv2d_forward", TORCH_BOX(&forward));                 \
   m.impl("conv2d_backward_input", TORCH_BOX(&backward_input));   \
@@ -346,6 +396,7 @@ Tensor backward_bias(const Tensor& grad_output) {
 STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) {
   PYDL_REGISTER(m)
   m.impl("conv_transpose2d", TORCH_BOX(&transposed));
+  m.impl("conv2d_backward_parameters", TORCH_BOX(&backward_parameters));
 }
 STABLE_TORCH_LIBRARY_IMPL(pydl, CUDA, m) { PYDL_REGISTER(m) }
 // clang-format on

@@ -1,6 +1,6 @@
 // pydl::<name>_forward(Tensor input, ...) -> Tensor, <name>_backward(Tensor grad_output, Tensor saved, ...) -> Tensor:
 // the functions of one number that kernels/elementwise.h lists, on the CPU alone
-#include "kernels/elementwise.h"
+#include "csrc/elementwise_call.h"
 
 #include <algorithm>
 
@@ -125,6 +125,12 @@ void implement(torch::stable::detail::StableLibrary& m, std::index_sequence<kInd
 }
 
 }  // namespace
+
+Tensor elementwise_backward(Elementwise function, const Tensor& grad_output, const Tensor& saved) {
+  for (const Function& f : kFunctions)
+    if (f.kind == function) return run(f, Options(), saved, &grad_output);
+  __builtin_unreachable();
+}
 
 STABLE_TORCH_LIBRARY_IMPL(pydl, CPU, m) { implement(m, std::make_index_sequence<kCount>()); }
 

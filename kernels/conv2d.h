@@ -20,8 +20,9 @@ namespace pydl {
 enum class Conv2dPass : int32_t { forward, backward_input, backward_weight };
 
 struct Conv2dParams {
-  DType dtype;            // on the CPU not f16, which arrives as f32 but in the bias gradient
-  Activation activation;  // of the forward, and of the input gradient as the transposed convolution
+  DType dtype;  // on the CPU not f16, which arrives as f32 but in the bias gradient
+  // of the forward, of the input gradient as the transposed convolution, and of the weight gradient: `activated`
+  Activation activation;
 
   int64_t batch, groups;
   int64_t in_channels, in_height, in_width;
@@ -36,7 +37,11 @@ struct Conv2dParams {
   void *input, *weight, *output;
   // May be null. The input gradient adds one to each of in_channels where it serves as the transposed convolution.
   const void* bias;
-  void* grad_bias;  // out_channels elements, contiguous; bias gradient only
+  // out_channels elements, contiguous. Of the bias gradient, and, or null, of a weight gradient whose plan gives both.
+  void* grad_bias;
+  // Of a weight gradient whose plan gives both: what the activation gave in the forward, with the strides of `output`,
+  // which is the gradient of that then; or null.
+  const void* activated;
 
   // strides in elements, in the order N, C, H, W (weight: O, I, H, W)
   int64_t input_stride[4], weight_stride[4], output_stride[4];
@@ -52,6 +57,7 @@ struct Conv2dPlan {
   Conv2dParams reduced;   // an equal problem that is less work, without its pointers
   int64_t first_tap;      // bytes from the weight of the whole problem to that of the reduced one
   bool local;             // an inf or nan spoils the results that its windows reach, and no others
+  bool gives_bias;  // of a weight gradient: with grad_bias that is computed too, and `activated` gone through
   void (*run)(const Conv2dParams& reduced, Conv2dPass pass, const Parallel& parallel);
 };
 

@@ -30,11 +30,24 @@ class Conv2d : public Node {
         to_bias("pydl::conv2d_backward_bias");
     const Tensor &input = saved[0], &weight = saved[1];
     const Conv2dOptions& o = options_;
-    const Tensor grad = through_activation(output_grad, saved[2], o.activation);
     variable_list grads(3);
+    // one pass over the gradient for both parameters, and through the activation too where nothing else reads that
+    const bool together =
+        wants(1) && wants(2) && output_grad.is_cpu() && is_below_autograd() && !is_batched(output_grad);
+    const bool alone = together && !wants(0);
+    const Tensor grad = alone ? output_grad : through_activation(output_grad, saved[2], o.activation);
     if (wants(0))
       grads[0] =
           to_input(grad, weight, input_size_, o.stride, o.padding, o.dilation, o.groups, o.channels_last);
+    if (together) {
+      static const Op to_parameters("pydl::conv2d_backward_parameters");
+      variable_list made =
+          to_parameters.all(grad, input, alone ? saved[2] : no_tensor(), weight_size_, o.stride, o.padding,
+                            o.dilation, o.groups, activation_names[o.activation], o.weight_channels_last);
+      grads[1] = std::move(made[0]);
+      grads[2] = std::move(made[1]);
+      return grads;
+    }
     if (wants(1))
       grads[1] = to_weight(grad, input, weight_size_, o.stride, o.padding, o.dilation, o.groups,
                            o.weight_channels_last);

@@ -176,6 +176,23 @@ def test_exact_leaves_winograd_out():
         assert torch.equal(conv2d(*ones), torch.nn.functional.conv2d(*ones))  # whole numbers
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["NCHW", "channels_last"])
+def test_a_gradient_that_is_mostly_border_goes_direct(last):
+    """5x5 without padding: most products at the border of the input gradient are with nothing."""
+    if backend.current_isa() != "avx512":
+        pytest.skip("measured with AVX-512 alone")
+
+    def served(channels, size, padding):
+        g, w = torch.randn(16, channels, *[size - 4 + 2 * padding] * 2), torch.randn(channels, 20, 5, 5)
+        g = g.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        rest = (1, 1), (padding,) * 4, (1, 1), 1, last
+        torch.ops.pydl.conv2d_backward_input(g, w, (16, 20, size, size), *rest)
+        return _C.conv2d_algorithm_served()
+
+    assert served(50, 12, 0) == served(50, 14, 0) == "direct.batch"
+    assert served(64, 12, 0) == served(50, 12, 2) == "winograd.tiles"
+
+
 def test_a_plan_holds_for_its_shape_alone():
     """Plans are kept by all that they depend on: sizes, strides, options, dtype, threads, instruction set."""
     calls = []

@@ -94,6 +94,11 @@ def _register(counter):
         formula(ops.conv2d_backward_weight)(_backward_weight)
         formula(ops.conv2d_backward_bias)(lambda *_, **__: 0)
     ops = torch.ops.pydl
+    formula(ops.conv2d_backward_parameters)(
+        lambda grad_shape, input_shape, _output, weight_shape, *_, **__: _backward_weight(
+            grad_shape, input_shape, out_shape=weight_shape
+        )
+    )
     formula(ops.conv3d_forward)(_forward)
     formula(ops.conv3d_backward_input)(_backward_input)
     formula(ops.conv3d_backward_weight)(_backward_weight)

@@ -45,6 +45,13 @@ _library.define(
     "(Tensor grad_output) -> Tensor",
     triton="conv2d.conv2d",
 )
+# The last two together, of a convolution and the activation that gave `output`, or of a convolution alone. For eager
+# mode below the autograd layer: it has no formula.
+_library.define(
+    "conv2d_backward_parameters",
+    f"(Tensor grad_output, Tensor input, Tensor? output, SymInt[4] weight_size, {_OPTIONS}, str activation, "
+    "bool channels_last) -> (Tensor, Tensor)",
+)
 
 
 def _empty(like, size, channels_last):
@@ -65,6 +72,11 @@ def _(grad_output, weight, input_size, stride, padding, dilation, groups, channe
 @_library.fake("conv2d_backward_weight")
 def _(grad_output, input, weight_size, stride, padding, dilation, groups, channels_last):
     return _empty(grad_output, weight_size, channels_last)
+
+
+@_library.fake("conv2d_backward_parameters")
+def _(grad_output, input, output, weight_size, stride, padding, dilation, groups, activation, channels_last):
+    return _empty(grad_output, weight_size, channels_last), grad_output.new_empty(grad_output.shape[1])
 
 
 @_library.fake("conv2d_backward_bias")

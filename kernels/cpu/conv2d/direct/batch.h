@@ -78,18 +78,20 @@ static PYDL_INLINE void gather_plane(const Planes<T>& p, const RowRange& range, 
   }
 }
 
-// Calls put(to, c, x, vector) for the pixels of all channels that a block has room for, in the order of memory. R reads
-// the images, which follow one another.
-template <class R, class T, class E, class F>
-static PYDL_INLINE void gather_image(const Planes<T>& p, int64_t image, int64_t images, const Block<E>& block,
-                                     const F& put) {
+// Calls put(to, c, x, vector) for the pixels of all channels that a block has room for, in the order of memory: where
+// that is channel by channel, done(c) after each. `rows` reads the images, which follow one another.
+template <class T, class E, class R, class F, class G>
+static PYDL_INLINE void gather_image(const Planes<T>& p, const Block<E>& block, const R& rows, const F& put,
+                                     const G& done) {
   const RowRange range = rows_of_image(p, block.first, block.first + block.rows);
-  const T* from = p.data + image * p.stride[0] + (range.first - p.pad_y) * p.stride[2];
+  int64_t from = (range.first - p.pad_y) * p.stride[2];
   const int64_t used = p.used();
   if (p.stride[3] == 1) {
-    for (int64_t c = 0; c < p.channels; ++c)
-      gather_plane(p, range, block, c, R{from + c * p.stride[1], p.stride[0], images},
+    for (int64_t c = 0; c < p.channels; ++c) {
+      gather_plane(p, range, block, c, rows.moved(from + c * p.stride[1]),
                    [&](E* to, int64_t x, vec<float> v) { put(to, c, x, v); });
+      done(c);
+    }
     return;
   }
   const bool by_pixel =
@@ -97,7 +99,7 @@ static PYDL_INLINE void gather_image(const Planes<T>& p, int64_t image, int64_t 
   for (int64_t y = range.first; y < range.last; ++y, from += p.stride[2]) {
     if (by_pixel) {
       int64_t x = 0, c = 0;
-      gather_squares(R{from, p.stride[0], images}, used * p.channels, [&](int64_t, vec<float> v) {
+      gather_squares(rows.moved(from), used * p.channels, [&](int64_t, vec<float> v) {
         put(block.at(c, y, p.pad_x + x), c, x, v);
         if (++c == p.channels) {
           c = 0;
@@ -107,7 +109,7 @@ static PYDL_INLINE void gather_image(const Planes<T>& p, int64_t image, int64_t 
     } else {
       for (int64_t c = 0; c < p.channels; ++c)
         for (int64_t x = 0; x < used; ++x)
-          gather_squares(R{from + c * p.stride[1] + x * p.stride[3], p.stride[0], images}, 1,
+          gather_squares(rows.moved(from + c * p.stride[1] + x * p.stride[3]), 1,
                          [&](int64_t, vec<float> v) { put(block.at(c, y, p.pad_x + x), c, x, v); });
     }
   }
@@ -119,9 +121,10 @@ static void pack_block(const Planes<T>& p, int64_t image, int64_t images, int64_
                        E* data) {
   const Block<E> block = {data, first, last - first, p.padded_width};
   clear_border(p, block);
-  gather_image<R>(p, image, images, block, [](E* to, int64_t, int64_t, vec<float> v) {
-    memcpy(static_cast<void*>(to), &v, sizeof v);
-  });
+  gather_image(
+      p, block, R{p.data + image * p.stride[0], p.stride[0], images},
+      [](E* to, int64_t, int64_t, vec<float> v) { memcpy(static_cast<void*>(to), &v, sizeof v); },
+      [](int64_t) {});
 }
 
 }  // namespace pydl::cpu::PYDL_ISA::direct

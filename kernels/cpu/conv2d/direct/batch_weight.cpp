@@ -6,7 +6,7 @@
 // Each lane sums its own images; lanes are added once per task. A task is a fixed number of blocks of images,
 // so that the order of additions depends on the shape alone; tasks are added in order. The gradient is
 // transposed a few rows at a time, as many as stay in the second-level cache while every (channel, row of
-// taps) passes over them.
+// taps) passes over them. Before that it goes through the activation; after it, it is summed for the bias.
 #include "kernels/cpu/base/tasks.h"
 #include "kernels/cpu/conv2d/direct/pairs.h"
 
@@ -67,23 +67,72 @@ WeightTile<E> pick_tile(int64_t wanted_outs, int64_t wanted_taps) {
   }
 }
 
+// The slope of an activation by its output y (kernels/elementwise.h), without a branch for each vector: relu's is 0 up to
+// `floor`, sigmoid's y (1 - y) where `bends`.
+struct Slope {
+  float floor;
+  vec<float> bends;
+
+  explicit Slope(Activation activation)
+      : floor(activation == Activation::relu ? 0.0f : __builtin_nanf("")),
+        bends(splat(activation == Activation::relu ? 0.0f : 1.0f)) {}
+  PYDL_INLINE vec<float> times(vec<float> grad, vec<float> y) const {
+    const vec<float> slope = bends > 0.0f ? (1.0f - y) * y : vec<float>{} + 1.0f;
+    return y <= floor ? vec<float>{} : grad * slope;
+  }
+};
+
+// An element of a block, and sum + the numbers in it.
 template <class T, class E>
 struct Reader {
   using Rows = PlaneRows<T>;
+  static PYDL_INLINE vec<float> add(vec<float> sum, vec<float> v) { return sum + v; }
+  static PYDL_INLINE vec<float> through(vec<float> grad, vec<float> y, const Slope& slope) {
+    return slope.times(grad, y);
+  }
 };
 #if defined(PYDL_BF16_DOT)
 template <>
 struct Reader<bf16, bf16_pair> {
   using Rows = ImagePairs;
+  static PYDL_INLINE vec<float> add(vec<float> sum, vec<float> v) {
+    return multiply_add(u32v{} + 0x3f803f80u, bit_cast<u32v>(v), sum);  // (1, 1)
+  }
+  static PYDL_INLINE vec<float> through(vec<float> grad, vec<float> y, const Slope& slope) {
+    const u32v g = bit_cast<u32v>(grad), of = bit_cast<u32v>(y);
+    auto low = [](u32v v) { return bit_cast<vec<float>>(v << 16); };
+    auto high = [](u32v v) { return bit_cast<vec<float>>(v & 0xffff0000u); };
+    return bit_cast<vec<float>>(
+        halves_side_by_side(narrow_bf16_fast(slope.times(low(g), low(of)), slope.times(high(g), high(of)))));
+  }
 };
 #endif
+
+// Rows of the gradient through the activation, that gave `output`.
+template <class T, class E>
+struct Activated {
+  typename Reader<T, E>::Rows grad, output;
+  Slope slope;
+
+  using Lane = float;
+  PYDL_INLINE Activated moved(int64_t by) const { return {grad.moved(by), output.moved(by), slope}; }
+  PYDL_INLINE bool full() const { return grad.full(); }
+  PYDL_INLINE vec<float> at(int64_t i, int64_t q) const {
+    return Reader<T, E>::through(grad.at(i, q), output.at(i, q), slope);
+  }
+  PYDL_INLINE vec<float> at(int64_t i, int64_t q, int64_t n) const {
+    return Reader<T, E>::through(grad.at(i, q, n), output.at(i, q, n), slope);
+  }
+};
 
 template <class T, class E>
 struct BatchWeight {
   using Rows = typename Reader<T, E>::Rows;
   static constexpr int64_t all = lanes<float>;
   Planes<T> input, gradient;
-  int64_t weights, blocks, blocks_per_task, tasks, chunk_rows;
+  const T* activated;
+  Activation activation;
+  int64_t weights, sums, blocks, blocks_per_task, tasks, chunk_rows;  // sums: weights and biases
 
   explicit BatchWeight(const Conv2dParams& p) {
     input = {static_cast<const T*>(p.input),
@@ -104,7 +153,10 @@ struct BatchWeight {
                 0,
                 p.out_height,
                 p.out_width};
+    activated = static_cast<const T*>(p.activated);
+    activation = p.activation;
     weights = p.out_channels * p.in_channels * p.kernel_height * p.kernel_width;
+    sums = weights + p.out_channels;
     blocks = ceil_div(p.batch, Rows::kImages);
     blocks_per_task = max_of(1, blocks / 8);
     tasks = ceil_div(blocks, blocks_per_task);
@@ -119,14 +171,43 @@ struct BatchWeight {
   }
   int64_t slot_bytes() const {
     return Pieces::bytes<E>(input_elements()) + Pieces::bytes<E>(chunk_elements()) +
-           Pieces::bytes<float>(weights * all) + kApart;
+           Pieces::bytes<float>(sums * all) + kApart;
   }
-  int64_t bytes(int64_t threads) const {
-    return Pieces::bytes<float>(tasks * weights) + threads * slot_bytes();
+  int64_t bytes(int64_t threads) const { return Pieces::bytes<float>(tasks * sums) + threads * slot_bytes(); }
+
+  // Rows [first, last) of the gradients of images [image, image + images) to a block; adds each channel to its vector of
+  // `biases`.
+  void pack_gradient(int64_t image, int64_t images, int64_t first, int64_t last, E* data,
+                     float* biases) const {
+    const int64_t plane = gradient.stride[0], at = image * plane;
+    const Block<E> block = {data, first, last - first, gradient.padded_width};
+    const Rows rows = {gradient.data + at, plane, images};
+    if (activated)
+      pack_gradient(block, Activated<T, E>{rows, {activated + at, plane, images}, Slope(activation)}, biases);
+    else
+      pack_gradient(block, rows, biases);
+  }
+  template <class R>
+  void pack_gradient(const Block<E>& block, const R& rows, float* biases) const {
+    const bool by_channel = gradient.stride[3] == 1;
+    auto add = [&](int64_t c, vec<float> v) {
+      store(biases + c * all, Reader<T, E>::add(load(biases + c * all), v));
+    };
+    vec<float> sum{};  // of a channel, which stays in a register
+    gather_image(
+        gradient, block, rows,
+        [&](E* to, int64_t c, int64_t, vec<float> v) {
+          memcpy(static_cast<void*>(to), &v, sizeof v);
+          by_channel ? void(sum = Reader<T, E>::add(sum, v)) : add(c, v);
+        },
+        [&](int64_t c) {
+          store(biases + c * all, load(biases + c * all) + sum);
+          sum = vec<float>{};
+        });
   }
 };
 
-// partial[o][c][r][t]: the sums of one task.
+// partial[o][c][r][t], and then [o]: the sums of one task.
 template <class T, class E>
 void run_task(const Conv2dParams& p, const BatchWeight<T, E>& g, int64_t task, float* partial,
               Pieces scratch) {
@@ -134,8 +215,8 @@ void run_task(const Conv2dParams& p, const BatchWeight<T, E>& g, int64_t task, f
   constexpr int64_t all = lanes<float>;
   E* block = scratch.take<E>(g.input_elements());
   E* grad = scratch.take<E>(g.chunk_elements());
-  float* sums = scratch.take<float>(g.weights * all);
-  memset(sums, 0, static_cast<size_t>(g.weights * all) * sizeof(float));
+  float* sums = scratch.take<float>(g.sums * all);
+  memset(sums, 0, static_cast<size_t>(g.sums * all) * sizeof(float));
   const int64_t width = g.input.padded_width, out_blocks = ceil_div(p.out_channels, kOut);
   const int64_t outs_per_block = ceil_div(p.out_channels, out_blocks);
   const int64_t tap_blocks = ceil_div(p.kernel_width, kTaps),
@@ -146,7 +227,7 @@ void run_task(const Conv2dParams& p, const BatchWeight<T, E>& g, int64_t task, f
     pack_block<Rows>(g.input, image, images, 0, g.input.padded_height, block);
     for (int64_t y = 0; y < p.out_height; y += g.chunk_rows) {
       const int64_t rows = min_of(g.chunk_rows, p.out_height - y);
-      pack_block<Rows>(g.gradient, image, images, y, y + rows, grad);
+      g.pack_gradient(image, images, y, y + rows, grad, sums + g.weights * all);
       for (int64_t o = 0; o < p.out_channels; o += outs_per_block)
         for (int64_t c = 0; c < p.in_channels; ++c)
           for (int64_t r = 0; r < p.kernel_height; ++r)
@@ -164,8 +245,8 @@ void run_task(const Conv2dParams& p, const BatchWeight<T, E>& g, int64_t task, f
             }
     }
   }
-  for (int64_t i = 0; i < g.weights; i += all) {  // add lanes, a square at a time
-    const int64_t n = min_of(all, g.weights - i);
+  for (int64_t i = 0; i < g.sums; i += all) {  // add lanes, a square at a time
+    const int64_t n = min_of(all, g.sums - i);
     vec<float> square[all];
     for (int64_t j = 0; j < all; ++j) square[j] = j < n ? load(sums + (i + j) * all) : vec<float>{};
     transpose(square);
@@ -194,9 +275,9 @@ void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
     using T = decltype(number);
     const BatchWeight<T, decltype(element)> g(p);
     Pieces pieces{static_cast<char*>(p.scratch)};
-    float* partials = pieces.take<float>(g.tasks * g.weights);
+    float* partials = pieces.take<float>(g.tasks * g.sums);
     run_tasks(parallel, g.tasks, [&](int64_t task, int64_t slot) {
-      run_task(p, g, task, partials + task * g.weights, Pieces{pieces.next + slot * g.slot_bytes()});
+      run_task(p, g, task, partials + task * g.sums, Pieces{pieces.next + slot * g.slot_bytes()});
     });
     store_direct_weights<T>(p, partials, g.tasks);
   });

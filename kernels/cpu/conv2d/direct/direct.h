@@ -149,14 +149,15 @@ static void pack_direct_weights(const DirectConv<T>& g, int64_t most, E* weights
   });
 }
 
-// grad_weight from the sums of `tasks` tasks, each [o][c][row][tap], added in order to the first.
+// grad_weight, and grad_bias where it is wanted, from the sums of `tasks` tasks, each [o][c][row][tap] and then [o],
+// added in order to the first.
 template <class T>
 static void store_direct_weights(const Conv2dParams& p, float* partials, int64_t tasks) {
-  const int64_t weights = p.out_channels * p.in_channels * p.kernel_height * p.kernel_width;
-  for (int64_t i = 0; i < weights; i += lanes<float>) {
-    const int64_t n = min_of(lanes<float>, weights - i);
+  const int64_t sums = p.out_channels * (p.in_channels * p.kernel_height * p.kernel_width + 1);
+  for (int64_t i = 0; i < sums; i += lanes<float>) {
+    const int64_t n = min_of(lanes<float>, sums - i);
     vec<float> sum{};
-    for (int64_t task = 0; task < tasks; ++task) sum += load_n(partials + task * weights + i, n);
+    for (int64_t task = 0; task < tasks; ++task) sum += load_n(partials + task * sums + i, n);
     store_n(partials + i, sum, n);
   }
   T* to = static_cast<T*>(p.weight);
@@ -166,6 +167,8 @@ static void store_direct_weights(const Conv2dParams& p, float* partials, int64_t
       for (int64_t r = 0; r < p.kernel_height; ++r)
         for (int64_t t = 0; t < p.kernel_width; ++t, ++partials)
           store_n(to + o * stride[0] + c * stride[1] + r * stride[2] + t * stride[3], splat(*partials), 1);
+  if (T* bias = static_cast<T*>(p.grad_bias))
+    for (int64_t o = 0; o < p.out_channels; ++o) store_n(bias + o, splat(partials[o]), 1);
 }
 
 }  // namespace pydl::cpu::PYDL_ISA::direct

@@ -114,21 +114,23 @@ static inline void pack_pairs(const Planes<bf16>& p, Pairs pairs, int64_t image,
   // one by one, each the upper half of a widened number
   auto add = [&](bf16_pair* to, u32v v) { put(to, load_elements(to) | v); };
   u32v before{};
-  gather_image<PlaneRows<bf16>>(p, image, images, block,
-                                [&](bf16_pair* to, int64_t c, int64_t x, vec<float> v) {
-                                  const u32v high = bit_cast<u32v>(v), low = high >> 16;
-                                  bf16_pair* left = to - kPairLanes;
-                                  if (by_channel) {
-                                    c % 2 ? add(to, high) : put(to, low);
-                                  } else if (by_row) {
-                                    if (x + p.pad_x > 0) put(left, x > 0 ? before | high : high);
-                                    if (x + 1 == p.used()) put(to, low);
-                                    before = low;
-                                  } else {
-                                    put(to, low);
-                                    if (x + p.pad_x > 0) add(left, high);
-                                  }
-                                });
+  gather_image(
+      p, block, PlaneRows<bf16>{from, p.stride[0], images},
+      [&](bf16_pair* to, int64_t c, int64_t x, vec<float> v) {
+        const u32v high = bit_cast<u32v>(v), low = high >> 16;
+        bf16_pair* left = to - kPairLanes;
+        if (by_channel) {
+          c % 2 ? add(to, high) : put(to, low);
+        } else if (by_row) {
+          if (x + p.pad_x > 0) put(left, x > 0 ? before | high : high);
+          if (x + 1 == p.used()) put(to, low);
+          before = low;
+        } else {
+          put(to, low);
+          if (x + p.pad_x > 0) add(left, high);
+        }
+      },
+      [](int64_t) {});
 }
 
 // to[i * plane + q] = lane i of get(q), rounded, for i < planes, q < length.
