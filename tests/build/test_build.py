@@ -47,13 +47,13 @@ def test_weak_symbols_stay_in_their_namespace(path):
 
 
 def test_the_text_is_small():
-    """Everything that is loaded: 7 MB hold all layers of the book for three instruction sets."""
+    """Everything that is loaded, all layers of the book for three instruction sets: 8 MB are the most it may ever be."""
     modules = [path for name in ("_C", "_torch") for path in Path(_C.__file__).parent.glob(f"{name}.*.so")]
     sizes = [int(run("size", str(module)).splitlines()[1].split()[0]) for module in modules]
     assert len(sizes) == 2
     if "__asan_init" in run("nm", "--dynamic", _C.__file__):
         pytest.skip("built with sanitizers")
-    assert sum(sizes) < 7e6
+    assert sum(sizes) < 7.5e6
 
 
 def test_wide_registers_stay_in_their_namespace():
