@@ -47,7 +47,7 @@ def test_weak_symbols_stay_in_their_namespace(path):
 
 
 def test_the_text_is_small():
-    """Everything that is loaded, all layers of the book for three instruction sets: 8 MB are the most it may ever be."""
+    """Everything that is loaded, all layers of the book for three instruction sets: 8 MB are the most it may be."""
     modules = [path for name in ("_C", "_torch") for path in Path(_C.__file__).parent.glob(f"{name}.*.so")]
     sizes = [int(run("size", str(module)).splitlines()[1].split()[0]) for module in modules]
     assert len(sizes) == 2
