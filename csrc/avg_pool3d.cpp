@@ -37,7 +37,7 @@ Tensor avg_pool3d(const Tensor& input, const PoolSizes& kernel_size, const PoolS
   const bool last = volume.channels_last;
   Average3d p(dtype, sizes_of(input), {kernel_size, stride, padding, kSideBySide, ceil_mode},
               count_include_pad, divisor, last);
-  Tensor output = empty_volume(input, input.scalar_type(), p.output, last);
+  Tensor output = empty_in_format(input, input.scalar_type(), p.output, last);
   if (output.numel() > 0) {
     p.go_forward(volume.data, p.scratch(), output.mutable_data_ptr(), last);
     PYDL_CPU_CALL(avg_pool2d)(p.planes, torch_threads());

@@ -3,19 +3,14 @@
 // kernel_size, stride, padding, dilation: (y, x). channels_last: the memory format of the result, which
 // Python decides once for the kernel and for tracing. places: bytes, or int32 for kernels of more than 256
 // taps.
-#include "kernels/max_pool2d.h"
+#include "csrc/max_pool2d_call.h"
 
 #include <tuple>
 
-#include "csrc/pool2d_call.h"
 #include "csrc/verbose.h"
 
 namespace pydl {
 namespace {
-
-ScalarType place_type(const Pool2dParams& p) {
-  return p.kernel_height * p.kernel_width <= kMaxPool2dByteTaps ? ScalarType::Byte : ScalarType::Int;
-}
 
 void set_places(MaxPool2dParams& p, const Tensor& places, bool are_planes) {
   p.places = const_cast<void*>(places.const_data_ptr());

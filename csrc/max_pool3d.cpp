@@ -5,16 +5,12 @@
 // results are row-major.
 #include <tuple>
 
+#include "csrc/max_pool2d_call.h"
 #include "csrc/pool3d_call.h"
 #include "csrc/verbose.h"
-#include "kernels/max_pool2d.h"
 
 namespace pydl {
 namespace {
-
-ScalarType tap_type(const Pool2dParams& p) {
-  return p.kernel_height * p.kernel_width <= kMaxPool2dByteTaps ? ScalarType::Byte : ScalarType::Int;
-}
 
 struct Maximum3d : Pool3d<MaxPool2dParams> {
   using Pool3d::Pool3d;
@@ -27,7 +23,7 @@ struct Maximum3d : Pool3d<MaxPool2dParams> {
     check_sizes("max_pool3d", "plane_places", plane_places, between);
     check_sizes("max_pool3d", "depth_places", depth_places, output);
     PYDL_CHECK(
-        plane_places.scalar_type() == tap_type(planes) && depth_places.scalar_type() == tap_type(depths),
+        plane_places.scalar_type() == place_type(planes) && depth_places.scalar_type() == place_type(depths),
         "max_pool3d: expected places to be of the dtypes that the forward gives for this kernel_size, got ",
         dtype_name(plane_places.scalar_type()), " and ", dtype_name(depth_places.scalar_type()));
   }
@@ -50,12 +46,12 @@ std::tuple<Tensor, Tensor, Tensor> max_pool3d(const Tensor& input, const PoolSiz
   const bool last = volume.channels_last;
   Maximum3d p("max_pool3d", dtype_of("max_pool3d", input), sizes_of(input),
               {kernel_size, stride, padding, dilation, ceil_mode}, last);
-  Tensor output = empty_volume(input, input.scalar_type(), p.output, last);
+  Tensor output = empty_in_format(input, input.scalar_type(), p.output, last);
   const auto places = [&](const PoolSizes& sizes, ScalarType type) {
-    return wants_places ? empty_volume(input, type, sizes, last) : empty(input, type, {0});
+    return wants_places ? empty_in_format(input, type, sizes, last) : empty(input, type, {0});
   };
-  const Tensor plane_places = places(p.between, tap_type(p.planes)),
-               depth_places = places(p.output, tap_type(p.depths));
+  const Tensor plane_places = places(p.between, place_type(p.planes)),
+               depth_places = places(p.output, place_type(p.depths));
   if (output.numel() > 0) {
     p.go_forward(volume.data, p.scratch(), output.mutable_data_ptr(), last);
     if (wants_places) p.set_places(plane_places, depth_places, last);

@@ -72,13 +72,8 @@ struct Pool3d {
   }
 };
 
-// A new tensor for a result, as the volume lies.
-inline Tensor empty_volume(const Tensor& like, ScalarType type, const PoolSizes& sizes, bool channels_last) {
-  return channels_last ? empty_strided(like, type, sizes, channels_last_strides(sizes))
-                       : empty(like, type, sizes);
-}
-
-// t, or a row-major copy of one that is channels_last.
+// t, or a row-major copy of one that is channels_last: with the strides that Python tells a compiler, also where a
+// dimension of one element would leave others free.
 inline Tensor row_major(const Tensor& t, bool channels_last) {
   if (!channels_last) return t;
   Tensor copy = empty(t, t.scalar_type(), sizes_of(t));

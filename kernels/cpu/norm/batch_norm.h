@@ -275,9 +275,11 @@ void batch_norm_rows_backward(const BatchNormParams& p, bool reduce, bool apply,
 int64_t batch_norm_columns_scratch(const BatchNormParams& p);
 void batch_norm_columns_forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel);
 void batch_norm_columns_backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel);
+
 // Whether rows are cut by images: a convolution of few channels is, and so is pooling, and in the caches what the other core
 // wrote costs more than to read the input twice.
 static inline bool batch_norm_cuts_images(const BatchNormParams& p) { return p.channels <= 16 && !p.stream; }
+
 // small planes of NCHW, by the walks of columns: needs no scratch
 void batch_norm_planes_forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel);
 void batch_norm_planes_backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel);

@@ -202,8 +202,8 @@ void forward(const Conv2dParams& p, const Parallel& parallel) {
     for (int64_t group = 0; group < groups.count; ++group) {
       product.depth = groups.depth(group);
       product.add = group > 0;
-      gemm::Ahead
-          ahead;  // the pixels of the next group: short rows of memory, which no hardware looks ahead of
+      // the pixels of the next group: short rows of memory, which no hardware looks ahead of
+      gemm::Ahead ahead;
       if (group + 1 < groups.count)
         cells.add_lines<T>(ahead, row, row + count, (group + 1) * groups.lines,
                            groups.depth(group + 1) / p.stride_width);
