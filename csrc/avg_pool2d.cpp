@@ -15,6 +15,10 @@ const PoolSizes kNoDilation = {1, 1};
 Tensor forward(const Tensor& input, const PoolSizes& kernel_size, const PoolSizes& stride,
                const PoolSizes& padding, bool ceil_mode, bool count_include_pad, int64_t divisor,
                bool channels_last, bool /*grad_channels_last*/) {
+  if (widens(input))
+    return rounded(forward(widened(input), kernel_size, stride, padding, ceil_mode, count_include_pad,
+                           divisor, channels_last, channels_last),
+                   input.scalar_type());
   const Verbose line("avg_pool2d", input);
   AvgPool2dParams p{};
   describe_pool("avg_pool2d", sizes_of(input), {kernel_size, stride, padding, kNoDilation, ceil_mode}, p);
@@ -32,6 +36,10 @@ Tensor forward(const Tensor& input, const PoolSizes& kernel_size, const PoolSize
 Tensor backward(const Tensor& grad_output, const PoolSizes& input_size, const PoolSizes& kernel_size,
                 const PoolSizes& stride, const PoolSizes& padding, bool ceil_mode, bool count_include_pad,
                 int64_t divisor, bool /*channels_last*/, bool grad_channels_last) {
+  if (widens(grad_output))
+    return rounded(backward(widened(grad_output), input_size, kernel_size, stride, padding, ceil_mode,
+                            count_include_pad, divisor, grad_channels_last, grad_channels_last),
+                   grad_output.scalar_type());
   const Verbose line("avg_pool2d_backward", grad_output);
   AvgPool2dParams p{};
   describe_pool("avg_pool2d", input_size, {kernel_size, stride, padding, kNoDilation, ceil_mode}, p);

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "csrc/convert.h"
 #include "csrc/cuda.h"
 #include "csrc/verbose.h"
 
@@ -51,6 +52,8 @@ Tensor dropout(const Tensor& input, double p, const Tensor& seed, int64_t shared
   PYDL_CHECK(shared_dims >= 0 && shared_dims <= input.dim(), "dropout: expected shared_dims to be in [0, ",
              input.dim(), "], got ", shared_dims);
   PYDL_CHECK(same_device(seed, input), "dropout: expected seed to be on the device of input, got another");
+  if (!on_cuda(input) && widens(input))
+    return rounded(dropout(widened(input), p, seed, shared_dims), input.scalar_type());
   const Verbose line("dropout", input);
   DropoutParams params{};
   params.dtype = dtype_of("dropout", input);

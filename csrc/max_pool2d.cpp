@@ -30,6 +30,11 @@ void check_places(const MaxPool2dParams& p, const Tensor& places) {
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const PoolSizes& kernel_size, const PoolSizes& stride,
                                    const PoolSizes& padding, const PoolSizes& dilation, bool ceil_mode,
                                    bool channels_last, bool wants_places) {
+  if (widens(input)) {
+    auto [output, places] = forward(widened(input), kernel_size, stride, padding, dilation, ceil_mode,
+                                    channels_last, wants_places);
+    return {rounded(output, input.scalar_type()), places};
+  }
   const Verbose line("max_pool2d", input);
   MaxPool2dParams p{};
   describe_pool("max_pool2d", sizes_of(input), {kernel_size, stride, padding, dilation, ceil_mode}, p);
@@ -60,6 +65,10 @@ void describe_like(const char* what, const Tensor& output, const PoolSizes& inpu
 Tensor backward(const Tensor& grad_output, const Tensor& places, const PoolSizes& input_size,
                 const PoolSizes& kernel_size, const PoolSizes& stride, const PoolSizes& padding,
                 const PoolSizes& dilation, bool channels_last) {
+  if (widens(grad_output))
+    return rounded(backward(widened(grad_output), places, input_size, kernel_size, stride, padding, dilation,
+                            channels_last),
+                   grad_output.scalar_type());
   const Verbose line("max_pool2d_backward", grad_output);
   MaxPool2dParams p{};
   describe_like("grad_output", grad_output, input_size, {kernel_size, stride, padding, dilation, false}, p);

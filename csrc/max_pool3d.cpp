@@ -40,6 +40,11 @@ struct Maximum3d : Pool3d<MaxPool2dParams> {
 std::tuple<Tensor, Tensor, Tensor> max_pool3d(const Tensor& input, const PoolSizes& kernel_size,
                                               const PoolSizes& stride, const PoolSizes& padding,
                                               const PoolSizes& dilation, bool ceil_mode, bool wants_places) {
+  if (widens(input)) {
+    auto [output, plane_places, depth_places] =
+        max_pool3d(widened(input), kernel_size, stride, padding, dilation, ceil_mode, wants_places);
+    return {rounded(output, input.scalar_type()), plane_places, depth_places};
+  }
   const Verbose line("max_pool3d", input);
   PYDL_CHECK(input.dim() == 5, "max_pool3d: expected input to be 5-D, got shape ", shape_of(sizes_of(input)));
   const Volume volume = volume_of(input, false);
@@ -65,6 +70,10 @@ std::tuple<Tensor, Tensor, Tensor> max_pool3d(const Tensor& input, const PoolSiz
 Tensor max_pool3d_backward(const Tensor& grad_output, const Tensor& plane_places, const Tensor& depth_places,
                            const PoolSizes& input_size, const PoolSizes& kernel_size, const PoolSizes& stride,
                            const PoolSizes& padding, const PoolSizes& dilation, bool ceil_mode) {
+  if (widens(grad_output))
+    return rounded(max_pool3d_backward(widened(grad_output), plane_places, depth_places, input_size,
+                                       kernel_size, stride, padding, dilation, ceil_mode),
+                   grad_output.scalar_type());
   const Verbose line("max_pool3d_backward", grad_output);
   Maximum3d p("max_pool3d", dtype_of("max_pool3d", grad_output), input_size,
               {kernel_size, stride, padding, dilation, ceil_mode}, false);

@@ -1,6 +1,7 @@
 // What the pooling ops share of torch's side: checks, the size of the output, tensors of a memory format.
 #pragma once
 
+#include "csrc/convert.h"
 #include "csrc/torch.h"
 #include "kernels/pool2d.h"
 

@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/base/philox_simd.h"
 #include "kernels/cpu/dropout/dropout_strided.h"
+#include "kernels/cpu/rows/along.h"
 #include "kernels/cpu/rows/walk.h"
 #include "kernels/machine.h"
 
@@ -88,7 +89,7 @@ void dense_range(const DropoutParams& p, int64_t begin, int64_t end, bool past_c
 }  // namespace
 
 void dropout(const DropoutParams& p, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_rows(p.dtype, [&](auto type) {
     using T = decltype(type);
     const int64_t bytes = p.numel * static_cast<int64_t>(sizeof(T));
     if (p.threshold > UINT32_MAX) {  // nothing is kept, and the output is dense

@@ -10,6 +10,7 @@
 #include "kernels/cpu/dropout/dropout_strided.h"
 
 #include "kernels/cpu/base/philox_simd.h"
+#include "kernels/cpu/rows/along.h"
 #include "kernels/cpu/rows/walk.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -180,7 +181,7 @@ bool rows_aligned(const DropoutParams& p, int v) {
 }  // namespace
 
 void dropout_strided(const DropoutParams& p, bool past_cache, const Parallel& parallel) {
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_rows(p.dtype, [&](auto type) {
     using T = decltype(type);
     const Plan plan = make_plan(p);
     const bool streams = past_cache && rows_aligned<T>(p, plan.v);

@@ -113,22 +113,17 @@ PYDL_INLINE void pool_wide_row(const AvgPool2dParams& p, const Axis& x, const T*
 template <class T>
 void rows(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   const Axis y = vertical(p), x = horizontal(p);
-  const bool two_by_two = x.kernel == 2 && x.stride == 2 && y.kernel == 2 && y.stride == 2;
+  const bool two_by_two = kTrains<T> && x.kernel == 2 && x.stride == 2 && y.kernel == 2 && y.stride == 2;
   const bool separate = x.kernel <= x.stride;  // no pixel is in two windows of a row
   each_plane(y.out, begin, end, [&](int64_t plane, int64_t first, int64_t last) PYDL_INLINE_LAMBDA {
     const T* image = plane_read<T>(p, plane);
-    if (two_by_two) {  // all rows but those in the padding
-      const int64_t top = y.pad > 0 ? 1 : 0, bottom = (y.in + y.pad) / 2;
-      const int64_t from = min_of(max_of(first, top), last), to = max_of(min_of(last, bottom), from);
-      T* plane_output = static_cast<T*>(p.to) + plane * y.out * x.out;
-      halves(p, y, x, image, plane_output, from, to);
-      for (int64_t oy = first; oy < last; ++oy)
-        if (oy < from || oy >= to)
-          pool_row<2>(p, x, image + y.start(oy) * p.from_stride[2], y.taps(oy), oy,
-                      plane_output + oy * x.out);
-      return;
-    }
+    // of two_by_two all rows but those in the padding
+    const int64_t from = min_of(max_of(first, y.pad > 0 ? 1 : 0), last);
+    const int64_t to = max_of(min_of(last, (y.in + y.pad) / 2), from);
+    if constexpr (kTrains<T>)
+      if (two_by_two) halves(p, y, x, image, static_cast<T*>(p.to) + plane * y.out * x.out, from, to);
     for (int64_t oy = first; oy < last; ++oy) {
+      if (two_by_two && oy >= from && oy < to) continue;
       const T* window = image + y.start(oy) * p.from_stride[2];
       T* output = static_cast<T*>(p.to) + (plane * y.out + oy) * x.out;
       const Range down = y.taps(oy);
@@ -309,12 +304,13 @@ void avg_pool2d(const AvgPool2dParams& p, const Parallel& parallel) {
   const int64_t pixels = p.in_width * p.stride_height * (p.channels_last ? p.channels : 1);
   const bool in_rows =
       !p.channels_last && p.from_stride[3] == 1 && (p.stride_width <= 2 || p.kernel_width <= p.stride_width);
+  const bool dense_channels = p.channels_last && p.from_stride[1] == 1;
   const bool adjacent = p.from_stride[3] == 1 && (p.in_height == 1 || p.from_stride[2] == p.in_width);
-  const bool fours = p.kernel_height == 2 && p.kernel_width == 2 && p.stride_height == 2 &&
+  const bool fours = dense_channels && p.kernel_height == 2 && p.kernel_width == 2 && p.stride_height == 2 &&
                      p.stride_width == 2 && p.pad_top == 0 && p.pad_left == 0 &&
                      p.in_height >= 2 * p.out_height && p.in_width >= 2 * p.out_width && !p.row_scale &&
                      !p.column_scale;
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_rows(p.dtype, [&](auto type) {
     using T = decltype(type);
     parallel(count, ceil_div(is_plane(p) ? kPlaneGrain : kPoolGrain, max_of(pixels, 1)),
              [&](int64_t begin, int64_t end) {
@@ -322,9 +318,9 @@ void avg_pool2d(const AvgPool2dParams& p, const Parallel& parallel) {
                  planes<T>(p, begin, end);
                else if (in_rows)
                  rows<T>(p, begin, end);
-               else if (p.channels_last && p.from_stride[1] == 1 && p.from_stride[3] == p.channels && fours)
+               else if (kTrains<T> && fours && p.from_stride[3] == p.channels)
                  fours_of_channels<T>(p, begin, end);
-               else if (p.channels_last && p.from_stride[1] == 1)
+               else if (dense_channels)
                  p.kernel_width* p.channels <= kBuffer ? channels<T>(p, begin, end)
                                                        : wide_windows<T>(p, begin, end);
                else

@@ -298,15 +298,18 @@ template <class T>
 void backward(const AvgPool2dParams& p, int64_t begin, int64_t end) {
   if (is_plane(p) && !p.channels_last) return planes<T>(p, begin, end);
   const bool dense = p.from_stride[p.channels_last ? 1 : 3] == 1;
-  if (p.channels_last && fills_by_fours(p) && (dense || p.out_width * p.channels <= kBuffer))
-    return fours_of_channels<T>(p, dense, begin, end);
+  if constexpr (kTrains<T>)
+    if (p.channels_last && fills_by_fours(p) && (dense || p.out_width * p.channels <= kBuffer))
+      return fours_of_channels<T>(p, dense, begin, end);
   if (p.channels_last)
     return dense && ceil_div(p.kernel_width, p.stride_width) <= kWidest ? channels<T>(p, begin, end)
                                                                         : strided<T>(p, begin, end);
-  if (dense && fills_by_fours(p)) return fours<T>(p, begin, end);
+  if constexpr (kTrains<T>) {
+    if (dense && fills_by_fours(p)) return fours<T>(p, begin, end);
+    if (dense && p.stride_width == 2 && p.kernel_width == 2 && p.kernel_height <= p.stride_height)
+      return halves<T>(p, begin, end);
+  }
   if (dense && p.stride_width == 1) return rows<1, T>(p, begin, end);
-  if (dense && p.stride_width == 2 && p.kernel_width == 2 && p.kernel_height <= p.stride_height)
-    return halves<T>(p, begin, end);
   if (dense && p.stride_width == 2) return rows<2, T>(p, begin, end);
   if (p.kernel_width <= p.stride_width && p.kernel_height <= p.stride_height)
     return scatter<T>(p, begin, end);
@@ -318,7 +321,7 @@ void backward(const AvgPool2dParams& p, int64_t begin, int64_t end) {
 void avg_pool2d_backward(const AvgPool2dParams& p, const Parallel& parallel) {
   const int64_t count = rows_written(p, p.in_height);
   const int64_t elements = p.in_width * (p.channels_last ? p.channels : 1);
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_rows(p.dtype, [&](auto type) {
     using T = decltype(type);
     parallel(count, ceil_div(is_plane(p) ? kPlaneGrain : kPoolGrain, max_of(elements, 1)),
              [&](int64_t begin, int64_t end) { backward<T>(p, begin, end); });

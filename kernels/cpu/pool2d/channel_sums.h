@@ -45,18 +45,13 @@ PYDL_INLINE void sum_rows(acc_t<T>* sums, const T* from, int64_t down, Range row
 
 // Writes n channels of one pixel: scale * the sum of `count` pixels that are n apart in the buffer. kSpill: whole
 // vectors, beyond the pixel's channels; what lies there is written after.
-template <bool kSpill, int kCount, class T>
+template <bool kSpill, class T>
 PYDL_INLINE void sum_columns(T* to, const acc_t<T>* sums, int64_t count, acc_t<T> scale, int64_t n) {
   using A = acc_t<T>;
   const vec<A> factor = broadcast(scale);
   for (int64_t c = 0; c < n; c += lanes<A>) {
     vec<A> sum = load(sums + c);
-    if constexpr (kCount > 0) {
-#pragma GCC unroll 4
-      for (int64_t i = 1; i < kCount; ++i) sum += load(sums + i * n + c);
-    } else {
-      for (int64_t i = 1; i < count; ++i) sum += load(sums + i * n + c);
-    }
+    for (int64_t i = 1; i < count; ++i) sum += load(sums + i * n + c);
     sum *= factor;
     kSpill || c + lanes<A> <= n ? store(to + c, sum) : store_n(to + c, sum, n - c);
   }
@@ -107,11 +102,9 @@ PYDL_INLINE void channel_sums(int64_t begin, int64_t end, int64_t width, int64_t
         const int64_t n = min_of(some, channels - c);
         if (span.begin < span.end) {
           const T* pixel = at.from + span.begin * right + c;
-          if (n == right)
-            sum_rows(sums, pixel, down, at.rows, row_weights, pixels * n);
-          else
-            for (int64_t k = 0; k < pixels; ++k)
-              sum_rows(sums + k * n, pixel + k * right, down, at.rows, row_weights, n);
+          const int64_t at_once = n == right ? pixels : 1;
+          for (int64_t k = 0; k < pixels; k += at_once)
+            sum_rows(sums + k * n, pixel + k * right, down, at.rows, row_weights, at_once * n);
           if (scales_read)
             for (int64_t k = 0; k < pixels * n; ++k) sums[k] *= scales_read[span.begin + k / n];
         }
@@ -124,13 +117,9 @@ PYDL_INLINE void channel_sums(int64_t begin, int64_t end, int64_t width, int64_t
           if (count <= 0)
             for (int64_t k = 0; k < n; k += all) store_n(pixel + k, vec<A>{}, min_of(all, n - k));
           else if (j >= spilling)
-            sum_columns<false, 0>(pixel, in_window, count, scale, n);
-          else if (count == 1)
-            sum_columns<true, 1>(pixel, in_window, count, scale, n);
-          else if (count == 2)
-            sum_columns<true, 2>(pixel, in_window, count, scale, n);
+            sum_columns<false>(pixel, in_window, count, scale, n);
           else
-            sum_columns<true, 0>(pixel, in_window, count, scale, n);
+            sum_columns<true>(pixel, in_window, count, scale, n);
         }
       }
     }

@@ -8,9 +8,9 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-// Vectors of channels side by side: one waits for the comparison of the tap before. The types of training.
+// Vectors of channels side by side: one waits for the comparison of the tap before.
 template <class T>
-constexpr int kGroups = !kPlain && (__is_same(T, float) || __is_same(T, bf16)) ? 2 : 1;
+constexpr int kGroups = kTrains<T> ? 2 : 1;
 
 // What output pixels read for the first time, `kAhead` bytes before they do: of the window at `window`, its last rows and
 // first columns.
@@ -154,13 +154,13 @@ void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 
 template <class T>
 void forward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
-  if constexpr (!kPlain && (__is_same(T, float) || __is_same(T, bf16)))  // the types of training
+  if constexpr (kTrains<T>)
     if (p.channels_last && p.from_stride[1] == 1 && has_small_windows(p, lanes<acc_t<T>>))
       return p.places ? channels_of_small_windows<true, T>(p, begin, end)
                       : channels_of_small_windows<false, T>(p, begin, end);
   if (p.channels_last && p.from_stride[1] == 1)
     return p.places ? channels<true, T>(p, begin, end) : channels<false, T>(p, begin, end);
-  if constexpr (kHasTiles<T>)
+  if constexpr (kTrains<T>)
     if (!p.channels_last && p.from_stride[3] == 1 && are_tiles(p)) return max_pool2d_tiles<T>(p, begin, end);
   if (!p.channels_last && p.from_stride[3] == 1)
     return p.stride_width <= 2 && p.kernel_height > 1 ? max_pool2d_rows<T>(p, begin, end)
@@ -195,7 +195,7 @@ void max_pool2d(const MaxPool2dParams& p, const Parallel& parallel) {
   if (max_pool2d_planes(p, parallel)) return;
   const int64_t rows = rows_written(p, p.out_height);
   const int64_t pixels = p.in_width * p.stride_height * (p.channels_last ? p.channels : 1);
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_rows(p.dtype, [&](auto type) {
     using T = decltype(type);
     parallel(rows, ceil_div(kPoolGrain, max_of(pixels, 1)),
              [&](int64_t begin, int64_t end) { forward<T>(p, begin, end); });

@@ -16,7 +16,7 @@ template <class T>
 void max_pool2d_direct(const MaxPool2dParams& p, int64_t begin, int64_t end);
 
 // The same for windows that tile an image of dense rows (are_tiles), and their gradient, of input rows [begin, end); of
-// bytes as places, or none. For the types of training, float and bf16.
+// bytes as places, or none. For types that kTrains.
 template <class T>
 void max_pool2d_tiles(const MaxPool2dParams& p, int64_t begin, int64_t end);
 template <class T>
@@ -34,8 +34,6 @@ PYDL_INLINE bool are_tiles(const MaxPool2dParams& p) {
          p.pad_top == 0 && p.pad_left == 0 && p.dilation_height == 1 && p.dilation_width == 1 &&
          2 * p.out_height <= p.in_height && 2 * p.out_width <= p.in_width;
 }
-template <class T>
-constexpr bool kHasTiles = !kPlain && (__is_same(T, float) || __is_same(T, bf16));
 
 PYDL_INLINE int64_t place_at(const MaxPool2dParams& p, int64_t i) {
   return p.byte_places ? static_cast<const uint8_t*>(p.places)[i] : static_cast<const int32_t*>(p.places)[i];

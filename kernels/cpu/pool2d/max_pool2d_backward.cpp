@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kBand = 16;          // rows of a plane at once
 constexpr int64_t kStaged = 16 << 10;  // bytes of a band that goes past the caches, gathered in the first one
 constexpr int64_t kStretch = 512;      // pixels of a row at once, where they go one by one
-constexpr int64_t kMostWindows = 9;    // that cover a pixel and are looked for once for all its channels
+constexpr int64_t kMostWindows = 256;  // that cover a pixel: places that are bytes have no more taps
 
 // One output row that covers the input row at hand.
 template <class T>
@@ -177,7 +177,7 @@ bool streams_channels(const MaxPool2dParams& p) {
 }
 
 // Input rows [begin, end), counted over all images, of a channels_last gradient; channels of grad_output and
-// places are dense.
+// places, which are bytes, are dense. A pixel's windows are looked for once for all its channels.
 template <class T>
 void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
@@ -191,47 +191,33 @@ void channels(const MaxPool2dParams& p, int64_t begin, int64_t end) {
     for (int64_t j = 0; j < x.in; ++j) {
       x.follow(right, j);
       T* to = static_cast<T*>(p.to) + (row * x.in + j) * p.channels;
-      const auto each_window = [&](auto body) PYDL_INLINE_LAMBDA {
-        for (int64_t oy = down.begin; oy < down.end; ++oy) {
-          const Cover<T> rows = cover<T>(p, y, image, 0, oy, i);
-          if (rows.tap < 0) continue;
-          for (int64_t ox = right.begin; ox < right.end; ++ox) {
-            const int64_t s = x.tap(ox, j);
-            if (s < 0) continue;
-            body(Cover<T>{rows.grad + ox * p.from_stride[3], rows.places + ox * p.places_stride[3],
-                          rows.tap + s});
-          }
-        }
-      };
-      const auto each_vector = [&](auto each) PYDL_INLINE_LAMBDA {
-        int64_t c = 0;
-        for (; c + all <= p.channels; c += all) {
-          vec<A> sum{};
-          each([&](const Cover<T>& w) PYDL_INLINE_LAMBDA {
-            sum = add_where_equal<A>(sum, load(w.grad + c), load_integers<A>(w.places + c, 0, all),
-                                     splat_integer<A>(w.tap));
-          });
-          streams ? stream(to + c, sum) : store(to + c, sum);
-        }
-        if (const int64_t n = p.channels - c; n > 0) {
-          vec<A> sum{};
-          each([&](const Cover<T>& w) PYDL_INLINE_LAMBDA {
-            sum = add_where_equal<A>(sum, load_n(w.grad + c, n), load_integers<A>(w.places + c, 0, n),
-                                     splat_integer<A>(w.tap));
-          });
-          store_n(to + c, sum, n);
-        }
-      };
-      if ((down.end - down.begin) * (right.end - right.begin) > kMostWindows) {
-        each_vector(each_window);
-        continue;
-      }
       Cover<T> window[kMostWindows];
       int64_t windows = 0;
-      each_window([&](const Cover<T>& w) PYDL_INLINE_LAMBDA { window[windows++] = w; });
-      each_vector([&](auto body) PYDL_INLINE_LAMBDA {
-        for (int64_t w = 0; w < windows; ++w) body(window[w]);
-      });
+      for (int64_t oy = down.begin; oy < down.end; ++oy) {
+        const Cover<T> rows = cover<T>(p, y, image, 0, oy, i);
+        if (rows.tap < 0) continue;
+        for (int64_t ox = right.begin; ox < right.end; ++ox)
+          if (const int64_t s = x.tap(ox, j); s >= 0)
+            window[windows++] = {rows.grad + ox * p.from_stride[3], rows.places + ox * p.places_stride[3],
+                                 rows.tap + s};
+      }
+      int64_t c = 0;
+      for (; c + all <= p.channels; c += all) {
+        vec<A> sum{};
+        for (int64_t w = 0; w < windows; ++w)
+          sum = add_where_equal<A>(sum, load(window[w].grad + c),
+                                   load_integers<A>(window[w].places + c, 0, all),
+                                   splat_integer<A>(window[w].tap));
+        streams ? stream(to + c, sum) : store(to + c, sum);
+      }
+      if (const int64_t n = p.channels - c; n > 0) {
+        vec<A> sum{};
+        for (int64_t w = 0; w < windows; ++w)
+          sum = add_where_equal<A>(sum, load_n(window[w].grad + c, n),
+                                   load_integers<A>(window[w].places + c, 0, n),
+                                   splat_integer<A>(window[w].tap));
+        store_n(to + c, sum, n);
+      }
     }
   }
   if (streams) stream_fence();
@@ -338,7 +324,7 @@ void strided(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 
 template <int kStep, class T>
 void rows_of_width(const MaxPool2dParams& p, int64_t begin, int64_t end) {
-  if constexpr (!kPlain && (__is_same(T, float) || __is_same(T, bf16))) {  // the types of training
+  if constexpr (kTrains<T>) {
     if (p.kernel_width == 2 && p.dilation_width == 1) return columns<kStep, 2, T>(p, begin, end);
     if (p.kernel_width == 3 && p.dilation_width == 1) return columns<kStep, 3, T>(p, begin, end);
   }
@@ -352,7 +338,7 @@ void backward(const MaxPool2dParams& p, int64_t begin, int64_t end) {
                      p.out_width * p.kernel_width <= p.in_width;
   if (tiles && p.channels_last && p.byte_places && p.from_stride[1] == 1 && p.places_stride[1] == 1)
     return channels_of_tiles<T>(p, begin, end);
-  if constexpr (kHasTiles<T>)
+  if constexpr (kTrains<T>)
     if (!p.channels_last && p.from_stride[3] == 1 && p.places_stride[3] == 1 && are_tiles(p))
       return max_pool2d_tiles_backward<T>(p, begin, end);
   if (are_apart(p) && (p.stride_width > 2 || p.kernel_height > 2)) return scatter<T>(p, begin, end);
@@ -372,7 +358,7 @@ void max_pool2d_backward(const MaxPool2dParams& p, const Parallel& parallel) {
   if (max_pool2d_planes_backward(p, parallel)) return;
   const int64_t rows = rows_written(p, p.in_height);
   const int64_t elements = p.in_width * (p.channels_last ? p.channels : 1);
-  dispatch_dtype(p.dtype, [&](auto type) {
+  dispatch_rows(p.dtype, [&](auto type) {
     using T = decltype(type);
     parallel(rows, ceil_div(kPoolGrain, max_of(elements, 1)),
              [&](int64_t begin, int64_t end) { backward<T>(p, begin, end); });

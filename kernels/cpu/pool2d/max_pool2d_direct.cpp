@@ -132,15 +132,15 @@ void max_pool2d_direct(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   const bool adjacent = p.in_height == 1 || p.from_stride[2] == p.in_width;
   if (is_plane(p) && adjacent && p.dilation_height == 1 && p.dilation_width == 1)
     return planes<T>(p, begin, end);
-  if constexpr (!kPlain &&
-                (__is_same(T, float) || __is_same(T, bf16)))  // others find places that nobody wants
+  if constexpr (kTrains<T>)  // others find places that nobody wants
     if (p.places == nullptr) return rows<false, T>(p, begin, end);
   rows<true, T>(p, begin, end);
 }
 
 template void max_pool2d_direct<float>(const MaxPool2dParams&, int64_t, int64_t);
 template void max_pool2d_direct<double>(const MaxPool2dParams&, int64_t, int64_t);
+#if !defined(PYDL_PLAIN)
 template void max_pool2d_direct<bf16>(const MaxPool2dParams&, int64_t, int64_t);
-template void max_pool2d_direct<f16>(const MaxPool2dParams&, int64_t, int64_t);
+#endif
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -269,7 +269,8 @@ void max_pool2d_rows(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 
 template void max_pool2d_rows<float>(const MaxPool2dParams&, int64_t, int64_t);
 template void max_pool2d_rows<double>(const MaxPool2dParams&, int64_t, int64_t);
+#if !defined(PYDL_PLAIN)
 template void max_pool2d_rows<bf16>(const MaxPool2dParams&, int64_t, int64_t);
-template void max_pool2d_rows<f16>(const MaxPool2dParams&, int64_t, int64_t);
+#endif
 
 }  // namespace pydl::cpu::PYDL_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cpu/base/simd_edges.h"
+#include "kernels/cpu/rows/along.h"
 #include "kernels/pool2d.h"
 
 namespace pydl::cpu::PYDL_ISA {
@@ -9,6 +10,10 @@ namespace {
 
 constexpr int64_t kPoolGrain = 8192;       // elements per task
 constexpr int64_t kPlaneGrain = 8 * 8192;  // where they are only added up, or all the same
+
+// The types of training: the windows that networks use most have code of their own.
+template <class T>
+constexpr bool kTrains = !kPlain && (__is_same(T, float) || __is_same(T, bf16));
 
 struct Range {
   int64_t begin, end;
