@@ -56,20 +56,28 @@ def test_the_text_is_small():
     assert sum(sizes) < 7.5e6
 
 
-def test_wide_registers_stay_in_their_namespace():
-    """Of the installed module itself, so it holds for a wheel too."""
+@pytest.fixture(scope="module")
+def instructions():
+    """(function, instruction) of the installed module itself, so what is held to it holds for a wheel too."""
     if os.uname().machine not in ("x86_64", "amd64"):
         pytest.skip("one instruction set on this architecture")
     if _C.avx512_is_emulated():
         pytest.skip("the avx512 kernels are compiled for AVX2")
     if "pydl::cpu::" not in run("nm", "--demangle", _C.__file__):
         pytest.skip("the module is stripped of its symbols")
-    text = run("objdump", "--disassemble", "--demangle", "--no-show-raw-insn", _C.__file__)
-    owner, leaks, seen = "", set(), set()
-    for line in text.splitlines():
+    owner, found = "", []
+    for line in run("objdump", "--disassemble", "--demangle", "--no-show-raw-insn", _C.__file__).splitlines():
         if line.endswith(">:"):
             owner = line.split("<", 1)[1][:-2]
-        elif "%zmm" in line or "%k1" in line:
+        else:
+            found.append((owner, line))
+    return found
+
+
+def test_wide_registers_stay_in_their_namespace(instructions):
+    leaks, seen = set(), set()
+    for owner, line in instructions:
+        if "%zmm" in line or "%k1" in line:
             seen.add("avx512")
             if "avx512" not in owner:
                 leaks.add((owner, "avx512"))
@@ -79,3 +87,18 @@ def test_wide_registers_stay_in_their_namespace():
                 leaks.add((owner, "avx2"))
     assert seen == {"avx2", "avx512"}  # else the test would see nothing
     assert not leaks
+
+
+def test_matrix_products_multiply_from_registers(instructions):
+    """A microkernel whose operands the compiler keeps on the stack takes twice the time, and nothing else shows it."""
+    if "GCC: (" not in (built_by := run("readelf", "--string-dump=.comment", _C.__file__)) or ") 12." not in built_by:
+        pytest.skip("registers are handed out by the compiler, and this holds for g++ 12")
+    if "__asan_init" in run("nm", "--dynamic", _C.__file__):
+        pytest.skip("built with sanitizers")
+    multiplies = [
+        (owner, line)
+        for owner, line in instructions
+        if "::gemm::" in owner and re.search(r"\bv(fmadd|dpbf16)", line)
+    ]
+    assert len(multiplies) > 10_000  # else the test would see nothing
+    assert not {owner for owner, line in multiplies if "(%rsp)" in line or "(%rbp)" in line}

@@ -91,6 +91,7 @@ void windows_kernel(const WindowsBlock<E>& w) {
   // Calls put(sum, place in total) for each vector.
   auto each_sum = [&](const auto& put) PYDL_INLINE_LAMBDA {
     A* so_far = total;
+    PYDL_OPAQUE(so_far);  // in memory: of seven rows they and the sums would push the weights out of the registers
 #pragma GCC unroll 14
     for (int m = 0; m < groups * pixels; ++m)
 #pragma GCC unroll 2
