@@ -81,17 +81,20 @@ struct Plan {
     if (frequency_stride % 128 == 0) frequency_stride += 16;
     tile_stride = (kProducts<S> + 1) * frequency_stride;
     const int64_t weight_floats = panels * kPanel * in * kWeightFrequencies<S>;
-    // with 4 taps V is as large as U of a quarter of the tiles: of many it stays with who makes it, and U comes from L3
-    const bool large = S::kWeights > kPoints && weight_floats > kMaxWeightFloats &&
-                       weight_floats <= kLargeWeightFloats && tiles.count() >= kManyTiles;
-    weights_first = weight_floats <= kMaxWeightFloats || large;
+    // with 4 taps V is as large as U of a quarter of the tiles: of many it stays with who makes it, and U comes from L3;
+    // of transposed ones, whose M is as large again, of fewer tiles too
+    constexpr bool kFour = S::kWeights > kPoints;
+    const bool many = tiles.count() >= kManyTiles && weight_floats <= kLargeWeightFloats;
+    const bool some = S::kOutputStep == 2 && tiles.count() >= kManyTiles / 2 && weight_floats <= kSomeWeightFloats;
+    weights_first = weight_floats <= kMaxWeightFloats || (kFour && (many || some));
     weights_once = false;
     if (weights_first) {
       depth = in;
-      // V of a block in less than a third of L2 (1 MB), in steps of the register block, and enough tasks for
-      // the threads
-      block = max_of(1, min_of(3, (large ? 2 * kBlockFloats : kBlockFloats) / (kMaxRows * tile_stride))) *
-              kMaxRows;
+      // V of a block in less than a third of L2 (1 MB), with 4 taps V and M in two thirds, so that U passes by less
+      // often; in steps of the register block
+      const int64_t floats =
+          kFour ? kFourBlockFloats / (tile_stride + kSums<S> * kPanel) : kBlockFloats / tile_stride;
+      block = max_of(1, min_of(3, floats / kMaxRows)) * kMaxRows;
       pass_tiles = tiles.count();
     } else {
       depth = min_of(in, 128);
@@ -99,9 +102,10 @@ struct Plan {
       block = weights_once ? kBlockTiles<S> : kMostTiles<S>;
       pass_tiles = max_of(block, kPassFloats / tile_stride / block * block);
     }
-    block = ceil_div(min_of(pass_tiles, tiles.count()), ceil_div(min_of(pass_tiles, tiles.count()), block));
-    if (weights_first) block = max_of(1, min_of(block, ceil_div(tiles.count(), threads)));
     pass_tiles = min_of(pass_tiles, tiles.count());
+    int64_t blocks = ceil_div(pass_tiles, block);
+    if (weights_first) blocks = ceil_div(blocks, threads) * threads;  // as many for each
+    block = ceil_div(pass_tiles, blocks);
     if (!weights_first) {
       // V comes from L3: the tiles of a frequency follow each other, so that the hardware fetches ahead
       tile_stride = (ceil_div(in, L) | 1) * L;
@@ -118,9 +122,11 @@ struct Plan {
   }
 
   static constexpr int64_t kMaxWeightFloats = 3 << 20 >> 2;     // 3 MB
+  static constexpr int64_t kSomeWeightFloats = 4 << 20 >> 2;    // 4 MB
   static constexpr int64_t kLargeWeightFloats = 16 << 20 >> 2;  // 16 MB
   static constexpr int64_t kMostWeightFloats = 12 << 20 >> 2;   // 12 MB
   static constexpr int64_t kBlockFloats = 300 << 10 >> 2;       // 300 KB
+  static constexpr int64_t kFourBlockFloats = 700 << 10 >> 2;   // 700 KB
   static constexpr int64_t kPassFloats = 12 << 20 >> 2;         // 12 MB
   static constexpr int64_t kManyTiles = 128;
 };
