@@ -53,31 +53,56 @@ Layout layout(const SoftmaxCrossEntropyParams& p) {
 
 }  // namespace
 
+// Adds n targets, `stride` apart.
+static void count_targets(const SoftmaxCrossEntropyParams& p, const int64_t* target, int64_t stride,
+                          int64_t n, TargetCount& count) {
+  auto is_bad = [&](int64_t t) { return t != p.ignore_index && (t < 0 || t >= p.classes); };
+  int64_t counted = 0, bad = 0;
+  auto add = [&](int64_t t) PYDL_INLINE_LAMBDA {
+    counted += t != p.ignore_index;
+    bad |= is_bad(t);
+  };
+  if (stride == 1)
+    for (int64_t i = 0; i < n; ++i) add(target[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) add(target[i * stride]);
+  if (bad && !count.bad) {
+    int64_t i = 0;
+    while (!is_bad(target[i * stride])) ++i;
+    count.bad = 1;
+    count.first_bad = target[i * stride];
+  }
+  if (!p.weight) {
+    count.weight += static_cast<double>(counted);
+  } else if (!bad) {
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t t = target[i * stride];
+      if (t == p.ignore_index) continue;
+      count.weight += p.dtype == DType::f64 ? static_cast<const double*>(p.weight)[t]
+                                            : static_cast<double>(static_cast<const float*>(p.weight)[t]);
+    }
+  }
+}
+
 // Sums the weights of the targets that count. Blocks of fixed size, added up in order.
 SoftmaxCrossEntropyStatus weigh_targets(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
   TargetCount* counts =
       reinterpret_cast<TargetCount*>(static_cast<char*>(p.scratch) + ScratchLayout(p, 0).counts);
   const int64_t blocks = ceil_div(p.rows, kTargetBlock);
   const int64_t* target = static_cast<const int64_t*>(p.target);
+  const int last = p.dims - 1;
   parallel(blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       TargetCount count{};
       RowCursor at(p, block * kTargetBlock);
-      int64_t counted = 0;
-      for (int64_t n = min_of(kTargetBlock, p.rows - block * kTargetBlock); n > 0; --n, at.next()) {
-        const int64_t t = target[at.target];
-        if (t == p.ignore_index) continue;
-        if (t < 0 || t >= p.classes) {
-          if (!count.bad) count.first_bad = t;
-          count.bad = 1;
-          continue;
-        }
-        ++counted;
-        if (p.weight)
-          count.weight += p.dtype == DType::f64 ? static_cast<const double*>(p.weight)[t]
-                                                : static_cast<double>(static_cast<const float*>(p.weight)[t]);
+      for (int64_t left = min_of(kTargetBlock, p.rows - block * kTargetBlock); left > 0;) {
+        const int64_t n = min_of(left, p.size[last] - at.index[last]);
+        count_targets(p, target + at.target, p.target_stride[last], n, count);
+        left -= n;
+        at.index[last] += n - 1;
+        at.move(last, n - 1);
+        at.next();
       }
-      if (!p.weight) count.weight = static_cast<double>(counted);
       counts[block] = count;
     }
   });

@@ -24,7 +24,8 @@ struct RowCursor {
   int64_t index[SoftmaxCrossEntropyParams::max_dims];
   int64_t row = 0, input = 0, target = 0, grad = 0, grad_output = 0;
 
-  RowCursor(const SoftmaxCrossEntropyParams& params, int64_t position) : p(&params) {
+  __attribute__((noinline)) RowCursor(const SoftmaxCrossEntropyParams& params, int64_t position)
+      : p(&params) {
     for (int d = p->dims - 1; d >= 0; --d) {
       index[d] = position % p->size[d];
       position /= p->size[d];
@@ -57,7 +58,7 @@ struct CallConstants {
   A weight_sum;    // of all classes; C without weight
   bool needs_dot;  // a loss that depends on every class's own logit, not on the target's alone
 
-  explicit CallConstants(const SoftmaxCrossEntropyParams& p)
+  __attribute__((noinline)) explicit CallConstants(const SoftmaxCrossEntropyParams& p)
       : weight(static_cast<const A*>(p.weight)),
         hit(static_cast<A>(1.0 - p.label_smoothing)),
         smooth(static_cast<A>(p.classes > 0 ? p.label_smoothing / static_cast<double>(p.classes) : 0.0)),
@@ -91,29 +92,29 @@ static inline void put_norm(const SoftmaxCrossEntropyParams& p, int64_t row, Row
 
 // grad_input_c = softmax * exp(x_c - lse) - grad_output * q_c - (c == target ? one_hot : 0), q_c without the
 // class index's own part
-template <class A>
+template <class V>
 struct GradientTerms {
-  A softmax, grad_output, one_hot;
+  V softmax, grad_output, one_hot;
 };
 
-// z_loss lse^2 and its derivative
-template <class A>
-static inline A z_term(const CallConstants<A>& k, A lse) {
-  return k.z_loss != 0 ? k.z_loss * lse * lse : A(0);
+// z_loss lse^2 and its derivative. V, here and below: A, or a vector of rows.
+template <class A, class V>
+PYDL_INLINE V z_term(const CallConstants<A>& k, V lse) {
+  return k.z_loss != 0 ? k.z_loss * lse * lse : V{};
 }
-template <class A>
-static inline A z_slope(const CallConstants<A>& k, A lse) {
-  return k.z_loss != 0 ? 2 * k.z_loss * lse : A(0);
+template <class A, class V>
+PYDL_INLINE V z_slope(const CallConstants<A>& k, V lse) {
+  return k.z_loss != 0 ? 2 * k.z_loss * lse : V{};
 }
 
-template <class A>
-static inline GradientTerms<A> class_terms(const CallConstants<A>& k, A w, A lse, A g) {
-  const A hit = k.hit * w;
+template <class A, class V>
+PYDL_INLINE GradientTerms<V> class_terms(const CallConstants<A>& k, V w, V lse, V g) {
+  const V hit = k.hit * w;
   return {g * (hit + k.smooth * k.weight_sum + z_slope(k, lse)), g, g * hit};
 }
-template <class A>
-static inline GradientTerms<A> probability_terms(const CallConstants<A>& k, A total, A lse, A g) {
-  return {g * (total + z_slope(k, lse)), g, A(0)};
+template <class A, class V>
+PYDL_INLINE GradientTerms<V> probability_terms(const CallConstants<A>& k, V total, V lse, V g) {
+  return {g * (total + z_slope(k, lse)), g, V{}};
 }
 
 // Scratch: losses of the rows (unless they are the output), then one TargetCount per block of targets, then
@@ -166,7 +167,7 @@ static inline double read_output_gradient(const SoftmaxCrossEntropyParams& p, in
 }
 
 // What every row's gradient is multiplied by; reduction none reads its own instead.
-static inline double shared_gradient(const SoftmaxCrossEntropyParams& p) {
+[[maybe_unused]] __attribute__((noinline)) static double shared_gradient(const SoftmaxCrossEntropyParams& p) {
   if (p.reduction == Reduction::none) return 1.0;
   const double g = p.grad_output ? read_output_gradient(p, 0) : 1.0;
   return p.reduction == Reduction::mean ? g / *p.denominator : g;
