@@ -96,9 +96,7 @@ def test_matrix_products_multiply_from_registers(instructions):
     if "__asan_init" in run("nm", "--dynamic", _C.__file__):
         pytest.skip("built with sanitizers")
     multiplies = [
-        (owner, line)
-        for owner, line in instructions
-        if "::gemm::" in owner and re.search(r"\bv(fmadd|dpbf16)", line)
+        (owner, line) for owner, line in instructions if "::gemm::" in owner and re.search(r"\bv(fmadd|dpbf16)", line)
     ]
-    assert len(multiplies) > 10_000  # else the test would see nothing
+    assert len(multiplies) > 2000  # else the test would see nothing
     assert not {owner for owner, line in multiplies if "(%rsp)" in line or "(%rbp)" in line}

@@ -17,10 +17,10 @@ void outer_kernel(const OuterBlock<E>& p) {
   for (int64_t i = 0; i < rows * 2 * all; i += 64 / static_cast<int64_t>(sizeof(A)))
     prefetch_to_write(p.sums + i);
   const E* right = p.right;
-  NoPrefetch nothing;
+  Fetch ahead = p.ahead;
   for (int64_t t = 0; t < p.segments; ++t) {
     Adjacent<E, rows> left(p.left + p.offsets[t], p.step);
-    accumulate(p.depth, left, right, kNr<A>, nothing, sum);
+    accumulate(p.depth, left, right, p.right_pitch, ahead, sum);
   }
 #pragma GCC unroll 14
   for (int m = 0; m < rows; ++m)

@@ -10,19 +10,6 @@ namespace {
 // one piece, so that the compiler keeps all of them in registers.
 constexpr int64_t kPiece = 128;
 
-// A line for every second step, where anything is wanted.
-struct Ahead {
-  const char* at;
-  int64_t step;
-
-  template <class Left, class E>
-  PYDL_INLINE void turn(int steps, const Left&, const E*) {
-    if (!step) return;
-    for (int k = 0; k < steps; k += 2) prefetch(at + k * step);
-    at += steps * step;
-  }
-};
-
 // The windows of all groups, at segment t.
 template <int groups, int g = 0, class E, class Windows>
 PYDL_INLINE void place_groups(const WindowsBlock<E>& w, int64_t t, Windows& windows) {
@@ -35,7 +22,7 @@ PYDL_INLINE void place_groups(const WindowsBlock<E>& w, int64_t t, Windows& wind
 // sum = start + segments [first, last) of the windows; `b` moves on to the weights of segment `last`.
 template <class E, int vectors, int groups, int pixels>
 PYDL_INLINE void sum_segments(const WindowsBlock<E>& w, int64_t first, int64_t last, const acc_of<E>* start,
-                              const E*& b, Groups<E, groups * pixels, pixels>& windows, Ahead& ahead,
+                              const E*& b, Groups<E, groups * pixels, pixels>& windows, Fetch& ahead,
                               vec<acc_of<E>> (&sum)[groups * pixels][vectors]) {
 #pragma GCC unroll 14
   for (int m = 0; m < groups * pixels; ++m)
@@ -86,12 +73,13 @@ void windows_kernel(const WindowsBlock<E>& w) {
   alignas(64) A total[groups * pixels * vectors * all];  // of all pieces but the last
   vec<A> sum[groups * pixels][vectors];
   Groups<E, groups * pixels, pixels> windows(w.pitch);
-  Ahead ahead{w.ahead, w.ahead_step};
+  Fetch ahead{w.ahead, w.ahead_step};
   const E* b = w.weights;
   // Calls put(sum, place in total) for each vector.
   auto each_sum = [&](const auto& put) PYDL_INLINE_LAMBDA {
     A* so_far = total;
-    PYDL_OPAQUE(so_far);  // in memory: of seven rows they and the sums would push the weights out of the registers
+    PYDL_OPAQUE(
+        so_far);  // in memory: of seven rows they and the sums would push the weights out of the registers
 #pragma GCC unroll 14
     for (int m = 0; m < groups * pixels; ++m)
 #pragma GCC unroll 2

@@ -21,6 +21,19 @@ static constexpr int most_groups(int pixels) {
   return kMr / pixels < kMostGroups ? kMr / pixels : kMostGroups;
 }
 
+// What is prefetched on the way: bytes from `at` on, so many for each step, or none.
+struct Fetch {
+  const char* at;
+  int64_t step;
+
+  template <class Left, class E>
+  PYDL_INLINE void turn(int steps, const Left&, const E*) {
+    if (!step) return;
+    for (int k = 0; k < steps; k += 2) prefetch(at + k * step);
+    at += steps * step;
+  }
+};
+
 constexpr int64_t kAheadStep = 32;
 template <class E>
 struct WindowsBlock {
@@ -54,6 +67,8 @@ struct OuterBlock {
   const E* right;   // [segment][pixel][2 vectors]
   acc_of<E>* sums;  // [row][2 vectors]
   bool accumulate;
+  int64_t right_pitch = kNr<acc_of<E>>;  // elements from pixel to pixel
+  Fetch ahead{};
 };
 
 // rows <= kMr.

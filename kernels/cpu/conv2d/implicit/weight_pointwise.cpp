@@ -27,6 +27,14 @@ struct Side {
   const T* at(const Run& run, int64_t c) const {
     return data + run.image * image + run.row * row + run.column * column + c * channel;
   }
+  // Whether a chunk of pixels, all whole vectors of `channels`, can be multiplied where it lies: without jumps, and
+  // spread over the sets of the first-level cache.
+  bool in_place(const Conv2dParams& p, int64_t channels) const {
+    constexpr int64_t kSets = 512 / sizeof(T);
+    return __is_same(T, acc_t<T>) && channel == 1 && column % kSets != 0 && channels % lanes<T> == 0 &&
+           (p.out_height == 1 || row == column * p.out_width) &&
+           (p.batch == 1 || image == column * p.out_width * p.out_height);
+  }
 };
 
 // Up to a vector of channels, and where they go: to[pixel * pitch + i].
@@ -173,11 +181,15 @@ struct Pointwise {
                                  rows_panel + r * left_panel() + c - row0};
     }
     const int64_t first = chunks * split / sums.splits, last = chunks * (split + 1) / sums.splits;
+    const int64_t left0 = group * sums.channels + c0, right0 = group * sums.columns + o0;
+    const bool left_in_place = left.in_place(p, lanes<T>), right_in_place = right.in_place(p, columns);
+    // bytes of the next chunk that come while a step of this one is multiplied
+    const int64_t line = min_of(64, ceil_div(right.column * static_cast<int64_t>(sizeof(T)), rows * tiles));
     for (int64_t i = first; i < last; ++i) {
       const int64_t count = min_of(chunk, pixels - i * chunk);
       const int64_t n_runs = cut_runs(i * chunk, count, p.out_height, p.out_width, runs);
-      pack_strips(right, runs, n_runs, right_strips, n_right, kNr<A>);
-      pack_strips(left, runs, n_runs, left_strips, n_left, kLeft);
+      if (!right_in_place) pack_strips(right, runs, n_runs, right_strips, n_right, kNr<A>);
+      if (!left_in_place) pack_strips(left, runs, n_runs, left_strips, n_left, kLeft);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t row0 = channels * r / rows, row1 = channels * (r + 1) / rows;
         const int64_t nowhere = 0;
@@ -189,9 +201,24 @@ struct Pointwise {
                             columns_panel,
                             to + row0 * kNr<A>,
                             i > first};
-        for (int64_t t = 0; t < tiles; ++t) {
+        int64_t next = right_panel();
+        if constexpr (__is_same(T, A)) {
+          if (left_in_place) {
+            outer.left = left.data + i * chunk * left.column + left0 + row0;
+            outer.step = left.column;
+          }
+          if (right_in_place) {
+            outer.right = right.data + i * chunk * right.column + right0;
+            outer.right_pitch = right.column;
+            outer.ahead = {
+                reinterpret_cast<const char*>(outer.right + chunk * right.column) + r * tiles * count * line,
+                line};
+            next = kNr<A>;
+          }
+        }
+        for (int64_t t = 0; t < tiles; ++t, outer.ahead.at += count * outer.ahead.step) {
           gemm_outer(row1 - row0, min_of(kNr<A>, columns - t * kNr<A>), outer);
-          outer.right += right_panel();
+          outer.right += next;
           outer.sums += channels * kNr<A>;
         }
       }

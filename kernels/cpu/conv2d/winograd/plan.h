@@ -85,7 +85,8 @@ struct Plan {
     // of transposed ones, whose M is as large again, of fewer tiles too
     constexpr bool kFour = S::kWeights > kPoints;
     const bool many = tiles.count() >= kManyTiles && weight_floats <= kLargeWeightFloats;
-    const bool some = S::kOutputStep == 2 && tiles.count() >= kManyTiles / 2 && weight_floats <= kSomeWeightFloats;
+    const bool some =
+        S::kOutputStep == 2 && tiles.count() >= kManyTiles / 2 && weight_floats <= kSomeWeightFloats;
     weights_first = weight_floats <= kMaxWeightFloats || (kFour && (many || some));
     weights_once = false;
     if (weights_first) {
