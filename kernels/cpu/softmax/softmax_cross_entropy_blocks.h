@@ -8,15 +8,14 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
+// Whether exponentials are kept at all.
+constexpr bool kKeeps = !kPlain;
+
 template <class A>
 struct RowSum {
   A max = -MathConstants<A>::largest, sum = 0;  // sum of exp(x - max)
 
-  void add(const RowSum& other, bool first = false) {
-    if (first) {
-      *this = other;
-      return;
-    }
+  PYDL_OUT_OF_LINE void add(const RowSum& other) {
     const A m = max > other.max ? max : other.max;
     sum = sum * exp_one(max - m) + other.sum * exp_one(other.max - m);
     max = m;
@@ -124,7 +123,6 @@ struct SumWalk {
   static constexpr int L = lanes<A>;
   Exponentials<T> exponentials;
   KeptBlock<A> kept;
-  const bool keeps;  // a constant once inlined, where it is known
   vec<A> sum{};
 
   template <class C>
@@ -135,7 +133,7 @@ struct SumWalk {
     // pinned, here and in the gradient, so that the compiler fuses no product into a sum in one place it is
     // inlined and not in another
     sum = pin(sum * softmax_exp<T>(before - exponentials.top));
-    if (keeps) {
+    if (kKeeps && kept.e) {
 #pragma GCC unroll 8
       for (int j = 0; j < C::vectors; ++j) store(kept.e + c + j * L, e[j]);
       store(kept.tops, exponentials.top);
@@ -151,53 +149,71 @@ struct SumWalk {
   }
 };
 
-// x: [n], n <= kClassBlock
-template <class T>
-RowSum<acc_t<T>> sum_block(const T* x, int64_t n, KeptBlock<acc_t<T>> kept) {
-  SumWalk<T> walk{{x}, kept, !kPlain && kept.e != nullptr};
-  over_chunks<acc_t<T>>(
-      n, [&](auto chunk, int64_t c, int64_t count) PYDL_INLINE_LAMBDA { walk.next(chunk, c, count); });
-  return walk.result();
-}
-
 // A block of a row's gradient from its exponentials: v_c = e_c exp(top - lse) softmax - g q_c.
-// kVaried: q may differ from class to class; otherwise `same` is g q_c of all.
-template <bool kVaried, class T>
+template <class T>
 struct GradientWalk {
   using A = acc_t<T>;
   static constexpr int L = lanes<A>;
-  T* to;         // of the block
-  bool streams;  // past the caches
-  const A* q;    // of the block, or of one chunk where it is the same for all; q_step says which, 1 or 0
-  int64_t q_step;
-  A g;          // the row's
-  A same;       // g q_c where it is the same for all
-  int64_t hot;  // the target within the block, or out of it
+  T* to;          // of the block
+  bool streams;   // past the caches
+  bool converts;  // bf16: by the instruction for it; one walk for CPUs with and without
+  const A* q;     // of the block, or null where it is the same for all
+  A g;            // the row's
+  A same;         // g q_c where it is the same for all
+  int64_t hot;    // the target within the block, or out of it
   // copies: what is stored cannot change them
   A max, log_sum, softmax, one_hot;
+
+  // The same of a block that many blocks further on, where q is the same for all.
+  PYDL_INLINE GradientWalk moved(int64_t blocks) const {
+    const int64_t classes = blocks * kClassBlock;
+    return {to ? to + classes : nullptr,
+            streams,
+            converts,
+            q,
+            g,
+            same,
+            hot - classes,
+            max,
+            log_sum,
+            softmax,
+            one_hot};
+  }
 
   // e, which becomes the gradient, and top: of a chunk
   template <class C>
   PYDL_INLINE void next(C, int64_t c, [[maybe_unused]] int64_t count, vec<A> (&e)[C::vectors], vec<A> top) {
     constexpr int kVectors = C::vectors;
-    [[maybe_unused]] const A* const q_of_chunk = q + c * q_step;
     const vec<A> factor = pin(softmax * softmax_exp<T>(pin((top - max) - log_sum)));
+    if (q) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j)
-      e[j] = e[j] * factor - (kVaried ? pin(load(q_of_chunk + j * L) * g) : broadcast(same));
+      for (int j = 0; j < kVectors; ++j) e[j] = e[j] * factor - pin(load(q + c + j * L) * g);
+    } else {
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) e[j] = e[j] * factor - broadcast(same);
+    }
     if (hot >= c && hot < c + kVectors * L) {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) e[j] -= lane_is<A>(hot - c - j * L, one_hot);
     }
+#if defined(PYDL_BF16_DOT)
+    if constexpr (__is_same(T, bf16))
+      if (converts) return put(C{}, reinterpret_cast<bf16_fast*>(to) + c, count, e);
+#endif
+    put(C{}, to + c, count, e);
+  }
+  template <class C, class S>
+  PYDL_INLINE void put(C, S* place, [[maybe_unused]] int64_t count, const vec<A> (&e)[C::vectors]) {
+    constexpr int kVectors = C::vectors;
     if constexpr (C::is_short) {
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) store_some(to + c + j * L, e[j], lanes_of<A>(count, j));
+      for (int j = 0; j < kVectors; ++j) store_some(place + j * L, e[j], lanes_of<A>(count, j));
     } else if (streams) {
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; j += 2) stream_pair(to + c + j * L, e[j], e[j + 1]);
+      for (int j = 0; j < kVectors; j += 2) stream_pair(place + j * L, e[j], e[j + 1]);
     } else {
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; j += 2) store_pair(to + c + j * L, e[j], e[j + 1]);
+      for (int j = 0; j < kVectors; j += 2) store_pair(place + j * L, e[j], e[j + 1]);
     }
   }
   template <class C>
@@ -210,35 +226,33 @@ struct GradientWalk {
   }
 };
 
-// n classes of the gradient from what their sum kept.
-template <class Walk>
-void gradient_of_kept(Walk walk, KeptBlock<typename Walk::A> kept, int64_t n) {
-  over_chunks<typename Walk::A>(n, [&](auto chunk, int64_t c, int64_t count)
-                                       PYDL_INLINE_LAMBDA { walk.next_of_kept(chunk, c, count, kept); });
+// A block of n classes of up to two rows at once: of one the gradient, from what its sum kept, of the next the sum, which
+// keeps its own in the same place. Memory is read and written side by side, and neither waits for the other row's
+// latencies. of_row.to and x may be null. Which of them are is asked at each chunk: one loop instead of three.
+// of_row: of the block `block` blocks before; by reference, and taken to registers number by number: a copy of what was
+// just stored, by vectors, would wait for all stores before it.
+template <class T>
+PYDL_OUT_OF_LINE RowSum<acc_t<T>> walk_block(const GradientWalk<T>& of_row, int64_t block,
+                                             KeptBlock<acc_t<T>> kept, const T* x, int64_t n) {
+  GradientWalk<T> gradient = of_row.moved(block);
+  SumWalk<T> next{{x}, kept};
+  over_chunks<acc_t<T>>(n, [&](auto chunk, int64_t c, int64_t count) PYDL_INLINE_LAMBDA {
+    if (kKeeps && gradient.to) gradient.next_of_kept(chunk, c, count, kept);
+    if (x) next.next(chunk, c, count);
+  });
+  return next.result();
 }
 
-// The same from the logits: the exponentials are made again, the same bits.
-template <class T, class Walk>
-void gradient_of_logits(Walk walk, const T* x, int64_t n) {
+// The gradient from the logits: the exponentials are made again, the same bits.
+template <class T>
+PYDL_OUT_OF_LINE void gradient_of_logits(const GradientWalk<T>& of_row, const T* x, int64_t n) {
+  GradientWalk<T> walk = of_row.moved(0);
   Exponentials<T> exponentials{x};
   over_chunks<acc_t<T>>(n, [&](auto chunk, int64_t c, int64_t count) PYDL_INLINE_LAMBDA {
     vec<acc_t<T>> e[decltype(chunk)::vectors];
     exponentials.next(chunk, c, count, e);
     walk.next(chunk, c, count, e, exponentials.top);
   });
-}
-
-// Two rows at once: the gradient of one from what its sum kept, and the sum of the next, which keeps its own
-// in the same place. Memory is read and written side by side, and neither waits for the other row's
-// latencies.
-template <class T, class Walk>
-RowSum<acc_t<T>> gradient_and_sum(Walk walk, KeptBlock<acc_t<T>> kept, const T* x, int64_t n) {
-  SumWalk<T> next{{x}, kept, true};
-  over_chunks<acc_t<T>>(n, [&](auto chunk, int64_t c, int64_t count) PYDL_INLINE_LAMBDA {
-    walk.next_of_kept(chunk, c, count, kept);
-    next.next(chunk, c, count);
-  });
-  return next.result();
 }
 
 }  // namespace

@@ -8,6 +8,10 @@
 
 namespace pydl::cpu::PYDL_ISA {
 
+// For everything but inner loops: inlined in each of its callers, once for every type of logits, what is done once for a row
+// or a call would be most of the code.
+#define PYDL_OUT_OF_LINE __attribute__((noinline))
+
 // Classes that one partial sum covers. Fixed, so that a row split between threads adds up in the same order
 // as one that is not; 32 KB of floats, so that a block is in L1 or L2 when it is read again.
 static constexpr int64_t kClassBlock = 8192;
@@ -24,8 +28,7 @@ struct RowCursor {
   int64_t index[SoftmaxCrossEntropyParams::max_dims];
   int64_t row = 0, input = 0, target = 0, grad = 0, grad_output = 0;
 
-  __attribute__((noinline)) RowCursor(const SoftmaxCrossEntropyParams& params, int64_t position)
-      : p(&params) {
+  PYDL_OUT_OF_LINE RowCursor(const SoftmaxCrossEntropyParams& params, int64_t position) : p(&params) {
     for (int d = p->dims - 1; d >= 0; --d) {
       index[d] = position % p->size[d];
       position /= p->size[d];
@@ -58,7 +61,7 @@ struct CallConstants {
   A weight_sum;    // of all classes; C without weight
   bool needs_dot;  // a loss that depends on every class's own logit, not on the target's alone
 
-  __attribute__((noinline)) explicit CallConstants(const SoftmaxCrossEntropyParams& p)
+  PYDL_OUT_OF_LINE explicit CallConstants(const SoftmaxCrossEntropyParams& p)
       : weight(static_cast<const A*>(p.weight)),
         hit(static_cast<A>(1.0 - p.label_smoothing)),
         smooth(static_cast<A>(p.classes > 0 ? p.label_smoothing / static_cast<double>(p.classes) : 0.0)),
@@ -167,7 +170,7 @@ static inline double read_output_gradient(const SoftmaxCrossEntropyParams& p, in
 }
 
 // What every row's gradient is multiplied by; reduction none reads its own instead.
-[[maybe_unused]] __attribute__((noinline)) static double shared_gradient(const SoftmaxCrossEntropyParams& p) {
+[[maybe_unused]] PYDL_OUT_OF_LINE static double shared_gradient(const SoftmaxCrossEntropyParams& p) {
   if (p.reduction == Reduction::none) return 1.0;
   const double g = p.grad_output ? read_output_gradient(p, 0) : 1.0;
   return p.reduction == Reduction::mean ? g / *p.denominator : g;

@@ -8,10 +8,6 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-// Everything but inner loops: inlined in each of their callers, one for each type of logits, the functions below would be
-// half of the file's code.
-#define PYDL_OUT_OF_LINE __attribute__((noinline))
-
 // A block's rows, and the numbers of its tile, which stays in the second-level cache. Where there are many classes a block
 // has fewer rows; where even the fewest rows leave no room for all classes, the tile takes a segment of them at a time.
 constexpr int64_t kMostRows = 512, kFewestRows = 64;

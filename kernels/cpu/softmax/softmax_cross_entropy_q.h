@@ -21,8 +21,7 @@ struct QSum {
 // probabilities, with weights and without; never inlined, so that its bits are the same for whoever asks.
 // probabilities: of the row, or null
 template <class A, class S>
-__attribute__((noinline)) void fill_q(const CallConstants<A>& k, const S* probabilities, int64_t c0,
-                                      int64_t n, A* q) {
+PYDL_OUT_OF_LINE void fill_q(const CallConstants<A>& k, const S* probabilities, int64_t c0, int64_t n, A* q) {
   constexpr int64_t L = lanes<A>;
   const A* const weight = k.weight ? k.weight + c0 : nullptr;
   const vec<A> hit = broadcast(k.hit), smooth = broadcast(k.smooth);

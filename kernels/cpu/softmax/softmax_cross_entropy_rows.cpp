@@ -4,7 +4,7 @@
 // Bound by memory: a row is read once for its sum, in chunks whose maximum is taken in registers before they
 // are exponentiated (an online softmax with a maximum per lane, whose rescaling costs one exp per chunk), so
 // that the arithmetic overlaps with the loads. Where the gradient is made in the same call, the exponentials
-// wait for the row's norm in the second-level cache (sum_block, gradient_of_kept); a backward on its own
+// wait for the row's norm in the second-level cache (walk_block); a backward on its own
 // reads the logits again and makes them again, in the same way, so that both give the same bits. Gradients go
 // past the caches when they are large. Nothing of the softmax is stored.
 //
@@ -15,21 +15,13 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
-// Whether exponentials are kept at all, and whether a row's gradient is made along with the sum of the next: not in
-// float64, which is for checks more than for speed.
-constexpr bool kKeeps = !kPlain;
-template <class T>
-constexpr bool kOverlaps = kKeeps && !__is_same(T, double);
-
 // Rows [begin, end). kept: room for what a row keeps, or null where that would leave the cache.
 template <class T>
 void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>* kept) {
   using A = acc_t<T>;
   const SoftmaxCrossEntropyParams& p = call.p;
-  RowCursor at(p, begin), waiting = at;  // waiting: the row before, whose gradient is made along with a sum
-  RowNorm<A> waiting_norm{};
-  GradientTerms<A> waiting_terms{};
-  bool waits = false;
+  RowCursor at(p, begin);
+  GradientWalk<T> waiting{};  // of the row before, made along with a sum; waiting.to is null where none is
   BlockQ<T> q_of(call);
   auto room = [&](int64_t b) { return kept ? kept_block(kept, p.classes, b) : KeptBlock<A>{}; };
   for (int64_t i = begin; i < end; ++i, at.next()) {
@@ -39,13 +31,9 @@ void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>*
         for (int64_t b = 0; b < call.blocks; ++b) call.zero_gradient(at, b);
       continue;
     }
-    RowSum<A> sum;
-    for (int64_t b = 0; b < call.blocks; ++b)
-      sum.add(kOverlaps<T> && waits
-                  ? call.gradient_and_sum(waiting, waiting_norm, waiting_terms, at, b, room(b))
-                  : call.sum(at, b, room(b)),
-              b == 0);
-    waits = false;
+    RowSum<A> sum = call.sum(at, 0, room(0), waiting);
+    for (int64_t b = 1; b < call.blocks; ++b) sum.add(call.sum(at, b, room(b), waiting));
+    waiting.to = nullptr;
     const RowNorm<A> norm = sum.norm();
     QSum<A> q;
     if (call.k.needs_dot)
@@ -53,20 +41,14 @@ void forward_rows(const RowsCall<T>& call, int64_t begin, int64_t end, acc_t<T>*
     call.finish(at, norm, q);
     if (!p.grad_input) continue;
     const GradientTerms<A> terms = call.terms(at, norm, q.total);
-    if (kOverlaps<T> && kept && call.writes_directly(at) && !call.varied()) {
-      waits = true;
-      waiting = at;
-      waiting_norm = norm;
-      waiting_terms = terms;
+    if (kKeeps && kept && call.writes_directly(at) && !call.varied()) {
+      waiting = call.walk(at, norm, terms, 0, call.grad(at), call.past_cache, nullptr);
       continue;
     }
-    for (int64_t b = 0; b < call.blocks; ++b)
-      kKeeps&& kept ? call.gradient(at, norm, terms, b, q_of.of(at, b), room(b))
-                    : call.gradient(at, norm, terms, b, q_of.of(at, b));
+    for (int64_t b = 0; b < call.blocks; ++b) call.gradient(at, norm, terms, b, q_of.of(at, b), room(b));
   }
-  if (kOverlaps<T> && waits)
-    for (int64_t b = 0; b < call.blocks; ++b)
-      call.gradient(waiting, waiting_norm, waiting_terms, b, nullptr, room(b));
+  if (kKeeps && waiting.to)
+    for (int64_t b = 0; b < call.blocks; ++b) walk_block<T>(waiting, b, room(b), nullptr, call.block_size(b));
 }
 
 template <class T>
@@ -174,7 +156,7 @@ void run(const SoftmaxCrossEntropyParams& p, bool forward, const Parallel& paral
 }
 
 void run(const SoftmaxCrossEntropyParams& p, bool forward, const Parallel& parallel) {
-  dispatch_storage(p.dtype, [&](auto type) { run<decltype(type)>(p, forward, parallel); });
+  dispatch_dtype(p.dtype, [&](auto type) { run<decltype(type)>(p, forward, parallel); });
 }
 
 }  // namespace

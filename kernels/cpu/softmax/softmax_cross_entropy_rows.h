@@ -38,14 +38,15 @@ struct RowsCall {
   const CallConstants<A> k;
   const double shared;
   const int64_t blocks;
-  const bool past_cache;
+  const bool past_cache, converts;
 
-  explicit RowsCall(const SoftmaxCrossEntropyParams& params)
+  PYDL_OUT_OF_LINE explicit RowsCall(const SoftmaxCrossEntropyParams& params)
       : p(params),
         k(params),
         shared(p.grad_input ? shared_gradient(p) : 0),
         blocks(max_of(ceil_div(p.classes, kClassBlock), 1)),
-        past_cache(p.rows * p.classes * static_cast<int64_t>(sizeof(T)) >= least_streamed_bytes()) {}
+        past_cache(p.rows * p.classes * static_cast<int64_t>(sizeof(T)) >= least_streamed_bytes()),
+        converts(cpu_has_bf16_dot()) {}
 
   const T* input(const RowCursor& at) const { return static_cast<const T*>(p.input) + at.input; }
   T* grad(const RowCursor& at) const { return static_cast<T*>(p.grad_input) + at.grad; }
@@ -56,13 +57,15 @@ struct RowsCall {
   A target_weight(int64_t t) const { return k.weight ? k.weight[t] : A(1); }
   int64_t block_size(int64_t block) const { return min_of(kClassBlock, p.classes - block * kClassBlock); }
 
-  RowSum<A> sum(const RowCursor& at, int64_t block, KeptBlock<A> kept = {}) const {
-    return sum_block(input(at) + block * kClassBlock, block_size(block), kept);
+  // of a block; and a block of the gradient of a row before, which writes_directly() and is not varied()
+  RowSum<A> sum(const RowCursor& at, int64_t block, KeptBlock<A> kept = {},
+                const GradientWalk<T>& before = {}) const {
+    return walk_block(before, block, kept, input(at) + block * kClassBlock, block_size(block));
   }
   // Whether q differs from class to class.
   bool varied() const { return p.probabilities || (k.weight && k.needs_dot); }
   // q_c of a block, in room; null where it is k.smooth for all.
-  const A* fill(const RowCursor& at, int64_t block, A* room) const {
+  PYDL_OUT_OF_LINE const A* fill(const RowCursor& at, int64_t block, A* room) const {
     if (!varied()) return nullptr;
     auto from = [&](const auto* probabilities) {
       fill_q(k, probabilities ? probabilities + at.target : nullptr, block * kClassBlock, block_size(block),
@@ -76,44 +79,36 @@ struct RowsCall {
       from(static_cast<const A*>(p.target));
     return room;
   }
-  __attribute__((noinline)) QSum<A> q_sum(const RowCursor& at, const RowNorm<A>& norm, int64_t block,
-                                          const A* q) const {
+  PYDL_OUT_OF_LINE QSum<A> q_sum(const RowCursor& at, const RowNorm<A>& norm, int64_t block,
+                                 const A* q) const {
     return q_block(input(at) + block * kClassBlock, q, k.smooth, norm, block_size(block));
   }
-  // from what sum() kept of the block
-  __attribute__((noinline)) void gradient(const RowCursor& at, const RowNorm<A>& norm,
-                                          const GradientTerms<A>& terms, int64_t block, const A* q,
-                                          KeptBlock<A> kept) const {
-    write(at, norm, terms, block, q, reinterpret_cast<T*>(kept.e),
-          [&](auto walk) { gradient_of_kept(walk, kept, block_size(block)); });
-  }
-  // from the logits: the same bits
-  __attribute__((noinline)) void gradient(const RowCursor& at, const RowNorm<A>& norm,
-                                          const GradientTerms<A>& terms, int64_t block, const A* q) const {
+  // from what sum() kept of the block, or from the logits: the same bits
+  PYDL_OUT_OF_LINE void gradient(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
+                                 int64_t block, const A* q, KeptBlock<A> kept = {}) const {
     alignas(64) T room[kClassBlock];
-    write(at, norm, terms, block, q, room,
-          [&](auto walk) { gradient_of_logits(walk, input(at) + block * kClassBlock, block_size(block)); });
-  }
-  // a block of a gradient that writes_directly() and is not varied(), and of the sum of the row after it
-  RowSum<A> gradient_and_sum(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
-                             const RowCursor& next, int64_t block, KeptBlock<A> kept) const {
-    T* const to = grad(at) + block * kClassBlock;
-    return pydl::cpu::PYDL_ISA::gradient_and_sum(
-        walk<false>(at, norm, terms, block, to, past_cache, nullptr, 0), kept,
-        input(next) + block * kClassBlock, block_size(block));
+    T* const place = grad(at) + block * kClassBlock;
+    const int64_t n = block_size(block);
+    const bool direct = writes_directly(at);
+    T* const to = direct ? place : kept.e ? reinterpret_cast<T*>(kept.e) : room;
+    const GradientWalk<T> made = walk(at, norm, terms, block, to, past_cache && direct, q);
+    if (kKeeps && kept.e)
+      walk_block<T>(made, 0, kept, nullptr, n);
+    else
+      gradient_of_logits(made, input(at) + block * kClassBlock, n);
+    if (!direct) stream_copy(place, to, n * static_cast<int64_t>(sizeof(T)));
   }
   // Whether the gradient's rows may be written in place: past the caches only whole lines go.
   bool writes_directly(const RowCursor& at) const {
     return !past_cache || reinterpret_cast<uintptr_t>(grad(at)) % kVectorBytes == 0;
   }
 
-  template <bool kVaried>
-  GradientWalk<kVaried, T> walk(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
-                                int64_t block, T* to, bool streams, const A* q, int64_t q_step) const {
+  GradientWalk<T> walk(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms,
+                       int64_t block, T* to, bool streams, const A* q) const {
     return {to,
             streams,
+            converts,
             q,
-            q_step,
             terms.grad_output,
             terms.grad_output * k.smooth,
             target(at) - block * kClassBlock,
@@ -121,21 +116,6 @@ struct RowsCall {
             norm.log_sum,
             terms.softmax,
             terms.one_hot};
-  }
-  // body(walk) writes a block's gradient to its place, or to room, from where it is copied there.
-  template <class F>
-  void write(const RowCursor& at, const RowNorm<A>& norm, const GradientTerms<A>& terms, int64_t block,
-             const A* q, T* room, const F& body) const {
-    T* const place = grad(at) + block * kClassBlock;
-    const bool direct = writes_directly(at), streams = past_cache && direct;
-    T* const to = direct ? place : room;
-    // One walk for every q, which costs a load from L1 where q is the same for all: forward and backward in
-    // one call go by gradient_and_sum instead, but for rows that are not aligned.
-    alignas(64) A same[kChunkClasses<A>];
-    if (!q)
-      for (A& each : same) each = k.smooth;
-    body(walk<true>(at, norm, terms, block, to, streams, q ? q : same, q != nullptr));
-    if (!direct) stream_copy(place, room, block_size(block) * static_cast<int64_t>(sizeof(T)));
   }
   void zero_gradient(const RowCursor& at, int64_t block) const {
     memset(grad(at) + block * kClassBlock, 0, static_cast<size_t>(block_size(block)) * sizeof(T));
@@ -155,7 +135,7 @@ struct RowsCall {
     put_norm<A>(p, at.row, norm);
     put_loss<A>(p, at.row, loss);
   }
-  void ignore(const RowCursor& at) const {
+  PYDL_OUT_OF_LINE void ignore(const RowCursor& at) const {
     put_norm<A>(p, at.row, {0, 0});
     put_loss<A>(p, at.row, A(0));
   }

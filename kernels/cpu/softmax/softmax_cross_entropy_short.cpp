@@ -37,15 +37,15 @@ vec<float> largest(const Tile& tile, int64_t classes) {
   return max(m[0], m[1]);
 }
 
-// x becomes exp(x - max). Returns the sums over the classes.
-template <class T>
-__attribute__((noinline)) vec<float> exponentiate(Tile& tile, int64_t classes, vec<float> max) {
+// x becomes exp(x - max). Returns the sums over the classes. kHalf: as exact as half types call for.
+template <bool kHalf>
+PYDL_OUT_OF_LINE vec<float> exponentiate(Tile& tile, int64_t classes, vec<float> max) {
   vec<float> sum{};
   auto some = [&](int64_t c, auto& v) PYDL_INLINE_LAMBDA {
     constexpr int kCount = sizeof(v) / sizeof(v[0]);
 #pragma GCC unroll 4
     for (int j = 0; j < kCount; ++j) v[j] = load(tile.x + (c + j) * L) - max;
-    softmax_exp<T>(v);
+    exp_nonpositive_group<kHalf, float>(v);
 #pragma GCC unroll 4
     for (int j = 0; j < kCount; ++j) store(tile.x + (c + j) * L, v[j]);
 #pragma GCC unroll 4
@@ -65,13 +65,12 @@ struct Rows {
 };
 
 // exp(x - max) becomes the gradient.
-template <class T>
-__attribute__((noinline)) void make_gradient(const CallConstants<float>& k, const Rows& rows, vec<float> g,
-                                             int64_t classes, Tile& tile) {
+PYDL_OUT_OF_LINE void make_gradient(const CallConstants<float>& k, const Rows& rows, vec<float> g,
+                                    int64_t classes, Tile& tile) {
   const vec<float> one_hot = g * (k.hit * rows.weight);
   vec<float> softmax = k.hit * rows.weight;
   if (k.z_loss != 0) softmax += 2 * k.z_loss * (rows.max + rows.log_sum);
-  const vec<float> factor = g * softmax * softmax_exp<T>(-rows.log_sum);
+  const vec<float> factor = g * softmax * softmax_exp<float>(-rows.log_sum);
   for (int64_t c = 0; c < classes; ++c) {
     vec<float> v = load(tile.x + c * L) * factor;
     v -= rows.target == static_cast<int32_t>(c) ? one_hot : vec<float>{};
@@ -79,7 +78,7 @@ __attribute__((noinline)) void make_gradient(const CallConstants<float>& k, cons
   }
 }
 
-template <class T>
+// The logits' type is asked for at each tile: sixteen rows, of which loads and stores are a small part.
 struct ShortCall {
   const SoftmaxCrossEntropyParams& p;
   const CallConstants<float> k;
@@ -88,9 +87,24 @@ struct ShortCall {
   explicit ShortCall(const SoftmaxCrossEntropyParams& params)
       : p(params), k(params), shared(p.grad_input ? shared_gradient(p) : 0) {}
 
+  template <class F>
+  PYDL_INLINE void with_type(const F& body) const {
+    dispatch_storage(p.dtype, [&](auto type) {
+      if constexpr (sizeof(type) < sizeof(double)) body(type);
+    });
+  }
+
   void load_logits(int64_t row, int64_t n, Tile& tile) const {
     const int64_t stride = p.input_stride[0];
-    transpose_in(static_cast<const T*>(p.input) + row * stride, stride, n, p.classes, tile.x, L);
+    with_type([&](auto type) {
+      transpose_in(static_cast<const decltype(type)*>(p.input) + row * stride, stride, n, p.classes, tile.x,
+                   L);
+    });
+  }
+
+  vec<float> exponentials(Tile& tile, vec<float> max) const {
+    return p.dtype == DType::f32 ? exponentiate<false>(tile, p.classes, max)
+                                 : exponentiate<true>(tile, p.classes, max);
   }
 
   void load_targets(int64_t row, int64_t n, Rows& rows) const {
@@ -137,9 +151,12 @@ struct ShortCall {
   }
 
   void put_gradient(int64_t row, int64_t n, const Rows& rows, Tile& tile) const {
-    make_gradient<T>(k, rows, gradient_of_losses(row, n), p.classes, tile);
-    transpose_out(tile.x, L, p.classes, n, static_cast<T*>(p.grad_input) + row * p.grad_stride[0],
-                  p.grad_stride[0]);
+    make_gradient(k, rows, gradient_of_losses(row, n), p.classes, tile);
+    const int64_t stride = p.grad_stride[0];
+    with_type([&](auto type) {
+      transpose_out(tile.x, L, p.classes, n, static_cast<decltype(type)*>(p.grad_input) + row * stride,
+                    stride);
+    });
   }
 
   void forward(int64_t row, int64_t n, Tile& tile) const {
@@ -148,7 +165,7 @@ struct ShortCall {
     load_targets(row, n, rows);
     const vec<float> logit = target_logits(tile, rows);
     rows.max = largest(tile, p.classes);
-    const vec<float> sum = exponentiate<T>(tile, p.classes, rows.max);
+    const vec<float> sum = exponentials(tile, rows.max);
     // as torch: a row of -inf alone, or with an inf or nan, has no softmax
     const vec<float> nan = broadcast(static_cast<float>(kNan));
     rows.log_sum = sum == 0.0f ? nan : log(sum);
@@ -167,7 +184,7 @@ struct ShortCall {
     const float* const norm = static_cast<const float*>(p.norm) + row;
     rows.max = load_n(norm, n);
     rows.log_sum = load_n(norm + p.rows, n);
-    exponentiate<T>(tile, p.classes, rows.max);
+    exponentials(tile, rows.max);
     put_gradient(row, n, rows, tile);
   }
 
@@ -181,13 +198,6 @@ struct ShortCall {
   }
 };
 
-template <class F>
-void with_call(const SoftmaxCrossEntropyParams& p, F&& body) {
-  dispatch_storage(p.dtype, [&](auto type) {
-    if constexpr (sizeof(type) < sizeof(double)) body(ShortCall<decltype(type)>(p));
-  });
-}
-
 }  // namespace
 
 bool short_supported(const SoftmaxCrossEntropyParams& p) {
@@ -196,15 +206,13 @@ bool short_supported(const SoftmaxCrossEntropyParams& p) {
 }
 
 void short_forward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
-  with_call(p, [&](const auto& call) {
-    call.each_tile(parallel, [&](int64_t row, int64_t n, Tile& tile) { call.forward(row, n, tile); });
-  });
+  const ShortCall call(p);
+  call.each_tile(parallel, [&](int64_t row, int64_t n, Tile& tile) { call.forward(row, n, tile); });
 }
 
 void short_backward(const SoftmaxCrossEntropyParams& p, const Parallel& parallel) {
-  with_call(p, [&](const auto& call) {
-    call.each_tile(parallel, [&](int64_t row, int64_t n, Tile& tile) { call.backward(row, n, tile); });
-  });
+  const ShortCall call(p);
+  call.each_tile(parallel, [&](int64_t row, int64_t n, Tile& tile) { call.backward(row, n, tile); });
 }
 
 }  // namespace pydl::cpu::PYDL_ISA
