@@ -172,14 +172,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_train(const Tensor& input, Tensor 
                                                     const OptionalTensor& num_batches_tracked,
                                                     double momentum, double eps, int64_t activation) {
   const Verbose line("batch_norm_train", input);
-  if (num_batches_tracked.has_value()) {
-    const Tensor& t = *num_batches_tracked;
-    PYDL_CHECK(
-        t.scalar_type() == ScalarType::Long && t.numel() == 1 && t.is_cpu(),
-        "batch_norm: expected num_batches_tracked to be one int64 number in the CPU's memory, got shape ",
-        shape_of(t));
-    ++*static_cast<int64_t*>(t.mutable_data_ptr());
-  }
+  count_batch(num_batches_tracked);
   const bool direct = running_mean.is_contiguous() && running_var.is_contiguous();
   auto results = forward(input, running_mean, running_var, weight, bias, residual, true, direct, momentum,
                          eps, activation);

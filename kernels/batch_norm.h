@@ -25,6 +25,7 @@ namespace pydl {
 // One tensor of logical shape (batch, channels, spatial); strides count elements.
 //   rows     (NCHW):          element (n, c, s) at n * row_stride + c * channel_stride + s
 //   columns  (channels_last): element (m, c) at m * row_stride + c, where m = n * spatial + s
+// Where outputs are pooled, output and grad_output are (batch, channels, windows), in rows.
 // A stride of 0 repeats a row, which is how an expanded gradient is read.
 struct BatchNormView {
   void* data;  // null where the tensor is absent
@@ -42,6 +43,9 @@ enum class BatchNormGradient : int32_t {
 static constexpr bool reads_output(BatchNormGradient g) {
   return g == BatchNormGradient::relu_output || g == BatchNormGradient::sigmoid_output;
 }
+
+// The largest plane whose output can be pooled.
+static constexpr int64_t kMaxPooledPlane = 4096;
 
 struct BatchNormParams {
   DType dtype;        // of input, residual, output and their gradients
@@ -66,6 +70,10 @@ struct BatchNormParams {
 
   bool stream;    // outputs leave the cache: store past it
   void* scratch;  // batch_norm_scratch() bytes, 64-byte aligned
+
+  // CPU, rows of float32 and bfloat16, with an activation and without residual: not 0 where outputs are the means of 2x2
+  // pixels, two apart, of planes of this width; a last row or column that is in no window counts in the statistics alone
+  int64_t pooled_width;
 };
 
 // running = (1 - momentum) * running + momentum * factor * batch, for the mean (0) and the variance (1).

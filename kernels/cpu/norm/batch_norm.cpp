@@ -11,7 +11,7 @@ constexpr int64_t kLeastImages = 4;  // what is done once for a column outweighs
 
 bool is_small_planes(const BatchNormParams& p) {
   auto is_dense = [&](const BatchNormView& view) { return !view.data || view.channel_stride == p.spatial; };
-  return p.spatial <= kMaxPlane && p.batch >= kLeastImages && !batch_norm_cuts_images(p) &&
+  return !p.pooled_width && p.spatial <= kMaxPlane && p.batch >= kLeastImages && !batch_norm_cuts_images(p) &&
          is_dense(p.input) && is_dense(p.residual) && is_dense(p.output) && is_dense(p.grad_output) &&
          is_dense(p.grad_input) && is_dense(p.grad_residual);
 }

@@ -112,19 +112,18 @@ void apply_runs(const BatchNormParams& p, int64_t c, int64_t first, int64_t last
                               prefetches ? ahead_of(p, p.residual, n, runs, -1) : 0);
 }
 template <class T>
-auto apply_of(Activation activation) {
-  using Run = void (*)(const BatchNormParams&, int64_t c, int64_t first, int64_t last, int64_t begin,
-                       int64_t length, const Affine<acc_t<T>>&);
-  Run apply{};
-  dispatch_activation<T>(activation, [&](auto tag) { apply = &apply_runs<decltype(tag)::activation, T>; });
+ApplyRuns<acc_t<T>> apply_of(const BatchNormParams& p) {
+  if constexpr (__is_same(acc_t<T>, float))
+    if (p.pooled_width) return pooled_apply(p.dtype);
+  ApplyRuns<acc_t<T>> apply{};
+  dispatch_activation<T>(p.activation, [&](auto tag) { apply = &apply_runs<decltype(tag)::activation, T>; });
   return apply;
 }
 
-// What depends on the type in memory; who does what (forward) exists once for each type of sums.
 template <class A>
 struct Walks {
   decltype(&block_moments<A>) moments;
-  decltype(&apply_runs<Activation::none, A>) apply;
+  ApplyRuns<A> apply;
 };
 
 template <class A>
@@ -171,7 +170,7 @@ int64_t batch_norm_rows_scratch(const BatchNormParams& p) {
 void batch_norm_rows_forward(const BatchNormParams& p, bool stats, bool apply, const Parallel& parallel) {
   dispatch_storage(p.dtype, [&](auto type) {
     using T = decltype(type);
-    forward<acc_t<T>>(p, stats, apply, {&block_moments<T>, apply_of<T>(p.activation)}, parallel);
+    forward<acc_t<T>>(p, stats, apply, {&block_moments<T>, apply_of<T>(p)}, parallel);
   });
 }
 

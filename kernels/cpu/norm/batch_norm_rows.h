@@ -5,15 +5,36 @@
 #include "kernels/cpu/norm/batch_norm.h"
 
 namespace pydl::cpu::PYDL_ISA {
-namespace {
-
-constexpr int64_t kBlock = 4096;   // elements of a block: 16 KB of float, inside the first-level cache
-constexpr int64_t kGrain = 16384;  // elements of a task: a few µs, several times the cost of a fork
 
 // A block is `rows` runs of `length` elements.
 struct Block {
   int64_t row, rows, begin, length;
 };
+
+struct GradientSums {
+  double sum, shifted;  // of gz and gz * (x - shift)
+};
+
+// The walks that depend on the type in memory and on the activation; who does what exists once for each type of sums.
+// Those over runs take [first, last) of a channel from the last, which is still in the cache.
+template <class A>
+using ApplyRuns = void (*)(const BatchNormParams&, int64_t c, int64_t first, int64_t last, int64_t begin,
+                           int64_t length, const Affine<A>&);
+template <class A>
+struct GradientWalks {
+  GradientSums (*block)(const BatchNormParams&, int64_t c, const Block&, const Affine<A>&);
+  void (*runs)(const BatchNormParams&, int64_t c, int64_t first, int64_t last, int64_t begin, int64_t length,
+               const Affine<A>&, const AffineGradient<A>&);
+};
+
+// those of batch_norm_pooled.cpp
+ApplyRuns<float> pooled_apply(DType dtype);
+GradientWalks<float> pooled_gradient(DType dtype);
+
+namespace {
+
+constexpr int64_t kBlock = kMaxPooledPlane;  // elements of a block: 16 KB of float, inside the first-level cache
+constexpr int64_t kGrain = 16384;            // elements of a task: a few µs, several times the cost of a fork
 
 struct Blocks {
   int64_t pieces, rows, count;  // pieces per run, or runs per block

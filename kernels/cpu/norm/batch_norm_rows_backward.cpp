@@ -6,10 +6,6 @@ namespace {
 
 // ---- gradient
 
-struct GradientSums {
-  double sum, shifted;  // of gz and gz * (x - shift)
-};
-
 template <class T>
 PYDL_INLINE vec<acc_t<T>> gradient_at(BatchNormGradient gradient, const T* g, const T* y, vec<acc_t<T>> x,
                                       const Affine<acc_t<T>>& affine, int64_t count) {
@@ -100,7 +96,6 @@ PYDL_INLINE void gradient_run(const BatchNormParams& p, int64_t n, int64_t c, in
   }
 }
 
-// Runs [first, last) of a channel from the last, which is still in the cache.
 template <BatchNormGradient kGradient, class T>
 void gradient_runs(const BatchNormParams& p, int64_t c, int64_t first, int64_t last, int64_t begin,
                    int64_t length, const Affine<acc_t<T>>& affine,
@@ -109,17 +104,12 @@ void gradient_runs(const BatchNormParams& p, int64_t c, int64_t first, int64_t l
     gradient_run<kGradient, T>(p, n, c, begin, length, affine, affine_gradient);
 }
 
-// What depends on the activation and on the type in memory; who does what (backward) exists once for each type of sums.
-template <class A>
-struct Walks {
-  GradientSums (*block)(const BatchNormParams&, int64_t c, const Block&, const Affine<A>&);
-  void (*runs)(const BatchNormParams&, int64_t c, int64_t first, int64_t last, int64_t begin, int64_t length,
-               const Affine<A>&, const AffineGradient<A>&);
-};
 template <class T>
-Walks<acc_t<T>> walks_of(BatchNormGradient gradient) {
-  Walks<acc_t<T>> walks{};
-  dispatch_gradient<T>(gradient, [&](auto tag) {
+GradientWalks<acc_t<T>> walks_of(const BatchNormParams& p) {
+  if constexpr (__is_same(acc_t<T>, float))
+    if (p.pooled_width) return pooled_gradient(p.dtype);
+  GradientWalks<acc_t<T>> walks{};
+  dispatch_gradient<T>(p.gradient, [&](auto tag) {
     constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
     walks = {&block_gradient<kGradient, T>, &gradient_runs<kGradient, T>};
   });
@@ -127,7 +117,7 @@ Walks<acc_t<T>> walks_of(BatchNormGradient gradient) {
 }
 
 template <class A>
-void backward(const BatchNormParams& p, bool reduce, bool apply, const Walks<A>& walks,
+void backward(const BatchNormParams& p, bool reduce, bool apply, const GradientWalks<A>& walks,
               const Parallel& parallel) {
   const Blocks blocks(p);
   auto slope = [&](int64_t c) { return p.training ? affine_gradient_at<A>(p, c) : AffineGradient<A>{}; };
@@ -176,7 +166,7 @@ void backward(const BatchNormParams& p, bool reduce, bool apply, const Walks<A>&
 void batch_norm_rows_backward(const BatchNormParams& p, bool reduce, bool apply, const Parallel& parallel) {
   dispatch_storage(p.dtype, [&](auto type) {
     using T = decltype(type);
-    backward<acc_t<T>>(p, reduce, apply, walks_of<T>(p.gradient), parallel);
+    backward<acc_t<T>>(p, reduce, apply, walks_of<T>(p), parallel);
   });
 }
 

@@ -150,13 +150,19 @@ def _refuse(name):
     def backward(ops, ctx, *grads):
         raise RuntimeError(
             f"{name}: expected its inputs to be used without gradient, got one that requires it; "
-            "differentiate through batch_norm, or write an autograd.Function around the halves"
+            "differentiate through batch_norm, or write an autograd.Function around it"
         )
 
     _library.autograd(name, lambda ctx, inputs, output: None, backward)
 
 
-for _name in ("batch_norm_stats", "batch_norm_apply", "batch_norm_backward_reduce", "batch_norm_backward_apply"):
+for _name in (
+    "batch_norm_stats",
+    "batch_norm_apply",
+    "batch_norm_backward_reduce",
+    "batch_norm_backward_apply",
+    "batch_norm_pooled_backward",
+):
     _refuse(_name)
 
 

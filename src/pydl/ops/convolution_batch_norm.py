@@ -1,4 +1,4 @@
-"""A convolution and the batch norm after it, in training: two kernels, one node of the autograd graph.
+"""A convolution and the batch norm after it, and a mean over 2x2 pixels after that, in training: two kernels, one node.
 
 Between two kernels the caches hold tensors, and no Python: what takes 10 µs in a loop takes 50 there. One node asks
 once what both ops ask, and the engine calls back once. The gradient of the convolution's bias is zero, since the batch
@@ -18,19 +18,28 @@ from pydl.ops._options import pair
 from pydl.ops.batch_norm import counts_inside
 from pydl.ops.conv2d import SUPPORTED, WORTH_ASKING
 
+POOLED = (torch.float32, torch.bfloat16)  # the dtypes whose means over 2x2 pixels the batch norm's kernel takes
+_MOST_PIXELS = 4096  # of a plane: kMaxPooledPlane of kernels/batch_norm.h
+
 
 class _ConvolutionBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, scale, shift, residual, rest):
-        ops, options, running_mean, running_var, num_batches_tracked, momentum, eps, activation = ctx.rest = rest
+        ops, options, running_mean, running_var, num_batches_tracked, momentum, eps, activation, pools = rest
+        ctx.rest = rest
         quick = _library.quick(ops)
+        norm = running_mean, running_var, scale, shift
         with below_autograd():
             between = quick.conv2d_forward(input, weight, bias, *options)
-            output, mean, var = quick.batch_norm_train(
-                between, running_mean, running_var, scale, shift, residual, num_batches_tracked, momentum, eps,
-                activation,
-            )  # fmt: skip
-        kept = output if keeps_output(activation, residual) else None
+            if pools:
+                output, mean, var = quick.batch_norm_pooled_train(
+                    between, *norm, num_batches_tracked, momentum, eps, activation
+                )
+            else:
+                output, mean, var = quick.batch_norm_train(
+                    between, *norm, residual, num_batches_tracked, momentum, eps, activation
+                )
+        kept = output if keeps_output(activation, residual) and not pools else None
         ctx.to_save = input, weight, scale, shift, between, mean, var, kept  # what ctx.save_for_backward sets
         return output
 
@@ -49,16 +58,34 @@ class _ConvolutionBatchNorm(torch.autograd.Function):
         return _gradients(ctx, ops, grad, input, weight, scale, shift, between, *others)
 
 
+def _norm_gradients(ctx, ops, grad, between, mean, var, scale, shift, output, needs):
+    """The gradients of ``between``, scale, shift and residual."""
+    *_, eps, activation, pools = ctx.rest
+    if pools:
+        if not (torch.is_grad_enabled() or _library.transforms_active()):
+            needs = needs[:3]
+            return *ops.batch_norm_pooled_backward(
+                grad, between, mean, var, scale, shift, eps, activation, *needs
+            ), None  # fmt: skip
+        # a function of other ops, whose derivatives there are
+        output, *_ = ops.batch_norm_forward(between, None, None, scale, shift, None, True, eps, activation)
+        windows = (2, 2), (2, 2), (0, 0), False, True, 0, False, False
+        grad = ops.avg_pool2d_backward(grad, between.shape, *windows)
+    return ops.batch_norm_backward(
+        grad, between, mean, var, scale, shift, output, True, eps, activation, *needs
+    )
+
+
 def _gradients(ctx, ops, grad, input, weight, scale, shift, between, mean, var, output):
     need_input, need_weight, need_bias, need_scale, need_shift, need_residual, _ = ctx.needs_input_grad
-    _, (stride, padding, dilation, groups, _, channels_last), *_, eps, activation = ctx.rest
+    _, (stride, padding, dilation, groups, _, channels_last), *_, activation, _ = ctx.rest
     if need_input and need_weight and between.numel() * weight.shape[1:].numel() > WORTH_ASKING:
         need_input, need_weight = _library.wanted(ctx, 0), _library.wanted(ctx, 1)
     through = need_residual and activation != 0
-    grad_between, grad_scale, grad_shift, grad_residual = ops.batch_norm_backward(
-        grad, between, mean, var, scale, shift, output, True, eps, activation,
-        need_input or need_weight, need_scale, need_shift, through,
-    )  # fmt: skip
+    needs = need_input or need_weight, need_scale, need_shift, through
+    grad_between, grad_scale, grad_shift, grad_residual = _norm_gradients(
+        ctx, ops, grad, between, mean, var, scale, shift, output, needs
+    )
     grad_input = grad_weight = None
     if need_input:
         grad_input = ops.conv2d_backward_input(
@@ -82,8 +109,11 @@ def _gradients(ctx, ops, grad, input, weight, scale, shift, between, mean, var, 
 _apply = _library.eager(_ConvolutionBatchNorm)
 
 
-def trained_together(convolution, norm, input, residual, activation):
-    """activation(norm(convolution(input)) + residual) of two layers as one node, or None where that is not offered."""
+def trained_together(convolution, norm, input, residual, activation, pools=False):
+    """activation(norm(convolution(input)) + residual) of two layers as one node, or None where that is not offered.
+
+    ``pools``: with the mean over 2x2 pixels behind it.
+    """
     if (
         not norm.training
         or not norm.track_running_stats
@@ -106,6 +136,7 @@ def trained_together(convolution, norm, input, residual, activation):
         residual,
         activation,
         norm.num_batches_tracked,
+        pools,
     )
 
 
@@ -123,17 +154,19 @@ def trained(
     residual,
     activation,
     count,
+    pools=False,
 ):
     """activation(batch_norm(conv2d(input)) + residual) in training as one node, or None where that is not offered.
 
     It is in eager mode, by kernels of ours, with running statistics that take a fixed part of each batch, and for a
-    residual of the result's own shape.
+    residual of the result's own shape; with pooling for small planes in NCHW on the CPU.
 
     Args:
         options: stride, padding, dilation and groups of the convolution.
         mean, var: the running statistics.
         scale, shift: weight and bias of the batch norm.
         count: the number of batches so far, to which 1 is added, or None.
+        pools: whether the mean over 2x2 pixels, two apart, follows; then there is an activation and no residual.
     """
     if (
         mean is None
@@ -158,22 +191,33 @@ def trained(
     stride, padding, dilation, groups = options
     stride, dilation = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
     padding = padding_of("conv2d", padding, weight, stride, dilation)
-    if residual is not None:
+    channels_last = is_channels_last(input) or is_channels_last(weight)
+    if residual is not None or pools:
         padded = (input.shape[2] + padding[0] + padding[1], input.shape[3] + padding[2] + padding[3])
-        size = ((padded[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1 for d in (0, 1))
-        if (
-            type(residual) is not torch.Tensor
-            or residual.shape != (input.shape[0], weight.shape[0], *size)
-            or residual.dtype != input.dtype
-            or residual.device != input.device
-        ):
-            return None
+        size = [(padded[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
+    if residual is not None and (
+        type(residual) is not torch.Tensor
+        or residual.shape != (input.shape[0], weight.shape[0], *size)
+        or residual.dtype != input.dtype
+        or residual.device != input.device
+    ):
+        return None
+    if pools and not (
+        ops is torch.ops.pydl
+        and input.is_cpu
+        and input.dtype in POOLED
+        and not channels_last
+        and min(size) > 1
+        and size[0] * size[1] <= _MOST_PIXELS
+        and mean.is_contiguous()
+        and var.is_contiguous()
+    ):
+        return None
     if count is not None and not counts_inside(count):
         count.add_(1)
         count = None
-    channels_last = is_channels_last(input) or is_channels_last(weight)
     options = (stride, padding, dilation, groups, "none", channels_last)
-    rest = (ops, options, mean, var, count, momentum, eps, ACTIVATIONS[activation])
+    rest = (ops, options, mean, var, count, momentum, eps, ACTIVATIONS[activation], pools)
     output = _apply(*(None if t is None else alive(t) for t in (input, weight, bias, scale, shift, residual)), rest)
     written = mean, var, count
     increment_version(written if count is not None else written[:2])

@@ -5,6 +5,7 @@
     convolution → batch norm (→ all of that)            in evaluation without gradients: the batch norm is folded into
                                                         the convolution's weights if there is no residual; else as
                                                         above, and in training one node of the graph
+        → mean over 2x2 pixels                          in training, behind an activation: in batch norm's pass
 
 A convolution may be transposed; in training it and the batch norm behind it stay nodes of their own.
 
@@ -20,7 +21,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from pydl import aside, backend, functional, nn
 from pydl._private import CALL, GLOBAL_HOOKS, tracing_state
 from pydl.ops._activations import finished
-from pydl.ops.convolution_batch_norm import foldable, folded, folding_pays, trained_together
+from pydl.ops.convolution_batch_norm import POOLED, foldable, folded, folding_pays, trained_together
 from pydl.swapping.layer import is_swapped, why_aside, why_left
 from pydl.swapping.rules import OURS, RULES, class_of, rule_of
 
@@ -28,7 +29,8 @@ FOLLOWERS = {  # role -> the roles that may follow it
     "convolution": ("norm", "activation"),
     "linear": ("activation",),
     "norm": ("activation",),
-    "activation": (),
+    "activation": ("pooling",),  # where there are a convolution and a norm: see pools
+    "pooling": (),
 }
 FIRST = ("convolution", "linear", "norm")  # what a chain may begin with
 
@@ -129,6 +131,28 @@ def _is_link(layer):
     return served and not is_changed(layer.__dict__, own) and state_of(cls, own) == state
 
 
+def pools(layer, links):
+    """Whether a layer whose role is pooling may be computed with ``links``, {role: layer}, before it: in training."""
+    convolution, norm = links.get("convolution"), links.get("norm")
+    if not isinstance(convolution, torch.nn.Conv2d) or not isinstance(norm, torch.nn.BatchNorm2d):
+        return False
+    return _takes_means_of_two_by_two(layer)
+
+
+def _takes_means_of_two_by_two(pooling):
+    return (
+        _are(pooling.kernel_size, 2)
+        and _are(pooling.stride, 2)
+        and _are(pooling.padding, 0)
+        and pooling.ceil_mode is False
+        and pooling.divisor_override is None
+    )
+
+
+def _are(numbers, wanted):
+    return numbers == (wanted, wanted) if type(numbers) is tuple else type(numbers) is int and numbers == wanted
+
+
 def normalised(convolution, norm, input, residual=None, activation="relu"):
     """activation(norm(convolution(input)) + residual), for a model that names its chains.
 
@@ -160,11 +184,29 @@ class Chain:
     norm: torch.nn.Module | None = None
     activation: str | None = None
     linear: torch.nn.Module | None = None
+    pooling: torch.nn.Module | None = None
     names: list = field(default_factory=list)  # of the links in order
     folded: "Folded | None" = None  # by pydl.freeze
     not_frozen: str = ""  # why pydl.freeze could not
 
     def __call__(self, input, residual=None):
+        if self.pooling is None:
+            return self._before_pooling(input, residual)
+        convolution, norm = self.convolution, self.norm
+        parameters = convolution.weight, convolution.bias, norm.weight, norm.bias
+        if self._pools() and not aside.is_special(convolution, *parameters):
+            output = trained_together(convolution, norm, input, None, self.activation, pools=True)
+            if output is not None:
+                return output
+        return self.pooling(self._before_pooling(input))
+
+    def _pools(self):
+        """Whether batch norm's pass may take the pooling, as far as the layers say."""
+        norm = self.norm
+        learns = norm.training and norm.track_running_stats and norm.momentum is not None
+        return learns and self.convolution.weight.dtype in POOLED and _takes_means_of_two_by_two(self.pooling)
+
+    def _before_pooling(self, input, residual=None):
         convolution, norm, activation = self.convolution, self.norm, self.activation
         if self.linear is not None:
             return nn.Linear.forward(self.linear, input, activation=activation)
@@ -196,9 +238,10 @@ class Chain:
             return []
         if len(layers) == 1:
             return [(self.names, "")]
+        names = self.names if self.pooling is None or self._pools() else self.names[:-1]
         if self.norm.training:
-            return [(self.names[1:], "")]
-        return [(self.names, ", frozen" if self.folded is not None else ", folded if it pays")]
+            return [(names[1:], "")]
+        return [(names, ", frozen" if self.folded is not None else ", folded if it pays")]
 
     def freeze(self):
         """Folds the norm into the convolution's weights now, to be used as long as neither has changed."""

@@ -15,6 +15,7 @@ from pydl.swapping.chains import (
     Chain,
     is_called_plainly,
     is_changed,
+    pools,
     role,
     state_of,
     why_no_chains,
@@ -81,6 +82,8 @@ class Plan:
             kind = role(layer)
             if kind not in allowed:
                 break
+            if kind == "pooling" and not pools(layer, {kind: link for _, link, kind in links}):
+                break
             links.append((name, layer, kind))
             allowed = FOLLOWERS[kind]
         if len(links) > 1:
@@ -99,6 +102,7 @@ class Plan:
             kinds.get("norm"),
             None if activation is None else rule_of(type(activation)).name,
             kinds.get("linear"),
+            kinds.get("pooling"),
             [name for name, _, _ in links],
         )
 

@@ -21,7 +21,7 @@ class Rule:
     torchs: type
     ours: type  # the class whose forward serves it
     calls: tuple  # torch's functions that mean the same
-    role: str = ""  # in a chain: "convolution", "linear", "norm" or "activation"
+    role: str = ""  # in a chain: "convolution", "linear", "norm", "activation" or "pooling"
     fuses: tuple = ()  # what our forward takes beside torch's arguments
 
     @property
@@ -54,6 +54,7 @@ _MORE = {
     "LayerNorm": _more(torch.layer_norm),
     "RMSNorm": _more(torch.rms_norm),
     "Dropout": _more(torch.dropout),
+    "AvgPool2d": _more(role="pooling"),
     "MaxPool1d": _more(torch.max_pool1d, F.max_pool1d_with_indices),
     "MaxPool2d": _more(torch.max_pool2d, F.max_pool2d_with_indices),
     "MaxPool3d": _more(F.max_pool3d_with_indices),
