@@ -213,12 +213,13 @@ static void pack_taps(const RowPlan& plan, const T* from, int64_t stride, int64_
   };
   if (p.weight_stride[3] == 1 && p.weight_stride[2] == width) {
     int64_t r = 0, t = 0;
-    gather_lanes(from, stride, filters, p.kernel_height * width, [&](int64_t, vec<A> v) {
-      store(place(r, t), v);
+    gather_squares(PlaneRows<T>{from, stride, filters}, p.kernel_height * width, [&](int64_t) {
+      A* to = place(r, t);
       if (++t == width) {
         t = 0;
         ++r;
       }
+      return to;
     });
     return;
   }

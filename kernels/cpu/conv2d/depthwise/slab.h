@@ -22,8 +22,7 @@ static void pack_rows(const Slab<const T>& s, int64_t rows, A* to) {
     const int64_t runs = flat ? 1 : rows, length = flat ? rows * s.width : s.width;
     for (int64_t i = 0; i < runs; ++i) {
       A* at = to + i * s.width * all;
-      gather_lanes(s.data + i * s.row, s.lane, s.channels, length,
-                   [&](int64_t q, vec<A> v) { store(at + q * all, v); });
+      gather_run(PlaneRows<T>{s.data + i * s.row, s.lane, s.channels}, length, at);
     }
     return;
   }

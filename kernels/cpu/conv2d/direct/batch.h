@@ -56,75 +56,87 @@ static PYDL_INLINE void clear_border(const Planes<T>& p, const Block<E>& block) 
   }
 }
 
-// Calls put(to, x, vector) for the pixels of a plane's rows, in order; R reads them from rows of images. Squares cross
+// The pixels of a plane's rows to a block, each to place(its address there); R reads them from rows of images. Squares cross
 // the ends of rows that follow one another in memory, so that narrow images fill them.
-template <class E, class T, class R, class F>
+template <class E, class T, class R, class F, class G = Nothing>
 static PYDL_INLINE void gather_plane(const Planes<T>& p, const RowRange& range, const Block<E>& block,
-                                     int64_t channel, const R& rows, const F& put) {
-  const int64_t used = p.used(), count = range.last - range.first;
+                                     int64_t channel, const R& rows, const F& place, const G& stored = {}) {
+  const int64_t used = p.used(), count = range.last - range.first, next = (block.width - used) * lanes<float>;
   const bool follows = p.stride[2] == p.width && used == p.width;
   for (int64_t y = 0; y < count; y += follows ? count : 1) {
     E* to = block.at(channel, range.first + y, p.pad_x);
-    const int64_t next = (block.width - used) * lanes<float>;
     int64_t x = 0;
-    gather_squares(rows.moved(y * p.stride[2]), used * (follows ? count : 1), [&](int64_t, vec<float> v) {
-      put(to, x, v);
-      to += lanes<float>;
-      if (++x == used) {
-        x = 0;
-        to += next;
-      }
-    });
+    gather_squares(
+        rows.moved(y * p.stride[2]), used * (follows ? count : 1),
+        [&](int64_t) {
+          E* at = place(to);
+          to += lanes<float>;
+          if (++x == used) {
+            x = 0;
+            to += next;
+          }
+          return at;
+        },
+        stored);
   }
 }
 
-// Calls put(to, c, x, vector) for the pixels of all channels that a block has room for, in the order of memory: where
-// that is channel by channel, done(c) after each. `rows` reads the images, which follow one another.
-template <class T, class E, class R, class F, class G>
-static PYDL_INLINE void gather_image(const Planes<T>& p, const Block<E>& block, const R& rows, const F& put,
-                                     const G& done) {
+// Row y of all channels where these are not planes of rows, each pixel to place(its address in the block, c, x).
+template <class E, class T, class R, class F, class G = Nothing>
+static PYDL_INLINE void gather_row(const Planes<T>& p, int64_t y, const Block<E>& block, const R& rows,
+                                   const F& place, const G& stored = {}) {
+  // one stretch of (column, channel), or each of these one for itself
+  const bool one = p.stride[1] == 1 && p.stride[3] == p.channels;
+  const int64_t row = p.used() * p.channels, length = one ? row : 1;
+  int64_t c = 0, x = 0;
+  for (int64_t q = 0; q < row; q += length)
+    gather_squares(
+        rows.moved((y - p.pad_y) * p.stride[2] + c * p.stride[1] + x * p.stride[3]), length,
+        [&](int64_t) {
+          E* at = place(block.at(c, y, p.pad_x + x), c, x);
+          if (++c == p.channels) {
+            c = 0;
+            ++x;
+          }
+          return at;
+        },
+        stored);
+}
+
+// The pixels of all channels that a block has room for. `rows` reads the images, which follow one another. stored(c, y,
+// rows) follows what has just been stored of a channel.
+template <class T, class E, class R, class G>
+static PYDL_INLINE void gather_image(const Planes<T>& p, const Block<E>& block, const R& rows,
+                                     const G& stored) {
   const RowRange range = rows_of_image(p, block.first, block.first + block.rows);
-  int64_t from = (range.first - p.pad_y) * p.stride[2];
-  const int64_t used = p.used();
-  if (p.stride[3] == 1) {
-    for (int64_t c = 0; c < p.channels; ++c) {
-      gather_plane(p, range, block, c, rows.moved(from + c * p.stride[1]),
-                   [&](E* to, int64_t x, vec<float> v) { put(to, c, x, v); });
-      done(c);
+  const int64_t count = range.last - range.first;
+  if (p.stride[3] != 1) {
+    for (int64_t y = range.first; y < range.last; ++y) {
+      gather_row(p, y, block, rows, [](E* to, int64_t, int64_t) { return to; });
+      for (int64_t c = 0; c < p.channels; ++c) stored(c, y, 1);
     }
     return;
   }
-  const bool by_pixel =
-      p.stride[1] == 1 && p.stride[3] == p.channels;  // a row is one stretch of (column, channel)
-  for (int64_t y = range.first; y < range.last; ++y, from += p.stride[2]) {
-    if (by_pixel) {
-      int64_t x = 0, c = 0;
-      gather_squares(rows.moved(from), used * p.channels, [&](int64_t, vec<float> v) {
-        put(block.at(c, y, p.pad_x + x), c, x, v);
-        if (++c == p.channels) {
-          c = 0;
-          ++x;
-        }
-      });
-    } else {
-      for (int64_t c = 0; c < p.channels; ++c)
-        for (int64_t x = 0; x < used; ++x)
-          gather_squares(rows.moved(from + c * p.stride[1] + x * p.stride[3]), 1,
-                         [&](int64_t, vec<float> v) { put(block.at(c, y, p.pad_x + x), c, x, v); });
-    }
+  const bool run = p.stride[2] == p.width && block.width == p.width;
+  for (int64_t c = 0; c < p.channels; ++c) {
+    const R plane = rows.moved((range.first - p.pad_y) * p.stride[2] + c * p.stride[1]);
+    if (run)
+      gather_run(plane, count * p.width, block.at(c, range.first, 0));
+    else
+      gather_plane(p, range, block, c, plane, [](E* to) { return to; });
+    stored(c, range.first, count);
   }
 }
 
 // Rows [first, last) of every plane of images [image, image + images) to a block.
 template <class R, class T, class E>
-static void pack_block(const Planes<T>& p, int64_t image, int64_t images, int64_t first, int64_t last,
-                       E* data) {
+[[maybe_unused]] __attribute__((noinline)) static void pack_block(const Planes<T>& p, int64_t image,
+                                                                  int64_t images, int64_t first, int64_t last,
+                                                                  E* data) {
   const Block<E> block = {data, first, last - first, p.padded_width};
   clear_border(p, block);
-  gather_image(
-      p, block, R{p.data + image * p.stride[0], p.stride[0], images},
-      [](E* to, int64_t, int64_t, vec<float> v) { memcpy(static_cast<void*>(to), &v, sizeof v); },
-      [](int64_t) {});
+  gather_image(p, block, R{p.data + image * p.stride[0], p.stride[0], images},
+               [](int64_t, int64_t, int64_t) {});
 }
 
 }  // namespace pydl::cpu::PYDL_ISA::direct

@@ -125,6 +125,21 @@ struct Activated {
   }
 };
 
+// sum[lane] += `count` vectors of a block, four in step since additions wait for one another.
+template <class T, class E>
+void add_vectors(const E* block, int64_t count, float* sum) {
+  vec<float> part[4] = {load(sum)};
+  int64_t i = 0;
+  auto add = [&](int64_t k) {
+    part[k] = Reader<T, E>::add(part[k], bit_cast<vec<float>>(load_elements(block + (i + k) * lanes<float>)));
+  };
+  for (; i + 4 <= count; i += 4)
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < 4; ++k) add(k);
+  for (; i < count; ++i) add(0);
+  store(sum, (part[0] + part[1]) + (part[2] + part[3]));
+}
+
 template <class T, class E>
 struct BatchWeight {
   using Rows = typename Reader<T, E>::Rows;
@@ -176,34 +191,20 @@ struct BatchWeight {
   int64_t bytes(int64_t threads) const { return Pieces::bytes<float>(tasks * sums) + threads * slot_bytes(); }
 
   // Rows [first, last) of the gradients of images [image, image + images) to a block; adds each channel to its vector of
-  // `biases`.
+  // `biases`, if any, while it is near.
   void pack_gradient(int64_t image, int64_t images, int64_t first, int64_t last, E* data,
                      float* biases) const {
     const int64_t plane = gradient.stride[0], at = image * plane;
     const Block<E> block = {data, first, last - first, gradient.padded_width};
     const Rows rows = {gradient.data + at, plane, images};
-    if (activated)
-      pack_gradient(block, Activated<T, E>{rows, {activated + at, plane, images}, Slope(activation)}, biases);
-    else
-      pack_gradient(block, rows, biases);
-  }
-  template <class R>
-  void pack_gradient(const Block<E>& block, const R& rows, float* biases) const {
-    const bool by_channel = gradient.stride[3] == 1;
-    auto add = [&](int64_t c, vec<float> v) {
-      store(biases + c * all, Reader<T, E>::add(load(biases + c * all), v));
+    auto add = [&](int64_t c, int64_t y, int64_t count) {
+      if (biases) add_vectors<T>(block.at(c, y, 0), count * block.width, biases + c * all);
     };
-    vec<float> sum{};  // of a channel, which stays in a register
-    gather_image(
-        gradient, block, rows,
-        [&](E* to, int64_t c, int64_t, vec<float> v) {
-          memcpy(static_cast<void*>(to), &v, sizeof v);
-          by_channel ? void(sum = Reader<T, E>::add(sum, v)) : add(c, v);
-        },
-        [&](int64_t c) {
-          store(biases + c * all, load(biases + c * all) + sum);
-          sum = vec<float>{};
-        });
+    if (activated)
+      gather_image(gradient, block, Activated<T, E>{rows, {activated + at, plane, images}, Slope(activation)},
+                   add);
+    else
+      gather_image(gradient, block, rows, add);
   }
 };
 
@@ -227,7 +228,7 @@ void run_task(const Conv2dParams& p, const BatchWeight<T, E>& g, int64_t task, f
     pack_block<Rows>(g.input, image, images, 0, g.input.padded_height, block);
     for (int64_t y = 0; y < p.out_height; y += g.chunk_rows) {
       const int64_t rows = min_of(g.chunk_rows, p.out_height - y);
-      g.pack_gradient(image, images, y, y + rows, grad, sums + g.weights * all);
+      g.pack_gradient(image, images, y, y + rows, grad, p.grad_bias ? sums + g.weights * all : nullptr);
       for (int64_t o = 0; o < p.out_channels; o += outs_per_block)
         for (int64_t c = 0; c < p.in_channels; ++c)
           for (int64_t r = 0; r < p.kernel_height; ++r)

@@ -24,7 +24,7 @@ PYDL_INLINE vec<float> pair_lanes(u16h low, u16h high) {
   return bit_cast<vec<float>>(side_by_side(low, high));
 }
 
-// What gather_squares() reads. Image i beside image i + 16;
+// What gather_squares() reads: image i beside image i + 16;
 struct ImagePairs {
   const bf16* from;
   int64_t image, images;
@@ -35,6 +35,8 @@ struct ImagePairs {
   PYDL_INLINE bool full() const { return images == kImages; }
   PYDL_INLINE vec<float> at(int64_t i, int64_t q) const {
     const bf16* p = from + i * image + q;
+    ask_ahead(p);
+    ask_ahead(p + kPairLanes * image);
     return pair_lanes(load_bits(p), load_bits(p + kPairLanes * image));
   }
   PYDL_INLINE vec<float> at(int64_t i, int64_t q, int64_t n) const {
@@ -53,6 +55,7 @@ struct ChannelPairs {
   PYDL_INLINE bool full() const { return images == kPairLanes; }
   PYDL_INLINE vec<float> at(int64_t i, int64_t q) const {
     const bf16* p = from + i * image + q;
+    ask_ahead(p);
     return pair_lanes(load_bits(p), channel ? load_bits(p + channel) : u16h{});
   }
   PYDL_INLINE vec<float> at(int64_t i, int64_t q, int64_t n) const {
@@ -86,13 +89,12 @@ static inline void pack_pairs(const Planes<bf16>& p, Pairs pairs, int64_t image,
   const Block<bf16_pair> block = {data, p.pad_y, p.image_rows(), p.padded_width, by_channel};
   const RowRange range = {p.pad_y, p.pad_y + p.image_rows()};
   clear_border(p, block);
-  auto put = [](bf16_pair* to, u32v v) { memcpy(static_cast<void*>(to), &v, sizeof v); };
   const bf16* from = p.data + image * p.stride[0];
   if (by_channel && by_row) {
     for (int64_t c = 0; c < p.channels; c += 2) {
       const int64_t next = c + 1 < p.channels ? p.stride[1] : 0;
       gather_plane(p, range, block, c, ChannelPairs{from + c * p.stride[1], p.stride[0], images, next},
-                   [&](bf16_pair* to, int64_t, vec<float> v) { put(to, bit_cast<u32v>(v)); });
+                   [](bf16_pair* to) { return to; });
     }
     return;
   }
@@ -100,37 +102,72 @@ static inline void pack_pairs(const Planes<bf16>& p, Pairs pairs, int64_t image,
     for (int64_t y = range.first; y < range.last;
          ++y, from += p.stride[2]) {  // a row is one stretch of pairs
       int64_t x = p.pad_x, c = 0;
-      gather_squares(AdjacentPairs{from, p.stride[0], images}, p.used() * p.channels / 2,
-                     [&](int64_t, vec<float> v) {
-                       put(block.at(c, y, x), bit_cast<u32v>(v));
-                       if ((c += 2) == p.channels) {
-                         c = 0;
-                         ++x;
-                       }
-                     });
+      gather_squares(AdjacentPairs{from, p.stride[0], images}, p.used() * p.channels / 2, [&](int64_t) {
+        bf16_pair* to = block.at(c, y, x);
+        if ((c += 2) == p.channels) {
+          c = 0;
+          ++x;
+        }
+        return to;
+      });
     }
     return;
   }
-  // one by one, each the upper half of a widened number
+  // one by one, each the upper half of a widened number, out of a square beside the block
+  alignas(kVectorBytes) bf16_pair square[kPairLanes * kPairLanes];
+  int64_t next = 0;
+  auto place = [&] { return square + next++ * kPairLanes; };
+  auto put = [](bf16_pair* to, u32v v) { memcpy(static_cast<void*>(to), &v, sizeof v); };
   auto add = [&](bf16_pair* to, u32v v) { put(to, load_elements(to) | v); };
-  u32v before{};
-  gather_image(
-      p, block, PlaneRows<bf16>{from, p.stride[0], images},
-      [&](bf16_pair* to, int64_t c, int64_t x, vec<float> v) {
-        const u32v high = bit_cast<u32v>(v), low = high >> 16;
-        bf16_pair* left = to - kPairLanes;
-        if (by_channel) {
-          c % 2 ? add(to, high) : put(to, low);
-        } else if (by_row) {
-          if (x + p.pad_x > 0) put(left, x > 0 ? before | high : high);
-          if (x + 1 == p.used()) put(to, low);
-          before = low;
-        } else {
-          put(to, low);
-          if (x + p.pad_x > 0) add(left, high);
-        }
-      },
-      [](int64_t) {});
+  const PlaneRows<bf16> rows = {from, p.stride[0], images};
+  const int64_t used = p.used();
+  if (by_row) {
+    for (int64_t c = 0; c < p.channels; ++c) {
+      bf16_pair* to = block.at(c, range.first, p.pad_x);
+      int64_t x = 0;
+      u32v before{};
+      gather_plane(
+          p, range, block, c, rows.moved(c * p.stride[1]), [&](bf16_pair*) { return place(); },
+          [&](int64_t n) {
+            next = 0;
+            for (int64_t j = 0; j < n; ++j, to += kPairLanes) {
+              const u32v high = load_elements(square + j * kPairLanes);
+              if (x + p.pad_x > 0) put(to - kPairLanes, before | high);
+              before = high >> 16;
+              if (++x < used) continue;
+              put(to, before);
+              x = 0;
+              to += (block.width - used) * kPairLanes;
+              before = u32v{};
+            }
+          });
+    }
+    return;
+  }
+  struct {
+    bf16_pair* to;
+    int64_t c, x;
+  } places[kPairLanes];
+  for (int64_t y = range.first; y < range.last; ++y)
+    gather_row(
+        p, y, block, rows,
+        [&](bf16_pair* to, int64_t c, int64_t x) {
+          places[next] = {to, c, x};
+          return place();
+        },
+        [&](int64_t n) {
+          next = 0;
+          for (int64_t j = 0; j < n; ++j) {
+            const auto [to, c, x] = places[j];
+            const u32v high = load_elements(square + j * kPairLanes), low = high >> 16;
+            if (by_channel) {
+              c % 2 ? add(to, high) : put(to, low);
+            } else {
+              put(to, low);
+              if (x + p.pad_x > 0) add(to - kPairLanes, high);
+            }
+          }
+        });
 }
 
 // to[i * plane + q] = lane i of get(q), rounded, for i < planes, q < length.
