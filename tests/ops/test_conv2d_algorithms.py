@@ -122,6 +122,20 @@ def test_planes_of_3x3_serve_on_wide_vectors():
         assert _C.conv2d_algorithm_served() == "depthwise.planes_3x3"
 
 
+@pytest.mark.parametrize(
+    "channels, side, outputs, algorithm",
+    [(128, 7, 64, "implicit.gathered"), (128, 7, 128, "implicit.slabs"), (1024, 8, 32, "implicit.slabs")],
+)
+def test_deep_sums_over_planes_on_wide_vectors(channels, side, outputs, algorithm):
+    if "avx512" not in backend.isas():
+        pytest.skip("this CPU has no vectors of 64 bytes")
+    x, w = torch.randn(2, channels, side, side), torch.randn(outputs, channels, 1, 1)
+    with backend.isa("avx512"):
+        actual = conv2d(x, w)
+        assert _C.conv2d_algorithm_served() == algorithm
+    check([actual], [torch.nn.functional.conv2d(x.double(), w.double())], torch.float32, x.shape)
+
+
 def test_an_algorithm_that_cannot_serve_is_refused():
     x, w = torch.randn(2, 4, 9, 9), torch.randn(4, 4, 7, 7)
     with asked("winograd"), pytest.raises(RuntimeError, match=REFUSED + ", got winograd, which does not"):

@@ -94,7 +94,7 @@ static inline bool is_winograd(const Conv2dParams& p, Conv2dPass pass) {
   if (!square || p.dilation_height != 1 || p.dilation_width != 1 || p.groups != 1 || p.in_channels == 0)
     return false;
   if (p.stride_height == 1) return p.kernel_height == 3 || p.kernel_height == 5;
-  const bool of_4 = p.kernel_height == 4 && p.dtype == DType::f32;
+  const bool of_4 = p.kernel_height == 4 && p.dtype == DType::f32;  // bf16 was not measured
   if (p.stride_height != 2 || !(p.kernel_height == 3 || of_4)) return false;
   return pass != Conv2dPass::backward_input || (p.pad_top % 2 == 1 && p.pad_left % 2 == 1);
 }
