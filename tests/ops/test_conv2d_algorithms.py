@@ -122,6 +122,16 @@ def test_planes_of_3x3_serve_on_wide_vectors():
         assert _C.conv2d_algorithm_served() == "depthwise.planes_3x3"
 
 
+def test_deep_sums_over_planes_on_wide_vectors():
+    if "avx512" not in backend.isas():
+        pytest.skip("this CPU has no vectors of 64 bytes")
+    x, w = torch.randn(2, 1024, 8, 8), torch.randn(32, 1024, 1, 1)
+    with backend.isa("avx512"):
+        actual = conv2d(x, w)
+        assert _C.conv2d_algorithm_served() == "implicit.slabs"
+    check([actual], [torch.nn.functional.conv2d(x.double(), w.double())], torch.float32, x.shape)
+
+
 def test_an_algorithm_that_cannot_serve_is_refused():
     x, w = torch.randn(2, 4, 9, 9), torch.randn(4, 4, 7, 7)
     with asked("winograd"), pytest.raises(RuntimeError, match=REFUSED + ", got winograd, which does not"):

@@ -24,9 +24,8 @@ inline Image channels_of(const Image& image, DType dtype, int64_t first, int64_t
   return part;
 }
 
-template <class S>
 struct ChunkPlan {
-  Tiles<S> tiles;
+  Tiles tiles;
   int64_t rows, columns;  // channels of a block: of the input and of the output
   int64_t row_blocks, column_blocks, panels;
   int64_t chunks, chunk_tiles, step;           // tiles of a chunk, and those transformed at a time
@@ -35,7 +34,7 @@ struct ChunkPlan {
   int64_t v_frequency, v_tile;                 // strides
   int64_t z_frequency, z_tile, v_floats, own;  // own: floats of each worker
 
-  explicit ChunkPlan(const Conv2dParams& p) : tiles(p.batch, p.out_height, p.out_width) {
+  ChunkPlan(const Conv2dParams& p, const Scheme& scheme) : tiles(scheme, p.batch, p.out_height, p.out_width) {
     panels = ceil_div(p.out_channels, kPanel);
     row_blocks = ceil_div(p.in_channels, 64);
     rows = row_blocks == 1 ? p.in_channels : ceil_div(ceil_div(p.in_channels, row_blocks), 16) * 16;
@@ -43,11 +42,11 @@ struct ChunkPlan {
     columns = min_of(panels, max_of(1, (rows > 32 ? 32 : 64) / kPanel)) * kPanel;
     column_blocks = ceil_div(panels * kPanel, columns);
     d_stride = rows * kPanel + 48;
-    d_floats = piece(kWeightFrequencies<S> * d_stride);
+    d_floats = piece(scheme.weight_frequencies() * d_stride);
     v_frequency = ceil_div(rows, 16) * 16;
     z_frequency = min_of(columns, ceil_div(p.out_channels, 16) * 16);
-    v_tile = (kProducts<S> + 1) * v_frequency;  // rows of one frequency spread over the cache sets
-    z_tile = (kSums<S> + 1) * z_frequency;
+    v_tile = (scheme.products() + 1) * v_frequency;  // rows of one frequency spread over the cache sets
+    z_tile = (scheme.sum_frequencies() + 1) * z_frequency;
     // more chunks: shorter sums, work for more threads, more to combine
     const int64_t most = max_of(1, min_of(ceil_div(kTasks, row_blocks * column_blocks), tiles.count() / 64));
     chunk_tiles = max_of(1, ceil_div(ceil_div(tiles.count(), most), kPart) * kPart);
@@ -67,12 +66,10 @@ struct ChunkPlan {
   static constexpr int64_t kBlockFloats = 768 << 10 >> 2;  // 768 KB of D, V and Z
 };
 
-template <class S>
-void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel& parallel) {
-  const Tiles<S>& tiles = plan.tiles;
-  const auto transform_inputs = transform_tiles_of<S, false>(p.dtype);
-  const auto transform_gradients = transform_tiles_of<S, true>(p.dtype);
-  const auto gather = gather_weights_of<S>(p.dtype);
+inline void run_chunks(const Conv2dParams& p, const ChunkPlan& plan, const Parallel& parallel) {
+  const Tiles& tiles = plan.tiles;
+  const Scheme& scheme = tiles.scheme;
+  const auto gather = gather_weights_of(p.dtype);
   const Image input = input_of(p), gradient = output_of(p);
   float *own = static_cast<float*>(p.scratch), *d = own + parallel.threads * plan.own;
   const int64_t blocks = plan.row_blocks * plan.column_blocks;
@@ -89,22 +86,23 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel&
     const Ahead ahead{plan.v_frequency, plan.z_frequency};
     for (int64_t begin = chunk_begin; begin == chunk_begin || begin < chunk_end; begin += plan.step) {
       const int64_t end = min_of(begin + plan.step, chunk_end);
-      transform_inputs(in, tiles, begin, end, p.pad_top, p.pad_left, v, plan.v_tile, plan.v_frequency);
-      transform_gradients(out, tiles, begin, end, 0, 0, z, plan.z_tile, plan.z_frequency);
-      for (int f = 0; f < kProducts<S>; ++f) {
-        const int i = f / S::kAlong, j = f % S::kAlong;
-        const bool goes_on = begin > chunk_begin || !is_first_of_weights<S>(i, j);
-        int64_t first, last;
-        tiles.range(i, j, begin, end, first, last);
-        for (int64_t at = 0; at < columns; at += kPanel) {
-          float* to = sum + at / kPanel * plan.d_floats + weight_frequency<S>(i, j) * plan.d_stride;
-          if (!goes_on && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
-          gemm<Rows::adjacent>(rows, columns - at, last - first,
-                               v + first * plan.v_tile + f * plan.v_frequency, plan.v_tile,
-                               z + first * plan.z_tile + sum_frequency<S>(i, j) * plan.z_frequency + at,
-                               plan.z_tile, to, kPanel, goes_on, ahead);
+      transform_tiles(in, p.dtype, false, tiles, begin, end, p.pad_top, p.pad_left, v, plan.v_tile,
+                      plan.v_frequency);
+      transform_tiles(out, p.dtype, true, tiles, begin, end, 0, 0, z, plan.z_tile, plan.z_frequency);
+      for (int i = 0, f = 0; i < scheme.along; ++i)
+        for (int j = 0; j < scheme.along; ++j, ++f) {
+          const bool goes_on = begin > chunk_begin || !scheme.is_first_of_weights(i, j);
+          int64_t first, last;
+          tiles.range(i, j, begin, end, first, last);
+          for (int64_t at = 0; at < columns; at += kPanel) {
+            float* to = sum + at / kPanel * plan.d_floats + scheme.weight_frequency(i, j) * plan.d_stride;
+            if (!goes_on && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
+            gemm<Rows::adjacent>(rows, columns - at, last - first,
+                                 v + first * plan.v_tile + f * plan.v_frequency, plan.v_tile,
+                                 z + first * plan.z_tile + scheme.sum_frequency(i, j) * plan.z_frequency + at,
+                                 plan.z_tile, to, kPanel, goes_on, ahead);
+          }
         }
-      }
     }
   });
   constexpr int64_t kSome = 16;
@@ -115,7 +113,7 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel&
     const int64_t rows = min_of(min_of(kSome, plan.rows - row), p.in_channels - c);
     if (rows <= 0) return;
     float* sum = d + block * plan.d_floats + row * kPanel;
-    for (int f = 0; f < kWeightFrequencies<S>; ++f)
+    for (int f = 0; f < scheme.weight_frequencies(); ++f)
       for (int64_t i = 0; i < rows * kPanel; i += lanes<float>) {
         float* to = sum + f * plan.d_stride + i;
         vec<float> total = load(to), lost{};  // of each addition, which is as large as all that came before
@@ -126,7 +124,7 @@ void run_chunks(const Conv2dParams& p, const ChunkPlan<S>& plan, const Parallel&
         }
         store(to, total + lost);
       }
-    gather(p, plan.d_stride, c, rows, block % plan.panels * kPanel, Used::of(tiles), sum);
+    gather(p, scheme, plan.d_stride, c, rows, block % plan.panels * kPanel, Used(tiles), sum);
   });
 }
 

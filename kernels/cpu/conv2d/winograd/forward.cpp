@@ -35,97 +35,83 @@
 namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
-// What depends on the type of the images.
-template <class S>
-struct Steps {
-  decltype(transform_tiles_of<S, false>(DType{})) tiles;
-  decltype(transform_weights_of<S>(DType{})) weights;
-  decltype(&finish<S, float>) finish;
-  int64_t size;  // of a number
-
-  explicit Steps(DType dtype)
-      : tiles(transform_tiles_of<S, false>(dtype)),
-        weights(transform_weights_of<S>(dtype)),
-        finish(of_dtype(dtype, &winograd::finish<S, float>, &winograd::finish<S, typename HalfOf<S>::type>)),
-        size(dtype == DType::bf16 ? 2 : 4) {}
-};
-
 // M of tiles [begin, end) and a panel: m[tile - begin][frequency][kPanel] (+)= V U.
-template <class S>
-void multiply(const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t channels, int64_t depth,
-              const float* v, const Plan& plan, const float* u, float* m, bool add, TapsAhead next = {}) {
-  const int64_t lines = ceil_div(next.lines(), plan.products);
-  alignas(64) float sum[kMostTiles<S> * kPanel];
+void multiply(const Tiles& tiles, int64_t begin, int64_t end, int64_t channels, int64_t depth, const float* v,
+              const Plan& plan, const float* u, float* m, bool add, TapsAhead next = {}) {
+  const Scheme& scheme = tiles.scheme;
+  const int64_t lines = ceil_div(next.lines(), plan.products), m_tile = scheme.sum_frequencies() * kPanel;
+  alignas(64) float sum[kMostTiles * kPanel];
   const Ahead ahead{plan.weights_first ? 0 : plan.frequency_stride, 0};  // from L3; L2 is near enough
-  for (int f = 0; f < kProducts<S>; ++f) {
-    const int i = f / S::kAlong, j = f % S::kAlong;
-    int64_t first, last;
-    tiles.range(i, j, begin, end, first, last);
-    if (first >= last) continue;
-    next.fetch(lines);
-    float* to = m + (first * kSums<S> + sum_frequency<S>(i, j)) * kPanel;
-    const float *rows = v + first * plan.tile_stride + f * plan.frequency_stride,
-                *panel = u + weight_frequency<S>(i, j) * plan.weight_stride;
-    if (!add && is_first_of_sums<S>(i, j)) {
-      gemm<Rows::strided>(last - first, channels, depth, rows, plan.tile_stride, panel, kPanel, to,
-                          kSums<S> * kPanel, false, ahead);
-    } else {
-      gemm<Rows::strided>(last - first, channels, depth, rows, plan.tile_stride, panel, kPanel, sum, kPanel,
-                          false, ahead);
-      add_panel(last - first, sum, to, kSums<S> * kPanel);
+  for (int i = 0, f = 0; i < scheme.along; ++i)
+    for (int j = 0; j < scheme.along; ++j, ++f) {
+      int64_t first, last;
+      tiles.range(i, j, begin, end, first, last);
+      if (first >= last) continue;
+      next.fetch(lines);
+      float* to = m + first * m_tile + scheme.sum_frequency(i, j) * kPanel;
+      const float *rows = v + first * plan.tile_stride + f * plan.frequency_stride,
+                  *panel = u + scheme.weight_frequency(i, j) * plan.weight_stride;
+      if (!add && scheme.is_first_of_sums(i, j)) {
+        gemm<Rows::strided>(last - first, channels, depth, rows, plan.tile_stride, panel, kPanel, to, m_tile,
+                            false, ahead);
+      } else {
+        gemm<Rows::strided>(last - first, channels, depth, rows, plan.tile_stride, panel, kPanel, sum, kPanel,
+                            false, ahead);
+        add_panel(last - first, sum, to, m_tile);
+      }
     }
-  }
 }
 
-template <class S>
-void run_weights_first(const Problem& problem, const Tiles<S>& tiles, const Plan& plan, const Steps<S>& steps,
+void run_weights_first(const Problem& problem, DType dtype, const Tiles& tiles, const Plan& plan,
                        float* scratch, const Parallel& parallel) {
   const int64_t in = problem.in.channels, chunks = ceil_div(in, 16);
+  const auto put = dtype == DType::bf16 ? finish<bf16> : finish<float>;
   float* u = scratch;
-  const int64_t panel_stride = kWeightFrequencies<S> * plan.weight_stride;
-  const Used used = Used::of(tiles);
+  const int64_t panel_stride = tiles.scheme.weight_frequencies() * plan.weight_stride;
+  const Used used(tiles);
   parallel(plan.panels * chunks, 2, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t panel = i / chunks, c = i % chunks * 16;
-      steps.weights(problem.weights, c, min_of(16, in - c), panel * kPanel, used,
-                    u + panel * panel_stride + c * kPanel, plan.weight_stride);
+      transform_weights(problem.weights, dtype, tiles.scheme, c, min_of(16, in - c), panel * kPanel, used,
+                        u + panel * panel_stride + c * kPanel, plan.weight_stride);
     }
   });
   run_tasks(parallel, ceil_div(tiles.count(), plan.block), [&](int64_t task, int64_t worker) {
     const int64_t begin = task * plan.block, end = min_of(begin + plan.block, tiles.count());
     float *v = scratch + plan.shared + worker * plan.own, *m = v + plan.m_offset;
-    steps.tiles(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x, v, plan.tile_stride,
-                plan.frequency_stride);
+    transform_tiles(problem.in, dtype, false, tiles, begin, end, problem.pad_y, problem.pad_x, v,
+                    plan.tile_stride, plan.frequency_stride);
     for (int64_t panel = 0; panel < plan.panels; ++panel) {
       const int64_t o = panel * kPanel;
       multiply(tiles, begin, end, problem.out.channels - o, in, v, plan, u + panel * panel_stride, m, false);
-      steps.finish(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m, problem.spoiled);
+      put(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m, problem.spoiled);
     }
   });
 }
 
-template <class S>
-void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan& plan, const Steps<S>& steps,
+void run_weights_last(const Problem& problem, DType dtype, const Tiles& tiles, const Plan& plan,
                       float* scratch, const Parallel& parallel) {
-  const int64_t in = problem.in.channels;
-  const int64_t part_floats = kWeightFrequencies<S> * plan.weight_stride;
-  const Used used = Used::of(tiles);
+  const Scheme& scheme = tiles.scheme;
+  const int64_t in = problem.in.channels, size = dtype == DType::bf16 ? 2 : 4;
+  const auto put = dtype == DType::bf16 ? finish<bf16> : finish<float>;
+  const int64_t part_floats = scheme.weight_frequencies() * plan.weight_stride;
+  const Used used(tiles);
   float* v = scratch;
   float* all_u =
       plan.weights_once ? scratch + plan.shared - piece(plan.panels * plan.parts * part_floats) : nullptr;
   if (plan.weights_once)
     run_tasks(parallel, plan.panels * plan.parts, [&](int64_t task, int64_t) {
       const int64_t c = task % plan.parts * plan.depth;
-      steps.weights(problem.weights, c, min_of(plan.depth, in - c), task / plan.parts * kPanel, used,
-                    all_u + task * part_floats, plan.weight_stride);
+      transform_weights(problem.weights, dtype, scheme, c, min_of(plan.depth, in - c),
+                        task / plan.parts * kPanel, used, all_u + task * part_floats, plan.weight_stride);
     });
   for (int64_t pass = 0; pass < tiles.count(); pass += plan.pass_tiles) {
     const int64_t pass_end = min_of(pass + plan.pass_tiles, tiles.count());
     constexpr int64_t kSome = 4;
     run_tasks(parallel, ceil_div(pass_end - pass, kSome), [&](int64_t task, int64_t) {
       const int64_t begin = pass + task * kSome, end = min_of(begin + kSome, pass_end);
-      steps.tiles(problem.in, tiles, begin, end, problem.pad_y, problem.pad_x,
-                  v + (begin - pass) * plan.tile_stride, plan.tile_stride, plan.frequency_stride);
+      transform_tiles(problem.in, dtype, false, tiles, begin, end, problem.pad_y, problem.pad_x,
+                      v + (begin - pass) * plan.tile_stride, plan.tile_stride, plan.frequency_stride);
     });
     const int64_t blocks = ceil_div(pass_end - pass, plan.block);
     run_tasks(parallel, blocks * plan.panels, [&](int64_t task, int64_t worker) {
@@ -137,52 +123,21 @@ void run_weights_last(const Problem& problem, const Tiles<S>& tiles, const Plan&
         if (plan.weights_once)
           u = all_u + (task / blocks * plan.parts + c / plan.depth) * part_floats;
         else
-          steps.weights(problem.weights, c, depth, o, used, u, plan.weight_stride);
+          transform_weights(problem.weights, dtype, scheme, c, depth, o, used, u, plan.weight_stride);
         TapsAhead next;
         if (!plan.weights_once) {
           const int64_t rest = in - c - depth, panel = (task + 1) / blocks;
           if (rest > 0)
-            next = TapsAhead::of<S>(problem.weights, steps.size, c + depth, min_of(plan.depth, rest), o);
+            next = TapsAhead::of(problem.weights, scheme.taps, size, c + depth, min_of(plan.depth, rest), o);
           else if (panel < plan.panels)
-            next = TapsAhead::of<S>(problem.weights, steps.size, 0, plan.depth, panel * kPanel);
+            next = TapsAhead::of(problem.weights, scheme.taps, size, 0, plan.depth, panel * kPanel);
         }
         multiply(tiles, begin, end, problem.out.channels - o, depth,
                  v + (begin - pass) * plan.tile_stride + c, plan, u, m, c > 0, next);
       }
-      steps.finish(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m, problem.spoiled);
+      put(problem.out, problem.bias, problem.activation, tiles, begin, end, o, m, problem.spoiled);
     });
   }
-}
-
-template <class S>
-void run_tiles(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  const Problem problem = problem_of<S>(p, pass);
-  const Tiles<S> tiles = tiles_of<S>(problem);
-  if (tiles.count() == 0 || problem.out.channels == 0) return;
-  const Plan plan(problem, tiles, parallel.threads);
-  float* scratch = static_cast<float*>(p.scratch);
-  const Steps<S> steps(p.dtype);
-  plan.weights_first ? run_weights_first(problem, tiles, plan, steps, scratch, parallel)
-                     : run_weights_last(problem, tiles, plan, steps, scratch, parallel);
-}
-
-// Calls body(scheme).
-template <class F>
-void with_scheme(const Conv2dParams& p, Conv2dPass pass, const F& body) {
-  const bool forward = pass == Conv2dPass::forward;
-  if (p.stride_height == 2 && p.kernel_height == 4)
-    return forward ? body(StridedOf4{}) : body(TransposedOf4{});
-  if (p.stride_height == 2) return forward ? body(Strided{}) : body(Transposed{});
-  p.kernel_height == 3 ? body(Dense<3>{}) : body(Dense<5>{});
-}
-
-template <class S>
-int64_t scratch_bytes(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
-  const Problem problem = problem_of<S>(p, pass);
-  const Tiles<S> tiles = tiles_of<S>(problem);
-  if (tiles.count() == 0) return 0;
-  const Plan plan(problem, tiles, threads);
-  return (plan.shared + threads * plan.own) * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace
@@ -199,7 +154,8 @@ static bool strided_pays(const Conv2dParams& p, Conv2dPass pass) {
   if (p.dtype == DType::bf16 && kVectorBytes == 64 && cpu_has_bf16_dot()) return false;
   if (pass == Conv2dPass::backward_weight) return least >= 256 && tiles >= 8;
   if (pass == Conv2dPass::forward) return least >= 32 && (tiles >= 16 || weights >= 128 * 256);
-  const bool near = kFrequencies * weights <= Plan::kMaxWeightFloats || tiles <= kMostTiles<Strided>;
+  const bool near = kFrequencies * weights <= Plan::kMaxWeightFloats ||
+                    tiles <= most_tiles(kSchemes[static_cast<int>(Kind::strided)]);
   return least >= 32 && near && (tiles >= 16 || (tiles >= 8 && weights >= 256 * 512));
 }
 
@@ -232,13 +188,22 @@ namespace tiles {
 bool serves(const Conv2dParams& p, Conv2dPass pass) { return is_winograd(p, pass); }
 
 int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
-  int64_t bytes = 0;
-  with_scheme(p, pass, [&](auto scheme) { bytes = scratch_bytes<decltype(scheme)>(p, pass, threads); });
-  return bytes;
+  const Scheme& scheme = scheme_of(p, pass);
+  const Problem problem = problem_of(p, pass, scheme);
+  const Tiles tiles = tiles_of(problem, scheme);
+  if (tiles.count() == 0) return 0;
+  const Plan plan(problem, tiles, threads);
+  return (plan.shared + threads * plan.own) * static_cast<int64_t>(sizeof(float));
 }
 
 void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
-  with_scheme(p, pass, [&](auto scheme) { run_tiles<decltype(scheme)>(p, pass, parallel); });
+  const Scheme& scheme = scheme_of(p, pass);
+  const Problem problem = problem_of(p, pass, scheme);
+  const Tiles tiles = tiles_of(problem, scheme);
+  if (tiles.count() == 0 || problem.out.channels == 0) return;
+  const Plan plan(problem, tiles, parallel.threads);
+  const auto run = plan.weights_first ? run_weights_first : run_weights_last;
+  run(problem, p.dtype, tiles, plan, static_cast<float*>(p.scratch), parallel);
 }
 
 }  // namespace tiles

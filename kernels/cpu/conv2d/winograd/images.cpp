@@ -30,8 +30,10 @@ void load_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t
     if (!inside || whole_rows) continue;
     const T* from = base + (y + i) * image.row + (x + begin) * image.column;
     if (image.channel == 1) {
-      for (int64_t j = begin; j < end; ++j, from += image.column)
+      for (int64_t j = begin; j < end; ++j, from += image.column) {
+        prefetch(from + ahead);
         store(strip + j * L, count == L ? load(from) : load_n(from, count));
+      }
     } else if (image.column == 1) {
       transpose_in(from, image.channel, count, end - begin, strip + begin * L, L, from + ahead);
     } else {
@@ -44,68 +46,104 @@ void load_strip(const Image& image, int64_t n, int64_t c, int64_t count, int64_t
   }
 }
 
-}  // namespace
+template <class T>
+using Input = void (*)(const Window<T>&, int, int, float*, int64_t, const float*);
+template <class T>
+using Gradient = void (*)(const T*, int64_t, int64_t, int, int, float*, int64_t, const float*);
 
-template <class S, class T, bool kGradient>
-void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, int64_t end, int64_t pad_y,
-                     int64_t pad_x, float* to, int64_t tile_stride, int64_t frequency_stride) {
-  constexpr int L = lanes<float>, kStep = kGradient ? 1 : S::kStep;
-  constexpr int kReach = S::inputs(S::kSide), kNext = S::kSide * kStep;
-  auto read = [](int positions) { return kGradient ? positions : S::inputs(positions); };
-  alignas(64) float strip[kStripFloats<S>];
+// The transforms of a scheme that read T, or none.
+template <class T>
+Input<T> input_transform(Kind kind) {
+  return with_scheme(kind, [](auto scheme) -> Input<T> {
+    using S = decltype(scheme);
+    if constexpr (kInPlace<S, T>) return &Transform<S>::template input<T>;
+    return nullptr;
+  });
+}
+template <class T>
+Gradient<T> gradient_transform(Kind kind) {
+  return with_scheme(kind, [](auto scheme) -> Gradient<T> {
+    using S = decltype(scheme);
+    if constexpr (kInPlace<S, T> && S::kOutputStep == 1) return &Transform<S>::template gradient<T>;
+    return nullptr;
+  });
+}
+
+template <class T>
+alignas(64) constexpr T kZeros[lanes<float>] = {};
+
+template <class T>
+void transform_all(const Image& image, bool of_gradient, const Tiles& tiles, int64_t begin, int64_t end,
+                   int64_t pad_y, int64_t pad_x, float* to, int64_t tile_stride, int64_t frequency_stride) {
+  constexpr int L = lanes<float>;
+  const Scheme& scheme = tiles.scheme;
+  const auto transform_input = input_transform<float>(scheme.kind);
+  const auto transform_gradient = gradient_transform<float>(scheme.kind);
+  const auto input_in_place = input_transform<T>(scheme.kind);
+  const auto gradient_in_place = gradient_transform<T>(scheme.kind);
+  const bool adjacent =
+      image.channel == 1 && (of_gradient ? gradient_in_place != nullptr : input_in_place != nullptr);
+  const int64_t step = of_gradient ? 1 : scheme.step, beyond = scheme.side * step;
+  auto read = [&](int positions) { return of_gradient ? positions : scheme.inputs[positions]; };
+  const int reach = read(scheme.side);
+  // adjacent channels: all of a tile's before the next tile's, so that lines are read once
+  const int64_t most = image.channel == 1 ? 1 : strip_tiles(scheme);
+  alignas(64) float strip[Scheme::kMostReach * kStripColumns * L];
   for (int64_t index = begin; index < end;) {
     const Tile tile = tiles[index];
-    const int64_t y = tile.y * kStep - pad_y, height = read(tile.rows);
+    const int64_t y = tile.y * step - pad_y, height = read(tile.rows);
     const int64_t all = min_of(tile.run, end - index);
     for (int64_t done = 0, run; done < all; done += run) {
       float* row = to + (index + done - begin) * tile_stride;
-      const int64_t x = (tile.x + done * S::kSide) * kStep - pad_x;
-      run = min_of(all - done, kInPlace<S, T> && image.channel == 1 ? 1 : kStripTiles<S>);
-      const int64_t width = (run - 1) * kNext + read(tile.columns);
-      const T* from =
-          static_cast<const T*>(image.data) + tile.n * image.batch + y * image.row + x * image.column;
-      Window<T, kReach> window;  // of adjacent channels, which are read where they are
+      const int64_t x = (tile.x + done * scheme.side) * step - pad_x;
+      run = min_of(all - done, most);
+      const int64_t width = (run - 1) * beyond + read(tile.columns);
+      const int64_t pixel = tile.n * image.batch + y * image.row + x * image.column;
+      Window<T> window;  // of adjacent channels, which are read where they are
       window.first = min_of(max_of(0, -x), width);
       window.last = min_of(width, image.width - x);
       for (int64_t c = 0; c < image.channels; c += L) {
         const int64_t count = min_of(L, image.channels - c);
         float* v = row + c;
-        if constexpr (kInPlace<S, T>) {
-          if (image.channel == 1 && count == L) {
-            const float* next = c + L < image.channels ? v + L : row + tile_stride;
-            if constexpr (kGradient) {
-              transform_gradient(S{}, from + c, image.row, image.column, tile.rows, tile.columns, v,
-                                 frequency_stride, next);
-            } else {
-              for (int64_t i = 0; i < kReach; ++i) {
-                const bool inside = i < height && y + i >= 0 && y + i < image.height;
-                window.row[i] = inside ? from + c + i * image.row : kZeros<T>;
-                window.step[i] = inside ? image.column : 0;
-              }
-              if (window.last == width)  // the pixels that the next tile adds
-                for (int64_t i = 0; i < height; ++i)
-                  for (int64_t j = 0; j < kNext; ++j) prefetch(window.row[i] + (width + j) * window.step[i]);
-              transform_input(S{}, window, tile.rows, tile.columns, v, frequency_stride, next);
-            }
+        if (adjacent && count == L) {
+          const float* next = c + L < image.channels ? v + L : row + tile_stride;
+          const T* from = static_cast<const T*>(image.data) + pixel + c;
+          if (of_gradient) {
+            gradient_in_place(from, image.row, image.column, tile.rows, tile.columns, v, frequency_stride,
+                              next);
             continue;
           }
+          for (int64_t i = 0; i < reach; ++i) {
+            const bool inside = i < height && y + i >= 0 && y + i < image.height;
+            window.row[i] = inside ? from + i * image.row : kZeros<T>;
+            window.step[i] = inside ? image.column : 0;
+          }
+          if (window.last == width)  // the pixels that the next tile adds
+            for (int64_t i = 0; i < height; ++i)
+              for (int64_t j = 0; j < beyond; ++j) prefetch(window.row[i] + (width + j) * window.step[i]);
+          input_in_place(window, tile.rows, tile.columns, v, frequency_stride, next);
+          continue;
         }
         const int64_t ahead =
-            c + L < image.channels ? L * image.channel : run * kNext * image.column - c * image.channel;
+            c + L < image.channels ? L * image.channel : run * beyond * image.column - c * image.channel;
         load_strip<T>(image, tile.n, c, count, y, x, height, width, ahead, strip);
-        for (int64_t t = 0; t < run; ++t, v += tile_stride) {
-          const float* pixels = strip + t * kNext * L;
-          if constexpr (kGradient) {
-            transform_gradient(S{}, pixels, width * L, L, tile.rows, tile.columns, v, frequency_stride,
+        if (of_gradient) {
+          const float* pixels = strip;
+          for (int64_t t = 0; t < run; ++t, v += tile_stride, pixels += beyond * L)
+            transform_gradient(pixels, width * L, L, tile.rows, tile.columns, v, frequency_stride,
                                v + tile_stride);
-          } else {
-            Window<float, kReach> within{{}, {}, 0, read(tile.columns)};
-            for (int64_t i = 0; i < kReach; ++i) {
-              within.row[i] = pixels + min_of(i, height - 1) * width * L;
-              within.step[i] = L;
-            }
-            transform_input(S{}, within, tile.rows, tile.columns, v, frequency_stride, v + tile_stride);
-          }
+          continue;
+        }
+        Window<float> within;
+        within.first = 0;
+        within.last = read(tile.columns);
+        for (int64_t i = 0; i < Scheme::kMostReach; ++i) {
+          within.row[i] = strip + min_of(i, height - 1) * width * L;
+          within.step[i] = L;
+        }
+        for (int64_t t = 0; t < run; ++t, v += tile_stride) {
+          transform_input(within, tile.rows, tile.columns, v, frequency_stride, v + tile_stride);
+          for (int64_t i = 0; i < Scheme::kMostReach; ++i) within.row[i] += beyond * L;
         }
       }
     }
@@ -113,25 +151,13 @@ void transform_tiles(const Image& image, const Tiles<S>& tiles, int64_t begin, i
   }
 }
 
-#define PYDL_TRANSFORM_TILES(S, T, gradient)                                                              \
-  template void transform_tiles<S, T, gradient>(const Image&, const Tiles<S>&, int64_t, int64_t, int64_t, \
-                                                int64_t, float*, int64_t, int64_t);
-PYDL_TRANSFORM_TILES(Dense<3>, float, false)
-PYDL_TRANSFORM_TILES(Dense<3>, float, true)
-PYDL_TRANSFORM_TILES(Dense<5>, float, false)
-PYDL_TRANSFORM_TILES(Dense<5>, float, true)
-PYDL_TRANSFORM_TILES(Strided, float, false)
-PYDL_TRANSFORM_TILES(Strided, float, true)
-PYDL_TRANSFORM_TILES(Transposed, float, false)
-PYDL_TRANSFORM_TILES(StridedOf4, float, false)
-PYDL_TRANSFORM_TILES(StridedOf4, float, true)
-PYDL_TRANSFORM_TILES(TransposedOf4, float, false)
-PYDL_TRANSFORM_TILES(Dense<3>, bf16, false)
-PYDL_TRANSFORM_TILES(Dense<3>, bf16, true)
-PYDL_TRANSFORM_TILES(Dense<5>, bf16, false)
-PYDL_TRANSFORM_TILES(Dense<5>, bf16, true)
-PYDL_TRANSFORM_TILES(Strided, bf16, false)
-PYDL_TRANSFORM_TILES(Strided, bf16, true)
-PYDL_TRANSFORM_TILES(Transposed, bf16, false)
+}  // namespace
+
+void transform_tiles(const Image& image, DType dtype, bool of_gradient, const Tiles& tiles, int64_t begin,
+                     int64_t end, int64_t pad_y, int64_t pad_x, float* to, int64_t tile_stride,
+                     int64_t frequency_stride) {
+  const auto transform = dtype == DType::bf16 ? transform_all<bf16> : transform_all<float>;
+  transform(image, of_gradient, tiles, begin, end, pad_y, pad_x, to, tile_stride, frequency_stride);
+}
 
 }  // namespace pydl::cpu::PYDL_ISA::winograd

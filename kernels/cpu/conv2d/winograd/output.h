@@ -12,6 +12,9 @@
 namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
+// Pixels of the most rows that a tile of outputs has.
+constexpr int kMostNext = 2 * Scheme::kMostSide;
+
 // rows x columns pixels from (y, x) on of image n, channels [c, c + count), out of strip[row][column][lanes],
 // whose rows are `width` long.
 template <class T>
@@ -42,53 +45,67 @@ __attribute__((noinline, unused)) static void sigmoid(float* strip, int64_t floa
   for (int64_t i = 0; i < floats; i += lanes<float>) store(strip + i, 1.0f / (1.0f + exp(-load(strip + i))));
 }
 
-// The outputs of one tile and vector of channels: (i, j) goes to to[i * row + j * column]. Not inlined, so
-// that what goes to a strip of floats is one function for every type of image.
+// The outputs of one tile and vector of channels: (i, j) goes to to[i * row + j * column].
 template <class S, class T>
-__attribute__((noinline)) void put_tile(const float* from, int rows, int columns, T* to, int64_t row,
-                                        int64_t column, vec<float> bias, vec<float> least, vec<float>& seen) {
+void put_tile(const float* from, int rows, int columns, T* to, int64_t row, int64_t column, vec<float> bias,
+              vec<float> least, vec<float>& seen) {
   vec<float> watched{};
   auto put = [&](int i, int j, vec<float> y) __attribute__((always_inline)) {
     watch(y, watched);                                       // the activation might hide it
     store(to + i * row + j * column, max(least, y + bias));  // nan stays nan
   };
-  transform_output(S{}, from, kPanel, rows, columns, put);
+  Transform<S>::output(from, kPanel, rows, columns, put);
   seen += watched;
 }
 
+// That of a scheme, or none.
+template <class T>
+auto put_tile_of(Kind kind) {
+  using Put = decltype(&put_tile<Dense<3>, T>);
+  return with_scheme(kind, [](auto scheme) -> Put {
+    using S = decltype(scheme);
+    if constexpr (kInPlace<S, T>) return &put_tile<S, T>;
+    return nullptr;
+  });
+}
+
 // Outputs of tiles [begin, end), channels from o on, out of m.
-template <class S, class T>
-void finish(const Image& out, const void* bias_data, Activation activation, const Tiles<S>& tiles,
-            int64_t begin, int64_t end, int64_t o, const float* m, int32_t* spoiled) {
-  constexpr int L = lanes<float>, kNext = S::kSide * S::kOutputStep, kTileFloats = kSums<S> * kPanel;
+template <class T>
+void finish(const Image& out, const void* bias_data, Activation activation, const Tiles& tiles, int64_t begin,
+            int64_t end, int64_t o, const float* m, int32_t* spoiled) {
+  constexpr int L = lanes<float>;
+  const Scheme& scheme = tiles.scheme;
+  const auto put = put_tile_of<float>(scheme.kind);
+  const auto put_in_place = put_tile_of<T>(scheme.kind);
+  const int64_t step = scheme.output_step, beyond = scheme.side * step,
+                tile_floats = scheme.sum_frequencies() * kPanel;
   const int64_t channels_end = min_of(o + kPanel, out.channels);
   const vec<float> least = activation == Activation::relu ? vec<float>{} : broadcast(-__builtin_inff());
-  const bool in_place = kInPlace<S, T> && out.channel == 1 && activation != Activation::sigmoid;
-  alignas(64) float strip[kNext * kStripTiles<S> * kNext * L];
+  const bool adjacent = out.channel == 1 && put_in_place && activation != Activation::sigmoid;
+  const int64_t most = out.channel == 1 ? 1 : strip_tiles(scheme);
+  alignas(64) float strip[kMostNext * kStripColumns * L];
   vec<float> seen{};
   for (int64_t index = begin; index < end;) {
     const Tile tile = tiles[index];
-    const int64_t run = in_place ? 1 : min_of(min_of(tile.run, end - index), kStripTiles<S>);
-    const int64_t y = tile.y * S::kOutputStep, x = tile.x * S::kOutputStep;
-    const int64_t width = (run - 1) * kNext + tile.columns * S::kOutputStep;
+    const int64_t run = min_of(min_of(tile.run, end - index), most);
+    const int64_t y = tile.y * step, x = tile.x * step;
+    const int64_t width = (run - 1) * beyond + tile.columns * step;
     // of two pixels of the last position the second may lie outside
-    const int64_t rows = min_of(tile.rows * S::kOutputStep, out.height - y),
-                  columns = min_of(width, out.width - x);
-    const bool whole = rows == tile.rows * S::kOutputStep && columns == width;
+    const int64_t rows = min_of(tile.rows * step, out.height - y), columns = min_of(width, out.width - x);
+    const bool whole = rows == tile.rows * step && columns == width;
     for (int64_t c = o; c < channels_end; c += L) {
       const int64_t count = min_of(L, channels_end - c);
       const vec<float> bias = bias_data ? load_n(static_cast<const T*>(bias_data) + c, count) : vec<float>{};
-      const float* from = m + (index - begin) * kTileFloats + (c - o);
-      if constexpr (kInPlace<S, T>)
-        if (in_place && count == L && whole) {
-          T* to = static_cast<T*>(out.data) + tile.n * out.batch + y * out.row + x * out.column + c;
-          put_tile<S>(from, tile.rows, tile.columns, to, out.row, out.column, bias, least, seen);
-          continue;
-        }
+      const float* from = m + (index - begin) * tile_floats + (c - o);
+      if (adjacent && count == L && whole) {
+        T* to = static_cast<T*>(out.data) + tile.n * out.batch + y * out.row + x * out.column + c;
+        put_in_place(from, tile.rows, tile.columns, to, out.row, out.column, bias, least, seen);
+        continue;
+      }
       for (int64_t t = 0; t < run; ++t)
-        put_tile<S>(from + t * kTileFloats, tile.rows, tile.columns, strip + t * kNext * L, width * L, L,
-                    bias, least, seen);
-      if (activation == Activation::sigmoid) sigmoid(strip, tile.rows * S::kOutputStep * width * L);
+        put(from + t * tile_floats, tile.rows, tile.columns, strip + t * beyond * L, width * L, L, bias,
+            least, seen);
+      if (activation == Activation::sigmoid) sigmoid(strip, tile.rows * step * width * L);
       store_strip<T>(out, tile.n, c, count, y, x, rows, columns, strip, width);
     }
     index += run;

@@ -25,6 +25,8 @@
 //   - input<m>, output<m>, weights: the transforms of pixels, products and taps;
 //   - gradient<m>, taps: those of the weight gradient, of outputs' gradients and back to taps.
 //
+//   - Taps: of schemes that share the last two, the one that stands for all.
+//
 // Dense's input and gradient have functions for both dimensions at once (transforms.h);
 // those that are transposed have no weight gradient.
 #pragma once
@@ -33,35 +35,12 @@
 
 namespace pydl::cpu::PYDL_ISA::winograd {
 
-// V's frequencies in two dimensions.
-template <class S>
-constexpr int kProducts = S::kAlong * S::kAlong;
-// U's, and M's and Z's.
-template <class S>
-constexpr int kWeightFrequencies = S::kWeights * S::kWeights;
-template <class S>
-constexpr int kSums = S::kSums * S::kSums;
-// The frequency of the weights, or of the sums, that frequency (i, j) of V goes with, and whether (i, j) is the first
-// that does.
-template <class S>
-constexpr int weight_frequency(int i, int j) {
-  return S::of_weights(i) * S::kWeights + S::of_weights(j);
-}
-template <class S>
-constexpr int sum_frequency(int i, int j) {
-  return S::of_sums(i) * S::kSums + S::of_sums(j);
-}
-template <class S>
-constexpr bool is_first_of_sums(int i, int j) {
-  return S::of_sums(i) == i && S::of_sums(j) == j;
-}
-template <class S>
-constexpr bool is_first_of_weights(int i, int j) {
-  return S::of_weights(i) == i && S::of_weights(j) == j;
-}
+enum class Kind : int8_t { dense_3, dense_5, strided, transposed, strided_of_4, transposed_of_4 };
 
 template <int kTapCount>
 struct Dense {
+  static constexpr Kind kKind = kTapCount == 3 ? Kind::dense_3 : Kind::dense_5;
+  using Taps = Dense;
   static constexpr int kTaps = kTapCount, kSide = kTile<kTapCount>, kAlong = kPoints, kWeights = kPoints,
                        kSums = kPoints, kStep = 1, kOutputStep = 1;
   static constexpr int inputs(int m) { return m + kTaps - 1; }
@@ -80,6 +59,7 @@ struct Dense {
 
 // The two phases of stride 2.
 struct Phases {
+  using Taps = Phases;
   static constexpr int kTaps = 3, kSide = 4, kEven = kSide + 1, kAlong = kEven + kSide, kWeights = kPoints,
                        kSums = kAlong;
   static constexpr bool has(int i, int m) { return i < kEven ? i <= m : i - kEven < m; }
@@ -90,9 +70,17 @@ struct Phases {
     evaluate_1d<kEven, 2>(kTable.scaled, outer, u);
     u[kEven] = g[1];
   }
+  static PYDL_INLINE void taps(const vec<float>* d, vec<float>* w) {
+    vec<float> outer[2];
+    interpolate_1d<kEven, 2>(kTable.scaled, d, outer);
+    w[0] = outer[0];
+    w[1] = d[kEven];
+    w[2] = outer[1];
+  }
 };
 static_assert(Phases::of_weights(Phases::kAlong - 1) < kPoints);
 struct Strided : Phases {
+  static constexpr Kind kKind = Kind::strided;
   static constexpr int kStep = 2, kOutputStep = 1;
   static constexpr int inputs(int m) { return 2 * m + 1; }
   template <int m>
@@ -116,15 +104,9 @@ struct Strided : Phases {
 #pragma GCC unroll 4
     for (int k = 0; k < m; ++k) z[kEven + k] = g[k];
   }
-  static PYDL_INLINE void taps(const vec<float>* d, vec<float>* w) {
-    vec<float> outer[2];
-    interpolate_1d<kEven, 2>(kTable.scaled, d, outer);
-    w[0] = outer[0];
-    w[1] = d[kEven];
-    w[2] = outer[1];
-  }
 };
 struct Transposed : Phases {
+  static constexpr Kind kKind = Kind::transposed;
   static constexpr int kStep = 1, kOutputStep = 2;
   static constexpr int inputs(int m) { return m + 1; }
   template <int m>
@@ -147,6 +129,7 @@ struct Transposed : Phases {
 
 // The two phases of stride 2 where both have two taps.
 struct EqualPhases {
+  using Taps = EqualPhases;
   static constexpr int kTaps = 4, kSide = 4, kOf = kSide + 1, kAlong = 2 * kOf, kWeights = kAlong;
   static constexpr bool has(int i, int m) { return i % kOf <= m; }
   static constexpr int of_weights(int i) { return i; }
@@ -155,8 +138,18 @@ struct EqualPhases {
     evaluate_1d<kOf, 2>(kTable.scaled, even, u);
     evaluate_1d<kOf, 2>(kTable.scaled, odd, u + kOf);
   }
+  static PYDL_INLINE void taps(const vec<float>* d, vec<float>* w) {
+    vec<float> even[2], odd[2];
+    interpolate_1d<kOf, 2>(kTable.scaled, d, even);
+    interpolate_1d<kOf, 2>(kTable.scaled, d + kOf, odd);
+    w[0] = even[0];
+    w[1] = odd[0];
+    w[2] = even[1];
+    w[3] = odd[1];
+  }
 };
 struct StridedOf4 : EqualPhases {
+  static constexpr Kind kKind = Kind::strided_of_4;
   static constexpr int kStep = 2, kOutputStep = 1, kSums = kOf;
   static constexpr int inputs(int m) { return 2 * m + 2; }
   static constexpr int of_sums(int i) { return i % kOf; }
@@ -179,17 +172,9 @@ struct StridedOf4 : EqualPhases {
   static PYDL_INLINE void gradient(const vec<float>* g, vec<float>* z) {
     evaluate_1d<m + 1, m>(kTable.power, g, z);
   }
-  static PYDL_INLINE void taps(const vec<float>* d, vec<float>* w) {
-    vec<float> even[2], odd[2];
-    interpolate_1d<kOf, 2>(kTable.scaled, d, even);
-    interpolate_1d<kOf, 2>(kTable.scaled, d + kOf, odd);
-    w[0] = even[0];
-    w[1] = odd[0];
-    w[2] = even[1];
-    w[3] = odd[1];
-  }
 };
 struct TransposedOf4 : EqualPhases {
+  static constexpr Kind kKind = Kind::transposed_of_4;
   static constexpr int kStep = 1, kOutputStep = 2, kSums = kAlong;
   static constexpr int inputs(int m) { return m + 2; }
   static constexpr int of_sums(int i) { return i; }
@@ -211,18 +196,64 @@ struct TransposedOf4 : EqualPhases {
   }
 };
 
-// What images of bf16 are read as: 4 taps serve float32 alone, less to compile.
-template <class S>
-struct HalfOf {
-  using type = bf16;
+// Calls body(S{}) with the scheme of a kind.
+template <class F>
+PYDL_INLINE auto with_scheme(Kind kind, const F& body) {
+  switch (kind) {
+    case Kind::dense_3:
+      return body(Dense<3>{});
+    case Kind::dense_5:
+      return body(Dense<5>{});
+    case Kind::strided:
+      return body(Strided{});
+    case Kind::transposed:
+      return body(Transposed{});
+    case Kind::strided_of_4:
+      return body(StridedOf4{});
+    case Kind::transposed_of_4:
+      return body(TransposedOf4{});
+  }
+  __builtin_unreachable();
+}
+
+// A scheme as data. Whatever walks over tiles and frequencies and leaves their numbers to the transforms and products
+// is one function for all schemes.
+struct Scheme {
+  static constexpr int kMostAlong = 10, kMostSide = 4, kMostReach = 10;
+
+  Kind kind;
+  int taps, side, along, weights, sums, step, output_step;
+  int inputs[kMostSide + 1];  // by the tile's positions
+  int of_weights[kMostAlong], of_sums[kMostAlong];
+  bool has[kMostAlong][kMostSide + 1];
+
+  template <class S>
+  static constexpr Scheme of(S) {
+    Scheme scheme{S::kKind, S::kTaps,       S::kSide, S::kAlong, S::kWeights, S::kSums,
+                  S::kStep, S::kOutputStep, {},       {},        {},          {}};
+    for (int m = 0; m <= S::kSide; ++m) scheme.inputs[m] = S::inputs(m);
+    for (int i = 0; i < S::kAlong; ++i) {
+      scheme.of_weights[i] = S::of_weights(i);
+      scheme.of_sums[i] = S::of_sums(i);
+      for (int m = 0; m <= S::kSide; ++m) scheme.has[i][m] = S::has(i, m);
+    }
+    return scheme;
+  }
+
+  // How many frequencies V has in two dimensions, U, and M and Z.
+  constexpr int products() const { return along * along; }
+  constexpr int weight_frequencies() const { return weights * weights; }
+  constexpr int sum_frequencies() const { return sums * sums; }
+  // The frequency of the weights, or of the sums, that frequency (i, j) of V goes with, and whether (i, j) is the
+  // first that does.
+  int weight_frequency(int i, int j) const { return of_weights[i] * weights + of_weights[j]; }
+  int sum_frequency(int i, int j) const { return of_sums[i] * sums + of_sums[j]; }
+  bool is_first_of_weights(int i, int j) const { return of_weights[i] == i && of_weights[j] == j; }
+  bool is_first_of_sums(int i, int j) const { return of_sums[i] == i && of_sums[j] == j; }
+  constexpr bool has_4_taps() const { return taps == 4; }
 };
-template <>
-struct HalfOf<StridedOf4> {
-  using type = float;
-};
-template <>
-struct HalfOf<TransposedOf4> {
-  using type = float;
-};
+constexpr Scheme kSchemes[] = {Scheme::of(Dense<3>{}),   Scheme::of(Dense<5>{}),
+                               Scheme::of(Strided{}),    Scheme::of(Transposed{}),
+                               Scheme::of(StridedOf4{}), Scheme::of(TransposedOf4{})};
 
 }  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -11,6 +11,8 @@
 namespace pydl::cpu::PYDL_ISA::winograd {
 namespace {
 
+constexpr int kMostTaps = 25;
+
 struct Weights {
   const void* data;
   int64_t in, out, row, column;  // strides in elements
@@ -18,24 +20,25 @@ struct Weights {
   bool flip;
 };
 
-// taps[(c * kTaps^2 + tap) * L + lane] for input channels [c, c + count) and output channels [o, o + width)
+// taps[(c * side^2 + tap) * L + lane] for input channels [c, c + count) and output channels [o, o + width)
 // of the weights, width <= L. Whatever runs of memory are contiguous are read as vectors and transposed.
-template <int kTaps, class T>
-__attribute__((noinline)) void load_taps(const Weights& w, int64_t c, int64_t count, int64_t o, int64_t width,
-                                         float* taps) {
-  constexpr int L = lanes<float>, kAll = kTaps * kTaps;
+template <class T>
+void load_taps(const Weights& w, int64_t side, int64_t c, int64_t count, int64_t o, int64_t width,
+               float* taps) {
+  constexpr int L = lanes<float>;
+  const int64_t all = side * side;
   const T* from = static_cast<const T*>(w.data) + c * w.in + o * w.out;
-  const bool taps_adjacent = w.row == kTaps && w.column == 1;
-  if (taps_adjacent && w.in == kAll) {
-    transpose_in(from, w.out, width, count * kAll, taps, L);
+  const bool taps_adjacent = w.row == side && w.column == 1;
+  if (taps_adjacent && w.in == all) {
+    transpose_in(from, w.out, width, count * all, taps, L);
   } else if (taps_adjacent && w.out != 1) {
     for (int64_t i = 0; i < count; ++i)
-      transpose_in(from + i * w.in, w.out, width, kAll, taps + i * kAll * L, L);
+      transpose_in(from + i * w.in, w.out, width, all, taps + i * all * L, L);
   } else {
-    for (int tap = 0; tap < kAll; ++tap) {
-      const T* at = from + tap / kTaps * w.row + tap % kTaps * w.column;
+    for (int64_t tap = 0; tap < all; ++tap) {
+      const T* at = from + tap / side * w.row + tap % side * w.column;
       if (w.in == 1 && w.out != 1) {
-        transpose_in(at, w.out, width, count, taps + tap * L, kAll * L);
+        transpose_in(at, w.out, width, count, taps + tap * L, all * L);
         continue;
       }
       for (int64_t i = 0; i < count; ++i) {
@@ -44,7 +47,7 @@ __attribute__((noinline)) void load_taps(const Weights& w, int64_t c, int64_t co
           v = width == L ? load(at + i * w.in) : load_n(at + i * w.in, width);
         else
           for (int64_t l = 0; l < width; ++l) v[l] = load_n(at + i * w.in + l * w.out, 1)[0];
-        store(taps + (i * kAll + tap) * L, v);
+        store(taps + (i * all + tap) * L, v);
       }
     }
   }
@@ -58,15 +61,14 @@ class TapsAhead {
   TapsAhead() = default;
 
   // Of input channels [c, c + count) and the panel of output channels from o on.
-  template <class S>
-  static TapsAhead of(const Weights& w, int64_t size, int64_t c, int64_t count, int64_t o) {
-    constexpr int64_t kAll = S::kTaps * S::kTaps;
-    if (!w.flip || (w.out != 1 && w.out != kAll)) return {};  // in other orders runs are single numbers
+  static TapsAhead of(const Weights& w, int64_t side, int64_t size, int64_t c, int64_t count, int64_t o) {
+    const int64_t all = side * side;
+    if (!w.flip || (w.out != 1 && w.out != all)) return {};  // in other orders runs are single numbers
     TapsAhead ahead;
     ahead.at_ = static_cast<const char*>(w.data) + (c * w.in + o * w.out) * size;
     ahead.run_ =
         min_of(kPanel, w.out_channels - o) * w.out * size;  // with the taps between them, or a tap's alone
-    ahead.pieces_ = w.out == 1 ? kAll : 1;
+    ahead.pieces_ = w.out == 1 ? all : 1;
     ahead.piece_step_ = w.column * size;
     ahead.step_ = w.in * size - (ahead.pieces_ - 1) * ahead.piece_step_;
     ahead.runs_ = count * ahead.pieces_;
@@ -117,20 +119,15 @@ PYDL_INLINE void ask_for_taps(const Weights& w, int64_t size, int64_t c, int64_t
 struct Used {
   uint32_t rows = 0, columns = 0;
 
-  template <class S>
-  static Used of(const Tiles<S>& tiles) {
-    Used used;
-    for (int i = 0; i < S::kAlong; ++i) {
-      const uint32_t bit = 1u << S::of_weights(i);
-      if (tiles.full_rows > 0 || S::has(i, tiles.last_row)) used.rows |= bit;
-      if (tiles.full_columns > 0 || S::has(i, tiles.last_column)) used.columns |= bit;
+  explicit Used(const Tiles& tiles) {
+    const Scheme& scheme = tiles.scheme;
+    for (int i = 0; i < scheme.along; ++i) {
+      const uint32_t bit = 1u << scheme.of_weights[i];
+      if (tiles.full_rows > 0 || scheme.has[i][tiles.last_row]) rows |= bit;
+      if (tiles.full_columns > 0 || scheme.has[i][tiles.last_column]) columns |= bit;
     }
-    return used;
   }
-  template <class S>
-  bool all() const {
-    return (rows & columns) == (1u << S::kWeights) - 1;
-  }
+  bool all(const Scheme& scheme) const { return (rows & columns) == (1u << scheme.weights) - 1; }
   bool has(int i, int j) const { return (rows >> i & columns >> j & 1) != 0; }
 };
 
@@ -138,9 +135,8 @@ struct Used {
 // floats by now: one function for all types. What the next 16 channels need, from (c, o) on, is prefetched on
 // the way.
 template <class S, bool kEvery>
-__attribute__((noinline)) void transform_taps(const float* taps, int64_t count, Used used, float* to,
-                                              int64_t stride, const Weights& w, int64_t size, int64_t c,
-                                              int64_t o) {
+void transform_taps(const float* taps, int64_t count, Used used, float* to, int64_t stride, const Weights& w,
+                    int64_t size, int64_t c, int64_t o) {
   constexpr int L = lanes<float>, kTaps = S::kTaps, kAll = kTaps * kTaps;
   for (int64_t k = 0; k < count; ++k) {
     const float* tap = taps + k * kAll * L;
@@ -168,27 +164,37 @@ __attribute__((noinline)) void transform_taps(const float* taps, int64_t count, 
   }
 }
 
+// The function of transform_taps for a scheme.
+inline auto* transform_taps_of(const Scheme& scheme, Used used) {
+  const bool every = used.all(scheme);
+  return with_scheme(scheme.kind, [&](auto of) {
+    using S = typename decltype(of)::Taps;
+    constexpr bool kAlways = S::kTaps == 5;  // but for images of one pixel
+    return every ? &transform_taps<S, true> : &transform_taps<S, kAlways>;
+  });
+}
+
 // U of input channels [c, c + count) and the panel of output channels from o on:
 // to[frequency * stride + channel * kPanel + lane].
-template <class S, class T>
-void transform_weights(const Weights& w, int64_t c, int64_t count, int64_t o, Used used, float* to,
-                       int64_t stride) {
-  constexpr int L = lanes<float>, kTaps = S::kTaps, kAll = kTaps * kTaps;
-  const auto transform = used.all<S>() ? transform_taps<S, true> : transform_taps<S, false>;
-  alignas(64) float taps[16 * kAll * L];
+inline void transform_weights(const Weights& w, DType dtype, const Scheme& scheme, int64_t c, int64_t count,
+                              int64_t o, Used used, float* to, int64_t stride) {
+  constexpr int L = lanes<float>;
+  const auto load = dtype == DType::bf16 ? load_taps<bf16> : load_taps<float>;
+  const auto transform = transform_taps_of(scheme, used);
+  const int64_t size = dtype == DType::bf16 ? 2 : 4;
+  alignas(64) float taps[16 * kMostTaps * L];
   for (int64_t i = 0; i < count; i += 16) {
     const int64_t some = min_of(16, count - i);
     for (int half = 0; half < 2 && o + half * L < w.out_channels; ++half) {
-      load_taps<kTaps, T>(w, c + i, some, o + half * L, min_of(L, w.out_channels - o - half * L), taps);
-      transform(taps, some, used, to + i * kPanel + half * L, stride, w, sizeof(T), c + i + 16, o + half * L);
+      load(w, scheme.taps, c + i, some, o + half * L, min_of(L, w.out_channels - o - half * L), taps);
+      transform(taps, some, used, to + i * kPanel + half * L, stride, w, size, c + i + 16, o + half * L);
     }
   }
 }
 
 // The taps of `count` input channels, at most 16, and a vector of output channels: A^T D A.
 template <class S>
-__attribute__((noinline)) void transform_back(const float* d, int64_t stride, int64_t count, Used used,
-                                              float* taps, vec<float>& seen) {
+void transform_back(const float* d, int64_t stride, int64_t count, Used used, float* taps, vec<float>& seen) {
   constexpr int L = lanes<float>, kTaps = S::kTaps, kAll = kTaps * kTaps;
   vec<float> watched{};
   for (int64_t k = 0; k < count; ++k) {
@@ -225,29 +231,31 @@ __attribute__((noinline)) void transform_back(const float* d, int64_t stride, in
 
 // dW of input channels [c, c + rows) and output channels from o on, out of d[frequency * d_stride + row *
 // kPanel + lane].
-template <class S, class T>
-void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t rows, int64_t o, Used used,
-                    const float* d) {
-  const int64_t* s = p.weight_stride;
-  constexpr int L = lanes<float>, kSome = 16, kTaps = S::kTaps, kAll = kTaps * kTaps;
-  alignas(64) float taps[kSome * kAll * L];
+template <class T>
+void gather_weights(const Conv2dParams& p, const Scheme& scheme, int64_t d_stride, int64_t c, int64_t rows,
+                    int64_t o, Used used, const float* d) {
+  const int64_t *s = p.weight_stride, side = scheme.taps, all = side * side;
+  constexpr int L = lanes<float>, kSome = 16;
+  const auto transform =
+      with_scheme(scheme.kind, [](auto of) { return &transform_back<typename decltype(of)::Taps>; });
+  alignas(64) float taps[kSome * kMostTaps * L];
   vec<float> seen{};
   for (int64_t i = 0; i < rows; i += kSome) {
     const int64_t some = min_of(kSome, rows - i);
     for (int64_t half = 0; half < 2 && o + half * L < p.out_channels; ++half) {
       const int64_t width = min_of(L, p.out_channels - o - half * L);
-      transform_back<S>(d + i * kPanel + half * L, d_stride, some, used, taps, seen);
+      transform(d + i * kPanel + half * L, d_stride, some, used, taps, seen);
       T* to = static_cast<T*>(p.weight) + (o + half * L) * s[0] + (c + i) * s[1];
-      if (s[3] == 1 && s[2] == kTaps && (s[1] == kAll || some == 1)) {
-        transpose_out(taps, L, some * kAll, width, to, s[0]);
+      if (s[3] == 1 && s[2] == side && (s[1] == all || some == 1)) {
+        transpose_out(taps, L, some * all, width, to, s[0]);
       } else if (s[1] == 1) {
-        for (int tap = 0; tap < kAll; ++tap)
-          transpose_out(taps + tap * L, kAll * L, some, width, to + tap / kTaps * s[2] + tap % kTaps * s[3],
+        for (int64_t tap = 0; tap < all; ++tap)
+          transpose_out(taps + tap * L, all * L, some, width, to + tap / side * s[2] + tap % side * s[3],
                         s[0]);
       } else {
-        for (int64_t j = 0; j < some * kAll; ++j)
+        for (int64_t j = 0; j < some * all; ++j)
           for (int64_t l = 0; l < width; ++l)
-            store_n(to + l * s[0] + j / kAll * s[1] + j % kAll / kTaps * s[2] + j % kTaps * s[3],
+            store_n(to + l * s[0] + j / all * s[1] + j % all / side * s[2] + j % side * s[3],
                     vec<float>{} + taps[j * L + l], 1);
       }
     }
@@ -255,13 +263,8 @@ void gather_weights(const Conv2dParams& p, int64_t d_stride, int64_t c, int64_t 
   report_spoiled(seen, p.spoiled);
 }
 
-template <class S>
-auto* transform_weights_of(DType dtype) {
-  return of_dtype(dtype, &transform_weights<S, float>, &transform_weights<S, typename HalfOf<S>::type>);
-}
-template <class S>
-auto* gather_weights_of(DType dtype) {
-  return of_dtype(dtype, &gather_weights<S, float>, &gather_weights<S, typename HalfOf<S>::type>);
+inline auto* gather_weights_of(DType dtype) {
+  return dtype == DType::bf16 ? &gather_weights<bf16> : &gather_weights<float>;
 }
 
 }  // namespace

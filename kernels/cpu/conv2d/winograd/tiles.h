@@ -36,24 +36,24 @@ inline Image output_of(const Conv2dParams& p) {  // or its gradient
 
 struct Tile {
   int64_t n, y, x;    // image, and its first position
-  int rows, columns;  // positions, 1 to kSide each
+  int rows, columns;  // positions, 1 to a whole tile's each
   int64_t run;        // how many tiles from this one on are adjacent in a row of the image and alike
 };
 
-template <class S>
 struct Tiles {
-  static constexpr int kSide = S::kSide;
+  const Scheme& scheme;
   int64_t full_rows, full_columns, rows, columns;  // of tiles per image: those with all positions, and all
   int last_row, last_column;                       // positions of the last
   int64_t start[5];                                // first tile of each group, and the number of tiles
 
-  Tiles(int64_t batch, int64_t height, int64_t width) {
-    rows = ceil_div(height, kSide);
-    columns = ceil_div(width, kSide);
-    last_row = static_cast<int>(height - (rows - 1) * kSide);
-    last_column = static_cast<int>(width - (columns - 1) * kSide);
-    full_rows = rows - (last_row < kSide);
-    full_columns = columns - (last_column < kSide);
+  Tiles(const Scheme& scheme, int64_t batch, int64_t height, int64_t width) : scheme(scheme) {
+    const int side = scheme.side;
+    rows = ceil_div(height, side);
+    columns = ceil_div(width, side);
+    last_row = static_cast<int>(height - (rows - 1) * side);
+    last_column = static_cast<int>(width - (columns - 1) * side);
+    full_rows = rows - (last_row < side);
+    full_columns = columns - (last_column < side);
     start[0] = 0;
     start[1] = batch * full_rows * (columns - full_columns);
     start[2] = start[1] + batch * full_rows * full_columns;
@@ -71,16 +71,16 @@ struct Tiles {
     const int64_t height = last_rows ? rows - full_rows : full_rows;
     const int64_t within = index - start[group], x = within % width, y = within / width % height;
     return {within / width / height,
-            (last_rows ? full_rows + y : y) * kSide,
-            (last_columns ? full_columns + x : x) * kSide,
-            last_rows ? last_row : kSide,
-            last_columns ? last_column : kSide,
+            (last_rows ? full_rows + y : y) * scheme.side,
+            (last_columns ? full_columns + x : x) * scheme.side,
+            last_rows ? last_row : scheme.side,
+            last_columns ? last_column : scheme.side,
             width - x};
   }
 
   // The tiles of [begin, end) that have frequency (i, j), counted from begin.
   void range(int i, int j, int64_t begin, int64_t end, int64_t& first, int64_t& last) const {
-    const bool all_rows = S::has(i, last_row), all_columns = S::has(j, last_column);
+    const bool all_rows = scheme.has[i][last_row], all_columns = scheme.has[j][last_column];
     first = max_of(all_columns ? 0 : start[1], begin) - begin;
     last = min_of(all_columns ? (all_rows ? start[4] : start[2]) : (all_rows ? start[3] : start[2]), end) -
            begin;
@@ -94,9 +94,18 @@ static inline bool is_winograd(const Conv2dParams& p, Conv2dPass pass) {
   if (!square || p.dilation_height != 1 || p.dilation_width != 1 || p.groups != 1 || p.in_channels == 0)
     return false;
   if (p.stride_height == 1) return p.kernel_height == 3 || p.kernel_height == 5;
-  const bool of_4 = p.kernel_height == 4 && p.dtype == DType::f32;
+  const bool of_4 = p.kernel_height == 4 && p.dtype == DType::f32;  // bf16 was not measured
   if (p.stride_height != 2 || !(p.kernel_height == 3 || of_4)) return false;
   return pass != Conv2dPass::backward_input || (p.pad_top % 2 == 1 && p.pad_left % 2 == 1);
+}
+
+static inline const Scheme& scheme_of(const Conv2dParams& p, Conv2dPass pass) {
+  const bool four = p.kernel_height == 4, transposed = pass == Conv2dPass::backward_input;
+  Kind kind = p.kernel_height == 3 ? Kind::dense_3 : Kind::dense_5;
+  if (p.stride_height == 2)
+    kind = transposed ? (four ? Kind::transposed_of_4 : Kind::transposed)
+                      : (four ? Kind::strided_of_4 : Kind::strided);
+  return kSchemes[static_cast<int>(kind)];
 }
 
 }  // namespace pydl::cpu::PYDL_ISA::winograd

@@ -42,9 +42,8 @@ struct Transformed {
   }
 };
 
-template <class S>
 struct WeightPlan {
-  Tiles<S> tiles;
+  Tiles tiles;
   int64_t pass_tiles, passes;
   int64_t rows;  // input channels per task
   int64_t blocks, panels;
@@ -52,23 +51,24 @@ struct WeightPlan {
   int64_t d_floats;  // of one task
   Transformed v, z;
 
-  static int64_t tiles_per_pass(const Conv2dParams& p, int64_t tiles) {
-    const int64_t per_tile = kProducts<S> * (ceil_div(p.in_channels, L) + ceil_div(p.out_channels, L)) * L;
+  static int64_t tiles_per_pass(const Conv2dParams& p, const Scheme& scheme, int64_t tiles) {
+    const int64_t per_tile =
+        scheme.products() * (ceil_div(p.in_channels, L) + ceil_div(p.out_channels, L)) * L;
     const int64_t most = max_of(kDepth, kPassFloats / per_tile / kDepth * kDepth);
     return max_of(1, ceil_div(tiles, max_of(1, ceil_div(tiles, most))));
   }
 
-  explicit WeightPlan(const Conv2dParams& p)
-      : tiles(p.batch, p.out_height, p.out_width),
-        pass_tiles(tiles_per_pass(p, tiles.count())),
+  WeightPlan(const Conv2dParams& p, const Scheme& scheme)
+      : tiles(scheme, p.batch, p.out_height, p.out_width),
+        pass_tiles(tiles_per_pass(p, scheme, tiles.count())),
         passes(max_of(1, ceil_div(tiles.count(), pass_tiles))),
-        v(p.in_channels, pass_tiles, kProducts<S>),
-        z(p.out_channels, pass_tiles, kSums<S>) {
+        v(p.in_channels, pass_tiles, scheme.products()),
+        z(p.out_channels, pass_tiles, scheme.sum_frequencies()) {
     panels = ceil_div(p.out_channels, kPanel);
     blocks = ceil_div(p.in_channels, kRowBlocks * kMaxRows);
     rows = ceil_div(p.in_channels, blocks);
     d_stride = rows * kPanel + 48;
-    d_floats = piece(kWeightFrequencies<S> * d_stride);
+    d_floats = piece(scheme.weight_frequencies() * d_stride);
   }
 
   int64_t scratch_floats(int64_t threads) const {
@@ -80,67 +80,57 @@ struct WeightPlan {
   static constexpr int64_t kRowBlocks = kMaxRows > 8 ? 5 : 10;  // about 64 input channels
 };
 
-template <class S>
-void run_passes(const Conv2dParams& p, const Parallel& parallel) {
-  const WeightPlan<S> plan(p);
-  const Tiles<S>& tiles = plan.tiles;
-  const auto transform_inputs = transform_tiles_of<S, false>(p.dtype);
-  const auto transform_gradients = transform_tiles_of<S, true>(p.dtype);
-  const auto gather = gather_weights_of<S>(p.dtype);
+void run_passes(const Conv2dParams& p, const WeightPlan& plan, const Parallel& parallel) {
+  const Tiles& tiles = plan.tiles;
+  const Scheme& scheme = tiles.scheme;
+  const auto gather = gather_weights_of(p.dtype);
   const Image input = input_of(p), gradient = output_of(p);
-  const Used used = Used::of(tiles);
+  const Used used(tiles);
   float *v = static_cast<float*>(p.scratch), *z = v + plan.v.floats, *d = z + plan.z.floats;
   // Long sums are sums of sums of 96 tiles, for their accuracy; short ones go without, and reach less far in
   // L1.
   const bool few = tiles.count() <= 256;
-  const int64_t depth = few ? 64 : WeightPlan<S>::kDepth;
+  const int64_t depth = few ? 64 : WeightPlan::kDepth;
   for (int64_t pass = 0; pass < plan.passes; ++pass) {
     const int64_t begin = pass * plan.pass_tiles, end = min_of(begin + plan.pass_tiles, tiles.count());
     // strips of a row where channels are not adjacent, a few tiles where they are
-    const int64_t some = max_of(4, min_of(kStripTiles<S>, tiles.full_columns)),
+    const int64_t some = max_of(4, min_of(strip_tiles(scheme), tiles.full_columns)),
                   groups = ceil_div(end - begin, some);
     run_tasks(parallel, 2 * groups, [&](int64_t task, int64_t) {
       const int64_t first = begin + task / 2 * some, last = min_of(first + some, end);
       if (task % 2)
-        transform_gradients(gradient, tiles, first, last, 0, 0, z + (first - begin) * plan.z.tile,
-                            plan.z.tile, plan.z.frequency);
+        transform_tiles(gradient, p.dtype, true, tiles, first, last, 0, 0, z + (first - begin) * plan.z.tile,
+                        plan.z.tile, plan.z.frequency);
       else
-        transform_inputs(input, tiles, first, last, p.pad_top, p.pad_left, v + (first - begin) * plan.v.tile,
-                         plan.v.tile, plan.v.frequency);
+        transform_tiles(input, p.dtype, false, tiles, first, last, p.pad_top, p.pad_left,
+                        v + (first - begin) * plan.v.tile, plan.v.tile, plan.v.frequency);
     });
     run_tasks(parallel, plan.blocks * plan.panels, [&](int64_t task, int64_t worker) {
       const int64_t c = task / plan.panels * plan.rows, o = task % plan.panels * kPanel;
       const int64_t rows = min_of(plan.rows, p.in_channels - c);
       float* sum = d + (plan.passes > 1 ? task : worker) * plan.d_floats;
       const Ahead ahead{plan.v.frequency, plan.z.frequency};
-      alignas(64) float part[WeightPlan<S>::kRowBlocks * kMaxRows * kPanel];
-      for (int f = 0; f < kProducts<S>; ++f) {
-        const int i = f / S::kAlong, j = f % S::kAlong;
-        if (!used.has(S::of_weights(i), S::of_weights(j))) continue;
-        int64_t first, last;
-        tiles.range(i, j, begin, end, first, last);
-        float* to = sum + weight_frequency<S>(i, j) * plan.d_stride;
-        const bool goes_on = pass > 0 || !is_first_of_weights<S>(i, j);
-        if (!goes_on && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
-        for (int64_t t = first; t < last; t += depth) {
-          const bool further = goes_on || t > first, add = further && !few;
-          gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(depth, last - t),
-                               v + f * plan.v.frequency + t * plan.v.tile + c, plan.v.tile,
-                               z + sum_frequency<S>(i, j) * plan.z.frequency + t * plan.z.tile + o,
-                               plan.z.tile, add ? part : to, kPanel, further && few, ahead);
-          if (add) add_panel(rows, part, to, kPanel);
+      alignas(64) float part[WeightPlan::kRowBlocks * kMaxRows * kPanel];
+      for (int i = 0, f = 0; i < scheme.along; ++i)
+        for (int j = 0; j < scheme.along; ++j, ++f) {
+          if (!used.has(scheme.of_weights[i], scheme.of_weights[j])) continue;
+          int64_t first, last;
+          tiles.range(i, j, begin, end, first, last);
+          float* to = sum + scheme.weight_frequency(i, j) * plan.d_stride;
+          const bool goes_on = pass > 0 || !scheme.is_first_of_weights(i, j);
+          if (!goes_on && first >= last) memset(to, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
+          for (int64_t t = first; t < last; t += depth) {
+            const bool further = goes_on || t > first, add = further && !few;
+            gemm<Rows::adjacent>(rows, p.out_channels - o, min_of(depth, last - t),
+                                 v + f * plan.v.frequency + t * plan.v.tile + c, plan.v.tile,
+                                 z + scheme.sum_frequency(i, j) * plan.z.frequency + t * plan.z.tile + o,
+                                 plan.z.tile, add ? part : to, kPanel, further && few, ahead);
+            if (add) add_panel(rows, part, to, kPanel);
+          }
         }
-      }
-      if (pass == plan.passes - 1) gather(p, plan.d_stride, c, rows, o, used, sum);
+      if (pass == plan.passes - 1) gather(p, scheme, plan.d_stride, c, rows, o, used, sum);
     });
   }
-}
-
-// Calls body(scheme).
-template <class F>
-void with_scheme(const Conv2dParams& p, const F& body) {
-  if (p.stride_height == 2) return p.kernel_height == 4 ? body(StridedOf4{}) : body(Strided{});
-  p.kernel_height == 3 ? body(Dense<3>{}) : body(Dense<5>{});
 }
 
 }  // namespace
@@ -149,23 +139,14 @@ namespace weight_chunks {
 
 bool serves(const Conv2dParams& p, Conv2dPass pass) { return is_winograd(p, pass); }
 
-bool pays(const Conv2dParams& p) {
-  bool fits = false;
-  with_scheme(p, [&](auto scheme) { fits = ChunkPlan<decltype(scheme)>(p).fits(); });
-  return fits;
+bool pays(const Conv2dParams& p) { return ChunkPlan(p, scheme_of(p, Conv2dPass::backward_weight)).fits(); }
+
+int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+  return ChunkPlan(p, scheme_of(p, pass)).scratch_floats(threads) * static_cast<int64_t>(sizeof(float));
 }
 
-int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
-  int64_t floats = 0;
-  with_scheme(p, [&](auto scheme) { floats = ChunkPlan<decltype(scheme)>(p).scratch_floats(threads); });
-  return floats * static_cast<int64_t>(sizeof(float));
-}
-
-void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
-  with_scheme(p, [&](auto scheme) {
-    const ChunkPlan<decltype(scheme)> plan(p);
-    run_chunks(p, plan, parallel);
-  });
+void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+  run_chunks(p, ChunkPlan(p, scheme_of(p, pass)), parallel);
 }
 
 }  // namespace weight_chunks
@@ -174,14 +155,12 @@ namespace weight_passes {
 
 bool serves(const Conv2dParams& p, Conv2dPass pass) { return is_winograd(p, pass); }
 
-int64_t scratch(const Conv2dParams& p, Conv2dPass, int64_t threads) {
-  int64_t floats = 0;
-  with_scheme(p, [&](auto scheme) { floats = WeightPlan<decltype(scheme)>(p).scratch_floats(threads); });
-  return floats * static_cast<int64_t>(sizeof(float));
+int64_t scratch(const Conv2dParams& p, Conv2dPass pass, int64_t threads) {
+  return WeightPlan(p, scheme_of(p, pass)).scratch_floats(threads) * static_cast<int64_t>(sizeof(float));
 }
 
-void run(const Conv2dParams& p, Conv2dPass, const Parallel& parallel) {
-  with_scheme(p, [&](auto scheme) { run_passes<decltype(scheme)>(p, parallel); });
+void run(const Conv2dParams& p, Conv2dPass pass, const Parallel& parallel) {
+  run_passes(p, WeightPlan(p, scheme_of(p, pass)), parallel);
 }
 
 }  // namespace weight_passes
