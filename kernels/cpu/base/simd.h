@@ -544,6 +544,10 @@ PYDL_INLINE vec<float> permute(vec<float> v, mask<float> index) {
 PYDL_INLINE vec<double> permute(vec<double> v, mask<double> index) {
   return (vec<double>)_mm512_permutexvar_pd((__m512i)index, (__m512d)v);
 }
+// The same of two, b's lanes counted on from a's last.
+PYDL_INLINE vec<float> permute(vec<float> a, vec<float> b, mask<float> index) {
+  return (vec<float>)_mm512_permutex2var_ps((__m512)a, (__m512i)index, (__m512)b);
+}
 #else
 #if defined(PYDL_AVX2)
 PYDL_INLINE vec<float> permute(vec<float> v, mask<float> index) {

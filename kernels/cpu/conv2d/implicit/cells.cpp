@@ -16,7 +16,8 @@ using gemm::kDepth;
 using gemm::kMr;
 using gemm::kNr;
 
-constexpr int64_t kRows = 8 * kMr;  // cells at once: their gradients and results stay in the first cache
+constexpr int64_t kWeightsAhead = 8;  // numbers of the depth whose weights are on their way
+constexpr int64_t kRows = 8 * kMr;    // cells at once: their gradients and results stay in the first cache
 
 // ---- the input gradient
 
@@ -57,12 +58,16 @@ void input_gradient(const Conv2dParams& p, const Parallel& parallel) {
     A* results = weights + at_once * depth * line_pitch;
     const int64_t first = task * at_once, end = min_of(first + at_once, cells.lines());
     for (int64_t line = first; line < end; ++line)
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t j = 0; j < line_pitch; j += lanes<A>)  // by panels: [depth][kNr]
+      for (int64_t k = 0; k < depth; ++k) {
+        const T* const from = cells.weights<const T>(k, line);
+        // the next part's or channel's lie pages apart, which no hardware looks ahead of
+        const T* const next = cells.weights<const T>(min_of(k + kWeightsAhead, depth - 1), line);
+        for (int64_t j = 0; j < line_pitch; j += lanes<A>) {  // by panels: [depth][kNr]
+          prefetch(next + j);
           store(weights + ((line - first) * line_pitch + j / kNr<A> * kNr<A>)*depth + k * kNr<A> + j % kNr<A>,
-                j < p.stride_width
-                    ? load_n(cells.weights<const T>(k, line) + j, min_of(lanes<A>, p.stride_width - j))
-                    : vec<A>{});
+                j < p.stride_width ? load_n(from + j, min_of(lanes<A>, p.stride_width - j)) : vec<A>{});
+        }
+      }
     vec<A> seen{};
     gemm::PanelProduct<A> product{};
     product.depth = depth;

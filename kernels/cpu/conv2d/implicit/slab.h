@@ -102,6 +102,39 @@ static PYDL_INLINE void load_square(const T* from, int64_t channel_stride, int64
   transpose(square);
 }
 
+#if defined(PYDL_AVX512)
+// transpose_line of three channels without gaps, of which a square would have 3 rows of 16: pictures.
+template <class T>
+static void interleave_3(const T* from, int64_t channel_stride, int64_t pixels, float* to) {
+  constexpr int L = lanes<float>;
+  mask<float> of_two[3], of_all[3];  // which number of the first two planes, and of these and the third
+#pragma GCC unroll 3
+  for (int v = 0; v < 3; ++v)
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      const int pixel = (v * L + i) / 3, channel = (v * L + i) % 3;
+      of_two[v][i] = channel == 1 ? L + pixel : pixel;
+      of_all[v][i] = channel == 2 ? L + pixel : i;
+    }
+  for (int64_t j = 0; j < pixels; j += L) {
+    const int64_t n = min_of(L, pixels - j);
+    vec<float> plane[3];
+    for (int c = 0; c < 3; ++c) {
+      const T* row = from + c * channel_stride + j;
+      plane[c] = n == L ? load(row) : load_n(row, n);
+    }
+#pragma GCC unroll 3
+    for (int v = 0; v < 3; ++v, to += L) {
+      const vec<float> mixed = permute(permute(plane[0], plane[1], of_two[v]), plane[2], of_all[v]);
+      if (const int64_t left = 3 * n - v * L; left >= L)
+        store(to, mixed);
+      else if (left > 0)
+        store_n(to, mixed, left);
+    }
+  }
+}
+#endif
+
 // to[pixel * pitch + channel] = from[channel * channel_stride + pixel], by squares transposed in registers.
 template <class T, class E>
 static void transpose_line(const T* from, int64_t channel_stride, int64_t channels, int64_t pixels, E* to,
@@ -110,6 +143,10 @@ static void transpose_line(const T* from, int64_t channel_stride, int64_t channe
   constexpr int64_t all = lanes<A>;
   const int64_t elements = ceil_div(channels, per_element<E>);
   int64_t whole = 0;  // channels that fill vectors
+#if defined(PYDL_AVX512)
+  if constexpr (__is_same(E, float))
+    if (channels == 3 && pitch == 3) return interleave_3(from, channel_stride, pixels, to);
+#endif
   if constexpr (__is_same(E, float))
     for (; whole + all <= channels; whole += all)
       transpose_in(from + whole * channel_stride, channel_stride, all, pixels, to + whole, pitch,
