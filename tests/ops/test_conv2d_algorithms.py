@@ -25,6 +25,7 @@ SERVED = {
     "direct.rows": (57, 2),
     "direct.batch": (83, 83),
     "direct.batch_weight": (53, 53),
+    "direct.rows_weight": (0, 0),  # for vectors of 64 bytes alone: see the tests below
     "implicit.phases": (1, 1),
     "implicit.cells": (4, 0),  # rows of pixels alone
     "implicit.weight_cells": (2, 0),
@@ -130,6 +131,38 @@ def test_deep_sums_over_planes_on_wide_vectors():
         actual = conv2d(x, w)
         assert _C.conv2d_algorithm_served() == "implicit.slabs"
     check([actual], [torch.nn.functional.conv2d(x.double(), w.double())], torch.float32, x.shape)
+
+
+@pytest.mark.parametrize(
+    "size, kernel, padding, dilation",
+    [
+        ((3, 3, 70, 64), 3, 1, 1),  # several pieces an image
+        ((1, 4, 9, 32), (5, 7), (2, 3), 1),  # more taps than a tile
+        ((2, 1, 11, 20), 3, 0, (1, 2)),
+        ((2, 2, 9, 22), 7, 0, 1),
+    ],
+    ids=str,
+)
+def test_the_weight_gradient_over_pixels_of_rows(size, kernel, padding, dilation):
+    if "avx512" not in backend.isas():
+        pytest.skip("this CPU has no vectors of 64 bytes")
+    x, w = torch.randn(size), torch.randn(6, size[1], *pair(kernel), requires_grad=True)
+    with backend.isa("avx512"), forced("direct.rows_weight"):
+        y = conv2d(x, w, padding=padding, dilation=dilation)
+        g = torch.randn_like(y)
+        (got,) = torch.autograd.grad(y, w, g)
+        assert _C.conv2d_algorithm_served() == "direct.rows_weight"
+    expected = torch.nn.grad.conv2d_weight(x.double(), w.shape, g.double(), padding=padding, dilation=dilation)
+    torch.testing.assert_close(got, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_long_rows_of_few_channels_take_pixels_of_rows():
+    if "avx512" not in backend.isas():
+        pytest.skip("this CPU has no vectors of 64 bytes")
+    w = torch.randn(16, 3, 3, 3, requires_grad=True)
+    with backend.isa("avx512"):
+        conv2d(torch.randn(2, 3, 128, 128), w, padding=1).square().sum().backward()
+        assert _C.conv2d_algorithm_served() == "direct.rows_weight"
 
 
 def test_an_algorithm_that_cannot_serve_is_refused():

@@ -53,11 +53,12 @@ PYDL_ALGORITHM(weight_pointwise)  // the weight gradient of 1x1 kernels
 PYDL_ALGORITHM(weight_slabs)      // and of everything
 }  // namespace implicit
 
-// Few channels: a vector across the images of a batch, or along the rows of planes (stride 1, no weight gradient).
+// Few channels: a vector across the images of a batch, or along the rows of planes (stride 1).
 namespace direct {
 PYDL_ALGORITHM(batch)
 PYDL_ALGORITHM(batch_weight)
 PYDL_ALGORITHM(rows)
+PYDL_ALGORITHM(rows_weight)
 namespace rows {
 bool pays(const Conv2dParams& params, Conv2dPass pass);  // measured to beat implicit GEMM
 }

@@ -107,6 +107,12 @@ bool is_deep(const Params& p, Pass pass) {
          p.out_height * p.out_width >= 64;
 }
 
+// Long rows of few channels, measured on Zen 5 against slabs: x 0.37 to 0.87 (direct/NOTES.md).
+bool rows_weight_pay(const Params& p, Pass) {
+  constexpr int64_t kFew = 4, kLong = 64;
+  return p.in_channels <= kFew && p.kernel_width == 3 && p.out_width >= kLong;
+}
+
 // Slabs, unless vectors of pixels are full where those of channels are not; or the convolution is a matrix product as
 // it lies, with so many pixels that panels of them are full (measured on Zen 4: equal from 1,152 pixels on).
 bool slabs_pay(const Params& p, Pass pass) {
@@ -242,6 +248,7 @@ constexpr Choice kBackwardWeight[] = {
     {"winograd.weight_chunks", winograd::weight_chunks::serves, chunks_pay, PYDL_CHOICE(winograd::weight_chunks), false},
     {"winograd.weight_passes", winograd::weight_passes::serves, winograd_pays, PYDL_CHOICE(winograd::weight_passes), false},
     {"direct.batch_weight", direct::batch_weight::serves, batch_pays, PYDL_CHOICE(direct::batch_weight), true, true},
+    {"direct.rows_weight", direct::rows_weight::serves, rows_weight_pay, PYDL_CHOICE(direct::rows_weight)},
     {"implicit.weight_cells", implicit::weight_cells::serves, cells_pay, PYDL_CHOICE(implicit::weight_cells), false},
     {"implicit.gathered", implicit::gathered::serves, gathered_pays, PYDL_CHOICE(implicit::gathered)},
     {"implicit.product", implicit::product::serves, product_pays, PYDL_CHOICE(implicit::product)},

@@ -9,18 +9,14 @@
 // taps) passes over them. Before that it goes through the activation; after it, it is summed for the bias.
 #include "kernels/cpu/base/tasks.h"
 #include "kernels/cpu/conv2d/direct/pairs.h"
+#include "kernels/cpu/conv2d/direct/weight_tile.h"
 
 namespace pydl::cpu::PYDL_ISA::direct {
 namespace {
 
-#if defined(PYDL_AVX512)
-constexpr int kOut = 4, kTaps = 6;  // 24 accumulators of 32 registers
-#else
-constexpr int kOut = 2, kTaps = 5;  // 10 of 16
-#endif
+constexpr int kOut = kWeightOuts, kTaps = kWeightTaps;
 constexpr int64_t kGradientBytes = 256 << 10;
 
-// sums[o][t][lane] += over rows and columns; `out_step` and `tap_step` elements between sums.
 template <class E, int outs, int taps>
 void weight_tile(int64_t rows, int64_t columns, const E* grad, int64_t grad_out, int64_t grad_row,
                  const E* in, int64_t in_row, int64_t in_pixel, int64_t in_tap, float* sums,
@@ -50,10 +46,6 @@ void weight_tile(int64_t rows, int64_t columns, const E* grad, int64_t grad_out,
 #pragma GCC unroll 6
     for (int t = 0; t < taps; ++t) store(sums + o * sums_out + t * all, sum[o][t]);
 }
-
-template <class E>
-using WeightTile = void (*)(int64_t, int64_t, const E*, int64_t, int64_t, const E*, int64_t, int64_t, int64_t,
-                            float*, int64_t);
 
 template <class E, int outs, int taps>
 WeightTile<E> pick_tile(int64_t wanted_outs, int64_t wanted_taps) {
@@ -246,18 +238,27 @@ void run_task(const Conv2dParams& p, const BatchWeight<T, E>& g, int64_t task, f
             }
     }
   }
-  for (int64_t i = 0; i < g.sums; i += all) {  // add lanes, a square at a time
-    const int64_t n = min_of(all, g.sums - i);
+  add_lanes(sums, g.sums, partial);
+}
+
+}  // namespace
+
+WeightTile<float> weight_tile_of(int64_t outs, int64_t taps) {
+  return pick_tile<float, kOut, kTaps>(outs, taps);
+}
+
+void add_lanes(const float* sums, int64_t count, float* to) {
+  constexpr int64_t all = lanes<float>;
+  for (int64_t i = 0; i < count; i += all) {  // a square at a time
+    const int64_t n = min_of(all, count - i);
     vec<float> square[all];
     for (int64_t j = 0; j < all; ++j) square[j] = j < n ? load(sums + (i + j) * all) : vec<float>{};
     transpose(square);
     for (int64_t half = all / 2; half > 0; half /= 2)
       for (int64_t j = 0; j < half; ++j) square[j] += square[j + half];
-    store_n(partial + i, square[0], n);
+    store_n(to + i, square[0], n);
   }
 }
-
-}  // namespace
 
 namespace batch_weight {
 
