@@ -59,9 +59,10 @@ inline bool result_is_channels_last(const Tensor& input, const Tensor* grad_outp
 inline void count_batch(const OptionalTensor& num_batches_tracked) {
   if (!num_batches_tracked.has_value()) return;
   const Tensor& t = *num_batches_tracked;
-  PYDL_CHECK(t.scalar_type() == ScalarType::Long && t.numel() == 1 && t.is_cpu(),
-             "batch_norm: expected num_batches_tracked to be one int64 number in the CPU's memory, got shape ",
-             shape_of(t));
+  PYDL_CHECK(
+      t.scalar_type() == ScalarType::Long && t.numel() == 1 && t.is_cpu(),
+      "batch_norm: expected num_batches_tracked to be one int64 number in the CPU's memory, got shape ",
+      shape_of(t));
   ++*static_cast<int64_t*>(t.mutable_data_ptr());
 }
 

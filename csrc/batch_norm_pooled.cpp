@@ -56,10 +56,12 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_pooled_train(const Tensor& input, 
   return {std::move(output), std::move(mean), std::move(var)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_pooled_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
-    const OptionalTensor& weight, const OptionalTensor& bias, double eps, int64_t activation, bool need_input,
-    bool need_weight, bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_pooled_backward(const Tensor& grad_output, const Tensor& input,
+                                                              const Tensor& mean, const Tensor& var,
+                                                              const OptionalTensor& weight,
+                                                              const OptionalTensor& bias, double eps,
+                                                              int64_t activation, bool need_input,
+                                                              bool need_weight, bool need_bias) {
   const Verbose line("batch_norm_pooled_backward", input);
   PooledCall call("batch_norm_pooled_backward", input, activation);
   BatchNormParams& p = call.params;
@@ -77,7 +79,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_pooled_backward(
   p.grad_output = call.pooled(grad);
   p.input = call.read("input", input);
   const ScalarType type = scalar_type_of(p.param_dtype);
-  Tensor grad_input = need_input ? call.allocate(input, p.grad_input) : empty(input, input.scalar_type(), {0});
+  Tensor grad_input =
+      need_input ? call.allocate(input, p.grad_input) : empty(input, input.scalar_type(), {0});
   Tensor grad_weight = empty(input, type, {need_weight ? p.channels : 0});
   Tensor grad_bias = empty(input, type, {need_bias ? p.channels : 0});
   if (need_weight) p.grad_weight = grad_weight.mutable_data_ptr();

@@ -74,6 +74,23 @@ def test_conv3d(device, stride, size):
         compare(lambda x, w: pf.conv3d(x, w, **options), lambda x, w: F.conv3d(x, w, **options), x, weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pooled_batch_norm(device, dtype):
+    for shape in ((2, 3, 2, 2), (3, 2, 5, 7), (2, 2, 4, 34), (2, 2, 3, 33)):
+        x, statistics = torch.randn(shape).to(dtype), (torch.zeros(shape[1]), torch.ones(shape[1]))
+        output, mean, var = torch.ops.pydl.batch_norm_pooled_train(
+            at_the_end(x), *statistics, None, None, None, 0.1, 1e-5, 2
+        )
+        exact = x.double().requires_grad_()
+        expected = F.avg_pool2d(F.batch_norm(exact, None, None, training=True).sigmoid(), 2)
+        assert_close(output, expected, scale=30.0)
+        upstream = torch.randn(expected.shape).to(dtype)
+        found, *_ = torch.ops.pydl.batch_norm_pooled_backward(
+            at_the_end(upstream), at_the_end(x), mean, var, None, None, 1e-5, 2, True, False, False
+        )
+        assert_close(found, torch.autograd.grad(expected, exact, upstream.double())[0], scale=30.0)
+
+
 @pytest.mark.parametrize("name", ["max_pool3d", "avg_pool3d"])
 def test_pooling_of_volumes(device, name):
     ours, torchs = getattr(pf, name), getattr(F, name)

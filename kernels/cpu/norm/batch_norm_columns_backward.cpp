@@ -22,9 +22,9 @@ __attribute__((noinline)) void add_lanes(const A* lane, int64_t n, bool add, dou
   for (int64_t i = 0; i < n; ++i) sum[i] = (add ? sum[i] : 0) + static_cast<double>(lane[i]);
 }
 
-// Partial sums of gz and gz * (x - shift) for columns [begin, end) of a segment. kKeep: gz is written to
-// grad_residual on the way.
-template <BatchNormGradient kGradient, bool kKeep, class T>
+// Partial sums of gz and gz * (x - shift) for columns [begin, end) of a segment. Where the gradient reads the output, gz is
+// written to grad_residual on the way, if there is one.
+template <BatchNormGradient kGradient, class T>
 void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t segment,
                       int64_t begin, int64_t end) {
   using A = acc_t<T>;
@@ -33,7 +33,10 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
   double* sum = scratch.first + segment * k.width;
   double* shifted = scratch.second + segment * k.width;
   const int64_t rows = k.rows_of(segment), first_row = segment * k.segment_rows;
-  const bool past_cache = kKeep && p.stream && vectors_aligned<T>(p.grad_residual, k);
+  constexpr bool kMayKeep =
+      kGradient == BatchNormGradient::relu_output || (kGradient == kAnyGradient && !kPlain);
+  const bool keep = kMayKeep && p.grad_residual.data;
+  const bool past_cache = keep && p.stream && vectors_aligned<T>(p.grad_residual, k);
   for (int64_t r = 0; r < rows; r += kSubRows) {
     const int64_t count = min_of(kSubRows, rows - r);
     over_columns<A>(begin, end, [&](auto tag, int64_t j, int64_t tail) PYDL_INLINE_LAMBDA {
@@ -55,7 +58,7 @@ void segment_gradient(const BatchNormParams& p, const Columns& k, Coefficients<a
           }
           const vec<A> xs = load_some(x + at, tail);
           const vec<A> gz = gradient_at<T>(gradient, g + at, y + at, xs, co, j + at, tail);
-          if constexpr (kKeep) {
+          if (keep) {
             T* to = row_of<T>(p.grad_residual, k, row) + j + at;
             if (tail)
               store_n(to, gz, tail);
@@ -129,59 +132,89 @@ bool keeps_gradient(const BatchNormParams& p) {
   return p.gradient == BatchNormGradient::relu_output && p.grad_residual.data && p.grad_input.data;
 }
 
+// A row of one of the gradient's tensors: what it reads, and vectors of it.
+template <BatchNormGradient kGradient, class T>
+struct GradientRow {
+  using A = acc_t<T>;
+  const Coefficients<A> co;
+  const BatchNormGradient gradient;
+  const T *x, *g, *y;
+  const int64_t ahead_x, ahead_g, ahead_y;
+
+  GradientRow(const BatchNormParams& p, const Columns& k, Coefficients<A> coefficients, int64_t row)
+      : co(coefficients),
+        gradient(gradient_of<kGradient>(p)),
+        x(row_of<const T>(p.input, k, row)),
+        g(row_of<const T>(p.grad_output, k, row)),
+        y(p.output.data ? row_of<const T>(p.output, k, row) : nullptr),
+        ahead_x(ahead_of<T>(p.input, k)),
+        ahead_g(ahead_of<T>(p.grad_output, k)),
+        ahead_y(ahead_of<T>(p.output, k)) {}
+
+  PYDL_INLINE vec<A> through_activation(int64_t j, int64_t count, vec<A> xs) const {
+    prefetch_far_ahead(x + j, -ahead_x);  // rows come downwards
+    prefetch_far_ahead(g + j, -ahead_g);
+    if (reads_output(gradient)) prefetch_far_ahead(y + j, -ahead_y);
+    return gradient_at<T>(gradient, g + j, y + j, xs, co, j, count);
+  }
+  PYDL_INLINE vec<A> of_input(int64_t j, int64_t count) const {
+    const vec<A> xs = load_some(x + j, count);
+    return through_activation(j, count, xs) * load_some(co.scale + j, count) +
+           ((xs - load_some(co.shift + j, count)) * load_some(co.slope + j, count) +
+            load_some(co.constant + j, count));
+  }
+  PYDL_INLINE vec<A> of_input_by_given_statistics(int64_t j, int64_t count) const {
+    return through_activation(j, count, load_some(x + j, count)) * load_some(co.scale + j, count);
+  }
+};
+
+// grad_input in training.
 template <BatchNormGradient kGradient, class T>
 void gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t row,
                   int64_t width) {
-  using A = acc_t<T>;
-  const BatchNormGradient gradient = gradient_of<kGradient>(p);
-  const T* x = row_of<const T>(p.input, k, row);
-  const T* g = row_of<const T>(p.grad_output, k, row);
-  const T* y = p.output.data ? row_of<const T>(p.output, k, row) : nullptr;
-  const int64_t ahead_x = ahead_of<T>(p.input, k), ahead_g = ahead_of<T>(p.grad_output, k);
-  const int64_t ahead_y = ahead_of<T>(p.output, k);
-  auto prefetch_row = [&](int64_t j) PYDL_INLINE_LAMBDA {  // rows come downwards
-    prefetch_far_ahead(x + j, -ahead_x);
-    prefetch_far_ahead(g + j, -ahead_g);
-    if (reads_output(gradient)) prefetch_far_ahead(y + j, -ahead_y);
-  };
+  const GradientRow<kGradient, T> from(p, k, co, row);
+  store_row(row_of<T>(p.grad_input, k, row), width, p.stream,
+            [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA { return from.of_input(j, count); });
+}
+
+// Whatever is wanted, with one walk for all activations.
+template <class T>
+void any_gradient_row(const BatchNormParams& p, const Columns& k, Coefficients<acc_t<T>> co, int64_t row,
+                      int64_t width) {
+  const GradientRow<kAnyGradient, T> from(p, k, co, row);
   if (p.grad_residual.data)
     store_row(row_of<T>(p.grad_residual, k, row), width, p.stream,
               [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
-                prefetch_row(j);
-                return gradient_at<T>(gradient, g + j, y + j, load_some(x + j, count), co, j, count);
+                return from.through_activation(j, count, load_some(from.x + j, count));
               });
   if (p.grad_input.data == nullptr) return;
-  T* out = row_of<T>(p.grad_input, k, row);
-  if (p.training) {
-    store_row(out, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
-      prefetch_row(j);
-      const vec<A> xs = load_some(x + j, count);
-      const vec<A> gz = gradient_at<T>(gradient, g + j, y + j, xs, co, j, count);
-      return gz * load_some(co.scale + j, count) +
-             ((xs - load_some(co.shift + j, count)) * load_some(co.slope + j, count) +
-              load_some(co.constant + j, count));
-    });
-  } else {
-    store_row(out, width, p.stream, [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
-      prefetch_row(j);
-      return gradient_at<T>(gradient, g + j, y + j, load_some(x + j, count), co, j, count) *
-             load_some(co.scale + j, count);
-    });
-  }
+  const bool training = p.training;
+  store_row(row_of<T>(p.grad_input, k, row), width, p.stream,
+            [&](int64_t j, int64_t count) PYDL_INLINE_LAMBDA {
+              return training ? from.of_input(j, count) : from.of_input_by_given_statistics(j, count);
+            });
 }
 
 template <class T>
-Walks<acc_t<T>> walks_of(BatchNormGradient gradient, bool keep) {
+Walks<acc_t<T>> walks_of(const BatchNormParams& p) {
   Walks<acc_t<T>> walks{};
-  dispatch_gradient<T>(gradient, [&](auto tag) {
+  dispatch_gradient<T>(p.gradient, [&](auto tag) {
     constexpr BatchNormGradient kGradient = decltype(tag)::gradient;
-    constexpr BatchNormGradient kLinear = kOneWalk<T> ? kAnyGradient : BatchNormGradient::linear;
-    walks = {&segment_gradient<kGradient, false, T>, &rest_gradient<kGradient, T>,
-             &gradient_row<kGradient, T>, &gradient_row<kLinear, T>};
-    if constexpr (kGradient == BatchNormGradient::relu_output || (kGradient == kAnyGradient && !kPlain))
-      if (keep) walks.segment = &segment_gradient<kGradient, true, T>;
+    walks = {&segment_gradient<kGradient, T>, &rest_gradient<kGradient, T>, &any_gradient_row<T>,
+             &any_gradient_row<T>};
+    if constexpr (!kOneWalk<T>) {
+      if (p.training) walks.linear_row = &gradient_row<BatchNormGradient::linear, T>;
+      if (p.training && !p.grad_residual.data) walks.row = &gradient_row<kGradient, T>;
+    }
   });
   return walks;
+}
+
+// What the sums are made of: without grad_residual where gz is not kept there.
+BatchNormParams before_sums(const BatchNormParams& p, bool keep) {
+  BatchNormParams sums = p;
+  if (!keep) sums.grad_residual = {};
+  return sums;
 }
 
 // What is left to do where gz was kept: grad_output is gz.
@@ -201,8 +234,9 @@ void backward(const BatchNormParams& p, bool reduce, bool apply, bool keep, cons
   Coefficients<A> co(scratch, k);
   co.fill(p, k, scratch);
   if (reduce) {
+    const BatchNormParams of_sums = before_sums(p, keep);
     over_segments(k, parallel, [&](int64_t segment, int64_t begin, int64_t end) {
-      walks.segment(p, k, co, segment, begin, end);
+      walks.segment(of_sums, k, co, segment, begin, end);
     });
     combine_gradient<A>(p, k, co, walks);
   }
@@ -224,7 +258,7 @@ void planes_backward(const BatchNormParams& p, bool reduce, bool apply, bool kee
     const Columns& k = stripe.columns;
     stripe.fill(p);
     if (reduce) {
-      walks.segment(stripe.params, k, stripe.coefficients, 0, 0, k.width);
+      walks.segment(before_sums(stripe.params, keep), k, stripe.coefficients, 0, 0, k.width);
       const double *of_column = stripe.sums, *shifted_of_column = of_column + k.width;
       for (int64_t c = stripe.first; c < stripe.last; ++c) {
         double sum = 0, shifted = 0;
@@ -250,7 +284,7 @@ void batch_norm_columns_backward(const BatchNormParams& p, bool reduce, bool app
   const bool keep = !kPlain && reduce && apply && keeps_gradient(p);
   dispatch_storage(p.dtype, [&](auto type) {
     using T = decltype(type);
-    backward<acc_t<T>>(p, reduce, apply, keep, walks_of<T>(p.gradient, keep), parallel);
+    backward<acc_t<T>>(p, reduce, apply, keep, walks_of<T>(p), parallel);
   });
 }
 
@@ -258,7 +292,7 @@ void batch_norm_planes_backward(const BatchNormParams& p, bool reduce, bool appl
   const bool keep = !kPlain && reduce && apply && keeps_gradient(p);
   dispatch_storage(p.dtype, [&](auto type) {
     using T = decltype(type);
-    planes_backward<acc_t<T>>(p, reduce, apply, keep, walks_of<T>(p.gradient, keep), parallel);
+    planes_backward<acc_t<T>>(p, reduce, apply, keep, walks_of<T>(p), parallel);
   });
 }
 

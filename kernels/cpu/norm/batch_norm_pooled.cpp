@@ -10,6 +10,8 @@
 namespace pydl::cpu::PYDL_ISA {
 namespace {
 
+static_assert(kMaxPooledPlane <= kBlock && kMaxPooledPlane <= kGrain);  // planes are whole in each walk
+
 // Up to a vector of what is left of a row; lanes beyond read as zero.
 template <class T>
 PYDL_INLINE vec<acc_t<T>> load_left(const T* x, int64_t left) {
@@ -29,7 +31,9 @@ struct Pixels {
   bool has_lower;                 // not in a last row that is in no window
 
   PYDL_INLINE int64_t at(int v) const { return begin + v % 2 * width + v / 2 * lanes<A>; }
-  PYDL_INLINE int64_t left(int v) const { return v % 2 && !has_lower ? 0 : columns - v / 2 * lanes<A>; }
+  PYDL_INLINE int64_t left(int v) const {
+    return v % 2 && !has_lower ? 0 : max_of(columns - v / 2 * lanes<A>, 0);
+  }
 };
 
 // body(pixels) over a plane, by columns of windows, whose lanes are worked out once for all rows.
@@ -40,7 +44,7 @@ PYDL_INLINE void over_windows(int64_t length, int64_t width, const F& body) {
     int64_t window = at / 2;
     for (int64_t row = 0; row < length; row += 2 * width, window += width / 2) {
       const bool has_lower = row + 2 * width <= length;
-      if (columns > lanes<A>)
+      if (kPlain || columns > lanes<A>)
         body(Pixels<A, 4>{row + at, width, columns, window, windows, has_lower});
       else
         body(Pixels<A, 2>{row + at, width, columns, window, windows, has_lower});
@@ -177,7 +181,8 @@ ApplyRuns<float> pooled_apply(DType dtype) {
 GradientWalks<float> pooled_gradient(DType dtype) {
   GradientWalks<float> walks{};
   dispatch_pooled(dtype, [&](auto type) {
-    walks = {&pooled_block_gradient<decltype(type)>, &pooled_gradient_runs<decltype(type)>};
+    using T = decltype(type);
+    walks = {&pooled_block_gradient<T>, &pooled_gradient_runs<T>};
   });
   return walks;
 }

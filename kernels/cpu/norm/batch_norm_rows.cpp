@@ -68,7 +68,7 @@ Moments block_moments(const BatchNormParams& p, int64_t c, const Block& block) {
         if (u * lanes<A> * sizeof(T) % 64 == 0) prefetch_far_ahead(x + i + u * lanes<A>, ahead);
         add(u, load(x + i + u * lanes<A>) - shift);
       }
-    for (int u = 0; i + lanes<A> <= block.length; i += lanes<A>) add(u++, load(x + i) - shift);
+    for (; i + lanes<A> <= block.length; i += lanes<A>) add(0, load(x + i) - shift);
     if (const int64_t rest = block.length - i; rest > 0)
       add(kUnroll - 1, keep_first<A>(load_n(x + i, rest) - shift, rest));
   }

@@ -33,8 +33,8 @@ GradientWalks<float> pooled_gradient(DType dtype);
 
 namespace {
 
-constexpr int64_t kBlock = kMaxPooledPlane;  // elements of a block: 16 KB of float, inside the first-level cache
-constexpr int64_t kGrain = 16384;            // elements of a task: a few µs, several times the cost of a fork
+constexpr int64_t kBlock = 4096;   // elements of a block: 16 KB of float, inside the first-level cache
+constexpr int64_t kGrain = 16384;  // elements of a task: a few µs, several times the cost of a fork
 
 struct Blocks {
   int64_t pieces, rows, count;  // pieces per run, or runs per block

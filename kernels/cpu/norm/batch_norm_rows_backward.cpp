@@ -59,7 +59,7 @@ GradientSums block_gradient(const BatchNormParams& p, int64_t c, const Block& bl
         }
         add(u, at, 0);
       }
-    for (int u = 0; i + lanes<A> <= block.length; i += lanes<A>) add(u++, i, 0);
+    for (; i + lanes<A> <= block.length; i += lanes<A>) add(0, i, 0);
     if (i < block.length) add(kUnroll - 1, i, block.length - i);
   }
   return {static_cast<double>(reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]))),
@@ -83,17 +83,13 @@ PYDL_INLINE void gradient_run(const BatchNormParams& p, int64_t n, int64_t c, in
   }
   if (p.grad_input.data == nullptr) return;
   T* out = run_of<T>(p.grad_input, n, c) + begin;
-  if (p.training) {
-    store_run(out, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
-      const vec<A> xs = load_some(x + i, count);
-      const vec<A> gz = gradient_at<T>(gradient, g + i, y + i, xs, affine, count);
-      return gz * affine.scale + ((xs - affine.shift) * affine_gradient.slope + affine_gradient.constant);
-    });
-  } else {
-    store_run(out, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
-      return gradient_at<T>(gradient, g + i, y + i, load_some(x + i, count), affine, count) * affine.scale;
-    });
-  }
+  const bool training = p.training;  // a product by a slope of 0 is none of an infinite x
+  store_run(out, length, p.stream, [&](int64_t i, int64_t count) PYDL_INLINE_LAMBDA {
+    const vec<A> xs = load_some(x + i, count);
+    const vec<A> gz = gradient_at<T>(gradient, g + i, y + i, xs, affine, count);
+    if (!training) return gz * affine.scale;
+    return gz * affine.scale + ((xs - affine.shift) * affine_gradient.slope + affine_gradient.constant);
+  });
 }
 
 template <BatchNormGradient kGradient, class T>

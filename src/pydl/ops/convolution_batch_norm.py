@@ -63,17 +63,13 @@ def _norm_gradients(ctx, ops, grad, between, mean, var, scale, shift, output, ne
     *_, eps, activation, pools = ctx.rest
     if pools:
         if not (torch.is_grad_enabled() or _library.transforms_active()):
-            needs = needs[:3]
-            return *ops.batch_norm_pooled_backward(
-                grad, between, mean, var, scale, shift, eps, activation, *needs
-            ), None  # fmt: skip
+            found = ops.batch_norm_pooled_backward(grad, between, mean, var, scale, shift, eps, activation, *needs[:3])
+            return *found, None
         # a function of other ops, whose derivatives there are
         output, *_ = ops.batch_norm_forward(between, None, None, scale, shift, None, True, eps, activation)
         windows = (2, 2), (2, 2), (0, 0), False, True, 0, False, False
         grad = ops.avg_pool2d_backward(grad, between.shape, *windows)
-    return ops.batch_norm_backward(
-        grad, between, mean, var, scale, shift, output, True, eps, activation, *needs
-    )
+    return ops.batch_norm_backward(grad, between, mean, var, scale, shift, output, True, eps, activation, *needs)
 
 
 def _gradients(ctx, ops, grad, input, weight, scale, shift, between, mean, var, output):
