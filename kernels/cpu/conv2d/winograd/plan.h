@@ -84,8 +84,8 @@ struct Plan {
     if (frequency_stride % 128 == 0) frequency_stride += 16;
     tile_stride = (scheme.products() + 1) * frequency_stride;
     const int64_t weight_floats = panels * kPanel * in * scheme.weight_frequencies();
-    // with 4 taps V is as large as U of a quarter of the tiles: of many it stays with who makes it, and U comes from L3;
-    // of transposed ones, whose M is as large again, of fewer tiles too
+    // with 4 taps V is as large as U of a quarter of the tiles: of many it stays with who makes it, and U comes from
+    // L3; of transposed ones, whose M is as large again, of fewer tiles too
     const bool four = scheme.has_4_taps();
     const bool many = tiles.count() >= kManyTiles && weight_floats <= kLargeWeightFloats;
     const bool some =
