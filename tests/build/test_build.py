@@ -53,7 +53,7 @@ def test_the_text_is_small():
     assert len(sizes) == 2
     if "__asan_init" in run("nm", "--dynamic", _C.__file__):
         pytest.skip("built with sanitizers")
-    assert sum(sizes) < 7.5e6
+    assert sum(sizes) < 6.7e6
 
 
 @pytest.fixture(scope="module")
