@@ -137,6 +137,7 @@ def test_deep_sums_over_planes_on_wide_vectors():
     "size, kernel, padding, dilation",
     [
         ((3, 3, 70, 64), 3, 1, 1),  # several pieces an image
+        ((0, 3, 70, 64), 3, 1, 1),  # no image
         ((1, 4, 9, 32), (5, 7), (2, 3), 1),  # more taps than a tile
         ((2, 1, 11, 20), 3, 0, (1, 2)),
         ((2, 2, 9, 22), 7, 0, 1),

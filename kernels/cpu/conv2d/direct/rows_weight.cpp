@@ -18,15 +18,16 @@ constexpr int64_t kMaxTasks = 32;
 
 struct RowsWeight {
   const Conv2dParams& p;
-  int64_t width, rows, pieces, per_task, tasks,
-      sums;  // width: of a copied row; rows: of the gradient in a piece
+  int64_t width, rows;       // of a copied row; of the gradient in a piece
+  int64_t per_image, pieces, per_task, tasks, sums;
 
   explicit RowsWeight(const Conv2dParams& params) : p(params) {
     width = p.out_width + (p.kernel_width - 1) * p.dilation_width;
     rows = min_of(p.out_height, max_of(1, kTileBytes / (kWeightOuts * p.out_width * 4)));
-    pieces = p.batch * ceil_div(p.out_height, rows);
-    per_task = ceil_div(pieces, kMaxTasks);
-    tasks = ceil_div(pieces, per_task);
+    per_image = ceil_div(p.out_height, rows);
+    pieces = p.batch * per_image;
+    per_task = max_of(1, ceil_div(pieces, kMaxTasks));
+    tasks = max_of(1, ceil_div(pieces, per_task));  // without images one, of zeros
     sums = p.out_channels *
            (p.in_channels * p.kernel_height * p.kernel_width + 1);  // store_direct_weights: and biases
   }
@@ -65,9 +66,9 @@ struct RowsWeight {
   memset(sums, 0, static_cast<size_t>(g.sums * all) * sizeof(float));
   const int64_t outs = ceil_div(p.out_channels, ceil_div(p.out_channels, kWeightOuts));
   const int64_t taps = ceil_div(p.kernel_width, ceil_div(p.kernel_width, kWeightTaps));
-  const int64_t plane_rows = p.in_channels * p.kernel_height, per_image = g.pieces / p.batch;
+  const int64_t plane_rows = p.in_channels * p.kernel_height;
   for (int64_t piece = task * g.per_task; piece < min_of((task + 1) * g.per_task, g.pieces); ++piece) {
-    const int64_t image = piece / per_image, first = piece % per_image * g.rows;
+    const int64_t image = piece / g.per_image, first = piece % g.per_image * g.rows;
     copy_rows(g, image, first, block);
     const float* grad =
         static_cast<const float*>(p.output) + image * p.output_stride[0] + first * p.output_stride[2];
