@@ -7,7 +7,7 @@ name  layer   served by ...
 
 from pydl import _importing
 
-with _importing.in_words():
+with _importing.in_words(), _importing.uncollected():
     from importlib.util import find_spec as _find_spec
 
     import torch  # loads the libraries that pydl._C links to

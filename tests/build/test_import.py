@@ -11,7 +11,7 @@ from pydl import backend
 from pydl.errors import OptionError
 
 CODE = """
-import json, os, sys, time, warnings
+import gc, json, os, sys, time, warnings
 begin = time.process_time()
 import torch
 torch_seconds = time.process_time() - begin
@@ -38,7 +38,7 @@ print(json.dumps({
     "share": seconds / torch_seconds,
     "modules": sorted(set(sys.modules) - before),
     "changed": sorted(k for k in then if then[k] != now.get(k)),
-    "around": [filters == warnings.filters, path == sys.path, environment == dict(os.environ)],
+    "around": [filters == warnings.filters, path == sys.path, environment == dict(os.environ), gc.isenabled()],
 }))
 """
 
@@ -57,7 +57,7 @@ def test_import_takes_no_heavy_module_and_changes_nothing(tmp_path):
     heavy |= {"sympy", "numpy", "rich", "typer", "click", "matplotlib", "PIL", "sklearn", "triton", "pytest"}
     assert not [name for name in found["modules"] if name in heavy or name.split(".")[0] in heavy]
     assert found["changed"] == []
-    assert found["around"] == [True, True, True]
+    assert found["around"] == [True, True, True, True]
 
 
 FORMULAS = """

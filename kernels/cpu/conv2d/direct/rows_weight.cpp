@@ -18,7 +18,7 @@ constexpr int64_t kMaxTasks = 32;
 
 struct RowsWeight {
   const Conv2dParams& p;
-  int64_t width, rows;       // of a copied row; of the gradient in a piece
+  int64_t width, rows;  // of a copied row; of the gradient in a piece
   int64_t per_image, pieces, per_task, tasks, sums;
 
   explicit RowsWeight(const Conv2dParams& params) : p(params) {
