@@ -42,12 +42,7 @@ Tensor batch_norm_apply(const Tensor& input, const Tensor& mean, const Tensor& v
   const Verbose line("batch_norm_apply", input);
   Call call("batch_norm_apply", input);
   BatchNormParams& p = call.params;
-  bool first = true;
-  p.weight = call.param("weight", weight, first);
-  p.bias = call.param("bias", bias, first);
-  p.mean = call.statistic("mean", mean);
-  p.var = call.statistic("var", var);
-  p.eps = eps;
+  call.read_statistics(mean, var, weight, bias, eps);
   p.activation = activation_of(call.name, activation);
   Tensor output = call.allocate(input, p.output);
   if (residual.has_value()) p.residual = call.read("residual", *residual);
@@ -187,12 +182,7 @@ void gradient_inputs(Call& call, const Tensor& grad_output, const Tensor& input,
                      const Tensor& var, const OptionalTensor& weight, const OptionalTensor& bias,
                      const OptionalTensor& output, double eps, int64_t activation) {
   BatchNormParams& p = call.params;
-  bool first = true;
-  p.weight = call.param("weight", weight, first);
-  p.bias = call.param("bias", bias, first);
-  p.mean = call.statistic("mean", mean);
-  p.var = call.statistic("var", var);
-  p.eps = eps;
+  call.read_statistics(mean, var, weight, bias, eps);
   p.activation = activation_of(call.name, activation);
   PYDL_CHECK(p.activation != Activation::sigmoid || output.has_value(), call.name,
              ": expected output to be given for the gradient of sigmoid, got None");

@@ -197,6 +197,17 @@ struct BatchNormCall {
     return const_cast<double*>(static_cast<const double*>(t.const_data_ptr()));
   }
 
+  // What a batch was normalised by, for the ops that are given its statistics.
+  void read_statistics(const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
+                       const OptionalTensor& bias, double eps) {
+    bool first = true;
+    params.weight = param("weight", weight, first);
+    params.bias = param("bias", bias, first);
+    params.mean = statistic("mean", mean);
+    params.var = statistic("var", var);
+    params.eps = eps;
+  }
+
   Tensor new_statistics(const Tensor& like, int64_t count, double*& data) const {
     Tensor t = pydl::empty(like, ScalarType::Double, {count * params.channels});
     data = static_cast<double*>(t.mutable_data_ptr());

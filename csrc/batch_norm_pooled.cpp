@@ -1,5 +1,5 @@
 // pydl::batch_norm_pooled_train, batch_norm_pooled_backward: batch normalisation in training, its activation and the mean
-// over 2x2 pixels, for images in NCHW that pools_within (src/pydl/ops/convolution_batch_norm.py) lets through.
+// over 2x2 pixels, for images in NCHW that trained() (src/pydl/ops/convolution_batch_norm.py) lets through.
 #include "csrc/batch_norm_call.h"
 #include "csrc/verbose.h"
 
@@ -40,7 +40,6 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_pooled_train(const Tensor& input, 
   BatchNormParams& p = call.params;
   PYDL_CHECK(running_mean.is_contiguous() && running_var.is_contiguous(), call.name,
              ": expected contiguous running statistics");
-  count_batch(num_batches_tracked);
   bool first = true;
   p.weight = call.param("weight", weight, first);
   p.bias = call.param("bias", bias, first);
@@ -52,6 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_pooled_train(const Tensor& input, 
   p.output = call.pooled(output);
   Tensor mean = call.new_statistic(input, p.mean), var = call.new_statistic(input, p.var);
   p.input = call.read("input", input);
+  count_batch(num_batches_tracked);  // nothing above has refused
   call.run(input, PYDL_CPU_CALL(batch_norm_forward), &cuda::Library::batch_norm_forward);
   return {std::move(output), std::move(mean), std::move(var)};
 }
@@ -69,12 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_pooled_backward(const Tensor& grad
                  grad_output.scalar_type() == input.scalar_type() && grad_output.is_cpu(),
              call.name, ": expected grad_output to be of shape ", shape_of(call.pooled_sizes()),
              " and of input's dtype and device, got shape ", shape_of(grad_output));
-  bool first = true;
-  p.weight = call.param("weight", weight, first);
-  p.bias = call.param("bias", bias, first);
-  p.mean = call.statistic("mean", mean);
-  p.var = call.statistic("var", var);
-  p.eps = eps;
+  call.read_statistics(mean, var, weight, bias, eps);
   const Tensor grad = dense(grad_output);
   p.grad_output = call.pooled(grad);
   p.input = call.read("input", input);

@@ -157,6 +157,25 @@ def test_the_weight_gradient_over_pixels_of_rows(size, kernel, padding, dilation
     torch.testing.assert_close(got, expected.float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize(
+    "channels, outputs",
+    [(24, 144), (32, 16), (48, 96)]  # both sides where they lie, swapped or not
+    + [(128, 48), (20, 144), (48, 20)],  # pixels 512 bytes apart; parts of vectors
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_weight_gradients_where_pixels_lie(channels, outputs, stride):
+    x = torch.randn(3, channels, 14, 15).contiguous(memory_format=torch.channels_last)  # chunks cross images
+    w = torch.randn(outputs, channels, 1, 1, requires_grad=True)
+    with forced("implicit.weight_pointwise"):
+        y = conv2d(x, w, stride=stride)
+        g = torch.randn_like(y)
+        (got,) = torch.autograd.grad(y, w, g)
+        assert _C.conv2d_algorithm_served() == "implicit.weight_pointwise"
+    expected = torch.nn.grad.conv2d_weight(x.double(), w.shape, g.double(), stride=stride)
+    torch.testing.assert_close(got, expected.float(), rtol=1e-4, atol=1e-4)
+
+
 def test_long_rows_of_few_channels_take_pixels_of_rows():
     if "avx512" not in backend.isas():
         pytest.skip("this CPU has no vectors of 64 bytes")

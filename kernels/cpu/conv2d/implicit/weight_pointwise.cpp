@@ -2,11 +2,12 @@
 //
 //   grad_weight[o][c] = sum over pixels of grad_output[pixel][o] * input[pixel][c]
 //
-// No taps share a slab here, so both sides are packed, in chunks of pixels: the gradient in tiles of two
+// No taps share a slab here, so both sides are packed, in chunks of pixels, but those that lie as the microkernel wants
+// them (Side::in_place), of which the next chunk is fetched meanwhile: the gradient in tiles of two
 // vectors of output channels, the input in blocks of as many channels as the microkernel has rows, a whole
 // number of vectors apart. A block of the input (8 KB) then stays in the first-level cache while the tiles
-// of the gradient pass by in order, which the hardware fetches ahead. Read in place, the input's pixels lie a
-// power of two apart and share a few cache sets.
+// of the gradient pass by in order, which the hardware fetches ahead. Pixels that lie a power of two
+// apart would share a few cache sets.
 //
 // A task owns a block of input channels, a block of output channels and a part of the pixels.
 #include <type_traits>
