@@ -160,8 +160,10 @@ def test_the_weight_gradient_over_pixels_of_rows(size, kernel, padding, dilation
 @pytest.mark.cpu_kernels
 @pytest.mark.parametrize(
     "channels, outputs",
-    [(24, 144), (32, 16), (48, 96)]  # both sides where they lie, swapped or not
-    + [(128, 48), (20, 144), (48, 20)],  # pixels 512 bytes apart; parts of vectors
+    [
+        *((24, 144), (32, 16), (48, 96)),  # both sides where they lie, swapped or not
+        *((128, 48), (20, 144), (48, 20)),  # pixels 512 bytes apart; parts of vectors
+    ],
 )
 @pytest.mark.parametrize("stride", [1, 2])
 def test_pointwise_weight_gradients_where_pixels_lie(channels, outputs, stride):
